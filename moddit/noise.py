@@ -1,0 +1,88 @@
+"""Seeded noise that equals PyTorch's CPU generator, so that a seed means the same picture in every backend.
+
+# Port of pytorch/aten/src/ATen/core/MT19937RNGEngine.h, ATen/core/DistributionsHelper.h and
+# ATen/native/cpu/DistributionTemplates.h (normal_fill). Deviations: float32 results only; logarithm, sine and cosine are
+# taken in float64 and rounded once, where PyTorch uses float32 vector approximations (differences up to 1e-6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moddit.errors import ValueRangeError
+
+BLOCK: Final = 16  # values that PyTorch makes at a time; smaller tensors take another road
+SEED_MIN: Final = -(2**63)
+SEED_MAX: Final = 2**64 - 1
+
+
+def torch_randn(shape: Sequence[int], seed: int) -> NDArray[np.float32]:
+    """Draw what ``torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`` draws, within 1e-6.
+
+    Args:
+        shape: sizes, each at least 0.
+        seed: -2**63 .. 2**64 - 1; only its low 32 bits count, as in PyTorch.
+
+    Shapes:
+        -> (*shape)
+
+    Raises:
+        ValueRangeError: if the seed or a size is outside its range.
+    """
+    if not SEED_MIN <= seed <= SEED_MAX:
+        raise ValueRangeError(f"[noise] seed out of range, got {seed}, want {SEED_MIN}..{SEED_MAX}")
+    if any(size < 0 for size in shape):
+        raise ValueRangeError(f"[noise] size out of range, got shape {tuple(shape)}, want sizes of at least 0")
+    count = math.prod(shape)
+    # RandomState seeds MT19937 by Knuth's recurrence as PyTorch does, and NumPy promises never to change its stream.
+    generator = np.random.RandomState(seed & 0xFFFFFFFF)
+    values = _fill_blocks(generator, count) if count >= BLOCK else _fill_pairs(generator, count)
+    return values.reshape(tuple(shape))
+
+
+def _words(generator: np.random.RandomState, count: int) -> NDArray[np.uint32]:
+    """Take the next raw 32-bit outputs of the generator."""
+    return generator.randint(0, 2**32, size=count, dtype=np.uint32)
+
+
+def _uniform32(generator: np.random.RandomState, count: int) -> NDArray[np.float32]:
+    """Take uniform values in [0, 1) with 24 random bits each."""
+    return (_words(generator, count) & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _fill_blocks(generator: np.random.RandomState, count: int) -> NDArray[np.float32]:
+    """Make 16 or more normal values, in blocks of 16; a last partial block is redrawn whole, over the end of the one before."""
+    uniform = _uniform32(generator, count)
+    whole = count - count % BLOCK
+    values = np.empty(count, np.float32)
+    values[:whole] = _box_muller(uniform[:whole])
+    if whole != count:
+        values[-BLOCK:] = _box_muller(_uniform32(generator, BLOCK))
+    return values
+
+
+def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn blocks of 16 uniform values into normal ones: the first 8 of a block give radii, the last 8 angles."""
+    blocks = uniform.reshape(-1, 2, BLOCK // 2)
+    radius = np.sqrt(-2.0 * np.log((np.float32(1) - blocks[:, 0]).astype(np.float64)))
+    # The angle is rounded to float32 in PyTorch; near 2 pi that alone moves a value by more than 1e-6.
+    angle = (np.float32(2 * math.pi) * blocks[:, 1]).astype(np.float64)
+    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return normal.astype(np.float32).reshape(-1)
+
+
+def _fill_pairs(generator: np.random.RandomState, count: int) -> NDArray[np.float32]:
+    """Make fewer than 16 normal values, in pairs from uniform values of 53 random bits; an odd count drops the last one."""
+    pairs = (count + 1) // 2
+    words = _words(generator, 4 * pairs).astype(np.uint64).reshape(pairs, 2, 2)
+    bits = (words[..., 0] << np.uint64(32) | words[..., 1]) & np.uint64(2**53 - 1)
+    uniform = bits.astype(np.float64) * 2.0**-53
+    radius = np.sqrt(-2.0 * np.log1p(-uniform[:, 1]))
+    angle = 2.0 * math.pi * uniform[:, 0]
+    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return normal.reshape(-1)[:count].astype(np.float32)
