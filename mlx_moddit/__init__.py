@@ -1,0 +1,1 @@
+"""Routed diffusion transformers on MLX: `Pipeline.load(path).generate(prompt)`."""

@@ -1,0 +1,199 @@
+"""Read a bundle: check everything that can be checked without reading weights, then build each component lazily.
+
+Weights stay on disk until MLX evaluates them: a component costs memory from its first use until its last reference is
+gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_moddit.pixart import PixArt
+from mlx_moddit.t5 import T5Encoder
+from mlx_moddit.tokenizer import Tokenizer
+from mlx_moddit.vae import AutoencoderKL
+from moddit.errors import FormatError, MissingError, UnsupportedError
+from moddit.manifest import Component, Manifest, Quantization, read_manifest, verify_files
+from moddit.routing import RoutingPlan
+from moddit.spec import ModelSpec
+from moddit.tensors import Role, TensorInfo, check_names, text_encoder_tensors, transformer_tensors, vae_tensors
+
+BACKEND: Final = "mlx"
+DTYPES: Final = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+# A narrower dtype asked for by the user does not reach these; float32 reaches all.
+PRECISE_ROLES: Final = frozenset({Role.NORM, Role.EMBEDDING, Role.MODULATION, Role.ROUTER, Role.OUTPUT})
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle. Every call of a component's method builds it anew; drop the result to free its memory."""
+
+    folder: Path
+    manifest: Manifest
+    dtype: mx.Dtype | None = None  # instead of the stored one
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.manifest.spec
+
+    @property
+    def plan(self) -> RoutingPlan | None:
+        return self.manifest.plan
+
+    def transformer(self) -> PixArt:
+        """Build the transformer.
+
+        Raises:
+            FormatError, ShapeError: the files do not hold the tensors that the manifest describes.
+        """
+        wanted = transformer_tensors(self.spec.transformer, routed=self.plan is not None)
+        return self._build(PixArt(self.spec.transformer, self.plan), "transformer", wanted)
+
+    def text_encoder(self) -> T5Encoder:
+        """Build the text encoder; raises as `transformer`."""
+        spec = self.spec.text_encoder
+        return self._build(T5Encoder(spec), "text_encoder", text_encoder_tensors(spec))
+
+    def vae(self) -> AutoencoderKL:
+        """Build the VAE; raises as `transformer`."""
+        return self._build(AutoencoderKL(self.spec.vae), "vae", vae_tensors(self.spec.vae))
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the tokenizer.
+
+        Raises:
+            MissingError, FormatError: it is not there, or not a tokenizer.
+        """
+        paths = [info.path for info in self.manifest.components["tokenizer"].files]
+        for path in paths:
+            if path.endswith("tokenizer.json"):
+                return Tokenizer.load(self.folder / path, self.spec.max_sequence_length)
+        raise MissingError(f"[tokenizer] {self.folder}: the manifest lists {paths}, want tokenizer.json; convert again")
+
+    def _build(self, model: M, name: str, wanted: Mapping[str, TensorInfo]) -> M:
+        component = self.manifest.components[name]
+        where = f"{self.folder} ({name})"
+        weights = _read_files(self.folder, component, name)
+        recipe = component.quantization
+        _check(weights, wanted, recipe, where)
+        if recipe is not None:
+            _quantise(model, recipe)
+        if self.dtype is not None:
+            weights = {key: _cast(array, wanted.get(key), self.dtype) for key, array in weights.items()}
+        model.load_weights(list(weights.items()), strict=True)
+        return model
+
+
+def load_bundle(folder: Path | str, dtype: mx.Dtype | None = None) -> Bundle:
+    """Open a bundle that `python -m convert --to mlx` wrote.
+
+    Args:
+        folder: holds `manifest.json`.
+        dtype: to compute in instead of the stored one; float16 or bfloat16 leave norms, embeddings, modulation, routers
+            and the final projection as they are stored.
+
+    Raises:
+        MissingError: no manifest, or a file it lists is absent.
+        FormatError: another version or backend, or a file of another size than the manifest says.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest.backend != BACKEND:
+        raise UnsupportedError(
+            f"[load] {folder}: bundle is for {manifest.backend!r}, want {BACKEND!r}; convert with --to {BACKEND}"
+        )
+    verify_files(folder, manifest)
+    return Bundle(folder, manifest, dtype)
+
+
+def _read_files(folder: Path, component: Component, name: str) -> dict[str, mx.array]:
+    weights: dict[str, mx.array] = {}
+    for info in component.files:
+        path = folder / info.path
+        if path.suffix != ".safetensors":
+            continue
+        try:
+            shard = mx.load(str(path))
+        except (RuntimeError, ValueError) as error:
+            raise FormatError(f"[{name}] {path}: not safetensors ({error}); convert the checkpoint again") from None
+        assert isinstance(shard, dict)
+        repeated = sorted(weights.keys() & shard.keys())
+        if repeated:
+            raise FormatError(f"[{name}] {path}: tensors are in an earlier file too: {', '.join(repeated)}")
+        weights |= shard
+    return weights
+
+
+def _quantise(model: nn.Module, recipe: Quantization) -> None:
+    names = frozenset(recipe.tensors)
+
+    def is_listed(path: str, _: nn.Module) -> bool:
+        return f"{path}.weight" in names
+
+    nn.quantize(model, recipe.group_size, recipe.bits, mode=recipe.mode, class_predicate=is_listed)
+
+
+def _check(
+    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], recipe: Quantization | None, where: str
+) -> None:
+    """Check names, shapes and dtypes, those of quantised tensors by the recipe of the manifest."""
+    shapes = {name: _canonical_shape(array, wanted.get(name)) for name, array in weights.items()}
+    if recipe is not None:
+        _check_quantised(weights, wanted, recipe, where)
+        for name in recipe.tensors:
+            del shapes[_part(name, "scales")], shapes[_part(name, "biases")]
+            shapes[name] = wanted[name].shape
+    check_names(shapes, wanted, where)
+    packed = frozenset(recipe.tensors) if recipe is not None else frozenset()
+    allowed = {True: (mx.uint32,), False: tuple(DTYPES.values())}
+    wrong = [name for name, array in weights.items() if array.dtype not in allowed[name in packed]]
+    if wrong:
+        report = ", ".join(f"{name} {weights[name].dtype}" for name in sorted(wrong))
+        raise FormatError(f"[load] {where}: wrong dtypes, want floats (uint32 where quantised), got {report}")
+
+
+def _check_quantised(
+    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], recipe: Quantization, where: str
+) -> None:
+    for name in recipe.tensors:
+        info = wanted.get(name)
+        if info is None or not info.role.is_quantisable or info.shape[1] % recipe.group_size:
+            raise FormatError(
+                f"[load] {where}: the manifest quantises {name!r}, which cannot be; convert the checkpoint again"
+            )
+        rows, columns = info.shape
+        groups = (rows, columns // recipe.group_size)
+        shapes = {
+            name: (rows, columns * recipe.bits // 32),
+            _part(name, "scales"): groups,
+            _part(name, "biases"): groups,
+        }
+        for key, shape in shapes.items():
+            if key not in weights or weights[key].shape != shape:
+                found = weights[key].shape if key in weights else "nothing"
+                raise FormatError(f"[load] {where}: quantised tensor {key!r} is damaged, got {found}, want {shape}")
+
+
+def _canonical_shape(array: mx.array, info: TensorInfo | None) -> tuple[int, ...]:
+    """Undo the layout of convolutions: the bundle stores (out, height, width, in)."""
+    if info is not None and info.role is Role.CONV and array.ndim == 4:
+        out, height, width, channels = array.shape
+        return (out, channels, height, width)
+    return tuple(array.shape)
+
+
+def _part(name: str, part: str) -> str:
+    return f"{name.removesuffix('weight')}{part}"
+
+
+def _cast(array: mx.array, info: TensorInfo | None, dtype: mx.Dtype) -> mx.array:
+    is_kept = info is not None and info.role in PRECISE_ROLES and dtype != mx.float32
+    return array if is_kept or array.dtype == mx.uint32 else array.astype(dtype)

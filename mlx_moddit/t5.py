@@ -1,0 +1,175 @@
+"""T5 encoder on MLX (v1.0 with ReLU, v1.1 with gated GELU). Attribute names are transformers' tensor names.
+
+Source: transformers `models/t5/modeling_t5.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_moddit.layers import compute_dtype, merge_heads, split_heads, without_overflow
+from moddit.spec import T5Spec
+
+
+def relative_buckets(length: int, buckets: int, max_distance: int) -> NDArray[np.int32]:
+    """Number the distance of every key from every query: near distances exactly, far ones in logarithmic bins, by side.
+
+    Float32 as in transformers, whose truncation decides the bin of the far distances.
+
+    Shapes:
+        -> (length, length), queries by keys, 0..buckets - 1
+    """
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    side, exact = buckets // 2, buckets // 4
+    near = np.abs(distance)
+    octaves = np.log(np.maximum(near, 1).astype(np.float32) / np.float32(exact))
+    share = octaves / np.float32(math.log(max_distance / exact))
+    far = np.minimum(exact + (share * np.float32(side - exact)).astype(np.int64), side - 1)
+    numbers: NDArray[np.int64] = np.where(distance > 0, side, 0) + np.where(near < exact, near, far)
+    return numbers.astype(np.int32)
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm, computed in float32; the result keeps the dtype of the input."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.weight = mx.ones((channels,))
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, self.weight.astype(x.dtype), self.eps)
+
+
+class SelfAttention(nn.Module):
+    """Attention with an additive bias and without scaling of the scores.
+
+    Shapes:
+        x (B, L, d_model), bias (1 or B, H, L, L) -> (B, L, d_model)
+    """
+
+    def __init__(self, spec: T5Spec, *, has_bias_table: bool):
+        super().__init__()
+        inner = spec.num_heads * spec.d_kv
+        self.heads = spec.num_heads
+        self.q = nn.Linear(spec.d_model, inner, bias=False)
+        self.k = nn.Linear(spec.d_model, inner, bias=False)
+        self.v = nn.Linear(spec.d_model, inner, bias=False)
+        self.o = nn.Linear(inner, spec.d_model, bias=False)
+        if has_bias_table:
+            self.relative_attention_bias = nn.Embedding(spec.relative_attention_num_buckets, spec.num_heads)
+
+    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
+        queries, keys, values = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
+        return self.o(merge_heads(mx.fast.scaled_dot_product_attention(queries, keys, values, scale=1.0, mask=bias)))
+
+
+class DenseReluDense(nn.Module):
+    """The feed-forward layer; transformers gives both of its forms this name.
+
+    Shapes:
+        x (B, L, d_model) -> (B, L, d_model)
+    """
+
+    def __init__(self, spec: T5Spec):
+        super().__init__()
+        self.is_gated = spec.is_gated
+        for name in ("wi_0", "wi_1") if spec.is_gated else ("wi",):
+            setattr(self, name, nn.Linear(spec.d_model, spec.d_ff, bias=False))
+        self.wo = nn.Linear(spec.d_ff, spec.d_model, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.wo(nn.gelu_approx(self.wi_0(x)) * self.wi_1(x) if self.is_gated else nn.relu(self.wi(x)))
+
+
+class AttentionLayer(nn.Module):
+    """Norm, self-attention, residual."""
+
+    def __init__(self, spec: T5Spec, *, has_bias_table: bool):
+        super().__init__()
+        self.SelfAttention = SelfAttention(spec, has_bias_table=has_bias_table)
+        self.layer_norm = RMSNorm(spec.d_model, spec.layer_norm_epsilon)
+
+    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
+        return x + self.SelfAttention(self.layer_norm(x), bias)
+
+
+class FeedForwardLayer(nn.Module):
+    """Norm, feed-forward, residual."""
+
+    def __init__(self, spec: T5Spec):
+        super().__init__()
+        self.DenseReluDense = DenseReluDense(spec)
+        self.layer_norm = RMSNorm(spec.d_model, spec.layer_norm_epsilon)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x + self.DenseReluDense(self.layer_norm(x))
+
+
+class Block(nn.Module):
+    """Shapes: x (B, L, d_model), bias (1 or B, H, L, L) -> (B, L, d_model)."""
+
+    def __init__(self, spec: T5Spec, *, has_bias_table: bool):
+        super().__init__()
+        self.layer = [AttentionLayer(spec, has_bias_table=has_bias_table), FeedForwardLayer(spec)]
+
+    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
+        attention, feed_forward = self.layer
+        return feed_forward(attention(x, bias))
+
+
+class Stack(nn.Module):
+    """The blocks and the last norm."""
+
+    def __init__(self, spec: T5Spec):
+        super().__init__()
+        self.block: list[nn.Module] = [Block(spec, has_bias_table=index == 0) for index in range(spec.num_layers)]
+        self.final_layer_norm = RMSNorm(spec.d_model, spec.layer_norm_epsilon)
+
+
+class T5Encoder(nn.Module):
+    """T5EncoderModel.
+
+    Activations are float32 where the weights are float16, because the residual stream of T5-XXL leaves float16's range.
+    """
+
+    def __init__(self, spec: T5Spec):
+        super().__init__()
+        self.spec = spec
+        self.shared = nn.Embedding(spec.vocab_size, spec.d_model)
+        self.encoder = Stack(spec)
+
+    def __call__(self, ids: mx.array, mask: mx.array | None = None, *, release: bool = False) -> mx.array:
+        """Encode text.
+
+        Args:
+            ids: token numbers.
+            mask: true for real tokens, false for padding; None if all are real. Every row needs a real token.
+            release: evaluate block by block and drop each block's weights after it ran, so that about one block is in
+                memory at a time if the weights were loaded lazily. The encoder cannot be used again.
+
+        Shapes:
+            ids (B, L), mask (B, L) -> (B, L, d_model); rows of padding are meaningless
+        """
+        dtype = without_overflow(compute_dtype(self.encoder.block[0].layer[0].SelfAttention.q))
+        x = self.shared(ids).astype(dtype)
+        bias = self._bias(ids.shape[1], mask).astype(dtype)
+        for index, block in enumerate(self.encoder.block):
+            x = block(x, bias)
+            if release:
+                mx.eval(x, bias)
+                self.encoder.block[index] = nn.Identity()
+        return self.encoder.final_layer_norm(x)
+
+    def _bias(self, length: int, mask: mx.array | None) -> mx.array:
+        """Shapes: mask (B, L) -> (1 or B, H, L, L) float32."""
+        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        count, max_distance = self.spec.relative_attention_num_buckets, self.spec.relative_attention_max_distance
+        buckets = relative_buckets(length, count, max_distance)
+        bias = table(mx.array(buckets)).astype(mx.float32).transpose(2, 0, 1)[None]
+        return bias if mask is None else mx.where(mask.astype(mx.bool_)[:, None, None, :], bias, -mx.inf)

@@ -1,0 +1,226 @@
+"""AutoencoderKL on MLX, NHWC. Attribute names are diffusers' tensor names.
+
+Activations are float32 where the weights are float16: the VAE of SDXL (PixArt-Sigma) leaves float16's range.
+
+Source: diffusers `models/autoencoders/{autoencoder_kl,vae}.py`.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_moddit.layers import Attention, GroupNorm, without_overflow
+from moddit.spec import VAESpec
+
+EPS = 1e-6  # of every group norm
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class Resnet(nn.Module):
+    """Shapes: x (B, H, W, channels_in) -> (B, H, W, channels_out)."""
+
+    def __init__(self, channels_in: int, channels_out: int, groups: int):
+        super().__init__()
+        self.norm1 = GroupNorm(groups, channels_in, EPS)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = GroupNorm(groups, channels_out, EPS)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        if channels_in != channels_out:
+            self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.conv1(nn.silu(self.norm1(x)))
+        y = self.conv2(nn.silu(self.norm2(y)))
+        return y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
+
+
+class PixelAttention(Attention):
+    """Attention of one head among all pixels, with its norm and residual.
+
+    Shapes:
+        x (B, H, W, C) -> (B, H, W, C)
+    """
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__(channels, heads=1, bias=True)
+        self.group_norm = GroupNorm(groups, channels, EPS)
+
+    def attend(self, x: mx.array) -> mx.array:
+        """Mix all pixels."""
+        y = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        return x + self(y, *self.keys_values(y)).reshape(x.shape)
+
+
+class MidBlock(nn.Module):
+    """Shapes: x (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(self, channels: int, groups: int, *, has_attention: bool):
+        super().__init__()
+        self.resnets = [Resnet(channels, channels, groups) for _ in range(2)]
+        if has_attention:
+            self.attentions = [PixelAttention(channels, groups)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.resnets[0](x)
+        if "attentions" in self:
+            x = self.attentions[0].attend(x)
+        return self.resnets[1](x)
+
+
+class Downsample(nn.Module):
+    """Halve both sides; diffusers pads only below and to the right.
+
+    Shapes:
+        x (B, H, W, C) -> (B, H / 2, W / 2, C)
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.conv(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]))
+
+
+class Upsample(nn.Module):
+    """Double both sides, nearest neighbour, then convolve.
+
+    Shapes:
+        x (B, H, W, C) -> (B, 2 H, 2 W, C)
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        B, H, W, C = x.shape
+        x = mx.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
+        return self.conv(x.reshape(B, 2 * H, 2 * W, C))
+
+
+def _resnets(channels_in: int, channels_out: int, count: int, groups: int) -> list[Resnet]:
+    return [Resnet(channels_in if index == 0 else channels_out, channels_out, groups) for index in range(count)]
+
+
+class DownBlock(nn.Module):
+    """Resnets, then half the size unless it is the last block."""
+
+    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, *, is_last: bool):
+        super().__init__()
+        self.resnets = _resnets(channels_in, channels_out, layers, groups)
+        if not is_last:
+            self.downsamplers = [Downsample(channels_out)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in (*self.resnets, *self.get("downsamplers", ())):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """Resnets, then twice the size unless it is the last block."""
+
+    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, *, is_last: bool):
+        super().__init__()
+        self.resnets = _resnets(channels_in, channels_out, layers, groups)
+        if not is_last:
+            self.upsamplers = [Upsample(channels_out)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        for layer in (*self.resnets, *self.get("upsamplers", ())):
+            x = layer(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Shapes: images (B, H, W, in_channels) -> mean and log variance (B, h, w, 2 * latent_channels)."""
+
+    def __init__(self, spec: VAESpec):
+        super().__init__()
+        channels, groups, last = spec.block_out_channels, spec.norm_num_groups, len(spec.block_out_channels) - 1
+        self.conv_in = nn.Conv2d(spec.in_channels, channels[0], 3, padding=1)
+        self.down_blocks = [
+            DownBlock(width_in, width_out, spec.layers_per_block, groups, is_last=index == last)
+            for index, (width_in, width_out) in enumerate(zip((channels[0], *channels), channels, strict=False))
+        ]
+        self.mid_block = MidBlock(channels[-1], groups, has_attention=spec.mid_block_add_attention)
+        self.conv_norm_out = GroupNorm(groups, channels[-1], EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * spec.latent_channels, 3, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(nn.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Shapes: latents (B, h, w, latent_channels) -> images (B, H, W, out_channels)."""
+
+    def __init__(self, spec: VAESpec):
+        super().__init__()
+        channels, groups, last = spec.block_out_channels[::-1], spec.norm_num_groups, len(spec.block_out_channels) - 1
+        self.conv_in = nn.Conv2d(spec.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = MidBlock(channels[0], groups, has_attention=spec.mid_block_add_attention)
+        self.up_blocks = [
+            UpBlock(width_in, width_out, spec.layers_per_block + 1, groups, is_last=index == last)
+            for index, (width_in, width_out) in enumerate(zip((channels[0], *channels), channels, strict=False))
+        ]
+        self.conv_norm_out = GroupNorm(groups, channels[-1], EPS)
+        self.conv_out = nn.Conv2d(channels[-1], spec.out_channels, 3, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(nn.silu(self.conv_norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """Between pictures and the latents of the transformer. A half that is never called is never read from its file."""
+
+    def __init__(self, spec: VAESpec):
+        super().__init__()
+        self.spec = spec
+        self.encoder = Encoder(spec)
+        self.decoder = Decoder(spec)
+        if spec.use_quant_conv:
+            self.quant_conv = nn.Conv2d(2 * spec.latent_channels, 2 * spec.latent_channels, 1)
+        if spec.use_post_quant_conv:
+            self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
+
+    def decode(self, latents: mx.array) -> mx.array:
+        """Decode the transformer's latents; undoes their scaling.
+
+        Shapes:
+            latents (B, h, w, latent_channels) -> pictures (B, H, W, out_channels) float32, about -1..1, not clipped
+        """
+        x = latents / self.spec.scaling_factor + self.spec.shift_factor
+        x = x.astype(without_overflow(self.decoder.conv_in.weight.dtype))
+        if "post_quant_conv" in self:
+            x = self.post_quant_conv(x)
+        return self.decoder(x).astype(mx.float32)
+
+    def encode(self, images: mx.array) -> tuple[mx.array, mx.array]:
+        """Encode pictures to the distribution of their latents, before the transformer's scaling (see `scale`).
+
+        Shapes:
+            images (B, H, W, in_channels), -1..1 -> mean, log variance (B, h, w, latent_channels) float32
+        """
+        x = self.encoder(images.astype(without_overflow(self.encoder.conv_in.weight.dtype)))
+        if "quant_conv" in self:
+            x = self.quant_conv(x)
+        mean, logvar = mx.split(x.astype(mx.float32), 2, axis=-1)
+        return mean, mx.clip(logvar, *LOGVAR_RANGE)
+
+    def scale(self, encoded: mx.array) -> mx.array:
+        """Scale what `encode` gave (its mean, or a sample) to the transformer's latents."""
+        return (encoded - self.spec.shift_factor) * self.spec.scaling_factor
+
+
+def sample(mean: mx.array, logvar: mx.array, noise: mx.array) -> mx.array:
+    """Draw from the distribution that `AutoencoderKL.encode` gave, with standard normal noise of the same shape."""
+    return mean + mx.exp(0.5 * logvar) * noise
