@@ -1,8 +1,8 @@
 """Seeded noise that equals PyTorch's CPU generator, so that a seed means the same picture in every backend.
 
-# Port of pytorch/aten/src/ATen/core/MT19937RNGEngine.h, ATen/core/DistributionsHelper.h and
-# ATen/native/cpu/DistributionTemplates.h (normal_fill). Deviations: float32 results only; logarithm, sine and cosine are
-# taken in float64 and rounded once, where PyTorch uses float32 vector approximations (differences up to 1e-6).
+Port of pytorch: aten/src/ATen/core/MT19937RNGEngine.h, ATen/core/DistributionsHelper.h (normal_distribution) and
+ATen/native/cpu/DistributionTemplates.h (normal_fill). Deviations: float32 results only; logarithm, sine and cosine are
+taken in float64 and rounded once, where PyTorch uses float32 vector approximations (differences up to 1e-6).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _uniform32(generator: np.random.RandomState, count: int) -> NDArray[np.float
 
 
 def _fill_blocks(generator: np.random.RandomState, count: int) -> NDArray[np.float32]:
-    """Make 16 or more normal values, in blocks of 16; a last partial block is redrawn whole, over the end of the one before."""
+    """Make 16 or more normal values, in blocks of 16; a partial block is redrawn whole, over the end of the one before."""
     uniform = _uniform32(generator, count)
     whole = count - count % BLOCK
     values = np.empty(count, np.float32)
@@ -77,7 +77,7 @@ def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _fill_pairs(generator: np.random.RandomState, count: int) -> NDArray[np.float32]:
-    """Make fewer than 16 normal values, in pairs from uniform values of 53 random bits; an odd count drops the last one."""
+    """Make fewer than 16 normal values, in pairs from uniform values of 53 random bits; an odd count drops one."""
     pairs = (count + 1) // 2
     words = _words(generator, 4 * pairs).astype(np.uint64).reshape(pairs, 2, 2)
     bits = (words[..., 0] << np.uint64(32) | words[..., 1]) & np.uint64(2**53 - 1)

@@ -1,0 +1,421 @@
+"""Samplers as tables: the timesteps of a run, and float64 weights that turn each model output into the next latent.
+
+With x the latent, o the model's output and d the denoised latent, every step of every sampler here is
+
+    input = input_scale * x
+    d     = denoised_x * x + denoised_output * o
+    x'    = keep_x * x + current * d + previous * d_of_the_step_before
+
+so that a runtime needs no sampler code, only the table. Notation of the comments: a = alphas_cumprod,
+s = sqrt((1 - a) / a), the noise level relative to the signal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moddit.errors import FormatError, UnsupportedError, ValueRangeError
+
+Array = TypeVar("Array", bound=Any)  # numpy, torch or mlx
+
+BETA_SCHEDULES: Final = ("linear", "scaled_linear")
+PREDICTION_TYPES: Final = ("epsilon", "v_prediction")
+TIMESTEP_SPACINGS: Final = ("linspace", "leading", "trailing")
+SAMPLERS: Final = ("dpmpp-2m", "ddim", "euler")
+
+# Reading a diffusers configuration. A key is read into a field, fixed (one of the listed values, because others change the
+# result), or without effect. Absent keys take diffusers' defaults, `_DEFAULTS` where the classes differ.
+_CLASSES: Final = {
+    "DPMSolverMultistepScheduler": "dpmpp-2m",
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler",
+}
+_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "dpmpp-2m": {"timestep_spacing": "linspace"},
+    "ddim": {"timestep_spacing": "leading", "clip_sample": True},
+    "euler": {"timestep_spacing": "linspace"},
+}
+_OFF: Final = (False, None)
+_FIXED_EVERYWHERE: Final[dict[str, tuple[Any, ...]]] = {"trained_betas": (None,), "rescale_betas_zero_snr": _OFF}
+_FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
+    "dpmpp-2m": {
+        "algorithm_type": ("dpmsolver++",),
+        "solver_order": (2,),
+        "solver_type": ("midpoint",),
+        "final_sigmas_type": ("zero",),
+        "lambda_min_clipped": (-math.inf, None),
+        "variance_type": (None,),
+        "thresholding": _OFF,
+        "use_karras_sigmas": _OFF,
+        "use_exponential_sigmas": _OFF,
+        "use_beta_sigmas": _OFF,
+        "use_lu_lambdas": _OFF,
+        "use_flow_sigmas": _OFF,
+        "use_dynamic_shifting": _OFF,
+    },
+    "ddim": {"clip_sample": (False,), "thresholding": _OFF},
+    "euler": {
+        "interpolation_type": ("linear",),
+        "timestep_type": ("discrete",),
+        "final_sigmas_type": ("zero",),
+        "use_karras_sigmas": _OFF,
+        "use_exponential_sigmas": _OFF,
+        "use_beta_sigmas": _OFF,
+    },
+}
+_WITHOUT_EFFECT: Final = {
+    # Parameters of switches that must be off.
+    *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "sigma_min", "sigma_max", "flow_shift"),
+    "time_shift_type",
+    # With order 2 and a final noise level of zero the last step of DPM-Solver++ is of first order whatever these say, with
+    # 15 steps as with fewer.
+    *("lower_order_final", "euler_at_final"),
+    # What another scheduler class left behind: diffusers keeps such keys and ignores them.
+    *(key for table in _FIXED.values() for key in table),
+    *("set_alpha_to_one", "skip_prk_steps"),
+}
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How a model was trained to denoise, and how its checkpoint asks to be sampled."""
+
+    num_train_timesteps: int
+    beta_schedule: str  # one of BETA_SCHEDULES
+    beta_start: float
+    beta_end: float
+    prediction_type: str  # one of PREDICTION_TYPES
+    timestep_spacing: str  # one of TIMESTEP_SPACINGS, for every sampler
+    steps_offset: int  # added to the timesteps of "leading"
+    set_alpha_to_one: bool  # DDIM's last step goes to the clean picture, not to the noise of timestep 0
+    sampler: str  # one of SAMPLERS, the checkpoint's own
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("beta_schedule", BETA_SCHEDULES),
+            ("prediction_type", PREDICTION_TYPES),
+            ("timestep_spacing", TIMESTEP_SPACINGS),
+            ("sampler", SAMPLERS),
+        ):
+            _check_allowed(name, getattr(self, name), allowed)
+        for name, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueRangeError(
+                    f"[samplers] {name} = {value!r} is out of range, want an integer of at least {least}"
+                )
+        if type(self.set_alpha_to_one) is not bool:
+            raise ValueRangeError(f"[samplers] set_alpha_to_one = {self.set_alpha_to_one!r}, want true or false")
+        betas = (self.beta_start, self.beta_end)
+        if not all(isinstance(beta, (int, float)) for beta in betas) or not 0 < betas[0] <= betas[1] < 1:
+            raise ValueRangeError(f"[samplers] betas = {betas} are out of range, want 0 < beta_start <= beta_end < 1")
+
+    @property
+    def alphas_cumprod(self) -> NDArray[np.float64]:
+        """Share of signal variance left at every training timestep, (num_train_timesteps,).
+
+        Betas, alphas and the products are rounded to float32 as in diffusers, because that is how models are trained:
+        near timestep 0 the rounding of alpha alone changes the noise level by 1 part in 3000.
+        """
+        if self.beta_schedule == "linear":
+            betas = np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps).astype(np.float32)
+        else:
+            roots = np.linspace(math.sqrt(self.beta_start), math.sqrt(self.beta_end), self.num_train_timesteps)
+            betas = roots.astype(np.float32) ** 2
+        return np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32).astype(np.float64)
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], where: str) -> NoiseSchedule:
+        """Read `scheduler/scheduler_config.json`.
+
+        Args:
+            config: the parsed JSON.
+            where: its path, for messages.
+
+        Raises:
+            UnsupportedError: a scheduler class, key or value that is not implemented, naming all three.
+            ValueRangeError: a number outside its range.
+        """
+        found = config.get("_class_name")
+        if found not in _CLASSES:
+            raise UnsupportedError(
+                f"[samplers] {where}: _class_name = {found!r} is not implemented, want one of {sorted(_CLASSES)}"
+            )
+        sampler = _CLASSES[found]
+        config = {**_DEFAULTS[sampler], **config}
+        _check_config(config, sampler, where)
+        values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
+        defaults = {
+            "num_train_timesteps": 1000,
+            "beta_schedule": "linear",
+            "beta_start": 0.0001,
+            "beta_end": 0.02,
+            "prediction_type": "epsilon",
+            "steps_offset": 0,
+            "set_alpha_to_one": True,
+        }
+        return _construct(cls, {**defaults, **values, "sampler": sampler}, where)
+
+    def to_json(self) -> dict[str, Any]:
+        """Write every field."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> NoiseSchedule:
+        """Read what `to_json` wrote.
+
+        Raises:
+            FormatError: unknown or missing fields.
+            UnsupportedError, ValueRangeError: a field whose value is not allowed.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, Mapping) or set(value) != names:
+            found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+            raise FormatError(
+                f"[samplers] {where}: not a noise schedule, got {found}, want an object with {sorted(names)}"
+            )
+        return _construct(cls, value, where)
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """One row of a table: the timestep, and the weights of the module's three formulas."""
+
+    timestep: float  # given to the model; whole numbers except for "euler" with "linspace"
+    input_scale: float
+    denoised_x: float
+    denoised_output: float
+    keep_x: float
+    current: float
+    previous: float  # 0 in the first step
+
+    def advance(self, x: Array, output: Array, previous_denoised: Array | None) -> tuple[Array, Array]:
+        """Take the step.
+
+        Args:
+            x: latent before the step, unscaled.
+            output: the model's output for ``input_scale * x`` and `timestep`, guidance applied.
+            previous_denoised: what this function returned second in the step before; None in the first step.
+
+        Shapes:
+            all arrays alike, of any type that adds and multiplies with Python floats
+
+        Returns:
+            the latent after the step, and the denoised latent.
+        """
+        denoised: Any = self.denoised_x * x + self.denoised_output * output
+        advanced = self.keep_x * x + self.current * denoised
+        if self.previous != 0.0:
+            assert previous_denoised is not None
+            advanced = advanced + self.previous * previous_denoised
+        return advanced, denoised
+
+
+@dataclass(frozen=True)
+class SamplerTable:
+    """A sampling run: start from ``init_scale * noise`` and take the steps in order."""
+
+    name: str  # one of SAMPLERS
+    init_scale: float
+    steps: tuple[SamplerStep, ...]
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        return tuple(step.timestep for step in self.steps)
+
+
+def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTable:
+    """Compute the table of a sampling run.
+
+    It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing.
+
+    Args:
+        schedule: of the checkpoint.
+        sampler: one of SAMPLERS.
+        steps: model evaluations, 1..num_train_timesteps.
+
+    Raises:
+        UnsupportedError: an unknown sampler.
+        ValueRangeError: so many steps that a timestep repeats or leaves the training range.
+    """
+    _check_allowed("sampler", sampler, SAMPLERS)
+    if not 1 <= steps <= schedule.num_train_timesteps:
+        raise ValueRangeError(f"[samplers] steps out of range, got {steps}, want 1..{schedule.num_train_timesteps}")
+    timesteps = _TIMESTEPS[sampler](schedule, steps)
+    inside = timesteps[0] < schedule.num_train_timesteps and timesteps[-1] >= 0
+    if len(timesteps) != steps or not inside or not np.all(np.diff(timesteps) < 0):
+        raise ValueRangeError(
+            f"[samplers] {steps} steps of {sampler!r} do not fit into {schedule.num_train_timesteps} timesteps with "
+            f"spacing {schedule.timestep_spacing!r} and offset {schedule.steps_offset}, want another number of steps"
+        )
+    return _TABLES[sampler](schedule, timesteps, steps)
+
+
+def _dpm_timesteps(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
+    # Port of diffusers/schedulers/scheduling_dpmsolver_multistep.py, set_timesteps: one more, of which the last is dropped.
+    total = schedule.num_train_timesteps
+    if schedule.timestep_spacing == "linspace":
+        return np.linspace(0, total - 1, steps + 1).round()[:0:-1]
+    if schedule.timestep_spacing == "leading":
+        return (np.arange(steps + 1.0) * (total // (steps + 1)))[:0:-1] + schedule.steps_offset
+    return _trailing(schedule, steps)
+
+
+def _ddim_timesteps(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
+    # Port of diffusers/schedulers/scheduling_ddim.py, set_timesteps.
+    total = schedule.num_train_timesteps
+    if schedule.timestep_spacing == "linspace":
+        return np.linspace(0, total - 1, steps).round()[::-1]
+    if schedule.timestep_spacing == "leading":
+        return (np.arange(float(steps)) * (total // steps))[::-1] + schedule.steps_offset
+    return _trailing(schedule, steps)
+
+
+def _euler_timesteps(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
+    # Port of diffusers/schedulers/scheduling_euler_discrete.py, set_timesteps: as DDIM, but linspace is not rounded.
+    if schedule.timestep_spacing == "linspace":
+        return np.linspace(0, schedule.num_train_timesteps - 1, steps, dtype=np.float32)[::-1].astype(np.float64)
+    return _ddim_timesteps(schedule, steps)
+
+
+def _trailing(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
+    total = schedule.num_train_timesteps
+    return np.arange(total, 0, -total / steps).round() - 1
+
+
+def _noise_levels(schedule: NoiseSchedule) -> NDArray[np.float64]:
+    return np.sqrt(1.0 / schedule.alphas_cumprod - 1.0)
+
+
+def _denoise(schedule: NoiseSchedule, level: float) -> tuple[float, float]:
+    """Weights of x and output in the denoised latent, for x = sqrt(a) * picture + sqrt(1 - a) * noise.
+
+    epsilon: d = x / sqrt(a) - s * o;  v: d = sqrt(a) * x - sqrt(1 - a) * o
+    """
+    alpha = 1.0 / math.hypot(1.0, level)
+    return (1.0 / alpha, -level) if schedule.prediction_type == "epsilon" else (alpha, -level * alpha)
+
+
+def _dpm_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], _: int) -> SamplerTable:
+    """DPM-Solver++ 2M, midpoint; the first step and the last, which goes to noise level 0, are of first order.
+
+    Port of diffusers/schedulers/scheduling_dpmsolver_multistep.py, dpm_solver_first_order_update and
+    multistep_dpm_solver_second_order_update, with exp(-h) written as the ratio of noise levels.
+    """
+    levels = [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), _noise_levels(schedule))), 0.0]
+    rows = []
+    for index, timestep in enumerate(timesteps):
+        here, there = levels[index], levels[index + 1]
+        alpha_here, alpha_there = 1.0 / math.hypot(1.0, here), 1.0 / math.hypot(1.0, there)
+        ratio = there / here
+        weight = alpha_there * (1.0 - ratio)
+        correction = 0.0
+        if 0 < index < len(timesteps) - 1:
+            correction = 0.5 * weight * math.log(here / there) / math.log(levels[index - 1] / here)  # 1 / r0 = h / h0
+        rows.append(
+            SamplerStep(
+                float(timestep),
+                1.0,
+                *_denoise(schedule, here),
+                keep_x=ratio * alpha_there / alpha_here,
+                current=weight + correction,
+                previous=-correction,
+            )
+        )
+    return SamplerTable("dpmpp-2m", 1.0, tuple(rows))
+
+
+def _ddim_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], steps: int) -> SamplerTable:
+    """DDIM with eta 0: x' = sqrt(a') * d + sqrt(1 - a') * eps, where eps = (x - sqrt(a) * d) / sqrt(1 - a).
+
+    Port of diffusers/schedulers/scheduling_ddim.py, step: a' belongs to the timestep num_train_timesteps // steps
+    lower, which with "linspace" and "trailing" need not be the one visited next.
+    """
+    alphas = schedule.alphas_cumprod
+    final = 1.0 if schedule.set_alpha_to_one else float(alphas[0])
+    stride = schedule.num_train_timesteps // steps
+    rows = []
+    for timestep in map(int, timesteps):
+        here = float(alphas[timestep])
+        there = float(alphas[timestep - stride]) if timestep >= stride else final
+        keep = math.sqrt((1.0 - there) / (1.0 - here))
+        rows.append(
+            SamplerStep(
+                float(timestep),
+                1.0,
+                *_denoise(schedule, math.sqrt(1.0 / here - 1.0)),
+                keep_x=keep,
+                current=math.sqrt(there) - keep * math.sqrt(here),
+                previous=0.0,
+            )
+        )
+    return SamplerTable("ddim", 1.0, tuple(rows))
+
+
+def _euler_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], _: int) -> SamplerTable:
+    """Euler's method for x = picture + s * noise: x' = x + (s' - s) * (x - d) / s.
+
+    Port of diffusers/schedulers/scheduling_euler_discrete.py, step without churn, and init_noise_sigma.
+    """
+    levels = [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), _noise_levels(schedule))), 0.0]
+    rows = []
+    for timestep, here, there in zip(timesteps, levels, levels[1:], strict=False):
+        input_scale = 1.0 / math.hypot(1.0, here)
+        denoised_x, denoised_output = _denoise(schedule, here)
+        rows.append(
+            SamplerStep(
+                float(timestep),
+                input_scale,
+                denoised_x * input_scale,
+                denoised_output,
+                keep_x=there / here,
+                current=1.0 - there / here,
+                previous=0.0,
+            )
+        )
+    init_scale = math.hypot(1.0, levels[0]) if schedule.timestep_spacing == "leading" else levels[0]
+    return SamplerTable("euler", init_scale, tuple(rows))
+
+
+_TIMESTEPS: Final[dict[str, Callable[[NoiseSchedule, int], NDArray[np.float64]]]] = {
+    "dpmpp-2m": _dpm_timesteps,
+    "ddim": _ddim_timesteps,
+    "euler": _euler_timesteps,
+}
+_TABLES: Final[dict[str, Callable[[NoiseSchedule, NDArray[np.float64], int], SamplerTable]]] = {
+    "dpmpp-2m": _dpm_table,
+    "ddim": _ddim_table,
+    "euler": _euler_table,
+}
+
+
+def _check_allowed(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UnsupportedError(
+            f"[samplers] {name} = {value!r} is not implemented, want {' or '.join(map(repr, allowed))}"
+        )
+
+
+def _check_config(config: Mapping[str, Any], sampler: str, where: str) -> None:
+    fixed = _FIXED_EVERYWHERE | _FIXED[sampler]
+    read = {field.name for field in fields(NoiseSchedule)} - {"sampler"}
+    for key, value in sorted(config.items()):
+        if key in fixed:
+            if value not in fixed[key]:
+                wanted = " or ".join(map(repr, fixed[key]))
+                raise UnsupportedError(f"[samplers] {where}: {key} = {value!r} is not implemented, want {wanted}")
+        elif not key.startswith("_") and key not in read and key not in _WITHOUT_EFFECT:
+            raise UnsupportedError(f"[samplers] {where}: {key} = {value!r} is an unknown field, want it absent")
+
+
+def _construct(cls: type[NoiseSchedule], values: Mapping[str, Any], where: str) -> NoiseSchedule:
+    try:
+        return cls(**values)
+    except (UnsupportedError, ValueRangeError) as error:
+        raise type(error)(f"{error} (in {where})") from None
