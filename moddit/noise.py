@@ -56,7 +56,7 @@ def _uniform32(generator: np.random.RandomState, count: int) -> NDArray[np.float
 
 
 def _fill_blocks(generator: np.random.RandomState, count: int) -> NDArray[np.float32]:
-    """Make 16 or more normal values, in blocks of 16; a partial block is redrawn whole, over the end of the one before."""
+    """Make 16 or more normal values, in blocks of 16; a partial one is redrawn whole, over the end of the last."""
     uniform = _uniform32(generator, count)
     whole = count - count % BLOCK
     values = np.empty(count, np.float32)

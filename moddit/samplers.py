@@ -29,7 +29,7 @@ PREDICTION_TYPES: Final = ("epsilon", "v_prediction")
 TIMESTEP_SPACINGS: Final = ("linspace", "leading", "trailing")
 SAMPLERS: Final = ("dpmpp-2m", "ddim", "euler")
 
-# Reading a diffusers configuration. A key is read into a field, fixed (one of the listed values, because others change the
+# Reading a diffusers configuration. A key is read into a field, fixed (one of the listed values: others change the
 # result), or without effect. Absent keys take diffusers' defaults, `_DEFAULTS` where the classes differ.
 _CLASSES: Final = {
     "DPMSolverMultistepScheduler": "dpmpp-2m",
@@ -73,8 +73,8 @@ _WITHOUT_EFFECT: Final = {
     # Parameters of switches that must be off.
     *("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value", "sigma_min", "sigma_max", "flow_shift"),
     "time_shift_type",
-    # With order 2 and a final noise level of zero the last step of DPM-Solver++ is of first order whatever these say, with
-    # 15 steps as with fewer.
+    # With order 2 and a final noise level of zero the last step of DPM-Solver++ is of first order whatever these say,
+    # with 15 steps as with fewer.
     *("lower_order_final", "euler_at_final"),
     # What another scheduler class left behind: diffusers keeps such keys and ignores them.
     *(key for table in _FIXED.values() for key in table),
@@ -258,7 +258,7 @@ def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTab
 
 
 def _dpm_timesteps(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
-    # Port of diffusers/schedulers/scheduling_dpmsolver_multistep.py, set_timesteps: one more, of which the last is dropped.
+    # Port of diffusers/schedulers/scheduling_dpmsolver_multistep.py, set_timesteps: one more, the last dropped.
     total = schedule.num_train_timesteps
     if schedule.timestep_spacing == "linspace":
         return np.linspace(0, total - 1, steps + 1).round()[:0:-1]
