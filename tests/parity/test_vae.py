@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+
+from mlx_moddit.vae import AutoencoderKL, sample
+from moddit.spec import VAESpec
+from tests import tiny
+from tests.parity.bridge import STAGE_TOLERANCE, copy_weights, relative_error, to_nchw
+
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"mid_block_add_attention": False},
+    {"use_quant_conv": False, "use_post_quant_conv": False},
+    {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (8, 16, 16),
+        "layers_per_block": 2,
+        "norm_num_groups": 8,
+    },
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+class TestAutoencoder:
+    def test_decode_equals_diffusers(self, switches: dict[str, Any]) -> None:
+        reference, vae = _pair(switches)
+        latents = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            wanted = reference.decode(latents / reference.config.scaling_factor).sample
+        found = vae.decode(mx.array(latents.permute(0, 2, 3, 1).numpy()))
+        assert relative_error(to_nchw(found), wanted) < STAGE_TOLERANCE
+
+    def test_encode_equals_diffusers(self, switches: dict[str, Any]) -> None:
+        reference, vae = _pair(switches)
+        images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(2)) * 2 - 1
+        with torch.no_grad():
+            wanted = reference.encode(images).latent_dist
+        mean, logvar = vae.encode(mx.array(images.permute(0, 2, 3, 1).numpy()))
+        assert relative_error(to_nchw(mean), wanted.mean) < STAGE_TOLERANCE
+        assert relative_error(to_nchw(logvar), wanted.logvar) < STAGE_TOLERANCE
+        drawn = sample(mean, logvar, mx.ones_like(mean))
+        assert relative_error(to_nchw(drawn), wanted.mean + wanted.std) < STAGE_TOLERANCE
+
+
+def test_scale_undoes_the_scaling_of_decode() -> None:
+    _, vae = _pair({})
+    latents = mx.array(np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype(np.float32))
+    encoded = latents / vae.spec.scaling_factor + vae.spec.shift_factor
+    np.testing.assert_allclose(np.array(vae.scale(encoded)), np.array(latents), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_precision_decodes_nearly_the_same(dtype: mx.Dtype) -> None:
+    reference, vae = _pair({})
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = reference.decode(latents / reference.config.scaling_factor).sample
+    vae.set_dtype(dtype)
+    found = vae.decode(mx.array(latents.permute(0, 2, 3, 1).numpy()))
+    assert relative_error(to_nchw(found), wanted) < 0.05  # bfloat16 keeps 8 bits; some ten layers
+
+
+def _pair(switches: dict[str, Any]) -> tuple[Any, AutoencoderKL]:
+    reference = tiny.make_vae(**switches)
+    spec = VAESpec.from_diffusers({**reference.config, "_class_name": "AutoencoderKL"}, "vae")
+    return reference, copy_weights(AutoencoderKL(spec), reference.state_dict())
