@@ -1,0 +1,1 @@
+"""Recipes: how the checkpoints that ship with moddit were made."""

@@ -1,0 +1,102 @@
+"""Command line of the recipe: run every stage, or one; a stage whose output exists is skipped."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from diffusers import PixArtTransformer2DModel
+from transformers import T5EncoderModel
+
+from recipes.shapes64.dense import DenseSettings, DenseTrainer, encode_set
+from recipes.shapes64.evaluate import draw_held_out, evaluate
+from recipes.shapes64.pipeline import assemble, save_pipeline, save_random
+from recipes.shapes64.runs import Journal
+from recipes.shapes64.text import pretrain_text
+from recipes.shapes64.vae import train_vae
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much work each stage does."""
+
+    text_steps: int
+    vae_steps: int
+    latents: int
+    dense: DenseSettings
+    preview_prompts: int  # scored at each snapshot of the dense model
+
+
+FULL: Final = Budget(400, 4200, 48_000, DenseSettings(steps=12_000), 64)
+SMOKE: Final = Budget(60, 20, 64, DenseSettings(steps=10, batch=8, warmup=2, log_every=5, save_every=10), 2)
+
+
+def run_text(work: Path, budget: Budget) -> None:
+    """Tokenizer and pretrained text encoder: tokenizer/, text_encoder/, preview/random/."""
+    if not (work / "text_encoder").exists():
+        pretrain_text(work, Journal(work / "logs" / "text.jsonl", "text"), steps=budget.text_steps)
+    if not (work / "preview" / "random").exists():
+        save_random(work, work / "preview" / "random")
+
+
+def run_vae(work: Path, budget: Budget) -> None:
+    """Autoencoder: vae/."""
+    if not (work / "vae").exists():
+        train_vae(work / "vae", Journal(work / "logs" / "vae.jsonl", "vae"), steps=budget.vae_steps)
+
+
+def run_latents(work: Path, budget: Budget) -> None:
+    """Training set: latents.pt."""
+    if not (work / "latents.pt").exists():
+        encode_set(work, Journal(work / "logs" / "latents.jsonl", "latents"), count=budget.latents)
+
+
+def run_dense(work: Path, budget: Budget) -> None:
+    """Dense teacher: dense.pt (resumed when it exists), preview/dense/ now and then, dense/ at the end."""
+    if (work / "dense").exists():
+        return
+    journal = Journal(work / "logs" / "dense.jsonl", "dense")
+    scores = Journal(work / "logs" / "dense-scores.jsonl", "dense")
+
+    def preview(step: int, transformer: PixArtTransformer2DModel, text_encoder: T5EncoderModel) -> None:
+        pipeline = assemble(transformer, text_encoder, trainer.tokenizer, trainer.vae)
+        pipeline.set_progress_bar_config(disable=True)
+        save_pipeline(pipeline, work / "preview" / "dense")
+        if step % (2 * budget.dense.save_every) == 0 or step == budget.dense.steps:
+            scores.write(step=step, **evaluate(pipeline, draw_held_out(budget.preview_prompts), seed=1))
+
+    trainer = DenseTrainer(work, budget.dense, journal, preview)
+    trainer.resume()
+    trainer.train()
+    trainer.export(work / "dense")
+
+
+STAGES: Final[dict[str, Callable[[Path, Budget], None]]] = {
+    "text": run_text,
+    "vae": run_vae,
+    "latents": run_latents,
+    "dense": run_dense,
+}
+
+
+def main() -> None:
+    """Parse the command line and run the stages."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.shapes64", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything the stages write")
+    parser.add_argument("--smoke", action="store_true", help="a minute's run that checks every stage")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for name in arguments.stage or STAGES:
+        STAGES[name](arguments.work, SMOKE if arguments.smoke else FULL)
+
+
+if __name__ == "__main__":
+    main()
