@@ -16,7 +16,6 @@ class Tokenizer:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, max_length: int):
         self._tokenizer = tokenizer
-        self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length)  # cuts before the end token, which stays
 
     @classmethod
@@ -41,6 +40,7 @@ class Tokenizer:
                 f"[tokenizer] {path}: not a tokenizer, want an object with a 'model'; convert the checkpoint again"
             )
         tokenizer = tokenizers.Tokenizer.from_str(text)
+        tokenizer.no_padding()  # transformers stores the settings of its last call
         end = tokenizer.encode("").ids
         if len(end) != 1:
             raise FormatError(f"[tokenizer] {path}: the empty text has tokens {end}, want the end token only")

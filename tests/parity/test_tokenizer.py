@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from mlx_moddit.tokenizer import Tokenizer
+from tests.tiny import MAX_TOKENS, make_tokenizer
+
+PROMPTS = [
+    "a large red circle on the left and a small blue square on the right",
+    "A Large RED Circle",
+    "  spaces \t around\nand   between  ",
+    "",
+    "   ",
+    "unknown: ÄÖÜ ß 東京 🙂 \u00a0 123!?",
+    "İstanbul ﬁne ＡＢＣ",  # lower-casing and compatibility characters change lengths
+    "red," * 50,
+    "xylophone " * 30,
+    "</s> <pad> <unk> in the text",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("max_length", [MAX_TOKENS, 5, 300])
+def test_ids_equal_transformers(folder: Path, prompt: str, max_length: int) -> None:
+    reference = AutoTokenizer.from_pretrained(folder)
+    # as diffusers' PixArt pipelines call it
+    wanted = reference(prompt.lower().strip(), truncation=True, max_length=max_length, add_special_tokens=True)
+    assert Tokenizer.load(folder / "tokenizer.json", max_length).encode(prompt) == wanted.input_ids
+
+
+def test_truncation_keeps_the_end_token(folder: Path) -> None:
+    ids = Tokenizer.load(folder / "tokenizer.json", 6).encode("red " * 100)
+    assert len(ids) == 6
+    assert ids[-1] == 1
+
+
+def test_settings_in_the_file_do_not_pad_or_cut(folder: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer("red", padding="max_length", max_length=9, truncation=True)  # transformers stores such settings
+    tokenizer.save_pretrained(tmp_path)
+    assert Tokenizer.load(tmp_path / "tokenizer.json", 300).encode("red") == [6, 1]
