@@ -1,6 +1,6 @@
 """Give MLX on Linux a fast BLAS: OpenBLAS instead of the reference BLAS in MLX's wheel (20 to 60 times slower).
 
-    python scripts/fast_blas.py build               make the stub, where gcc and OpenBLAS are there; say what came of it
+    python scripts/fast_blas.py build                make the stub where gcc and OpenBLAS are there, say which BLAS it is
     python scripts/fast_blas.py run MODULE ARGS...   run a module with the stub loaded
 
 The wheel asks the loader for its BLAS by a name that nothing else uses. The stub is an empty library of that name which needs

@@ -1,4 +1,4 @@
-"""What all tests share: offline, two threads, a fast BLAS under MLX, and no compilation of MLX graphs unless asked for."""
+"""What all tests share: offline, two threads, a fast BLAS under MLX, MLX graphs compiled only where a test asks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,56 @@
+# Everything runs in .venv, made on first use. Targets: setup generate test lint nightly verify-mac clean
+
+PYTHON ?= python3
+PROMPT ?= a large red circle on the left and a small blue square on the right on a white background
+SEED ?= 0
+OUT ?= out
+PYTEST_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.setup-done
+MODEL := $(OUT)/shapes64-mlx
+PICTURE := $(OUT)/shapes64.png
+FAST := scripts/fast_blas.py
+export OMP_NUM_THREADS ?= 2
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: setup generate test lint nightly verify-mac clean
+
+setup: $(STAMP)
+
+# The pinned development environment, and on Linux the libraries for a fast BLAS under MLX where they can be had.
+$(STAMP): pyproject.toml constraints.txt scripts/install_system.sh $(FAST)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moddit needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt -e '.[mlx,convert,train,dev]'
+	sh scripts/install_system.sh
+	$(PY) $(FAST) build
+	touch $(STAMP)
+
+# The embedded checkpoint, converted, and a picture of PROMPT.
+generate: setup
+	$(PY) -m convert --from hf-checkpoint --to mlx --out $(MODEL) --overwrite
+	$(PY) $(FAST) run mlx_moddit generate --model $(MODEL) --prompt '$(PROMPT)' --seed $(SEED) --output $(PICTURE)
+	@echo "The picture of \"$(PROMPT)\" is $(PICTURE)"
+
+# All that this machine can check in minutes; `make nightly` adds the rest.
+test: setup
+	$(PY) -m pytest -m "not slow and not nightly" $(PYTEST_ARGS)
+
+nightly: setup
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# What needs a Mac: MLX on Metal. Runs the tests of MLX with the thresholds they have on Linux, and those marked "mac".
+verify-mac: setup
+	test "$$(uname -s)" = Darwin || { echo 'verify-mac runs on macOS only' >&2; exit 2; }
+	$(PY) -m pytest tests/mlx_moddit tests/parity $(PYTEST_ARGS)
+	$(PY) -m pytest -m mac $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(OUT) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
