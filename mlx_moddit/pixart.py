@@ -201,17 +201,19 @@ class Block(nn.Module):
         """
         return (x.astype(mx.float32) @ self.router.weight.astype(mx.float32).T)[..., 0]
 
-    def routed(self, x: mx.array, modulation: mx.array, text: Text, count: int) -> tuple[mx.array, mx.array, mx.array]:
-        """Process the `count` tokens with the largest scores and leave the others unchanged.
+    def routed(
+        self, x: mx.array, modulation: mx.array, text: Text, count: int, forced: mx.array | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Process the `count` tokens with the largest scores, or those of `forced`, and leave the others unchanged.
 
         Shapes:
-            x (B, N, C) -> x (B, N, C), scores (B, N), kept (B, count)
+            x (B, N, C), forced (B, count) -> x (B, N, C), scores (B, N), kept (B, count)
         """
         scores = self.score(x)
         B, N = scores.shape
         if count == N:
             return self(x, modulation, text, scores), scores, mx.broadcast_to(mx.arange(N, dtype=mx.uint32), (B, N))
-        kept = route(scores, count)
+        kept = route(scores, count) if forced is None else forced
         rows = self(gather_rows(x, kept), modulation, text, mx.take_along_axis(scores, kept, axis=1))
         return scatter_rows(x, kept, rows), scores, kept
 
@@ -282,7 +284,14 @@ class PixArt(nn.Module):
         mx.eval(conditions.arrays())
         return conditions
 
-    def __call__(self, latents: mx.array, step: int, conditions: Conditions, record: Record | None = None) -> mx.array:
+    def __call__(
+        self,
+        latents: mx.array,
+        step: int,
+        conditions: Conditions,
+        record: Record | None = None,
+        forced: Sequence[mx.array] | None = None,
+    ) -> mx.array:
         """Predict noise or velocity at one step.
 
         Args:
@@ -290,13 +299,14 @@ class PixArt(nn.Module):
             step: index into the timesteps given to `prepare`.
             conditions: what `prepare` gave.
             record: called with every routed layer's index, scores and kept indices (lazy arrays).
+            forced: tokens to keep in every layer instead of the ranking's, for parity reports.
 
         Shapes:
             latents (B, H, W, in_channels) -> (B, H, W, out_channels) float32
         """
         x = self.embed(latents, conditions)
         for layer in range(len(self.transformer_blocks)):
-            x = self.run_block(x, layer, step, conditions, record)
+            x = self.run_block(x, layer, step, conditions, record, None if forced is None else forced[layer])
         return self.project(x, step, conditions)
 
     def embed(self, latents: mx.array, conditions: Conditions) -> mx.array:
@@ -304,14 +314,20 @@ class PixArt(nn.Module):
         return self.pos_embed(latents.astype(self.dtype), conditions.position)
 
     def run_block(
-        self, x: mx.array, layer: int, step: int, conditions: Conditions, record: Record | None = None
+        self,
+        x: mx.array,
+        layer: int,
+        step: int,
+        conditions: Conditions,
+        record: Record | None = None,
+        forced: mx.array | None = None,
     ) -> mx.array:
-        """Shapes: x (B, N, C) -> (B, N, C)."""
+        """Shapes: x (B, N, C), forced (B, K) -> (B, N, C)."""
         block, text = self.transformer_blocks[layer], conditions.text[layer]
         modulation = conditions.modulation[layer][step]
         if conditions.capacities is None:
             return block(x, modulation, text)
-        x, scores, kept = block.routed(x, modulation, text, conditions.capacities[step][layer])
+        x, scores, kept = block.routed(x, modulation, text, conditions.capacities[step][layer], forced)
         if record is not None:
             record(layer, scores, kept)
         return x

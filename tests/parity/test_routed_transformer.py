@@ -1,0 +1,145 @@
+"""The routed transformer against the PyTorch reference: every block's output, scores, and the very tokens it keeps.
+
+Three numbers where precision is halved, as near-tied scores may then fall on either side: how many tokens both keep,
+the error with the reference's tokens forced on both, and the free-running error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from mlx.utils import tree_map
+from numpy.typing import NDArray
+
+from mlx_moddit.pixart import PixArt, Size
+from moddit.routing import RoutingPlan, select
+from tests import tiny
+from tests.parity.bridge import STAGE_TOLERANCE, copy_weights, relative_error, to_nchw
+from torch_moddit.model import BlockTrace, RoutedPixArt
+
+TIMESTEPS: Final = (999.0, 600.0, 312.5, 0.0)  # one of every region
+LENGTHS: Final = (9, 3)  # text tokens of the two rows
+SIZE: Final = Size(height=64.0, width=48.0, aspect_ratio=64 / 48)
+SIDES: Final = [(16, 16), (8, 24), (20, 12)]  # latent pixels
+KEPT_ALIKE: Final = 0.97  # share of tokens that both keep in half precision; a few of the ties fall apart
+HALF_TOLERANCE: Final = {mx.float16: 0.01, mx.bfloat16: 0.06}  # about ten roundings of 2**-11 and 2**-8, over 3 blocks
+
+
+@dataclass
+class Trace:
+    """What the blocks of one framework did."""
+
+    scores: list[NDArray[np.float32]] = field(default_factory=list)
+    kept: list[NDArray[np.int64]] = field(default_factory=list)
+    outputs: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add_reference(self, block: BlockTrace) -> None:
+        assert block.scores is not None
+        self.scores.append(block.scores.numpy())
+        self.kept.append(torch.stack(block.kept).numpy())
+        self.outputs.append(block.output.numpy())
+
+    def add(self, layer: int, scores: mx.array, kept: mx.array) -> None:
+        assert layer == len(self.scores)
+        self.scores.append(np.array(scores))
+        self.kept.append(np.array(kept))
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize(("height", "width"), SIDES)
+class TestRouted:
+    @pytest.mark.parametrize("step", range(len(TIMESTEPS)))
+    def test_every_block_equals_the_reference(self, kind: str, height: int, width: int, step: int) -> None:
+        case = Case(kind, height, width)
+        wanted, output = case.run_reference(TIMESTEPS[step])
+        conditions = case.prepare()
+        found, x = Trace(), case.model.embed(case.nhwc, conditions)
+        for layer in range(case.model.spec.num_layers):
+            x = case.model.run_block(x, layer, step, conditions, found.add)
+            assert relative_error(x, wanted.outputs[layer]) < STAGE_TOLERANCE, layer
+            assert relative_error(found.scores[layer], wanted.scores[layer]) < STAGE_TOLERANCE, layer
+            np.testing.assert_array_equal(found.kept[layer], wanted.kept[layer])
+        assert relative_error(to_nchw(case.model.project(x, step, conditions)), output) < STAGE_TOLERANCE
+
+    def test_kept_tokens_are_the_core_ranking_of_the_scores(self, kind: str, height: int, width: int) -> None:
+        case, found = Case(kind, height, width), Trace()
+        case.model(case.nhwc, 1, case.prepare(), found.add)
+        counts = case.plan.capacities(case.plan.region(TIMESTEPS[1]), case.model.spec.tokens(height, width))
+        for scores, kept, count in zip(found.scores, found.kept, counts, strict=True):
+            np.testing.assert_array_equal(kept, select(scores, count))
+
+
+class TestGate:
+    def test_keeping_every_token_still_gates(self) -> None:
+        case = Case("sigma", 16, 16, RoutingPlan.uniform(3, 1, 10))
+        _, output = case.run_reference(500.0)
+        found = case.model(case.nhwc, 1, case.prepare((999.0, 500.0)))
+        assert relative_error(to_nchw(found), output) < STAGE_TOLERANCE
+
+    def test_dense_model_has_no_gate(self) -> None:
+        case = Case("sigma", 16, 16, RoutingPlan.uniform(3, 1, 10))
+        dense = PixArt(case.model.spec, None)
+        weights = {
+            name: value for name, value in case.reference.transformer.state_dict().items() if "router" not in name
+        }
+        copy_weights(dense, weights)
+        conditions = dense.prepare(case.rows, (500.0,), 16, 16)
+        gated = case.model(case.nhwc, 0, case.prepare((500.0,)))
+        assert relative_error(dense(case.nhwc, 0, conditions), gated) > 100 * STAGE_TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+def test_half_precision_stays_near_the_reference(dtype: mx.Dtype) -> None:
+    case = Case("sigma", 16, 16)
+    wanted, output = case.run_reference(TIMESTEPS[1])
+    case.model.update(tree_map(lambda array: array.astype(dtype), case.model.parameters()))
+    conditions, found = case.prepare(), Trace()
+    free = case.model(case.nhwc, 1, conditions, found.add)
+    forced = case.model(case.nhwc, 1, conditions, forced=[mx.array(kept.astype(np.uint32)) for kept in wanted.kept])
+
+    pairs = zip(found.kept, wanted.kept, strict=True)
+    alike = [np.isin(mine, theirs).mean() for pair in pairs for mine, theirs in zip(*pair, strict=True)]
+    assert np.mean(alike) > KEPT_ALIKE
+    assert relative_error(to_nchw(forced), output) < HALF_TOLERANCE[dtype]
+    assert bool(mx.isfinite(free).all())
+
+
+class Case:
+    """One random model in both frameworks, and inputs for it."""
+
+    def __init__(self, kind: str, height: int, width: int, plan: RoutingPlan | None = None) -> None:
+        transformer = tiny.make_transformer(kind)
+        layers, hidden = transformer.config.num_layers, transformer.inner_dim
+        table = tiny.random_tenths(layers, 4)
+        self.plan = plan or RoutingPlan(tuple(tuple(row) for row in table))
+        self.reference = RoutedPixArt(transformer, self.plan)
+        transformer.load_state_dict(tiny.router_weights(layers, hidden), strict=False)
+        self.model = copy_weights(PixArt(self.reference.spec, self.plan), transformer.state_dict())
+        generator = torch.Generator().manual_seed(3)
+        self.latents = torch.randn(len(LENGTHS), 4, height, width, generator=generator)
+        self.text = torch.randn(len(LENGTHS), max(LENGTHS), tiny.TEXT_WIDTH, generator=generator)
+        self.mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).float()
+        self.nhwc = mx.array(self.latents.permute(0, 2, 3, 1).numpy())
+        self.rows = [mx.array(row[:length].numpy()) for row, length in zip(self.text, LENGTHS, strict=True)]
+
+    def prepare(self, timesteps: tuple[float, ...] = TIMESTEPS) -> Any:
+        size = SIZE if self.model.spec.use_additional_conditions else None
+        height, width = self.latents.shape[2:]
+        return self.model.prepare(self.rows, timesteps, height, width, size=size)
+
+    @torch.no_grad()
+    def run_reference(self, timestep: float) -> tuple[Trace, torch.Tensor]:
+        trace, added = Trace(), None
+        if self.model.spec.use_additional_conditions:
+            added = {
+                "resolution": torch.tensor([[SIZE.height, SIZE.width]] * len(LENGTHS)),
+                "aspect_ratio": torch.tensor([[SIZE.aspect_ratio]] * len(LENGTHS)),
+            }
+        timesteps = torch.tensor([timestep] * len(LENGTHS))
+        output = self.reference(self.latents, timesteps, self.text, self.mask, added, record=trace.add_reference)
+        return trace, output
