@@ -1,11 +1,11 @@
 """Give MLX on Linux a fast BLAS: OpenBLAS instead of the reference BLAS in MLX's wheel (20 to 60 times slower).
 
-    python scripts/fast_blas.py build                make the stub where gcc and OpenBLAS are there, say which BLAS it is
+    python scripts/fast_blas.py build                make the stub where gcc and OpenBLAS are there
     python scripts/fast_blas.py run MODULE ARGS...   run a module with the stub loaded
 
-The wheel asks the loader for its BLAS by a name that nothing else uses. The stub is an empty library of that name which needs
-OpenBLAS. Loaded first, it takes the name, so that MLX finds OpenBLAS's functions; torch and numpy keep their own libraries,
-and no installed file is changed. (Preloading OpenBLAS itself would slow torch down four times.)
+The wheel asks the loader for its BLAS by a name that nothing else uses. The stub is an empty library of that name which
+needs OpenBLAS. Loaded first, it takes the name, so that MLX finds OpenBLAS's functions; torch and numpy keep their own
+libraries, and no installed file is changed. (Preloading OpenBLAS itself would slow torch down four times.)
 """
 
 from __future__ import annotations

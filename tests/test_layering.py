@@ -1,0 +1,232 @@
+"""Imports point one way: a package imports only what its row below allows, and no modules form a cycle."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the modules of one package may import, beside themselves and the standard library."""
+
+    packages: set[str] = field(default_factory=set)  # of this repository
+    extras: set[str] = field(default_factory=set)  # of pyproject.toml: their distributions, beside the core's
+    inside_functions: set[str] = field(default_factory=set)  # also these, but never when the module is imported
+
+
+RULES = {
+    "moddit": Rule(),
+    "torch_moddit": Rule({"moddit"}, {"train"}),
+    "mlx_moddit": Rule({"moddit"}, {"mlx"}),
+    "convert": Rule({"moddit"}, {"convert"}, {"torch", "torch_moddit"}),
+    "recipes": Rule({"moddit", "torch_moddit"}, {"train", "dev"}),
+    "benchmarks": Rule({"moddit", "torch_moddit", "mlx_moddit", "convert"}, {"train", "mlx", "convert", "dev"}),
+    "scripts": Rule({"moddit"}, {"dev"}),
+    "tests": Rule(
+        {"moddit", "torch_moddit", "mlx_moddit", "convert", "recipes", "benchmarks", "scripts"},
+        {"train", "mlx", "convert", "dev"},
+    ),
+}
+IMPORT_NAMES = {"pillow": "PIL"}  # where they differ from the distribution's
+HEAVY = {"torch", "diffusers", "transformers", "mlx", "coremltools", "coreai", "coreai_torch"}
+LIGHT = {  # what importing every module of a package must not load
+    "moddit": HEAVY | {"torch_moddit", "mlx_moddit", "convert"},
+    "mlx_moddit": HEAVY - {"mlx"} | {"torch_moddit", "convert"},
+    "convert": HEAVY | {"torch_moddit", "mlx_moddit"},
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str  # who imports
+    target: str  # dotted name
+    line: int
+    in_function: bool
+
+
+def declared(pyproject: Path, extras: set[str]) -> set[str]:
+    """Import names of the core's dependencies and of those of some extras."""
+    project = tomllib.loads(pyproject.read_text())["project"]
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    names = {re.split(r"[^A-Za-z0-9_.-]", requirement)[0].lower() for entries in lists for requirement in entries}
+    return {IMPORT_NAMES.get(name, name) for name in names}
+
+
+def modules_of(package: Path) -> dict[str, Path]:
+    """Map the dotted names of a package's modules to their files."""
+    found = {}
+    for file in sorted(package.rglob("*.py")):
+        parts = file.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def targets(node: ast.AST, known: set[str]) -> Iterator[str]:
+    """List the modules that a statement or call imports; `from a import b` means a.b where that is a module."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = "." * node.level + (node.module or "")
+        yield from {f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names}
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) in {
+        "importlib.import_module",
+        "import_module",
+        "__import__",
+    }:
+        name = node.args[0] if node.args else None
+        yield name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else "?"
+
+
+def imports_of(module: str, tree: ast.Module, known: set[str]) -> Iterator[Import]:
+    """List what a module imports at run time, wherever it does so."""
+
+    def walk(node: ast.AST, in_function: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            return
+        for target in targets(node, known):
+            yield Import(module, target, getattr(node, "lineno", 0), in_function)
+        inner = in_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inner)
+
+    yield from walk(tree, in_function=False)
+
+
+def judge(item: Import, package: str, rule: Rule, third_party: set[str]) -> str | None:
+    """Say what is wrong with an import, if anything."""
+    top = item.target.split(".")[0]
+    allowed = {package, "__future__"} | rule.packages | third_party | set(sys.stdlib_module_names)
+    if item.target.startswith(("?", ".")):
+        return "imports by a computed or relative name"
+    if top in allowed or (item.in_function and top in rule.inside_functions):
+        return None
+    return f"imports {item.target}" + (" outside a function" if top in rule.inside_functions else "")
+
+
+def find_cycle(edges: dict[str, set[str]]) -> list[str] | None:
+    """Find modules that import each other in a ring."""
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str] | None:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return None
+        for target in sorted(edges.get(module, set())):
+            ring = visit(target, [*path, module])
+            if ring:
+                return ring
+        done.add(module)
+        return None
+
+    return next(filter(None, (visit(module, []) for module in sorted(edges))), None)
+
+
+def check_layers(root: Path, pyproject: Path) -> list[str]:
+    """Check every package of a tree; return one line for each thing that is wrong."""
+    problems = []
+    for folder in sorted({file.relative_to(root).parts[0] for file in root.glob("[!.]*/**/*.py")} - {"out", "build"}):
+        rule = RULES.get(folder)
+        if rule is None:
+            problems.append(f"{folder}: has no rule in tests/test_layering.py")
+            continue
+        modules = modules_of(root / folder)
+        third_party = declared(pyproject, rule.extras)
+        edges: dict[str, set[str]] = {}
+        for module, file in modules.items():
+            found = list(imports_of(module, ast.parse(file.read_text(), str(file)), set(modules)))
+            edges[module] = {item.target for item in found if item.target in modules}
+            for item in found:
+                problem = judge(item, folder, rule, third_party)
+                if problem:
+                    problems.append(f"{module}:{item.line}: {problem}")
+        ring = find_cycle(edges)
+        if ring:
+            problems.append(f"{folder}: cycle {' -> '.join(ring)}")
+    return problems
+
+
+def test_this_repository_is_layered() -> None:
+    assert check_layers(ROOT, ROOT / "pyproject.toml") == []
+
+
+@pytest.mark.parametrize("package", LIGHT)
+def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
+    names = [name for name in modules_of(ROOT / package) if not name.endswith("__main__")]
+    assert names
+    program = f"import sys, {', '.join(names)}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(result.stdout.split()) & LIGHT[package] == set()
+
+
+CLEAN = {
+    "moddit/__init__.py": "",
+    "moddit/errors.py": "import json\n",
+    "moddit/spec.py": "import numpy as np\nfrom moddit import errors\nfrom moddit.errors import json\n",
+    "convert/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
+    "convert/pth.py": "def read():\n    import torch\n    from torch_moddit import model\n",
+    "mlx_moddit/cli.py": "import click\nimport PIL.Image\nimport mlx.core as mx\nfrom moddit.spec import np\n",
+    "torch_moddit/model.py": "import torch\nfrom diffusers import PixArtTransformer2DModel\n",
+    "tests/test_all.py": "import convert, mlx_moddit, torch_moddit, recipes, pytest\n",
+}
+
+
+def build_tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_accepts_a_layered_tree(tmp_path: Path) -> None:
+    assert check_layers(build_tree(tmp_path, CLEAN), ROOT / "pyproject.toml") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("moddit/a.py", "import torch", "moddit.a:1: imports torch"),
+        ("moddit/a.py", "def f():\n    import mlx.core as mx", "moddit.a:2: imports mlx.core"),
+        ("moddit/a.py", "from click import echo", "moddit.a:1: imports click"),
+        ("moddit/a.py", "from convert import b", "moddit.a:1: imports convert"),
+        ("moddit/a.py", "import importlib\nimportlib.import_module('torch')", "moddit.a:2: imports torch"),
+        ("moddit/a.py", "import importlib\nimportlib.import_module(name)", "moddit.a:2: imports by a computed"),
+        ("moddit/a.py", "from . import spec", "moddit.a:1: imports by a computed or relative name"),
+        ("moddit/a.py", "try:\n    import scipy\nexcept ImportError:\n    pass", "moddit.a:2: imports scipy"),
+        ("torch_moddit/a.py", "import convert", "torch_moddit.a:1: imports convert"),
+        ("torch_moddit/a.py", "import mlx.core", "torch_moddit.a:1: imports mlx.core"),
+        ("mlx_moddit/a.py", "def f():\n    import torch", "mlx_moddit.a:2: imports torch"),
+        ("mlx_moddit/a.py", "from convert.cli import main", "mlx_moddit.a:1: imports convert.cli"),
+        ("mlx_moddit/a.py", "from torch_moddit import model", "mlx_moddit.a:1: imports torch_moddit"),
+        ("convert/a.py", "import torch", "convert.a:1: imports torch outside a function"),
+        ("convert/a.py", "class A:\n    from torch_moddit import model", "convert.a:2: imports torch_moddit outside"),
+        ("convert/a.py", "def f():\n    import mlx_moddit", "convert.a:2: imports mlx_moddit"),
+        ("convert/a/b.py", "def f():\n    import mlx.core", "convert.a.b:2: imports mlx.core"),
+        ("recipes/a.py", "import tests.tiny", "recipes.a:1: imports tests.tiny"),
+        ("recipes/a.py", "import benchmarks", "recipes.a:1: imports benchmarks"),
+        ("helpers/a.py", "import json", "helpers: has no rule"),
+        (
+            "moddit/errors.py",
+            "from moddit.spec import x",
+            "moddit: cycle moddit.errors -> moddit.spec -> moddit.errors",
+        ),
+        ("moddit/errors.py", "def f():\n    import moddit.spec", "moddit: cycle moddit.errors -> moddit.spec"),
+        ("moddit/__init__.py", "from moddit.a import b", "moddit: cycle moddit -> moddit.a -> moddit"),
+    ],
+)
+def test_finds_what_breaks_a_layered_tree(name: str, text: str, problem: str, tmp_path: Path) -> None:
+    extra = {"moddit/a.py": "from moddit import VERSION"} if name == "moddit/__init__.py" else {}
+    problems = check_layers(build_tree(tmp_path, CLEAN | {name: text} | extra), ROOT / "pyproject.toml")
+    assert len(problems) == 1
+    assert problems[0].startswith(problem)
