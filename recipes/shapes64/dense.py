@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -163,7 +163,7 @@ class DenseTrainer:
         losses = (predicted - (signal * noise - share * latents)).square().mean(dim=(1, 2, 3))
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        losses.mean().backward()
+        torch.autograd.backward(losses.mean())
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0, foreach=True)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -219,14 +219,14 @@ class DenseTrainer:
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         states = self.text_encoder(ids, attention_mask=mask).last_hidden_state
-        (velocity,) = self.transformer(
+        velocity: Tensor = self.transformer(
             noisy,
             encoder_hidden_states=states,
             encoder_attention_mask=mask,
             timestep=timesteps,
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
-        )
+        )[0]
         return velocity
 
 
@@ -234,13 +234,15 @@ def make_optimizers(
     transformer: PixArtTransformer2DModel, text_encoder: T5EncoderModel, settings: DenseSettings
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else (or for all of it)."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in transformer.named_parameters():
         is_hidden = name.startswith("transformer_blocks.") and name.endswith(".weight") and parameter.ndim == 2
         (matrices if is_hidden and settings.optimizer == "muon" else others).append(parameter)
     text_rate = settings.text_factor * settings.rate
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": list(text_encoder.parameters()), "lr": text_rate}]
     adamw = torch.optim.AdamW(
-        [{"params": others}, {"params": list(text_encoder.parameters()), "lr": text_rate}],
+        groups,
         lr=settings.rate,
         betas=(0.9, 0.99),
         weight_decay=0.01,

@@ -127,5 +127,5 @@ def shuffled(count: int, batch: int, seed: int) -> Iterator[torch.Tensor]:
     epoch = 0
     while True:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch))
-        yield from order[: count // batch * batch].split(batch)
+        yield from order[: count // batch * batch].view(-1, batch)
         epoch += 1

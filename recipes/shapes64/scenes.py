@@ -175,7 +175,8 @@ def cover(form: str, x: float, y: float, radius: float, side: int = SIDE) -> Mas
         distance = np.minimum(tall, wide)
     else:
         raise ValueError(f"[shapes64] unknown form, got {form!r}, want one of {FORMS}")
-    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+    coverage: Mask = np.clip(0.5 - distance, 0, 1).astype(np.float32)
+    return coverage
 
 
 def half_extent(form: str, radius: float) -> float:
@@ -193,7 +194,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Picture:
         x, y = (_jitter(rng, middle, extent) for middle in PLACES[thing.place])
         mask = cover(thing.form, x, y, radius)[..., None]
         colour = (np.array(COLOURS[thing.colour]) + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3)) / 255
-        picture = picture * (1 - mask) + mask * colour
+        picture = (picture * (1 - mask) + mask * colour).astype(np.float32)
     return np.clip(picture, 0, 1).astype(np.float32)
 
 

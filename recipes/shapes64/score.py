@@ -86,7 +86,8 @@ def score(picture: Picture, scene: Scene) -> dict[str, bool]:
 
 def _label(picture: Picture) -> NDArray[np.intp]:
     distance = ((picture[:, :, None, :] - _PALETTE) ** 2).sum(-1)
-    return distance.argmin(-1)
+    nearest: NDArray[np.intp] = distance.argmin(-1)
+    return nearest
 
 
 def _read_background(labels: NDArray[np.intp]) -> str:
@@ -109,7 +110,8 @@ def _fit_backdrop(picture: Picture, labels: NDArray[np.intp], background: str) -
     if core.sum() < MIN_CORE:
         return np.broadcast_to(np.array(BACKGROUNDS[background], np.float32) / 255, picture.shape)
     plane, *_ = np.linalg.lstsq(design[core], picture[core], rcond=None)
-    return (design @ plane).astype(np.float32)
+    backdrop: Picture = (design @ plane).astype(np.float32)
+    return backdrop
 
 
 def _fit_object(picture: Picture, backdrop: Picture, core: NDArray[np.bool_], colour: str) -> Found:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -57,9 +57,9 @@ def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
         use_cache=False,
     )
     encoder = T5EncoderModel(config)
-    attention = encoder.encoder.block[0].layer[0].SelfAttention
+    stack: Any = encoder.encoder
     with torch.no_grad():
-        attention.relative_attention_bias.weight.copy_(_distance_bias(config))
+        stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(_distance_bias(config))
     return encoder
 
 
@@ -108,7 +108,7 @@ def pretrain_text(folder: Path, journal: Journal, *, steps: int, seed: int = 2) 
         ids, mask = tokenize(tokenizer, [draw_caption(rng, scene) for scene in scenes])
         loss, right = _probe_loss(probe, encoder(ids, attention_mask=mask).last_hidden_state, mask, scenes)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_([*encoder.parameters(), *probe.parameters()], 1.0)
         optimizer.step()
         if (step + 1) % 25 == 0:

@@ -35,6 +35,7 @@ def build_vae() -> AutoencoderKL:
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
             if name.endswith("conv2"):
                 nn.init.zeros_(module.weight)
@@ -57,7 +58,7 @@ def train_vae(folder: Path, journal: Journal, *, steps: int, seed: int = 1) -> N
         error = restored.float() - pictures
         loss = error.abs().mean() + 2 * error.square().mean() + KL_WEIGHT * _kl(posterior.mean, posterior.logvar)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update(vae)
@@ -84,7 +85,7 @@ def centre_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
     PixArt's pipelines know a scaling factor but no shift, so the means move into the biases of the two 1x1 convolutions
     on either side of the latent.
     """
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(32)])
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pictures, 32)])
     means = latents.mean(dim=(0, 2, 3))
     vae.quant_conv.bias[: means.numel()] -= means
     vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ means
@@ -96,7 +97,7 @@ def centre_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
 def measure_vae(vae: AutoencoderKL, *, count: int, seed: int = 7) -> dict[str, float]:
     """PSNR in dB, and the share of reconstructions that the scorer finds right: the ceiling of what follows."""
     pictures, scenes = draw_pictures(np.random.default_rng(seed), count)
-    restored = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in pictures.split(32)])
+    restored = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in torch.split(pictures, 32)])
     scores = [score(_to_numpy(one), scene) for one, scene in zip(restored, scenes, strict=True)]
     result = {name: float(np.mean([row[name] for row in scores])) for name in ("form", "all")}
     return {"psnr": _psnr(restored - pictures), **result}

@@ -1,4 +1,4 @@
-"""The recipe's training: batched Muon equals torch's, a resumed run equals an uninterrupted one, the whole recipe runs."""
+"""The recipe's training: batched Muon equals torch's, a resumed run equals a whole one, the recipe runs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import torch
 
 from recipes.shapes64.__main__ import SMOKE, run_latents, run_text, run_vae
 from recipes.shapes64.dense import DenseSettings, DenseTrainer
@@ -23,14 +26,14 @@ def test_grouped_muon_equals_torch() -> None:
     shapes = [(16, 16), (16, 16), (32, 16), (16, 32)]
     left = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     right = [torch.nn.Parameter(parameter.detach().clone()) for parameter in left]
-    options = {"lr": 0.01, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
+    options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.01, "adjust_lr_fn": "match_rms_adamw"}
     optimizers = [torch.optim.Muon(left, **options), GroupedMuon(right, **options)]
     for _ in range(3):
         for one, other in zip(left, right, strict=True):
             one.grad = torch.randn_like(one)
             other.grad = one.grad.clone()
         for optimizer in optimizers:
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
     for one, other in zip(left, right, strict=True):
         torch.testing.assert_close(
             one, other, rtol=1e-3, atol=1e-4
