@@ -192,17 +192,47 @@ class AutoencoderKL(nn.Module):
         if spec.use_post_quant_conv:
             self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
 
-    def decode(self, latents: mx.array) -> mx.array:
+    def decode(self, latents: mx.array, *, tile: int | None = None) -> mx.array:
         """Decode the transformer's latents; undoes their scaling.
+
+        Args:
+            latents: as the sampler leaves them.
+            tile: decode squares of this side (latent pixels, at least 4) one by one and blend them where they overlap:
+                bounds memory, and changes the picture a little, as norms see one tile at a time. None: all at once.
 
         Shapes:
             latents (B, h, w, latent_channels) -> pictures (B, H, W, out_channels) float32, about -1..1, not clipped
         """
         x = latents / self.spec.scaling_factor + self.spec.shift_factor
         x = x.astype(without_overflow(self.decoder.conv_in.weight.dtype))
+        if tile is None or max(x.shape[1:3]) <= tile:
+            return self._decode(x)
+        return self._decode_tiles(x, tile)
+
+    def _decode(self, x: mx.array) -> mx.array:
         if "post_quant_conv" in self:
             x = self.post_quant_conv(x)
         return self.decoder(x).astype(mx.float32)
+
+    def _decode_tiles(self, x: mx.array, tile: int) -> mx.array:
+        """Do as diffusers' `tiled_decode`: tiles overlap by a quarter and fade into those above and to the left."""
+        stride, side = tile * 3 // 4, tile * self.spec.downscale
+        blend = side // 4  # picture pixels
+        bands: list[mx.array] = []
+        above: list[mx.array] = []
+        for top in range(0, x.shape[1], stride):
+            row: list[mx.array] = []
+            for index, left in enumerate(range(0, x.shape[2], stride)):
+                decoded = self._decode(x[:, top : top + tile, left : left + tile])
+                if above:
+                    decoded = _blend(above[index], decoded, blend, axis=1)
+                if row:
+                    decoded = _blend(row[-1], decoded, blend, axis=2)
+                mx.eval(decoded)  # frees the activations of this tile before the next one
+                row.append(decoded)
+            above = row
+            bands.append(mx.concatenate([part[:, : side - blend, : side - blend] for part in row], axis=2))
+        return mx.concatenate(bands, axis=1)
 
     def encode(self, images: mx.array) -> tuple[mx.array, mx.array]:
         """Encode pictures to the distribution of their latents, before the transformer's scaling (see `scale`).
@@ -224,3 +254,12 @@ class AutoencoderKL(nn.Module):
 def sample(mean: mx.array, logvar: mx.array, noise: mx.array) -> mx.array:
     """Draw from the distribution that `AutoencoderKL.encode` gave, with standard normal noise of the same shape."""
     return mean + mx.exp(0.5 * logvar) * noise
+
+
+def _blend(before: mx.array, after: mx.array, extent: int, axis: int) -> mx.array:
+    """Fade from the end of one tile into the start of the next, over `extent` pixels of an axis."""
+    extent = min(extent, before.shape[axis], after.shape[axis])
+    end = mx.split(before, [before.shape[axis] - extent], axis=axis)[1]
+    start, rest = mx.split(after, [extent], axis=axis)
+    share = (mx.arange(extent) / extent).reshape([extent if index == axis else 1 for index in range(after.ndim)])
+    return mx.concatenate([end * (1 - share) + start * share, rest], axis=axis)

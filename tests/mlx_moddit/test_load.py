@@ -9,8 +9,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_moddit.load import PRECISE_ROLES, load_bundle
+from mlx_moddit.t5 import T5Encoder
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from moddit.manifest import read_manifest
+from moddit.spec import T5Spec
 from tests.mlx_moddit.bundles import MODELS, edit_tensors, refresh_manifest, wanted_tensors, write_bundle
 from tests.tiny import save_pipeline
 
@@ -46,6 +48,28 @@ class TestLoad:
         assert mx.get_active_memory() - before < 1024  # bytes; the weights are 700 kB
         mx.eval(model.parameters())
         assert mx.get_active_memory() - before > 100_000
+
+    def test_decoding_never_reads_the_encoder(self, bundle: Path) -> None:
+        vae = load_bundle(bundle).vae()
+        before = mx.get_active_memory()
+        mx.eval(vae.decode(mx.zeros((1, 2, 2, 4))))
+        used = mx.get_active_memory() - before
+        mx.eval(vae.encoder.parameters())
+        assert mx.get_active_memory() - before > used + 10_000  # bytes
+
+    def test_a_released_text_encoder_holds_one_block_at_a_time(self, bundle: Path) -> None:
+        spec = T5Spec(48, 64, 16, 256, 8, 4, 32, 128, is_gated=True, layer_norm_epsilon=1e-6)
+        file = str(bundle / "t5.safetensors")
+        mx.save_safetensors(file, _parameters(T5Encoder(spec)))
+        peaks = []
+        for release in (False, True):
+            encoder = T5Encoder(spec)
+            encoder.load_weights(file, strict=True)
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            mx.eval(encoder(mx.array([[4, 1]]), release=release))
+            peaks.append(mx.get_peak_memory() - before)
+        assert peaks[1] < peaks[0] / 4
 
     def test_a_component_is_built_anew_every_time(self, bundle: Path) -> None:
         opened = load_bundle(bundle)
