@@ -36,4 +36,4 @@ def test_gpu_and_cpu_route_alike() -> None:
             mx.eval(kept, merged)
         np.testing.assert_array_equal(np.array(kept), select(scores, 2048))
         results.append(np.array(merged))
-    np.testing.assert_array_equal(*results)
+    np.testing.assert_array_equal(results[0], results[1])
