@@ -323,3 +323,18 @@ def test_a_table_is_finite_and_visits_falling_timesteps_or_is_refused(
     assert table.steps[0].previous == 0.0
     if sampler != "ddim":
         assert table.steps[-1].keep_x == 0.0  # ends on the denoised latent
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_advances_arrays_of_every_library_in_their_own_precision(sampler: str) -> None:
+    mx = pytest.importorskip("mlx.core")
+    table = build_table(read(make_scheduler(sampler)), sampler, 4)
+    step = table.steps[2]
+    x, output, before = (torch_randn((1, 4, 4, 4), seed) for seed in range(3))
+    wanted = step.advance(x, output, before)
+    in_torch = step.advance(torch.from_numpy(x), torch.from_numpy(output), torch.from_numpy(before))
+    in_mlx = step.advance(mx.array(x), mx.array(output), mx.array(before))
+    for one, two, three in zip(wanted, in_torch, in_mlx, strict=True):
+        assert (one.dtype, two.dtype, three.dtype) == (np.float32, torch.float32, mx.float32)
+        np.testing.assert_allclose(two.numpy(), one, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(np.array(three), one, rtol=1e-6, atol=1e-6)
