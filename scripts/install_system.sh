@@ -2,6 +2,7 @@
 # OpenBLAS and gcc for a fast BLAS under MLX on Linux: installed where they are missing and this may install them, that is
 # as root on Debian or Ubuntu. Never fails: without them MLX works, slowly.
 [ "$(uname -s)" = Linux ] || exit 0
+PATH=$PATH:/usr/sbin:/sbin # ldconfig
 missing=
 ldconfig -p 2>/dev/null | grep -q 'libopenblas\.so\.0' || missing="libopenblas0-pthread"
 command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
