@@ -1,0 +1,1 @@
+"""The PyTorch reference of routed diffusion transformers, and their fine-tuning."""

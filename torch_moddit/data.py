@@ -1,0 +1,249 @@
+"""Training data: a folder of pictures with captions, or latents and text states computed before.
+
+Every dataset here is a map from an index to a dictionary of tensors, and any other that returns the same keys will do:
+
+    latents (C, H, W)        scaled as the transformer sees them,   or  pixels (3, H, W) in -1..1, for a VAE
+    text (L, D), mask (L,)   text encoder states and 1 for tokens,  or  input_ids (L,), mask (L,), for a text encoder
+    resolution (2,), aspect_ratio (1,)   only for transformers with additional conditions
+
+Files of precomputed data, one or more `*.safetensors` in a folder, each with the tensors `latents` (n, C, H, W),
+`text` (n, L, D) and `mask` (n, L), and where needed `resolution` (n, 2) and `aspect_ratio` (n, 1); float16, bfloat16
+or float32. A file `null.safetensors` holds the empty caption as `text` (L, D) and `mask` (L,). The same names as `.npy`
+files (`latents.npy`, ...) in a folder, with `null_text.npy` and `null_mask.npy`, are read too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from moddit.errors import FormatError, MissingError, ShapeError
+
+Item = dict[str, Tensor]
+
+PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
+REQUIRED: Final = ("latents", "text", "mask")
+OPTIONAL: Final = ("resolution", "aspect_ratio")
+
+
+class PictureFolder(Dataset[Item]):
+    """Pictures with captions: `metadata.jsonl` with "file_name" and "text" a line, or NAME.txt beside NAME.png.
+
+    Pictures are scaled to cover the wanted size and cropped to its centre.
+
+    Args:
+        folder: searched for `metadata.jsonl` first, otherwise for pictures with text files, at any depth.
+        tokenizer: of the pipeline.
+        height, width: pixels.
+        max_tokens: length that captions are padded and cut to.
+        with_conditions: add resolution and aspect ratio.
+
+    Raises:
+        MissingError: no pictures, or one without a caption or file.
+        FormatError: a damaged `metadata.jsonl`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        *,
+        height: int,
+        width: int,
+        max_tokens: int,
+        with_conditions: bool = False,
+    ) -> None:
+        self.pairs = read_captions(folder)
+        self.tokenizer = tokenizer
+        self.height, self.width = height, width
+        self.max_tokens = max_tokens
+        self.with_conditions = with_conditions
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Item:
+        path, caption = self.pairs[index]
+        with Image.open(path) as opened:
+            picture = fit(opened.convert("RGB"), self.height, self.width)
+        pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1)
+        item = {"pixels": pixels, **tokenize(self.tokenizer, caption, self.max_tokens)}
+        if self.with_conditions:
+            item["resolution"] = torch.tensor([self.height, self.width], dtype=torch.float32)
+            item["aspect_ratio"] = torch.tensor([self.height / self.width])
+        return item
+
+    def null(self) -> Item:
+        """Return the empty caption, for caption dropout."""
+        return tokenize(self.tokenizer, "", self.max_tokens)
+
+
+class Precomputed(Dataset[Item]):
+    """Latents and text states from files (see the module's docstring), held in memory in their own precision.
+
+    Raises:
+        MissingError, FormatError, ShapeError: naming the file and the tensor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.tensors, self._null = _read_safetensors(folder) if _has_safetensors(folder) else _read_numpy(folder)
+        lengths = {name: len(value) for name, value in self.tensors.items()}
+        if len(set(lengths.values())) != 1:
+            raise ShapeError(f"[data] {folder}: tensors of different lengths, got {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.tensors["latents"])
+
+    def __getitem__(self, index: int) -> Item:
+        return {name: value[index].float() for name, value in self.tensors.items()}
+
+    def null(self) -> Item | None:
+        """Return the empty caption, or None if the folder has none."""
+        return self._null
+
+
+class Batches(Sampler[list[int]]):
+    """Index batches without end, in an order that depends on the seed and the position only, so that any step resumes.
+
+    Each epoch is a new permutation; a batch may reach from one epoch into the next.
+
+    Args:
+        count: items of the dataset.
+        batch: items of a batch.
+        seed: of the order.
+        first: number of the first batch.
+        stride: distance of the batches taken (processes times one).
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, *, first: int = 0, stride: int = 1) -> None:
+        self.count, self.batch, self.seed = count, batch, seed
+        self.first, self.stride = first, stride
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = self.first
+        while True:
+            start = number * self.batch
+            yield [self._index(position) for position in range(start, start + self.batch)]
+            number += self.stride
+
+    def _index(self, position: int) -> int:
+        epoch, offset = divmod(position, self.count)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = torch.randperm(self.count, generator=generator).tolist()
+            self._epoch = epoch
+        return self._order[offset]
+
+
+def tokenize(tokenizer: Any, caption: str, max_tokens: int) -> Item:
+    """Tokenize as the PixArt pipelines do: lower case, stripped, padded and cut to `max_tokens`."""
+    encoded = tokenizer(
+        caption.lower().strip(), padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
+    )
+    return {"input_ids": encoded.input_ids[0], "mask": encoded.attention_mask[0]}
+
+
+def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Scale a picture to cover height x width and crop its centre."""
+    scale = max(width / picture.width, height / picture.height)
+    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def read_captions(folder: Path) -> list[tuple[Path, str]]:
+    """List the pictures of a folder with their captions, sorted by path.
+
+    Raises:
+        as `PictureFolder`
+    """
+    metadata = folder / "metadata.jsonl"
+    pairs = _read_metadata(metadata) if metadata.is_file() else _read_side_files(folder)
+    if not pairs:
+        raise MissingError(
+            f"[data] {folder}: no pictures; want metadata.jsonl, or pictures with .txt files beside them"
+        )
+    return pairs
+
+
+def _read_metadata(path: Path) -> list[tuple[Path, str]]:
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            picture, caption = path.parent / row["file_name"], row["text"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise FormatError(f'[data] {path}:{number}: want a JSON object with "file_name" and "text"') from None
+        if not picture.is_file():
+            raise MissingError(f"[data] {path}:{number}: {picture} is not there")
+        pairs.append((picture, str(caption)))
+    return sorted(pairs)
+
+
+def _read_side_files(folder: Path) -> list[tuple[Path, str]]:
+    pairs = []
+    for picture in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
+        text = picture.with_suffix(".txt")
+        if not text.is_file():
+            raise MissingError(f"[data] {picture}: no caption, want {text.name} beside it or metadata.jsonl")
+        pairs.append((picture, text.read_text(encoding="utf-8").strip()))
+    return pairs
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def _read_safetensors(folder: Path) -> tuple[Item, Item | None]:
+    parts: list[Item] = []
+    null: Item | None = None
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise FormatError(f"[data] {path}: not a safetensors file or truncated ({error})") from None
+        if path.name == "null.safetensors":
+            null = _checked(tensors, ("text", "mask"), str(path))
+        else:
+            parts.append(_checked(tensors, REQUIRED, str(path)))
+    if not parts:
+        raise MissingError(f"[data] {folder}: no data beside null.safetensors")
+    return _concatenated(parts, folder), null
+
+
+def _read_numpy(folder: Path) -> tuple[Item, Item | None]:
+    found = {path.stem: torch.from_numpy(np.load(path, allow_pickle=False)) for path in sorted(folder.glob("*.npy"))}
+    null_names = {"null_text": "text", "null_mask": "mask"}
+    null = {null_names[name]: found.pop(name) for name in list(found) if name in null_names}
+    return _checked(found, REQUIRED, str(folder)), _checked(null, ("text", "mask"), str(folder)) if null else None
+
+
+def _checked(tensors: Item, required: Sequence[str], where: str) -> Item:
+    missing = sorted(set(required) - set(tensors))
+    unknown = sorted(set(tensors) - set(required) - set(OPTIONAL))
+    if missing or unknown:
+        raise MissingError(f"[data] {where}: missing {missing}, unknown {unknown}, want {sorted(required)}")
+    return tensors
+
+
+def _concatenated(parts: list[Item], folder: Path) -> Item:
+    names = {tuple(sorted(part)) for part in parts}
+    if len(names) != 1:
+        raise ShapeError(f"[data] {folder}: files hold different tensors, got {sorted(names)}")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,603 @@
+"""Fine-tuning of a dense PixArt transformer into a routed one, on Hugging Face Accelerate.
+
+From Python:
+
+    config = FinetuneConfig(output=Path("out/diffcr"), steps=2000, batch_size=32, target=0.5, distill_weight=1.0)
+    schedule = read_schedule(pipeline.scheduler)
+    result = finetune(config, pipeline.transformer, dataset, schedule, null=null, text_encoder=pipeline.text_encoder)
+    save_checkpoint(Path("out/model"), result.model, pipeline=pipeline, keep_ratio=result.keep_ratio)
+
+`dataset` maps an index to a dictionary of tensors, `null` is the empty caption under the same keys
+(`torch_moddit.data`): {"latents" (C, H, W), "text" (L, D), "mask" (L,)}, or "input_ids" in place of "text" together with
+`text_encoder`, or "pixels" in place of "latents" together with `vae`. `finetune` takes the transformer over (pass a copy
+to keep it), returns averaged weights with their plan, and calling it again with the same configuration resumes from its
+last checkpoint: a run that was killed ends with the weights of one that was not. `stop_after=N` ends a call after N
+steps, with a checkpoint. The controls are `mode=Mode.UNIFORM` (routers trained, every keep ratio the target),
+`Mode.RANDOM` (random tokens, no routers) and `Mode.DENSE`.
+
+From a shell: `python -m torch_moddit.finetune --help`; `accelerate launch -m torch_moddit.finetune ...` for many devices.
+
+How exact resuming works: everything random in a step (order of data, timesteps, noise, dropped captions, random
+routing) is drawn from generators seeded by (seed, step, micro-step, process), so no generator's state need be stored.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import PixArtTransformer2DModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from moddit.errors import FormatError, MissingError, StorageError, ValueRangeError
+from moddit.routing import DENOMINATOR, RoutingPlan
+from moddit.samplers import NoiseSchedule
+from torch_moddit.data import Batches, Item
+from torch_moddit.model import RoutedPixArt, Scoring
+from torch_moddit.ratios import KeepRatios, Pressure, check_target
+
+DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
+
+CHECKPOINTS: Final = "checkpoints"
+LOG: Final = "log.jsonl"
+# Fields of the configuration that may differ when a run resumes, because no weight depends on them.
+_FREE: Final = ("output", "log_every", "save_every", "workers", "progress")
+
+
+class Mode(Enum):
+    """What is learned beside the weights."""
+
+    LEARNED = "learned"  # routers and keep ratios (DiffCR)
+    UNIFORM = "uniform"  # routers; every keep ratio is the target (fixed-ratio MoD)
+    RANDOM = "random"  # nothing; every keep ratio is the target, tokens are kept at random, no gate
+    FIXED = "fixed"  # the routers of a routed model, under its own plan
+    DENSE = "dense"  # nothing, every token is kept, no gate
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How to train. Rates are AdamW's; shares are of `steps`."""
+
+    output: Path  # folder of the log and the checkpoints
+    steps: int  # optimizer steps
+    batch_size: int = 32  # samples of one process in one micro-step
+    accumulation: int = 1  # micro-steps of one optimizer step
+    mode: Mode = Mode.LEARNED
+    target: float = 0.5  # mean keep ratio over layers and regions
+    regions: int = 4  # of timesteps
+    learning_rate: float = 1e-4  # of the transformer
+    router_rate: float = 1e-3
+    ratio_rate: float = 5e-3
+    weight_decay: float = 0.01  # of the transformer
+    beta2: float = 0.99
+    max_grad_norm: float = 1.0  # of transformer and routers
+    warmup: int = 50  # steps
+    flat_share: float = 0.5  # before the rates fall as a cosine
+    floor: float = 0.03  # share of the rates left at the end
+    fall_share: float = 0.35  # in which the ratios' mean falls from 1 to the target
+    freeze_share: float = (
+        0.6  # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
+    )
+    distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
+    caption_dropout: float = 0.1  # share of samples trained on the empty caption
+    ema_decay: float = 0.999
+    mixed_precision: str = "no"  # or "fp16", "bf16"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    log_every: int = 20  # steps
+    save_every: int = 500  # steps
+    keep_checkpoints: int = 2
+    workers: int = 0  # processes that read data
+    progress: bool = True  # bar on stderr
+
+    def __post_init__(self) -> None:
+        check_target(self.target)
+        for name in ("steps", "batch_size", "accumulation", "regions", "log_every", "save_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueRangeError(f"[finetune] {name} out of range, got {getattr(self, name)}, want at least 1")
+        for name in ("flat_share", "floor", "fall_share", "freeze_share", "caption_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueRangeError(f"[finetune] {name} out of range, got {getattr(self, name)}, want 0..1")
+        if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
+            raise ValueRangeError(
+                f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"
+            )
+
+    @property
+    def tenths(self) -> int:
+        return round(self.target * DENOMINATOR)
+
+    @property
+    def freeze_step(self) -> int:
+        return max(1, round(self.freeze_share * self.steps))
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a call of `finetune` reached."""
+
+    model: RoutedPixArt  # averaged weights, evaluation mode, with the final plan
+    keep_ratio: Tensor | None  # learned ratios [layers][regions]; None where none were learned
+    step: int
+    is_finished: bool
+    log: Path
+
+
+class Trainee(nn.Module):
+    """What training changes, as one module for Accelerate: the transformer and its keep ratios."""
+
+    def __init__(self, model: RoutedPixArt, ratios: KeepRatios | None) -> None:
+        super().__init__()
+        self.model = model
+        self.ratios = ratios
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, conditions: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        if self.ratios is None:
+            return self.model(latents, timestep, text, mask, conditions)
+        output = self.model(latents, timestep, text, mask, conditions, routing=self.ratios.read())
+        # frozen ratios stay part of the graph, because distributed training waits for every gradient
+        return output + 0.0 * self.ratios.values.sum()
+
+
+def finetune(
+    config: FinetuneConfig,
+    model: PixArtTransformer2DModel | RoutedPixArt,
+    dataset: Dataset[Item],
+    schedule: NoiseSchedule,
+    *,
+    null: Item | None = None,
+    text_encoder: nn.Module | None = None,
+    vae: nn.Module | None = None,
+    draw_timesteps: DrawTimesteps | None = None,
+    stop_after: int | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> FinetuneResult:
+    """Train, from the last checkpoint in `config.output` if there is one.
+
+    Args:
+        config: how to train.
+        model: dense transformer, taken over and trained in place; a RoutedPixArt only for `Mode.FIXED`.
+        dataset: see the module's docstring.
+        schedule: noise levels and prediction type of the model.
+        null: the empty caption, with the dataset's text keys; needed for caption dropout.
+        text_encoder: T5 encoder, kept as it is, for datasets with "input_ids".
+        vae: AutoencoderKL, kept as it is, for datasets with "pixels".
+        draw_timesteps: how timesteps are drawn; stratified over all of them by default.
+        stop_after: steps of this call, after which it writes a checkpoint and returns.
+        on_log: called with each row of the log.
+
+    Raises:
+        MissingError: `null`, `text_encoder` or `vae` is needed and absent.
+        ValueRangeError: a checkpoint was made with another configuration.
+        StorageError: a checkpoint cannot be written.
+    """
+    if null is None and config.caption_dropout > 0:
+        raise MissingError(
+            "[finetune] caption_dropout needs the empty caption `null`; pass it, or set the dropout to 0"
+        )
+    trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, on_log)
+    trainer.resume()
+    return trainer.train(dataset, null, stop_after)
+
+
+class Trainer:
+    """One run: everything that changes from step to step, and how it is stored."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        model: PixArtTransformer2DModel | RoutedPixArt,
+        schedule: NoiseSchedule,
+        text_encoder: nn.Module | None,
+        vae: nn.Module | None,
+        draw_timesteps: DrawTimesteps | None,
+        on_log: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.config = config
+        self.schedule = schedule
+        stratified = partial(draw_stratified, num_train_timesteps=schedule.num_train_timesteps)
+        self.draw_timesteps = draw_timesteps or stratified
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
+        )
+        device = self.accelerator.device
+        self.teacher = _freeze(copy.deepcopy(model)).to(device) if config.distill_weight > 0 else None
+        self.text_encoder = None if text_encoder is None else _freeze(text_encoder).to(device)
+        self.vae: Any = None if vae is None else _freeze(vae).to(device)
+        self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
+        self.pressure = Pressure(config.target, fall_steps=max(1, round(config.fall_share * config.steps)))
+        self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
+        self.average.to(device)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.trainee, make_optimizer(config, self.trainee))
+        self.accelerator.register_for_checkpointing(self.average, self.pressure)
+        alphas = torch.from_numpy(schedule.alphas_cumprod)
+        self.signal, self.noise = alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device)
+        self.step = 0
+        self.log = Log(config.output / LOG, on_log)
+        self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
+
+    def train(self, dataset: Dataset[Item], null: Item | None, stop_after: int | None) -> FinetuneResult:
+        """Take the steps that are left, or `stop_after` of them."""
+        config, accelerator = self.config, self.accelerator
+        last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
+        batches = iter(self._loader(dataset))
+        bar = tqdm(total=config.steps, initial=self.step, disable=not (config.progress and accelerator.is_main_process))
+        self.trainee.train()
+        while self.step < last:
+            self._before_step()
+            for micro in range(config.accumulation):
+                self._micro_step(next(batches), micro, null)
+            self.step += 1
+            bar.update()
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                bar.set_postfix(self._write_log())
+            if self.step % config.save_every == 0 or self.step == last:
+                self.save()
+        bar.close()
+        return self._result()
+
+    def save(self) -> None:
+        """Write a checkpoint whole, and drop the oldest.
+
+        Raises:
+            StorageError: disk full, or no permission.
+        """
+        folder = self.config.output / CHECKPOINTS / f"{self.step:08d}"
+        temporary = folder.with_suffix(".tmp")
+        main = self.accelerator.is_main_process
+        try:
+            if main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                state = {"step": self.step, "config": describe(self.config)}
+                (temporary / "progress.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if main:
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+                for old in list_checkpoints(self.config.output)[: -self.config.keep_checkpoints]:
+                    shutil.rmtree(old)
+        except OSError as error:
+            raise StorageError(f"[finetune] cannot write {folder}: {error}") from error
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint if there is one.
+
+        Raises:
+            ValueRangeError: it was made with another configuration.
+            FormatError: it is damaged.
+        """
+        found = list_checkpoints(self.config.output)
+        if not found:
+            return False
+        path = found[-1] / "progress.json"
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            step, saved = int(state["step"]), state["config"]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise FormatError(f"[finetune] {path}: not the state of a run ({error}); delete this checkpoint") from None
+        present = describe(self.config)
+        changed = sorted(key for key in present.keys() | saved.keys() if present.get(key) != saved.get(key))
+        if changed:
+            raise ValueRangeError(
+                f"[finetune] {path}: the run was started with another {', '.join(changed)}; "
+                "repeat its configuration or choose another output folder"
+            )
+        self.accelerator.load_state(str(found[-1]))
+        self.step = step
+        if self.accelerator.is_main_process:
+            self.log.trim(step)
+        return True
+
+    def _before_step(self) -> None:
+        """Set the rates, and freeze the ratios when it is time."""
+        config, ratios = self.config, self.trainee.ratios
+        if ratios is not None and not ratios.is_frozen and self.step >= config.freeze_step:
+            ratios.freeze(config.target)
+            self.average.optimization_step = (
+                0  # forget weights of other ratios soon: the average starts to warm up again
+            )
+        factor = rate_factor(self.step, config)
+        for group in self.optimizer.param_groups:
+            learns = group["name"] != "ratios" or (ratios is not None and not ratios.is_frozen)
+            # ratios have a schedule of their own, the falling goal; a rate that falls would leave the mean behind
+            group["lr"] = (group["base_rate"] * (1.0 if group["name"] == "ratios" else factor)) if learns else 0.0
+
+    def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
+        """Add one batch's gradient; after the last one of the step, move the weights."""
+        config, accelerator, ratios = self.config, self.accelerator, self.trainee.ratios
+        generator = self._generator(micro)
+        self.trainee.model.generator = generator
+        with accelerator.accumulate(self.wrapped):
+            accelerator.backward(self._loss(batch, null, generator))
+            if not accelerator.sync_gradients:
+                return
+            accelerator.unscale_gradients()
+            if ratios is not None and not ratios.is_frozen:
+                self.pressure.push(ratios, self.step)
+            accelerator.clip_grad_norm_(self.trainee.model.parameters(), config.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if ratios is not None:
+                ratios.project()
+            self.average.step(self.trainee.model.parameters())
+
+    def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
+        """Noise a batch, predict, and compare with the truth and the teacher."""
+        device = self.accelerator.device
+        latents, text, mask, conditions = self._encode(batch, null, generator)
+        timesteps = self.draw_timesteps(len(latents), generator)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        regions = (timesteps * self.config.regions // self.schedule.num_train_timesteps).to(device)
+        timesteps = timesteps.to(device)
+        signal, share = (table[timesteps].view(-1, 1, 1, 1) for table in (self.signal, self.noise))
+        noisy = signal * latents + share * noise
+        wanted = noise if self.schedule.prediction_type == "epsilon" else signal * noise - share * latents
+        output = self._predict(self.wrapped, noisy, timesteps, text, mask, conditions)
+        losses = (output - wanted).square().mean(dim=(1, 2, 3))
+        distances = torch.zeros_like(losses)
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                told = self._predict(self._teach, noisy, timesteps, text, mask, conditions)
+            distances = (output - told).square().mean(dim=(1, 2, 3))
+        rows = torch.stack([losses, distances, torch.ones_like(losses)], dim=1).detach()
+        self.totals.index_add_(0, regions, rows)
+        return (losses + self.config.distill_weight * distances).mean()
+
+    def _predict(self, predict: Callable[..., Tensor], noisy: Tensor, *inputs: Any) -> Tensor:
+        """Predict noise or velocity, without the variance that some models predict beside it."""
+        return predict(noisy, *inputs)[:, : noisy.shape[1]].float()
+
+    def _teach(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor, conditions: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        assert self.teacher is not None
+        if isinstance(self.teacher, RoutedPixArt):
+            return self.teacher(noisy, timesteps, text, mask, conditions)
+        return self.teacher(
+            noisy,
+            encoder_hidden_states=text,
+            timestep=timesteps,
+            encoder_attention_mask=mask,
+            added_cond_kwargs=dict(conditions) if conditions else {"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+
+    @torch.no_grad()
+    def _encode(
+        self, batch: Item, null: Item | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor] | None]:
+        """Turn a batch into latents, text states, mask and conditions; some captions become the empty one."""
+        device = self.accelerator.device
+        count = len(batch["mask"])
+        dropped = torch.rand(count, generator=generator) < self.config.caption_dropout
+        key = "text" if "text" in batch else "input_ids"
+        values, mask = batch[key], batch["mask"]
+        if null is not None:
+            values = torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), null[key].to(values.dtype), values)
+            mask = torch.where(dropped.view(-1, 1), null["mask"].to(mask.dtype), mask)
+        values, mask = values.to(device), mask.to(device)
+        if key == "input_ids":
+            if self.text_encoder is None:
+                raise MissingError("[finetune] the dataset gives input_ids: pass `text_encoder`")
+            values = self.text_encoder(values, attention_mask=mask)[0]
+        latents = batch["latents"].to(device) if "latents" in batch else self._encode_pixels(batch["pixels"], generator)
+        conditions: dict[str, Tensor] = {
+            name: batch[name].to(device) for name in ("resolution", "aspect_ratio") if name in batch
+        }
+        return latents.float(), values.float(), mask, conditions or None
+
+    def _encode_pixels(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        if self.vae is None:
+            raise MissingError("[finetune] the dataset gives pixels: pass `vae`")
+        encoded = self.vae.encode(pixels.to(self.accelerator.device, self.vae.dtype)).latent_dist
+        noise = torch.randn(encoded.mean.shape, generator=generator).to(encoded.mean)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        latents: Tensor = (encoded.mean + encoded.std * noise - shift) * self.vae.config.scaling_factor
+        return latents
+
+    def _loader(self, dataset: Any) -> DataLoader[Item]:
+        accelerator, config = self.accelerator, self.config
+        first = self.step * config.accumulation * accelerator.num_processes + accelerator.process_index
+        batches = Batches(len(dataset), config.batch_size, config.seed, first=first, stride=accelerator.num_processes)
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=config.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+
+    def _generator(self, micro: int) -> torch.Generator:
+        """Make the source of everything random in one micro-step of this process."""
+        key = [self.config.seed, self.step, micro, self.accelerator.process_index]
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        return torch.Generator().manual_seed(seed >> 1)
+
+    def _write_log(self) -> dict[str, str]:
+        """Write the means since the last row; return what the progress bar shows."""
+        totals = self.accelerator.reduce(self.totals).cpu()
+        self.totals.zero_()
+        sums = totals.sum(dim=0)
+        diffusion, distill = (float(sums[i] / sums[2]) for i in (0, 1))
+        row = {
+            "step": self.step,
+            "samples": self.step * self.config.batch_size * self.config.accumulation * self.accelerator.num_processes,
+            "loss": diffusion + self.config.distill_weight * distill,
+            "diffusion_loss": diffusion,
+            "distill_loss": distill,
+            "diffusion_loss_by_region": (totals[:, 0] / totals[:, 2].clamp_min(1)).tolist(),
+            "keep_ratio": self._keep_ratio(),
+            "keep_ratio_by_region": self._keep_ratio_by_region(),
+            "pressure": self.pressure.level,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        if self.accelerator.is_main_process:
+            self.log.write(row)
+        return {"loss": f"{row['loss']:.4f}", "keep": f"{row['keep_ratio']:.3f}"}
+
+    def _keep_ratio(self) -> float:
+        ratios, plan = self.trainee.ratios, self.trainee.model.plan
+        return ratios.mean if ratios is not None else 1.0 if plan is None else plan.mean_keep_ratio
+
+    def _keep_ratio_by_region(self) -> list[float]:
+        ratios, plan = self.trainee.ratios, self.trainee.model.plan
+        if ratios is not None:
+            return ratios.region_means()
+        if plan is None:
+            return [1.0] * self.config.regions
+        return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
+
+    def _result(self) -> FinetuneResult:
+        """Copy the averaged weights into a model of their own, with the final plan."""
+        trained, ratios = self.trainee.model, self.trainee.ratios
+        is_finished = self.step >= self.config.steps
+        keep_ratio = None
+        if ratios is not None:
+            final = copy.deepcopy(ratios)
+            if is_finished and not final.is_frozen:
+                final.freeze(self.config.target)
+            keep_ratio = final.values.detach().cpu().clone()
+        trained.generator = None
+        model = copy.deepcopy(trained).cpu()
+        self.average.copy_to(model.parameters())
+        if ratios is not None:
+            model.plan = final.plan()
+        self.accelerator.free_memory()
+        return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
+
+
+class Log:
+    """A file of one JSON object a line."""
+
+    def __init__(self, path: Path, on_log: Callable[[dict[str, Any]], None] | None) -> None:
+        self.path = path
+        self.on_log = on_log
+        self.start = time.monotonic()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row, with the seconds since this process started to train."""
+        row = {**row, "seconds": round(time.monotonic() - self.start, 2)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.on_log is not None:
+            self.on_log(row)
+
+    def trim(self, step: int) -> None:
+        """Drop the rows after a step, which a resumed run writes again."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def make_trainee(
+    config: FinetuneConfig, model: PixArtTransformer2DModel | RoutedPixArt, num_train_timesteps: int
+) -> Trainee:
+    """Add what a mode trains to a dense transformer, which it takes over.
+
+    Raises:
+        ValueRangeError: the model is already routed in another mode than FIXED, or not routed in it.
+    """
+    if isinstance(model, RoutedPixArt) != (config.mode is Mode.FIXED):
+        raise ValueRangeError(
+            f"[finetune] mode {config.mode.value} got a {type(model).__name__}, want a dense PixArtTransformer2DModel, "
+            "or in mode fixed a RoutedPixArt"
+        )
+    if isinstance(model, RoutedPixArt):
+        return Trainee(model, None)
+    layers = int(dict(model.config)["num_layers"])
+    if config.mode is Mode.DENSE:
+        return Trainee(RoutedPixArt(model, None), None)
+    tenths = DENOMINATOR if config.mode is Mode.LEARNED else config.tenths
+    plan = RoutingPlan.uniform(layers, config.regions, tenths, num_train_timesteps)
+    scoring = Scoring.RANDOM if config.mode is Mode.RANDOM else Scoring.LEARNED
+    ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
+    routed = RoutedPixArt.from_dense(model, plan, scoring)
+    routed.gradient_checkpointing = config.gradient_checkpointing
+    return Trainee(routed, ratios)
+
+
+def make_optimizer(config: FinetuneConfig, trainee: Trainee) -> torch.optim.AdamW:
+    """Make AdamW with rates of their own for transformer, routers and ratios."""
+    routers = trainee.model.router_parameters()
+    known = {id(parameter) for parameter in routers}
+    weights = [parameter for parameter in trainee.model.parameters() if id(parameter) not in known]
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": weights, "lr": config.learning_rate, "weight_decay": config.weight_decay}
+    ]
+    if routers:
+        groups.append({"name": "routers", "params": routers, "lr": config.router_rate, "weight_decay": 0.0})
+    if trainee.ratios is not None:
+        values = [trainee.ratios.values]
+        groups.append({"name": "ratios", "params": values, "lr": config.ratio_rate, "weight_decay": 0.0})
+    for group in groups:
+        group["base_rate"] = group["lr"]
+    return torch.optim.AdamW(groups, betas=(0.9, config.beta2))
+
+
+def rate_factor(step: int, config: FinetuneConfig) -> float:
+    """Share of the full rates at a step: linear warm-up, flat, then a cosine down to `floor`."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    start = max(config.warmup, round(config.flat_share * config.steps))
+    done = min(1.0, max(0, step - start) / max(1, config.steps - start))
+    return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def draw_stratified(count: int, generator: torch.Generator, *, num_train_timesteps: int) -> Tensor:
+    """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
+    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
+    return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
+
+
+def read_schedule(scheduler: Any) -> NoiseSchedule:
+    """Read the noise levels and prediction type of a diffusers scheduler.
+
+    Raises:
+        UnsupportedError: a scheduler that is not implemented.
+    """
+    return NoiseSchedule.from_diffusers({"_class_name": type(scheduler).__name__, **scheduler.config}, "scheduler")
+
+
+def describe(config: FinetuneConfig) -> dict[str, Any]:
+    """Write the fields on which the weights depend as JSON values."""
+    values = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    return {**values, "mode": config.mode.value}
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """List the whole checkpoints of a run, oldest first."""
+    folder = output / CHECKPOINTS
+    return sorted(path for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+
+
+def _freeze(module: Any) -> Any:
+    return module.requires_grad_(False).eval()
+
+
+if __name__ == "__main__":
+    from torch_moddit.cli import main
+
+    main()
