@@ -1,0 +1,255 @@
+"""The command line: `mlx_moddit generate` and `mlx_moddit info`.
+
+Results go to stdout, progress and warnings to stderr. Exit status 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import mlx.core as mx
+from tqdm import tqdm
+
+import moddit
+from mlx_moddit import info as bundle_info
+from mlx_moddit.embedded import embedded_bundle
+from mlx_moddit.images import (
+    DEFAULT_PATTERN,
+    check_outputs,
+    name_files,
+    read_metadata,
+    save_image,
+    save_picture,
+)
+from mlx_moddit.load import DTYPES
+from mlx_moddit.memory import peak_rss_bytes
+from mlx_moddit.metadata import Metadata, ModelReference, versions
+from mlx_moddit.pipeline import Pipeline, Run, spread_seeds
+from mlx_moddit.report import Report, SavedPicture
+from mlx_moddit.routes import draw_routes
+from mlx_moddit.settings import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, Settings
+from mlx_moddit.stages import Encoded, Stage, Step
+from moddit.errors import FormatError, MissingError, ModditError, ValueRangeError
+from moddit.manifest import read_manifest
+from moddit.samplers import SAMPLERS
+
+INTERRUPTED: Final = 130
+STDIN: Final = "-"
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Print one line for what a user or a file caused, and exit."""
+    try:
+        yield
+    except ModditError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(moddit.__version__, prog_name="mlx_moddit")
+def main() -> None:
+    """Generate pictures with routed diffusion transformers on MLX."""
+
+
+@main.command()
+@click.option("--model", metavar="DIR", help="Bundle to use.  [default: the embedded model]")
+@click.option("-p", "--prompt", help="What to draw.")
+@click.option("--prompt-file", metavar="FILE", help="Prompts, one a line, - for stdin; empty lines are skipped.")
+@click.option("--negative-prompt", help='What to avoid.  [default: ""]')
+@click.option("--steps", type=click.IntRange(1), help=f"Denoising steps.  [default: {DEFAULT_STEPS}]")
+@click.option(
+    "--guidance-scale",
+    "--guidance",
+    type=click.FloatRange(0),
+    help=f"How much to follow the prompt; 1 or less turns guidance off.  [default: {DEFAULT_GUIDANCE_SCALE}]",
+)
+@click.option("--seed", "seeds", type=int, multiple=True, metavar="N", help="Seed; repeatable.  [default: 0]")
+@click.option("--num-images", type=click.IntRange(1), default=1, show_default=True, help="Pictures for each seed.")
+@click.option("--height", type=click.IntRange(1), help="Pixels.  [default: the model's]")
+@click.option("--width", type=click.IntRange(1), help="Pixels.  [default: the model's]")
+@click.option("--sampler", type=click.Choice(SAMPLERS), help="[default: the model's]")
+@click.option(
+    "-o",
+    "--output",
+    default=DEFAULT_PATTERN,
+    show_default=True,
+    metavar="PATTERN",
+    help="File to write; {prompt}, {seed} and {index} are filled in.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    help="Precision to compute in.  [default: as stored, on a CPU float32]",
+)
+@click.option("--low-ram", is_flag=True, help="Keep one component in memory at a time.")
+@click.option("--save-routes", metavar="PATTERN", help="Draw which tokens each region keeps into a second PNG.")
+@click.option(
+    "--config-from",
+    metavar="PNG",
+    help="Repeat the picture in this file; other options override its settings.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of paths and a table.")
+def generate(**options: Any) -> None:
+    """Generate pictures of a prompt.
+
+    Every PNG tells how it was made, for --config-from.
+    """
+    with exit_on_error():
+        texts = [options[name] for name in ("prompt", "prompt_file") if options[name] is not None]
+        if len(texts) > 1 or not (texts or options["config_from"]):
+            raise click.UsageError("Give one of --prompt and --prompt-file, or --config-from.")
+        report = _generate(options)
+    if options["as_json"]:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        for picture in report.pictures:
+            click.echo(picture.path)
+        click.echo(report.table(), err=True)
+
+
+@main.command()
+@click.option("--model", metavar="DIR", help="Bundle to describe.  [default: the embedded model]")
+@click.option("--height", type=click.IntRange(1), help="Pixels, for capacities and memory.  [default: the model's]")
+@click.option("--width", type=click.IntRange(1), help="Pixels, for capacities and memory.  [default: the model's]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def info(model: str | None, height: int | None, width: int | None, as_json: bool) -> None:
+    """Describe a bundle: components, capacities per region, memory."""
+    with exit_on_error():
+        manifest = read_manifest(_folder(model))
+        settings = Settings.complete(manifest.spec, "", height=height, width=width)
+        facts = bundle_info.describe(manifest, height=settings.height, width=settings.width)
+    click.echo(json.dumps(facts, indent=2) if as_json else bundle_info.write(facts))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The pictures of one run and where they go."""
+
+    settings: tuple[Settings, ...]
+    paths: tuple[Path, ...]
+    route_paths: tuple[Path, ...] | None
+    overwrite: bool
+
+
+def _generate(options: dict[str, Any]) -> Report:
+    repeated = None if options["config_from"] is None else read_metadata(Path(options["config_from"]))
+    chosen, dtype = options["model"], options["dtype"]
+    if repeated is not None:
+        chosen = repeated.model.path if chosen is None else chosen
+        dtype = repeated.dtype if dtype is None else dtype
+    pipeline = Pipeline.load(_folder(chosen), dtype=dtype, low_ram=options["low_ram"])
+    reference = ModelReference.of(pipeline.bundle.manifest, chosen)
+    if repeated is not None and options["model"] is None and reference.fingerprint != repeated.model.fingerprint:
+        raise ValueRangeError(
+            f"[metadata] {options['config_from']} was made with another model than "
+            f"{chosen or 'the embedded one'} is now; name the one to use with --model"
+        )
+    job = _plan(options, pipeline, repeated)
+    check_outputs((*job.paths, *(job.route_paths or ())), overwrite=job.overwrite)
+    metadata = Metadata(job.settings[0], reference, pipeline.dtype, versions())
+    with _Progress(job.settings, pipeline.bundle.spec.max_sequence_length) as progress:
+        run = pipeline.run(job.settings, routes=job.route_paths is not None, on_stage=progress)
+        saved = _save(run, job, metadata)
+    device = str(mx.default_device())
+    return Report(saved, run.costs, peak_rss_bytes(), reference, pipeline.dtype, device, metadata.versions)
+
+
+def _folder(model: str | None) -> Path:
+    return embedded_bundle() if model is None else Path(model)
+
+
+def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None) -> _Job:
+    """Work out settings and names of all pictures: from options, then the repeated picture, then defaults."""
+    names = ("negative_prompt", "steps", "guidance_scale", "height", "width", "sampler")
+    values = {} if repeated is None else repeated.settings.to_json()
+    values |= {name: options[name] for name in names if options[name] is not None}
+    prompts = _prompts(options) or [values["prompt"]]
+    seeds = spread_seeds(options["seeds"] or [values.get("seed", 0)], options["num_images"])
+    given = {name: values[name] for name in names if name in values}
+    complete = [Settings.complete(pipeline.bundle.spec, prompt, **given) for prompt in prompts]
+    settings = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
+    routes = options["save_routes"]
+    job = _Job(
+        settings=settings,
+        paths=name_files(options["output"], settings),
+        route_paths=None if routes is None else name_files(routes, settings),
+        overwrite=options["overwrite"],
+    )
+    if job.route_paths is not None and set(job.paths) & set(job.route_paths):
+        raise ValueRangeError(f"[output] --save-routes and --output name the same file, {job.paths[0]}")
+    return job
+
+
+def _prompts(options: dict[str, Any]) -> list[str]:
+    file = options["prompt_file"]
+    if file is None:
+        return [] if options["prompt"] is None else [options["prompt"]]
+    try:
+        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingError(f"[prompts] {file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"[prompts] {file}: cannot read it ({error}), want UTF-8 text") from None
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise FormatError(f"[prompts] {file}: no prompts in it, want one a line")
+    return prompts
+
+
+def _save(run: Run, job: _Job, metadata: Metadata) -> tuple[SavedPicture, ...]:
+    saved = []
+    for index, picture in enumerate(run):
+        save_picture(
+            job.paths[index], picture.image, replace(metadata, settings=picture.settings), overwrite=job.overwrite
+        )
+        routes = None if job.route_paths is None else job.route_paths[index]
+        if routes is not None:
+            save_image(routes, draw_routes(picture.image, picture.routes), overwrite=job.overwrite)
+        saved.append(SavedPicture(job.paths[index], routes, picture.settings, picture.step_seconds))
+    return tuple(saved)
+
+
+class _Progress:
+    """A bar on stderr for each picture, where stderr is a terminal, and warnings about texts that were cut."""
+
+    def __init__(self, settings: Sequence[Settings], max_tokens: int):
+        self._settings = settings
+        self._max_tokens = max_tokens
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, stage: Stage) -> None:
+        if isinstance(stage, Encoded) and max(stage.tokens) >= self._max_tokens:
+            click.echo(f"warning: a text fills all {self._max_tokens} tokens; what is beyond them is ignored", err=True)
+        if not isinstance(stage, Step):
+            return
+        if stage.index == 0:
+            label = f"picture {stage.picture + 1}/{len(self._settings)}, seed {self._settings[stage.picture].seed}"
+            self._bar = tqdm(total=stage.total, desc=label, unit="step", file=sys.stderr, disable=None)
+        if self._bar is not None:
+            self._bar.update()
+        if stage.is_last:
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

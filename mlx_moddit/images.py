@@ -1,0 +1,134 @@
+"""Picture files: where they go, writing them whole or not at all, and reading back how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from mlx_moddit.metadata import Metadata
+from mlx_moddit.settings import Settings
+from moddit.errors import FormatError, MissingError, OutputExistsError, StorageError, ValueRangeError
+
+DEFAULT_PATTERN: Final = "{prompt}-{seed}.png"
+FIELDS: Final = ("prompt", "seed", "index")
+CHUNK: Final = "moddit"
+CHUNK_FOR_PEOPLE: Final = "parameters"
+_LONGEST_NAME: Final = 60  # characters of a prompt in a file name
+
+
+def name_files(pattern: str, settings: Sequence[Settings]) -> tuple[Path, ...]:
+    """Fill in the pattern of an output for each picture.
+
+    Args:
+        pattern: a path in which {seed}, {index} (0, 1, ...) and {prompt} (shortened to letters, digits and hyphens)
+            stand for those of the picture; numbers take a width, as in {index:03}.
+        settings: of each picture.
+
+    Raises:
+        ValueRangeError: another field in braces, a name that is not of a PNG, or one name for two pictures.
+    """
+    try:
+        used = [
+            (field, conversion) for _, field, _, conversion in string.Formatter().parse(pattern) if field is not None
+        ]
+        if any(field not in FIELDS or conversion for field, conversion in used):
+            raise ValueError("unknown field")
+        paths = tuple(
+            Path(pattern.format(prompt=_shorten(item.prompt), seed=item.seed, index=index))
+            for index, item in enumerate(settings)
+        )
+    except ValueError as error:
+        wanted = ", ".join(f"{{{field}}}" for field in FIELDS)
+        raise ValueRangeError(f"[output] cannot read pattern {pattern!r} ({error}), want only {wanted}") from None
+    for path in paths:
+        if path.suffix.lower() != ".png":
+            raise ValueRangeError(f"[output] {path} is not the name of a PNG, want one that ends in .png")
+    name, count = Counter(paths).most_common(1)[0]
+    if count > 1:
+        raise ValueRangeError(
+            f"[output] {count} pictures would be called {name}; use {{seed}} or {{index}} in the name"
+        )
+    return paths
+
+
+def check_outputs(paths: Sequence[Path], *, overwrite: bool) -> None:
+    """Check that all files can be written, before any work is done for them; makes their folders.
+
+    Raises:
+        OutputExistsError: a file is there already, and `overwrite` is off.
+        StorageError: a folder cannot be made or written to.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise OutputExistsError(f"[output] {path} is a folder, want the name of a file")
+        if path.exists() and not overwrite:
+            raise OutputExistsError(f"[output] {path} exists; choose another name or allow it with --overwrite")
+    for folder in {path.parent for path in paths}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"[output] cannot make folder {folder}: {error.strerror}") from None
+        if not os.access(folder, os.W_OK):
+            raise StorageError(f"[output] cannot write into folder {folder}: permission denied")
+
+
+def save_picture(path: Path, image: Image.Image, metadata: Metadata, *, overwrite: bool) -> None:
+    """Write a PNG that tells how it was made; otherwise as `save_image`."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(CHUNK, json.dumps(metadata.to_json(), sort_keys=True))
+    text.add_itxt(CHUNK_FOR_PEOPLE, metadata.describe())
+    save_image(path, image, text, overwrite=overwrite)
+
+
+def save_image(path: Path, image: Image.Image, text: PngImagePlugin.PngInfo | None = None, *, overwrite: bool) -> None:
+    """Write a PNG, which appears under its name when it is complete; an interruption leaves nothing behind.
+
+    Raises:
+        OutputExistsError: the file has appeared since `check_outputs`, and `overwrite` is off.
+        StorageError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                image.save(file, format="PNG", pnginfo=text)
+            if path.exists() and not overwrite:
+                raise OutputExistsError(f"[output] {path} has appeared meanwhile; it is left as it is")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"[output] cannot write {path}: {error.strerror or error}") from None
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read how a picture was made.
+
+    Raises:
+        MissingError: no such file, or a PNG that moddit did not write (or whose text another program dropped).
+        FormatError: not a PNG, or metadata that this version cannot read.
+    """
+    try:
+        with Image.open(path) as image:
+            text = image.text.get(CHUNK) if isinstance(image, PngImagePlugin.PngImageFile) else None
+            kind = image.format
+    except FileNotFoundError:
+        raise MissingError(f"[metadata] {path}: no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise FormatError(f"[metadata] {path}: cannot read the picture ({error})") from None
+    if text is None:
+        raise MissingError(f"[metadata] {path}: a {kind} without moddit's settings; want a PNG as moddit wrote it")
+    return Metadata.from_text(text, str(path))
+
+
+def _shorten(prompt: str) -> str:
+    words = re.sub(r"[^0-9a-z]+", "-", prompt.lower()).strip("-")
+    return words[:_LONGEST_NAME].rstrip("-") or "picture"

@@ -1,0 +1,253 @@
+"""From a prompt to a picture.
+
+    pipeline = Pipeline.load("bundle")
+    result = pipeline.generate("a large red circle", seed=[1, 2], steps=20)
+    result.pictures[0].image.save("circle.png")
+
+`Pipeline.stages` is for callers that evaluate, show or free every stage themselves; `Pipeline.run` evaluates and
+measures the stages and yields each picture when it is finished; `Pipeline.generate` collects them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Self
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mlx_moddit.load import DTYPES, Bundle, load_bundle
+from mlx_moddit.memory import Meter, StageCost, peak_rss_bytes
+from mlx_moddit.routes import RegionRoutes, RouteCounter
+from mlx_moddit.settings import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, Settings
+from mlx_moddit.stages import Decoded, Encoded, Generation, Loaded, Prepared, Stage, Step
+from moddit.errors import ModditError, UnsupportedError, ValueRangeError
+
+LAP_NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Step: "denoise", Decoded: "decode"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A finished picture and how it came about."""
+
+    settings: Settings
+    pixels: NDArray[np.uint8]  # (H, W, 3)
+    step_seconds: tuple[float, ...]
+    routes: tuple[RegionRoutes, ...]  # empty unless asked for
+
+    @property
+    def image(self) -> Image.Image:
+        return Image.fromarray(self.pixels)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of a run, and what its stages cost."""
+
+    pictures: tuple[Picture, ...]
+    costs: tuple[StageCost, ...]  # load, encode, prepare, denoise, decode: those that ran
+    peak_rss_bytes: int  # of the process
+
+    @property
+    def images(self) -> tuple[NDArray[np.uint8], ...]:
+        return tuple(picture.pixels for picture in self.pictures)
+
+
+class Pipeline:
+    """A model, ready to generate. Components are loaded on first use; one thread at a time may use them."""
+
+    def __init__(self, bundle: Bundle, *, low_ram: bool = False):
+        self.bundle = bundle
+        self.low_ram = low_ram
+        self._generation = Generation(bundle, low_ram=low_ram)
+
+    @classmethod
+    def load(cls, path: Path | str, dtype: str | None = None, low_ram: bool = False) -> Self:
+        """Open a bundle that `python -m convert --to mlx` wrote.
+
+        Args:
+            path: the bundle's folder.
+            dtype: "float16", "bfloat16" or "float32", to compute in. By default the stored one on a GPU, and float32 on
+                a CPU, where MLX takes 30 times as long for half precision.
+            low_ram: keep one component in memory at a time, and the text encoder's blocks one by one; costs reading
+                the weights again for every picture.
+
+        Raises:
+            MissingError, FormatError, UnsupportedError: the folder is not a bundle that can be used.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise UnsupportedError(f"[pipeline] dtype {dtype!r} is unknown, want one of {', '.join(DTYPES)}")
+        name = default_dtype() if dtype is None else dtype
+        return cls(load_bundle(path, None if name is None else DTYPES[name]), low_ram=low_ram)
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the dtype it computes in; None for the stored one."""
+        return next((name for name, dtype in DTYPES.items() if dtype == self.bundle.dtype), None)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int | Sequence[int] = 0,
+        num_images: int = 1,
+        steps: int = DEFAULT_STEPS,
+        guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
+        height: int | None = None,
+        width: int | None = None,
+        sampler: str | None = None,
+        routes: bool = False,
+        on_stage: Callable[[Stage], None] | None = None,
+    ) -> Result:
+        """Generate pictures of a prompt, one after the other.
+
+        Args:
+            prompt: what to draw; the model reads its first `spec.max_sequence_length` tokens.
+            negative_prompt: what to avoid; without effect when not guided.
+            seed: of the first picture, or several. A seed stands for the same noise as
+                `torch.Generator("cpu").manual_seed(seed)` in diffusers.
+            num_images: pictures for each seed, with seed, seed + 1, ...
+            steps: denoising steps, 1 up to the training timesteps.
+            guidance_scale: how much to follow the prompt; 1 or less generates without guidance, in half the time.
+            height: pixels, a multiple of `spec.pixels_per_patch`; by default the size the model was trained at.
+            width: likewise.
+            sampler: "dpmpp-2m", "ddim" or "euler"; by default the model's own.
+            routes: count which tokens are kept (`Picture.routes`).
+            on_stage: called after every stage has been computed.
+
+        Raises:
+            InputError: settings that this model cannot use; raised before anything is computed.
+            ModditError: the model gave values that are not finite, or MLX could not compute.
+        """
+        first = Settings.complete(
+            self.bundle.spec,
+            prompt,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            sampler=sampler,
+        )
+        settings = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
+        run = self.run(settings, routes=routes, on_stage=on_stage)
+        return Result(tuple(run), run.costs, peak_rss_bytes())
+
+    def run(
+        self, settings: Sequence[Settings], *, routes: bool = False, on_stage: Callable[[Stage], None] | None = None
+    ) -> Run:
+        """Begin to generate a picture for each settings; arguments and errors as `generate`."""
+        return Run(self, settings, self.stages(settings, routes=routes), on_stage)
+
+    def stages(self, settings: Sequence[Settings], *, routes: bool = False) -> Generator[Stage, None, None]:
+        """Yield the stages of a run in order, each before its arrays are evaluated (see `Generation.stages`)."""
+        return self._generation.stages(settings, routes=routes)
+
+
+class Run:
+    """Evaluate and measure the stages of a run; iterating yields each picture when it is finished.
+
+    Each step is handed to the device before the step before it is awaited, so that the device does not wait for Python;
+    only where memory is short one is finished before the next begins.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: Sequence[Settings],
+        stages: Generator[Stage, None, None],
+        on_stage: Callable[[Stage], None] | None,
+    ):
+        self._pipeline = pipeline
+        self._settings = settings
+        self._stages = stages
+        self._on_stage = on_stage
+        self._meter = Meter()
+        self._waiting: Step | None = None
+        self._step_seconds: list[float] = []
+        self._routes: RouteCounter | None = None
+
+    @property
+    def costs(self) -> tuple[StageCost, ...]:
+        """What the stages cost up to now; what the caller does between two pictures is not counted."""
+        return self._meter.costs
+
+    def __iter__(self) -> Iterator[Picture]:
+        self._meter.begin()
+        try:
+            for stage in self._stages:
+                self._take(stage)
+                if isinstance(stage, Decoded):
+                    yield self._collect(stage)
+                    self._meter.begin()
+        except RuntimeError as error:
+            raise ModditError(
+                f"[pipeline] MLX could not compute: {error}; a smaller picture, or low_ram, needs less memory"
+            ) from error
+        finally:
+            self._stages.close()
+
+    def _take(self, stage: Stage) -> None:
+        """Compute a stage, or begin to."""
+        ready, self._waiting = self._waiting, None
+        if isinstance(stage, Step) and not stage.is_last and not self._pipeline.low_ram:
+            mx.async_eval(stage.arrays)
+            self._waiting = stage
+        if ready is not None:
+            self._finish(ready)
+        if self._waiting is None:
+            self._finish(stage)
+
+    def _finish(self, stage: Stage) -> None:
+        mx.eval(stage.arrays)
+        seconds = self._meter.lap(LAP_NAMES[type(stage)])
+        if isinstance(stage, Step):
+            self._step_seconds.append(seconds)
+            self._count(stage)
+        if self._on_stage is not None:
+            self._on_stage(stage)
+
+    def _count(self, step: Step) -> None:
+        if not step.kept:
+            return
+        plan, patch = self._pipeline.bundle.plan, self._pipeline.bundle.spec.transformer.patch_size
+        assert plan is not None
+        assert step.region is not None
+        if self._routes is None:
+            _, height, width, _ = step.latents.shape
+            self._routes = RouteCounter(plan, height // patch, width // patch)
+        self._routes.add(step.region, [np.array(layer) for layer in step.kept])
+
+    def _collect(self, stage: Decoded) -> Picture:
+        settings = self._settings[stage.picture]
+        if not stage.is_finite.item():
+            raise ModditError(
+                f"[pipeline] the picture of seed {settings.seed} has values that are not finite; "
+                f"try dtype float32 (now {self._pipeline.dtype or 'the stored one'})"
+            )
+        routes = self._routes.result() if self._routes is not None else ()
+        picture = Picture(settings, np.array(stage.pixels), tuple(self._step_seconds), routes)
+        self._step_seconds, self._routes = [], None
+        return picture
+
+
+def spread_seeds(seed: int | Sequence[int], num_images: int) -> tuple[int, ...]:
+    """List the seeds of `num_images` pictures for each of one or several first seeds.
+
+    Raises:
+        ValueRangeError: if it asks for no picture.
+    """
+    first = list(seed) if isinstance(seed, Sequence) else [seed]
+    if num_images < 1 or not first:
+        raise ValueRangeError(f"[pipeline] nothing to generate, got {num_images} images of {len(first)} seeds")
+    return tuple(int(number) + offset for number in first for offset in range(num_images))
+
+
+def default_dtype() -> str | None:
+    """Name the dtype to compute in where the user names none: the stored one (None), on a CPU float32."""
+    return "float32" if mx.default_device() == mx.cpu else None

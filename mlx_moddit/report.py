@@ -1,0 +1,83 @@
+"""What a run says when it ends: a table for people, one JSON object for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from mlx_moddit.memory import StageCost
+from mlx_moddit.metadata import ModelReference
+from mlx_moddit.settings import Settings
+
+REPORT_VERSION: Final = 1
+MB: Final = 1e6
+
+
+@dataclass(frozen=True)
+class SavedPicture:
+    """A picture that was written."""
+
+    path: Path
+    routes: Path | None
+    settings: Settings
+    step_seconds: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "routes": str(self.routes) if self.routes else None,
+            "settings": self.settings.to_json(),
+            "step_seconds": list(self.step_seconds),
+        }
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole run of `mlx_moddit generate`."""
+
+    pictures: tuple[SavedPicture, ...]
+    costs: tuple[StageCost, ...]
+    peak_rss_bytes: int
+    model: ModelReference
+    dtype: str | None
+    device: str
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the object that `--json` prints."""
+        return {
+            "version": REPORT_VERSION,
+            "pictures": [picture.to_json() for picture in self.pictures],
+            "stages": [asdict(cost) for cost in self.costs],
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "model": asdict(self.model),
+            "dtype": self.dtype,
+            "device": self.device,
+            "versions": dict(self.versions),
+        }
+
+    def table(self) -> str:
+        """Write seconds and peak memory per stage, and the pace of the steps."""
+        rows = [("stage", "seconds", "peak MB")]
+        rows += [(cost.name, f"{cost.seconds:.2f}", f"{cost.peak_bytes / MB:.0f}") for cost in self.costs]
+        total = sum(cost.seconds for cost in self.costs)
+        rows.append(("total", f"{total:.2f}", f"{max((cost.peak_bytes for cost in self.costs), default=0) / MB:.0f}"))
+        steps = [seconds for picture in self.pictures for seconds in picture.step_seconds]
+        facts = f"process peak {self.peak_rss_bytes / MB:.0f} MB, {self.device}, dtype {self.dtype or 'as stored'}"
+        if steps:
+            facts = f"{len(steps)} steps, median {median(steps) * 1e3:.1f} ms a step, {facts}"
+        return "\n".join([*align(rows), facts])
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write rows as lines of columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(line)
+        ).rstrip()
+        for line in (list(zip(row, widths, strict=True)) for row in rows)
+    ]

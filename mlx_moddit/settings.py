@@ -1,0 +1,126 @@
+"""What decides a picture, besides the model: everything that a user chooses, completed and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Self
+
+from moddit.errors import FormatError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.noise import SEED_MAX, SEED_MIN
+from moddit.samplers import SAMPLERS
+from moddit.spec import ModelSpec
+
+DEFAULT_STEPS: Final = 20
+DEFAULT_GUIDANCE_SCALE: Final = 4.5
+_TYPES: Final = {"str": (str,), "int": (int,), "float": (int, float)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one picture. Equal settings, model, dtype and device give the equal picture."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float  # 1 and below generate without guidance, in half the time
+    height: int  # pixels
+    width: int  # pixels
+    sampler: str
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("height", 1), ("width", 1), ("seed", SEED_MIN)):
+            if getattr(self, name) < least:
+                raise ValueRangeError(
+                    f"[settings] {name} out of range, got {getattr(self, name)}, want {least} or more"
+                )
+        if self.seed > SEED_MAX:
+            raise ValueRangeError(f"[settings] seed out of range, got {self.seed}, want at most {SEED_MAX}")
+        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
+            raise ValueRangeError(f"[settings] guidance_scale out of range, got {self.guidance_scale}, want 0 or more")
+        if self.sampler not in SAMPLERS:
+            raise UnsupportedError(f"[settings] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
+        for name in ("prompt", "negative_prompt"):
+            try:
+                getattr(self, name).encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueRangeError(f"[settings] {name} is not Unicode text, got {getattr(self, name)!r}") from None
+
+    @classmethod
+    def complete(
+        cls,
+        spec: ModelSpec,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        seed: int = 0,
+        steps: int = DEFAULT_STEPS,
+        guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
+        height: int | None = None,
+        width: int | None = None,
+        sampler: str | None = None,
+    ) -> Self:
+        """Fill in the model's own size and sampler where none is given, and check the rest against the model.
+
+        Raises:
+            ShapeError: a side is not made of whole patches; the message names the nearest sides that are.
+            ValueRangeError, UnsupportedError: any other setting that cannot be used.
+        """
+        settings = cls(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            steps=steps,
+            guidance_scale=float(guidance_scale),
+            height=spec.default_side if height is None else height,
+            width=spec.default_side if width is None else width,
+            sampler=spec.scheduler.sampler if sampler is None else sampler,
+        )
+        settings.check_size(spec)
+        return settings
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale > 1
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts to encode, in the order of the batch: negative first, as in diffusers."""
+        return (self.negative_prompt, self.prompt) if self.is_guided else (self.prompt,)
+
+    def check_size(self, spec: ModelSpec) -> None:
+        """Check that both sides are multiples of what one patch covers.
+
+        Raises:
+            ShapeError: naming the nearest sides that are.
+        """
+        unit = spec.pixels_per_patch
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side % unit:
+                below = side // unit * unit
+                nearest = f"{below} or {below + unit}" if below else f"{unit}"
+                raise ShapeError(f"[settings] {name} is not a multiple of {unit} pixels, got {side}, want {nearest}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Write every field."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            FormatError: unknown or missing fields, or values of another type.
+            ValueRangeError, UnsupportedError: a value that is not allowed.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(value, Mapping) or set(value) != set(names):
+            found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+            raise FormatError(f"[settings] {where}: got {found}, want an object with exactly {sorted(names)}")
+        for field in fields(cls):
+            allowed = _TYPES[str(field.type)]
+            if type(value[field.name]) not in allowed:
+                raise FormatError(f"[settings] {where}: {field.name} = {value[field.name]!r}, want {field.type}")
+        return cls(**value)

@@ -1,0 +1,259 @@
+"""A generation as a generator of stages, each yielded before it is computed.
+
+The stages hold lazy arrays: whoever iterates decides when to evaluate them, what to show and what to forget. Components
+are opened when a stage needs them, and dropped after it where memory is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_moddit.load import Bundle
+from mlx_moddit.memory import cache_limit
+from mlx_moddit.pixart import Conditions, PixArt, Record, Size
+from mlx_moddit.settings import Settings
+from mlx_moddit.t5 import T5Encoder
+from mlx_moddit.tokenizer import Tokenizer
+from mlx_moddit.vae import AutoencoderKL
+from moddit.errors import UnsupportedError
+from moddit.noise import torch_randn
+from moddit.samplers import SamplerTable, build_table
+
+LOW_RAM_CACHE_BYTES: Final = 512 * 2**20  # of freed buffers that MLX may keep
+
+Arrays = tuple[mx.array, ...]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A component was opened; evaluating `arrays` reads its weights, otherwise their first use does."""
+
+    arrays: Arrays
+    component: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The texts of a picture, encoded."""
+
+    arrays: Arrays  # per row of the batch (L, d_model)
+    tokens: tuple[int, ...]  # number of tokens of each text
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all steps of a picture share is computed."""
+
+    arrays: Arrays
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step."""
+
+    arrays: Arrays
+    picture: int  # index into the settings
+    index: int
+    total: int
+    timestep: float
+    latents: mx.array  # (1, h, w, C) float32, after the step
+    denoised: mx.array  # (1, h, w, C) float32, the clean latents that the model expects
+    region: int | None  # of the timestep; None for a dense model
+    kept: Arrays  # of every layer (B, K); empty unless asked for
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.total - 1
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture."""
+
+    arrays: Arrays
+    picture: int  # index into the settings
+    pixels: mx.array  # (H, W, 3) uint8
+    is_finite: mx.array  # (), whether no value on the way became infinite or NaN
+
+
+Stage = Loaded | Encoded | Prepared | Step | Decoded
+
+
+class Generation:
+    """The components of a model, and the stages of generations with them.
+
+    Components stay in memory for the next generation, unless `low_ram`: then one at a time is in memory, and of the
+    text encoder about one block.
+    """
+
+    def __init__(self, bundle: Bundle, *, low_ram: bool):
+        self.bundle = bundle
+        self.low_ram = low_ram
+        self._tokenizer: Tokenizer | None = None
+        self._models: dict[str, nn.Module] = {}
+
+    def stages(self, settings: Sequence[Settings], *, routes: bool = False) -> Generator[Stage, None, None]:
+        """Yield the stages of a run in order, each before its arrays are evaluated.
+
+        Per picture: Loaded for every component that is not in memory, Encoded and Prepared if the picture before it did
+        not share them, Step for every step, Decoded. A step's arrays depend on those of the step before, so a caller
+        evaluates `stage.arrays` once per stage.
+
+        Args:
+            settings: one for each picture.
+            routes: give the kept tokens in every Step.
+
+        Raises:
+            InputError: at once, if the model cannot use one of the settings.
+        """
+        if routes and self.bundle.plan is None:
+            raise UnsupportedError(f"[pipeline] {self.bundle.folder}: the model is dense, it has no routes to show")
+        for item in settings:
+            item.check_size(self.bundle.spec)
+            build_table(self.bundle.spec.scheduler, item.sampler, item.steps)
+        return self._stages(settings, routes)
+
+    def _stages(self, settings: Sequence[Settings], routes: bool) -> Generator[Stage, None, None]:
+        with cache_limit(LOW_RAM_CACHE_BYTES) if self.low_ram else nullcontext():
+            texts: tuple[str, ...] = ()
+            rows: Arrays = ()
+            shared: Settings | None = None
+            conditions: Conditions | None = None
+            for picture, item in enumerate(settings):
+                if item.texts != texts:
+                    texts, rows = item.texts, (yield from self._encode(item.texts))
+                # Pictures that differ in nothing but their seeds share everything but the noise.
+                if shared != replace(item, seed=0):
+                    shared, conditions = replace(item, seed=0), None
+                latents, conditions = yield from self._denoise(picture, item, rows, conditions, routes)
+                yield from self._decode(picture, latents)
+
+    def _encode(self, texts: tuple[str, ...]) -> Generator[Stage, None, Arrays]:
+        """Encode the texts of one picture in one batch, which therefore depends on nothing but its settings."""
+        if self._tokenizer is None:
+            self._tokenizer = self.bundle.tokenizer()
+        ids = [self._tokenizer.encode(text) for text in texts]
+        lengths = [len(row) for row in ids]
+        longest = max(lengths)
+        padded = mx.array([row + [0] * (longest - len(row)) for row in ids])
+        mask = None if min(lengths) == longest else mx.arange(longest) < mx.array(lengths)[:, None]
+        model: T5Encoder = yield from self._model("text_encoder", self.bundle.text_encoder, is_streamed=self.low_ram)
+        states = model(padded, mask, release=self.low_ram)
+        del model
+        rows = tuple(states[index, :length] for index, length in enumerate(lengths))
+        yield Encoded(rows, tuple(lengths))
+        self._free(rows)
+        return rows
+
+    def _denoise(
+        self, picture: int, settings: Settings, rows: Arrays, conditions: Conditions | None, routes: bool
+    ) -> Generator[Stage, None, tuple[mx.array, Conditions]]:
+        spec, plan = self.bundle.spec, self.bundle.plan
+        table = build_table(spec.scheduler, settings.sampler, settings.steps)
+        model: PixArt = yield from self._model("transformer", self.bundle.transformer)
+        if conditions is None:
+            conditions = self._prepare(model, settings, rows, table)
+            yield Prepared(tuple(conditions.arrays()))
+        latents = self._noise(settings) * table.init_scale
+        previous: mx.array | None = None
+        for index, step in enumerate(table.steps):
+            kept: list[mx.array] = []
+            record = _keep(kept) if routes else None
+            output = predict(model, step.input_scale * latents, index, conditions, settings.guidance_scale, record)
+            latents, previous = step.advance(latents, output, previous)
+            region = None if plan is None else plan.region(step.timestep)
+            yield Step(
+                (latents, *kept),
+                picture,
+                index,
+                len(table.steps),
+                step.timestep,
+                latents,
+                previous,
+                region,
+                tuple(kept),
+            )
+        del model
+        self._free((latents,))
+        return latents, conditions
+
+    def _decode(self, picture: int, latents: mx.array) -> Generator[Stage, None, None]:
+        model: AutoencoderKL = yield from self._model("vae", self.bundle.vae)
+        image = model.decode(latents)[0]
+        del model
+        pixels = mx.round(mx.clip(image / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
+        is_finite = mx.all(mx.isfinite(image))
+        yield Decoded((pixels, is_finite), picture, pixels, is_finite)
+        self._free((pixels,))
+
+    def _model(self, name: str, build: Callable[[], Any], *, is_streamed: bool = False) -> Generator[Stage, None, Any]:
+        """Give a component that is in memory, or build it; one that is streamed reads its weights while it runs."""
+        if name in self._models:
+            return self._models[name]
+        model = build()
+        # The VAE's encoder is never used here, so it is never read.
+        read = model.decoder if isinstance(model, AutoencoderKL) else model
+        yield Loaded(() if is_streamed else tuple(dict(tree_flatten(read.parameters())).values()), name)
+        if not self.low_ram:
+            self._models[name] = model
+        return model
+
+    def _free(self, results: Arrays) -> None:
+        """Give the memory of a component that was just dropped back, once nothing waits for its weights any more."""
+        if self.low_ram:
+            mx.eval(results)
+            mx.clear_cache()
+
+    def _prepare(self, model: PixArt, settings: Settings, rows: Arrays, table: SamplerTable) -> Conditions:
+        downscale = self.bundle.spec.vae.downscale
+        height, width = settings.height, settings.width
+        size = Size(height, width, height / width) if self.bundle.spec.transformer.use_additional_conditions else None
+        return model.prepare(rows, table.timesteps, height // downscale, width // downscale, size=size)
+
+    def _noise(self, settings: Settings) -> mx.array:
+        """Draw PyTorch's noise, which is NCHW.
+
+        Shapes:
+            -> (1, h, w, C) float32
+        """
+        spec = self.bundle.spec
+        sides = (settings.height // spec.vae.downscale, settings.width // spec.vae.downscale)
+        noise = torch_randn((1, spec.transformer.in_channels, *sides), settings.seed)
+        return mx.array(noise.transpose(0, 2, 3, 1))
+
+
+def predict(
+    model: PixArt,
+    latents: mx.array,
+    step: int,
+    conditions: Conditions,
+    guidance_scale: float,
+    record: Record | None = None,
+) -> mx.array:
+    """Run the transformer at one step, with classifier-free guidance if the scale asks for it.
+
+    Shapes:
+        latents (1, h, w, C) -> (1, h, w, C) float32, without the learned variance
+    """
+    is_guided = guidance_scale > 1
+    output = model(mx.concatenate([latents, latents]) if is_guided else latents, step, conditions, record)
+    if is_guided:
+        negative, positive = output[:1], output[1:]
+        output = negative + guidance_scale * (positive - negative)
+    return output[..., : model.spec.in_channels]
+
+
+def _keep(kept: list[mx.array]) -> Record:
+    """Make a recorder that lists the kept indices of every layer."""
+
+    def record(_layer: int, _scores: mx.array, chosen: mx.array) -> None:
+        kept.append(chosen)
+
+    return record
