@@ -86,8 +86,10 @@ class Bundle:
         _check(weights, wanted, recipe, where)
         if recipe is not None:
             _quantise(model, recipe)
-        if self.dtype is not None:
-            weights = {key: _cast(array, wanted.get(key), self.dtype) for key, array in weights.items()}
+        if component.dtype not in DTYPES:
+            raise FormatError(f"[load] {where}: dtype {component.dtype!r} is unknown, want one of {', '.join(DTYPES)}")
+        stored = DTYPES[component.dtype]
+        weights = {key: _cast(array, wanted.get(key), self.dtype, stored) for key, array in weights.items()}
         model.load_weights(list(weights.items()), strict=True)
         return model
 
@@ -194,6 +196,10 @@ def _part(name: str, part: str) -> str:
     return f"{name.removesuffix('weight')}{part}"
 
 
-def _cast(array: mx.array, info: TensorInfo | None, dtype: mx.Dtype) -> mx.array:
-    is_kept = info is not None and info.role in PRECISE_ROLES and dtype != mx.float32
-    return array if is_kept or array.dtype == mx.uint32 else array.astype(dtype)
+def _cast(array: mx.array, info: TensorInfo | None, asked: mx.Dtype | None, stored: mx.Dtype) -> mx.array:
+    if array.dtype == mx.uint32:
+        return array
+    if info is None:  # scales or biases of a quantised tensor: stored in float32, and they decide what MLX computes in
+        return array.astype(asked or stored)
+    is_kept = asked is None or (info.role in PRECISE_ROLES and asked != mx.float32)
+    return array if is_kept else array.astype(asked)

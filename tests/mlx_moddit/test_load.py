@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_moddit.load import PRECISE_ROLES, load_bundle
 from mlx_moddit.t5 import T5Encoder
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
-from moddit.manifest import read_manifest
+from moddit.manifest import read_manifest, write_manifest
 from moddit.spec import T5Spec
 from tests.mlx_moddit.bundles import MODELS, edit_tensors, refresh_manifest, wanted_tensors, write_bundle
 from tests.tiny import save_pipeline
@@ -125,6 +126,13 @@ class TestQuantised:
         assert model.dtype == dtype
         assert packed.text_encoder()(mx.array([[4, 1]])).dtype == (mx.bfloat16 if dtype == mx.bfloat16 else mx.float32)
 
+    def test_scales_follow_the_stored_dtype(self, source: Path, tmp_path: Path) -> None:
+        folder = write_bundle(source, tmp_path / "packed", bits=8)  # scales are stored in float32
+        manifest = read_manifest(folder)
+        half = {name: replace(component, dtype="float16") for name, component in manifest.components.items()}
+        write_manifest(folder, replace(manifest, components=half))
+        assert load_bundle(folder).transformer().dtype == mx.float16
+
     def test_refuses_missing_scales(self, source: Path, tmp_path: Path) -> None:
         folder = write_bundle(source, tmp_path / "packed", bits=8)
         edit_tensors(folder, "transformer", {"transformer_blocks.0.attn1.to_q.scales": None})
@@ -153,6 +161,13 @@ class TestBadBundles:
         edit_tensors(bundle, "transformer", {"proj_out.bias": mx.zeros((32,), dtype=mx.int32)})
         with pytest.raises(FormatError, match=r"proj_out\.bias"):
             load_bundle(bundle).transformer()
+
+    def test_refuses_an_unknown_dtype(self, bundle: Path) -> None:
+        manifest = read_manifest(bundle)
+        components = {**manifest.components, "vae": replace(manifest.components["vae"], dtype="float8")}
+        write_manifest(bundle, replace(manifest, components=components))
+        with pytest.raises(FormatError, match="float8"):
+            load_bundle(bundle).vae()
 
     def test_refuses_a_truncated_file(self, bundle: Path) -> None:
         file = bundle / "vae" / "model.safetensors"
