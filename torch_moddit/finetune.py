@@ -3,19 +3,20 @@
 From Python:
 
     config = FinetuneConfig(output=Path("out/diffcr"), steps=2000, batch_size=32, target=0.5, distill_weight=1.0)
-    schedule = read_schedule(pipeline.scheduler)
+    schedule = read_schedule(pipeline.scheduler)  # of torch_moddit.pipeline
     result = finetune(config, pipeline.transformer, dataset, schedule, null=null, text_encoder=pipeline.text_encoder)
     save_checkpoint(Path("out/model"), result.model, pipeline=pipeline, keep_ratio=result.keep_ratio)
 
 `dataset` maps an index to a dictionary of tensors, `null` is the empty caption under the same keys
-(`torch_moddit.data`): {"latents" (C, H, W), "text" (L, D), "mask" (L,)}, or "input_ids" in place of "text" together with
-`text_encoder`, or "pixels" in place of "latents" together with `vae`. `finetune` takes the transformer over (pass a copy
-to keep it), returns averaged weights with their plan, and calling it again with the same configuration resumes from its
-last checkpoint: a run that was killed ends with the weights of one that was not. `stop_after=N` ends a call after N
-steps, with a checkpoint. The controls are `mode=Mode.UNIFORM` (routers trained, every keep ratio the target),
+(`torch_moddit.data`): {"latents" (C, H, W), "text" (L, D), "mask" (L,)}, or "input_ids" in place of "text" together
+with `text_encoder`, or "pixels" in place of "latents" together with `vae`. `finetune` takes the transformer over (pass
+a copy to keep it), returns averaged weights with their plan, and calling it again with the same configuration resumes
+from its last checkpoint: a run that was killed ends with the weights of one that was not. `stop_after=N` ends a call
+after N steps, with a checkpoint. The controls are `mode=Mode.UNIFORM` (routers trained, every keep ratio the target),
 `Mode.RANDOM` (random tokens, no routers) and `Mode.DENSE`.
 
-From a shell: `python -m torch_moddit.finetune --help`; `accelerate launch -m torch_moddit.finetune ...` for many devices.
+From a shell: `python -m torch_moddit.finetune --help`, or `accelerate launch -m torch_moddit.finetune ...` for many
+devices.
 
 How exact resuming works: everything random in a step (order of data, timesteps, noise, dropped captions, random
 routing) is drawn from generators seeded by (seed, step, micro-step, process), so no generator's state need be stored.
@@ -570,15 +571,6 @@ def draw_stratified(count: int, generator: torch.Generator, *, num_train_timeste
     """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
     return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
-
-
-def read_schedule(scheduler: Any) -> NoiseSchedule:
-    """Read the noise levels and prediction type of a diffusers scheduler.
-
-    Raises:
-        UnsupportedError: a scheduler that is not implemented.
-    """
-    return NoiseSchedule.from_diffusers({"_class_name": type(scheduler).__name__, **scheduler.config}, "scheduler")
 
 
 def describe(config: FinetuneConfig) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""`python -m torch_moddit.finetune`: turn a dense diffusers pipeline into a routed one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from moddit.errors import MissingError, ModditError, OutputExistsError
+from torch_moddit.data import Item, PictureFolder, Precomputed
+from torch_moddit.export import load_checkpoint, save_checkpoint
+from torch_moddit.finetune import FinetuneConfig, Mode, finetune
+from torch_moddit.model import RoutedPixArt
+from torch_moddit.pipeline import ReferencePipeline
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_SHARE = click.FloatRange(0, 1)
+_COUNT = click.IntRange(min=1)
+_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 120})
+@click.option("--model", type=_FOLDER, required=True, help="Diffusers pipeline folder to start from.")
+@click.option("--images", type=_FOLDER, help="Pictures with captions: metadata.jsonl, or NAME.txt beside NAME.png.")
+@click.option("--latents", type=_FOLDER, help="Precomputed latents and text states instead (see torch_moddit.data).")
+@click.option(
+    "--out", "output", type=click.Path(path_type=Path), required=True, help="Folder of the run and its result."
+)
+@click.option("--steps", type=_COUNT, required=True, help="Optimizer steps.")
+@click.option("--batch-size", type=_COUNT, default=32, help="Samples of one process in one micro-step.")
+@click.option("--accumulation", type=_COUNT, default=1, help="Micro-steps of one optimizer step.")
+@click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
+@click.option("--target", type=click.FloatRange(0.1, 1.0), default=0.5, help="Mean keep ratio over layers and regions.")
+@click.option("--regions", type=_COUNT, default=4, help="Regions of timesteps.")
+@click.option("--learning-rate", type=float, default=1e-4, help="Of the transformer.")
+@click.option("--router-rate", type=float, default=1e-3, help="Learning rate of the routers.")
+@click.option("--ratio-rate", type=float, default=5e-3, help="Learning rate of the keep ratios.")
+@click.option("--warmup", type=click.IntRange(min=0), default=50, help="Steps before the rates are full.")
+@click.option("--fall-share", type=_SHARE, default=0.35, help="Share of steps in which the mean falls to the target.")
+@click.option("--freeze-share", type=_SHARE, default=0.6, help="Share of steps after which the keep ratios stay.")
+@click.option("--distill-weight", type=click.FloatRange(min=0), default=0.0, help="Weight of the dense model's answer.")
+@click.option("--caption-dropout", type=_SHARE, default=0.1, help="Share of samples with the empty caption.")
+@click.option("--ema-decay", type=_SHARE, default=0.999, help="Of the weight average that is saved.")
+@click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", help="Of forward passes.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
+@click.option("--height", type=_COUNT, help="Picture height in pixels, with --images [default: the model's].")
+@click.option("--width", type=_COUNT, help="Picture width in pixels, with --images [default: the model's].")
+@click.option("--dtype", type=click.Choice(list(_TYPES)), default="float32", help="Of the saved transformer.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of everything random.")
+@click.option("--log-every", type=_COUNT, default=20, help="Steps between rows of OUT/log.jsonl.")
+@click.option("--save-every", type=_COUNT, default=500, help="Steps between checkpoints.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read data.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT/model if it is there.")
+def command(
+    model: Path,
+    images: Path | None,
+    latents: Path | None,
+    output: Path,
+    mode: str,
+    height: int | None,
+    width: int | None,
+    dtype: str,
+    overwrite: bool,
+    **settings: Any,
+) -> None:
+    """Fine-tune a PixArt pipeline with learned token routing; write it to OUT/model.
+
+    The same command resumes a run that was stopped. Several devices: accelerate launch -m torch_moddit.finetune ...
+    """
+    if (images is None) == (latents is None):
+        raise click.UsageError("give one of --images and --latents")
+    if (output / "model").exists() and not overwrite:
+        raise OutputExistsError(f"[finetune] {output / 'model'} exists; choose another folder or pass --overwrite")
+    config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
+    reference = ReferencePipeline.load(model)
+    routed = load_checkpoint(model)
+    start: Any = routed if config.mode is Mode.FIXED else _dense(routed, model)
+    dataset, null = _dataset(reference, images, latents, height, width)
+    result = finetune(
+        config,
+        start,
+        dataset,
+        reference.schedule,
+        null=null,
+        text_encoder=reference.pipeline.text_encoder,
+        vae=reference.pipeline.vae,
+    )
+    save_checkpoint(
+        output / "model",
+        result.model,
+        source=model,
+        keep_ratio=result.keep_ratio,
+        dtype=_TYPES[dtype],
+        overwrite=overwrite,
+    )
+    click.echo(output / "model")
+
+
+def main() -> None:
+    """Run the command; failures that a user or a file can cause end with one line and exit status 1."""
+    try:
+        command.main(standalone_mode=True)
+    except ModditError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _dense(routed: RoutedPixArt, folder: Path) -> Any:
+    if routed.plan is not None:
+        raise MissingError(f"[finetune] {folder}: the model is routed already; want a dense one, or --mode fixed")
+    return routed.transformer
+
+
+def _dataset(
+    reference: ReferencePipeline, images: Path | None, latents: Path | None, height: int | None, width: int | None
+) -> tuple[PictureFolder | Precomputed, Item | None]:
+    if latents is not None:
+        precomputed = Precomputed(latents)
+        return precomputed, precomputed.null()
+    assert images is not None
+    side = reference.default_side
+    pictures = PictureFolder(
+        images,
+        reference.pipeline.tokenizer,
+        height=height or side,
+        width=width or side,
+        max_tokens=reference.max_sequence_length,
+        with_conditions=reference.model.spec.use_additional_conditions,
+    )
+    return pictures, pictures.null()

@@ -1,0 +1,265 @@
+"""The reference pipeline: diffusers' own PixArt pipeline around the routed transformer, the truth for parity.
+
+Nothing of the sampling loop is written here. For a dense checkpoint the pictures are those of `PixArtSigmaPipeline` or
+`PixArtAlphaPipeline` with `use_resolution_binning=False` and `clean_caption=False`, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from moddit.errors import FormatError, MissingError, UnsupportedError
+from moddit.samplers import NoiseSchedule
+from torch_moddit.export import load_checkpoint
+from torch_moddit.model import BlockTrace, RoutedPixArt
+
+# Pipeline classes, and the longest caption each takes (the papers' own lengths, diffusers' defaults).
+PIPELINES: Final[Mapping[str, int]] = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
+_SCHEDULERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+    "dpmpp-2m": ("DPMSolverMultistepScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "euler": ("EulerDiscreteScheduler", {}),
+}
+
+Record = Callable[[int, BlockTrace], None]  # step, what the block did to [negative, positive]
+OnStep = Callable[[int, float, Tensor], None]  # step, timestep, latents (B, C, H, W) after it
+
+
+class ReferencePipeline:
+    """A text-to-image pipeline in PyTorch, from a dense or routed diffusers folder.
+
+    Args:
+        pipeline: diffusers pipeline whose transformer is replaced by `model`.
+        model: the transformer.
+    """
+
+    def __init__(self, pipeline: Any, model: RoutedPixArt) -> None:
+        self.pipeline = pipeline
+        self.model = model
+        self._adapter = _Adapter(model)
+        pipeline.register_modules(transformer=self._adapter)
+        pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ReferencePipeline:
+        """Load every component of a diffusers folder, the transformer strictly.
+
+        Raises:
+            MissingError: a component is absent.
+            UnsupportedError: not a PixArt pipeline.
+            FormatError, ShapeError, ValueRangeError: as `load_checkpoint`.
+        """
+        folder = Path(folder)
+        index = _read_index(folder)
+        pipeline_class = index["_class_name"]
+        if pipeline_class not in PIPELINES:
+            raise UnsupportedError(
+                f"[pipeline] {folder}: pipeline {pipeline_class!r} is not implemented, want one of {sorted(PIPELINES)}"
+            )
+        model = load_checkpoint(folder, dtype=dtype).to(device)
+        parts = {name: _load_part(folder, name, index, dtype) for name in ("tokenizer", "text_encoder", "vae")}
+        parts["scheduler"] = _load_part(folder, "scheduler", index, dtype)
+        pipeline = getattr(diffusers, pipeline_class)(transformer=_Adapter(model), **parts)
+        return cls(pipeline.to(device), model)
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Longest caption in tokens, </s> included: the pipeline's own limit, or the tokenizer's if that is less."""
+        limit = PIPELINES[type(self.pipeline).__name__]
+        return min(limit, int(self.pipeline.tokenizer.model_max_length))
+
+    @property
+    def default_side(self) -> int:
+        """Side of the square picture the model was trained on, pixels."""
+        return int(self.model.spec.sample_size * self.pipeline.vae_scale_factor)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Noise levels and prediction type."""
+        return read_schedule(self.pipeline.scheduler)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        *,
+        seed: int = 0,
+        steps: int = 20,
+        guidance_scale: float = 4.5,
+        sampler: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        latents: Tensor | None = None,
+        record: Record | None = None,
+        on_step: OnStep | None = None,
+    ) -> NDArray[np.float32]:
+        """Generate a picture.
+
+        Args:
+            prompt: what to draw.
+            negative_prompt: what to avoid; without effect if `guidance_scale` is at most 1.
+            seed: of the noise, as `torch.Generator("cpu").manual_seed(seed)`.
+            steps: model evaluations.
+            guidance_scale: of classifier-free guidance; at most 1 for none.
+            sampler: "dpmpp-2m", "ddim" or "euler"; the checkpoint's own scheduler by default.
+            height: pixels; by default the size the model was trained at.
+            width: likewise.
+            latents: noise to start from, (1, C, H / f, W / f), instead of the seed's.
+            record: called after each block of each step.
+            on_step: called after each step.
+
+        Shapes:
+            -> (height, width, 3), 0..1
+
+        Raises:
+            UnsupportedError: an unknown sampler.
+        """
+        pipeline = self.pipeline
+        original = pipeline.scheduler
+        if sampler is not None:
+            pipeline.register_modules(scheduler=make_scheduler(original, sampler))
+        self._adapter.start(record)
+        try:
+            pictures = pipeline(
+                prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                height=height,
+                width=width,
+                latents=latents,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                output_type="np",
+                callback=None if on_step is None else lambda step, t, x: on_step(step, float(t), x),
+                callback_steps=1,
+                clean_caption=False,
+                use_resolution_binning=False,
+                max_sequence_length=self.max_sequence_length,
+            ).images
+        finally:
+            pipeline.register_modules(scheduler=original)
+            self._adapter.start(None)
+        picture: NDArray[np.float32] = pictures[0]
+        return picture
+
+
+def make_scheduler(original: Any, sampler: str) -> Any:
+    """Make another diffusers scheduler with the noise levels and timestep spacing of `original`.
+
+    Raises:
+        UnsupportedError: an unknown sampler, or a scheduler whose configuration is not implemented.
+    """
+    if sampler not in _SCHEDULERS:
+        raise UnsupportedError(f"[pipeline] sampler {sampler!r} is not implemented, want one of {sorted(_SCHEDULERS)}")
+    schedule = read_schedule(original)
+    name, arguments = _SCHEDULERS[sampler]
+    arguments = dict(arguments)
+    if sampler == "ddim":
+        arguments["set_alpha_to_one"] = schedule.set_alpha_to_one
+    return getattr(diffusers, name)(
+        num_train_timesteps=schedule.num_train_timesteps,
+        beta_start=schedule.beta_start,
+        beta_end=schedule.beta_end,
+        beta_schedule=schedule.beta_schedule,
+        prediction_type=schedule.prediction_type,
+        timestep_spacing=schedule.timestep_spacing,
+        steps_offset=schedule.steps_offset,
+        **arguments,
+    )
+
+
+def read_schedule(scheduler: Any) -> NoiseSchedule:
+    """Read the noise levels and prediction type of a diffusers scheduler.
+
+    Raises:
+        UnsupportedError: a scheduler that is not implemented.
+    """
+    return NoiseSchedule.from_diffusers({"_class_name": type(scheduler).__name__, **scheduler.config}, "scheduler")
+
+
+class _Adapter(nn.Module):
+    """Give a RoutedPixArt the face of a PixArtTransformer2DModel, as far as the pipelines look at it."""
+
+    def __init__(self, model: RoutedPixArt) -> None:
+        super().__init__()
+        self.model = model
+        self.start(None)
+
+    @property
+    def config(self) -> Any:
+        return self.model.transformer.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def start(self, record: Record | None) -> None:
+        """Begin a new run at step 0."""
+        self.record = record
+        self.step = 0
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        added_cond_kwargs: Mapping[str, Tensor | None],
+        encoder_attention_mask: Tensor,
+        return_dict: bool,
+    ) -> tuple[Tensor]:
+        assert not return_dict, "the pipelines ask for a tuple"
+        given = {name: value for name, value in added_cond_kwargs.items() if value is not None}
+        record, step = self.record, self.step
+        self.step += 1
+        output = self.model(
+            hidden_states,
+            timestep,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            given or None,
+            record=None if record is None else lambda trace: record(step, trace),
+        )
+        return (output,)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(f"[pipeline] {path}: no such file; want a diffusers pipeline folder") from None
+    except json.JSONDecodeError as error:
+        raise FormatError(f"[pipeline] {path}: not JSON ({error})") from None
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise FormatError(f"[pipeline] {path}: no '_class_name'; want the index of a diffusers pipeline")
+    return index
+
+
+def _load_part(folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """Load one component with the class that the index names."""
+    entry = index.get(name)
+    if not (isinstance(entry, list) and len(entry) == 2 and (folder / name).is_dir()):
+        raise MissingError(f"[pipeline] {folder}: component {name!r} is not there; want a whole pipeline folder")
+    library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
+    if library is None or not hasattr(library, entry[1]):
+        raise UnsupportedError(f"[pipeline] {folder}: component {name!r} is a {entry}, want diffusers or transformers")
+    part: Any = getattr(library, entry[1])
+    if name in ("text_encoder", "vae"):
+        key = "dtype" if entry[0] == "transformers" else "torch_dtype"
+        return part.from_pretrained(folder / name, **{key: dtype}).eval()
+    return part.from_pretrained(folder / name)
