@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,11 @@ from diffusers import PixArtTransformer2DModel
 from transformers import T5EncoderModel
 
 from recipes.shapes64.dense import DenseSettings, DenseTrainer, encode_set
+from recipes.shapes64.diffcr import FinetuneBudget, train_routed, write_data
 from recipes.shapes64.evaluate import draw_held_out, evaluate
+from recipes.shapes64.figures import TITLES
 from recipes.shapes64.pipeline import assemble, save_pipeline, save_random
+from recipes.shapes64.report import evaluate_model, write_report
 from recipes.shapes64.runs import Journal
 from recipes.shapes64.text import pretrain_text
 from recipes.shapes64.vae import train_vae
@@ -29,10 +33,34 @@ class Budget:
     latents: int
     dense: DenseSettings
     preview_prompts: int  # scored at each snapshot of the dense model
+    finetune: FinetuneBudget
+    prompts: int  # scored at the end
+    seeds: int
+    shown: int  # pictures of each model in the report
 
 
-FULL: Final = Budget(400, 4200, 48_000, DenseSettings(steps=12_000), 64)
-SMOKE: Final = Budget(60, 20, 64, DenseSettings(steps=10, batch=8, warmup=2, log_every=5, save_every=10), 2)
+FULL: Final = Budget(
+    text_steps=400,
+    vae_steps=4200,
+    latents=48_000,
+    dense=DenseSettings(steps=5600),
+    preview_prompts=64,
+    finetune=FinetuneBudget(steps=1600),
+    prompts=500,
+    seeds=3,
+    shown=10,
+)
+SMOKE: Final = Budget(
+    text_steps=60,
+    vae_steps=20,
+    latents=64,
+    dense=DenseSettings(steps=10, batch=8, warmup=2, log_every=5, save_every=10),
+    preview_prompts=2,
+    finetune=FinetuneBudget(steps=8, batch=8),
+    prompts=3,
+    seeds=1,
+    shown=3,
+)
 
 
 def run_text(work: Path, budget: Budget) -> None:
@@ -75,11 +103,37 @@ def run_dense(work: Path, budget: Budget) -> None:
     trainer.export(work / "dense")
 
 
+def run_routed(work: Path, budget: Budget, name: str) -> None:
+    """DiffCR or one of its controls: finetune-data/, runs/NAME/ (resumed when it exists), NAME/ at the end."""
+    if (work / name).exists():
+        return
+    if not (work / "finetune-data").exists():
+        write_data(work)
+    train_routed(work, name, budget.finetune)
+
+
+def run_evaluate(work: Path, budget: Budget) -> None:
+    """Scores of every model that is there: scores/NAME-SEED.json, samples/NAME.npy."""
+    for name in TITLES:
+        if (work / name).exists():
+            evaluate_model(work, name, prompts=budget.prompts, seeds=budget.seeds, shown=budget.shown)
+
+
+def run_report(work: Path, budget: Budget) -> None:
+    """Tables and figures: report/."""
+    write_report(work, work / "report", shown=budget.shown)
+
+
 STAGES: Final[dict[str, Callable[[Path, Budget], None]]] = {
     "text": run_text,
     "vae": run_vae,
     "latents": run_latents,
     "dense": run_dense,
+    "diffcr": partial(run_routed, name="diffcr"),
+    "uniform": partial(run_routed, name="uniform"),
+    "random": partial(run_routed, name="random"),
+    "evaluate": run_evaluate,
+    "report": run_report,
 }
 
 

@@ -70,7 +70,7 @@ def encode_set(work: Path, journal: Journal, *, count: int, seed: int = 4) -> No
     vae.eval().requires_grad_(False)
     scenes = [draw_scene(rng, held_out=False) for _ in range(count)]
     latents = encode_scenes(vae, scenes, rng)
-    save_whole({"latents": latents, "captions": [caption(scene) for scene in scenes]}, work / "latents.pt")
+    save_whole({"latents": latents.contiguous(), "captions": [caption(scene) for scene in scenes]}, work / "latents.pt")
     spread = latents.float().std(dim=(0, 2, 3)).tolist()
     journal.write(latents=count, channel_std=[round(value, 3) for value in spread])
 

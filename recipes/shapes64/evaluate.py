@@ -71,6 +71,12 @@ def evaluate(
     return result
 
 
+def list_timesteps(pipeline: PixArtSigmaPipeline, steps: int = STEPS) -> list[int]:
+    """List the timesteps of a sampling run."""
+    pipeline.scheduler.set_timesteps(steps)
+    return [int(timestep) for timestep in pipeline.scheduler.timesteps]
+
+
 def summarise(runs: list[dict[str, float]]) -> dict[str, Any]:
     """Mean and half-width of the 95 % interval of the mean over seeds (Student's t), for each attribute."""
     summary: dict[str, Any] = {"seeds": len(runs)}

@@ -70,7 +70,9 @@ def save_pipeline(pipeline: PixArtSigmaPipeline, folder: Path) -> None:
 
 def load_pipeline(folder: Path) -> PixArtSigmaPipeline:
     """Load a folder in fp32, ready to generate without a progress bar."""
-    pipeline = PixArtSigmaPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = PixArtSigmaPipeline.from_pretrained(folder)
+    for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
+        part.float()  # each library has its own idea of the default
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

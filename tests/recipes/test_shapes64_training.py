@@ -19,6 +19,7 @@ from recipes.shapes64.__main__ import SMOKE, run_latents, run_text, run_vae
 from recipes.shapes64.dense import DenseSettings, DenseTrainer
 from recipes.shapes64.muon import GroupedMuon
 from recipes.shapes64.runs import Journal, shuffled
+from torch_moddit.export import load_checkpoint
 
 
 def test_grouped_muon_equals_torch() -> None:
@@ -64,7 +65,9 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path) -> None:
 def test_smoke_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "recipes.shapes64", "--work", str(tmp_path), "--smoke"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    assert (tmp_path / "dense" / "model_index.json").exists()
+    assert load_checkpoint(tmp_path / "diffcr").plan is not None
+    assert load_checkpoint(tmp_path / "dense").plan is None
+    assert "| DiffCR |" in (tmp_path / "report" / "shapes64-table.md").read_text()
 
 
 def _train(work: Path, settings: DenseSettings, name: str, stop_at: int | None = None) -> DenseTrainer:

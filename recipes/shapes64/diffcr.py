@@ -1,0 +1,125 @@
+"""From the dense teacher to DiffCR and its two controls, with the project's own trainer, all on the same budget.
+
+Every batch takes its timesteps from one region, so that a block keeps one number of tokens (or two, while ratios are
+learned) for the whole batch: small groups of samples would cost a CPU more than routing saves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moddit.routing import RoutingPlan
+from recipes.shapes64.dense import REGIONS, WORDING_SHARES, LatentSet
+from recipes.shapes64.pipeline import TRAIN_TIMESTEPS, build_transformer, load_pipeline
+from recipes.shapes64.runs import save_whole, write_folder
+from recipes.shapes64.text import tokenize
+from torch_moddit.data import Precomputed
+from torch_moddit.export import load_checkpoint, save_checkpoint
+from torch_moddit.finetune import FinetuneConfig, Mode, finetune
+from torch_moddit.model import RoutedPixArt, Scoring
+from torch_moddit.pipeline import read_schedule
+
+MODES: Final = {"diffcr": Mode.LEARNED, "uniform": Mode.UNIFORM, "random": Mode.RANDOM}
+TARGET: Final = 0.5  # mean keep ratio of all three
+STATE: Final = "transformer.pt"  # of the random control, which has no routers and is no checkpoint of the product
+
+
+@dataclass(frozen=True)
+class FinetuneBudget:
+    """What DiffCR and each control may spend."""
+
+    steps: int
+    batch: int = 32
+    rate: float = 5e-4  # of the transformer
+    router_rate: float = 1e-3
+    ratio_rate: float = 1e-2
+    save_every: int = 250  # steps
+
+
+def write_data(work: Path) -> None:
+    """Write latents and text states where the trainer reads them: `work`/finetune-data/."""
+    pipeline = load_pipeline(work / "dense")
+    data = LatentSet.load(work / "latents.pt", pipeline.tokenizer)
+    count = len(data.latents)
+    wording = torch.multinomial(torch.tensor(WORDING_SHARES), count, True, generator=torch.Generator().manual_seed(8))
+    rows = torch.arange(count)
+    ids, mask = data.ids[rows, wording], data.mask[rows, wording]
+    null_ids, null_mask = tokenize(pipeline.tokenizer, [""])
+
+    @torch.no_grad()
+    def encode(ids: Tensor, mask: Tensor) -> Tensor:
+        states: Tensor = pipeline.text_encoder(ids, attention_mask=mask).last_hidden_state
+        return states.half()
+
+    def write(folder: Path) -> None:
+        parts = zip(torch.split(ids, 512), torch.split(mask, 512), strict=True)
+        text = torch.cat([encode(*part) for part in parts])
+        save_file({"latents": data.latents.contiguous(), "text": text, "mask": mask}, folder / "data.safetensors")
+        null = {"text": encode(null_ids, null_mask)[0], "mask": null_mask[0]}
+        save_file({name: value.contiguous() for name, value in null.items()}, folder / "null.safetensors")
+
+    write_folder(work / "finetune-data", write)
+
+
+def draw_in_region(count: int, generator: torch.Generator) -> Tensor:
+    """Draw timesteps (B,) stratified over one region, which is itself drawn."""
+    width = TRAIN_TIMESTEPS // REGIONS
+    region = int(torch.randint(REGIONS, (), generator=generator))
+    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * width
+    return (
+        (region * width + places[torch.randperm(count, generator=generator)]).long().clamp_max((region + 1) * width - 1)
+    )
+
+
+def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
+    """Fine-tune the teacher in one of MODES and save the result to `work`/`name`."""
+    pipeline = load_pipeline(work / "dense")
+    data = Precomputed(work / "finetune-data")
+    config = FinetuneConfig(
+        output=work / "runs" / name,
+        steps=budget.steps,
+        batch_size=budget.batch,
+        mode=MODES[name],
+        target=TARGET,
+        regions=REGIONS,
+        learning_rate=budget.rate,
+        router_rate=budget.router_rate,
+        ratio_rate=budget.ratio_rate,
+        warmup=min(50, budget.steps),
+        distill_weight=1.0,
+        log_every=min(20, budget.steps),
+        save_every=budget.save_every,
+        progress=False,
+    )
+    result = finetune(
+        config,
+        pipeline.transformer,
+        data,
+        read_schedule(pipeline.scheduler),
+        null=data.null(),
+        draw_timesteps=draw_in_region,
+        on_log=lambda row: print(f"[{name}]", *(f"{key} {value}" for key, value in row.items()), flush=True),
+    )
+    if MODES[name] is Mode.RANDOM:
+        save_whole(result.model.transformer.state_dict(), work / name / STATE)
+    else:
+        save_checkpoint(
+            work / name, result.model, source=work / "dense", keep_ratio=result.keep_ratio, dtype=torch.float16
+        )
+
+
+def load_model(folder: Path) -> RoutedPixArt:
+    """Load the transformer of any of the models, in float32: dense, DiffCR, uniform or random."""
+    if not (folder / STATE).exists():
+        return load_checkpoint(folder)
+    transformer = build_transformer()
+    plan = RoutingPlan.uniform(len(transformer.transformer_blocks), REGIONS, round(10 * TARGET), TRAIN_TIMESTEPS)
+    state = torch.load(folder / STATE, weights_only=True)
+    transformer.load_state_dict({name: value.half().float() for name, value in state.items()})
+    return RoutedPixArt(transformer, plan, Scoring.RANDOM).eval()
