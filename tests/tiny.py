@@ -98,13 +98,13 @@ def make_transformer(kind: str = "sigma", *, seed: int = 0, **changes: Any) -> A
         **TRANSFORMER_KINDS[kind],
         **changes,
     }
-    return _finish(PixArtTransformer2DModel(**arguments))  # type: ignore[no-untyped-call]
+    return _finish(PixArtTransformer2DModel(**arguments))
 
 
 def make_vae(*, seed: int = 0, **changes: Any) -> Any:
     """Make a random AutoencoderKL that halves each side."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL(  # type: ignore[no-untyped-call]
+    vae = AutoencoderKL(
         **{
             "in_channels": 3,
             "out_channels": 3,
