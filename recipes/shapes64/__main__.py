@@ -43,7 +43,7 @@ FULL: Final = Budget(
     text_steps=400,
     vae_steps=4200,
     latents=48_000,
-    dense=DenseSettings(steps=5600),
+    dense=DenseSettings(steps=4800),
     preview_prompts=64,
     finetune=FinetuneBudget(steps=1600),
     prompts=500,

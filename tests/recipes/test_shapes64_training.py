@@ -34,7 +34,7 @@ def test_grouped_muon_equals_torch() -> None:
             one.grad = torch.randn_like(one)
             other.grad = one.grad.clone()
         for optimizer in optimizers:
-            optimizer.step()  # type: ignore[no-untyped-call]
+            optimizer.step()
     for one, other in zip(left, right, strict=True):
         torch.testing.assert_close(
             one, other, rtol=1e-3, atol=1e-4
