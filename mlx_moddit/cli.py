@@ -31,7 +31,7 @@ from mlx_moddit.images import (
 from mlx_moddit.load import DTYPES
 from mlx_moddit.memory import peak_rss_bytes
 from mlx_moddit.metadata import Metadata, ModelReference, versions
-from mlx_moddit.pipeline import Pipeline, Run, spread_seeds
+from mlx_moddit.pipeline import Pipeline, Run, default_dtype, spread_seeds
 from mlx_moddit.report import Report, SavedPicture
 from mlx_moddit.routes import draw_routes
 from mlx_moddit.settings import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, Settings
@@ -130,7 +130,8 @@ def info(model: str | None, height: int | None, width: int | None, as_json: bool
     with exit_on_error():
         manifest = read_manifest(_folder(model))
         settings = Settings.complete(manifest.spec, "", height=height, width=width)
-        facts = bundle_info.describe(manifest, height=settings.height, width=settings.width)
+        compute = bundle_info.Compute(is_gpu=mx.default_device() != mx.cpu, dtype=default_dtype())
+        facts = bundle_info.describe(manifest, compute, height=settings.height, width=settings.width)
     click.echo(json.dumps(facts, indent=2) if as_json else bundle_info.write(facts))
 
 

@@ -81,10 +81,10 @@ def embedded_bundle(checkpoint: Path = CHECKPOINT) -> Path:
 
 
 def _convert(checkpoint: Path, bundle: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "convert", "--from", "hf-checkpoint", "--hf-path", str(checkpoint)]
+    command = [sys.executable, "-P", "-m", "convert", "--from", "hf-checkpoint", "--to", "mlx", "--out", str(bundle)]
+    if checkpoint != CHECKPOINT:
+        command += ["--hf-path", str(checkpoint)]
     # -P and this path: the `convert` of this installation, not of the folder the user is in
     paths = [str(Path(moddit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return subprocess.run(
-        [*command, "--to", "mlx", "--out", str(bundle)], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -5,27 +5,39 @@ Reads the manifest alone, no weights.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from mlx_moddit.report import MB, align
 from moddit.cost import activation_bytes, kept_flops_share
 from moddit.manifest import Component, Manifest
 from moddit.samplers import build_table
-from moddit.spec import ModelSpec
 
 REFERENCE_STEPS: Final = 20
 ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
-# Activations alive at once in the VAE's decoder at full size: a resnet's input, its output, and a copy of one in a
-# convolution or a norm. Measured on CPU, not on Metal.
-_DECODER_COPIES: Final = 4
+GUIDED_BATCH: Final = 2
+# Buffers alive at once, because MLX allocates ahead of the device, as multiples of what one block, and the widest
+# activation of the VAE's decoder, need. Measured on CPU with pictures of 64 to 512 pixels, where a convolution unfolds
+# its input; the decoder's on GPUs is from a report of 9.6 GB at 1024 pixels in another program, and not measured here.
+BLOCK_COPIES: Final = 3
+DECODER_COPIES_CPU: Final = 47
+DECODER_COPIES_GPU: Final = 18
 
 
-def describe(manifest: Manifest, *, height: int, width: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Compute:
+    """What a model would run on."""
+
+    is_gpu: bool
+    dtype: str | None  # to compute in; None for the stored one
+
+
+def describe(manifest: Manifest, compute: Compute, *, height: int, width: int) -> dict[str, Any]:
     """Gather the facts about a bundle as JSON; capacities and memory are for pictures of one size.
 
     Args:
         manifest: of the bundle.
+        compute: where to estimate memory for.
         height: pixels.
         width: pixels.
 
@@ -52,7 +64,8 @@ def describe(manifest: Manifest, *, height: int, width: int) -> dict[str, Any]:
         "capacities": [] if plan is None else [list(plan.capacities(r, tokens)) for r in range(plan.regions)],
         "mean_keep_ratio": 1.0 if plan is None else plan.mean_keep_ratio,
         "kept_flops_share": kept_flops_share(spec.transformer, plan, timesteps, tokens, spec.max_sequence_length),
-        "memory_estimate_bytes": _memory(manifest, tokens, height, width),
+        "device": "gpu" if compute.is_gpu else "cpu",
+        "memory_estimate_bytes": _memory(manifest, compute, tokens, height, width),
         "provenance": asdict(manifest.provenance),
     }
 
@@ -75,7 +88,7 @@ def write(facts: dict[str, Any]) -> str:
             f"{facts['max_sequence_length']} text tokens; {facts['sampler']}, {facts['prediction_type']}.",
         ],
         _routing(facts),
-        [f"Memory for {width}x{height}, guided:", *align(memory)],
+        [f"Memory for {width}x{height}, guided, on a {facts['device'].upper()}:", *align(memory)],
         [f"Made from {facts['provenance']['source']} at {facts['provenance']['created']}"],
     ]
     return "\n\n".join("\n".join(part) for part in parts)
@@ -107,18 +120,21 @@ def _component(item: Component) -> dict[str, Any]:
     return {"parameters": item.parameters, "bytes": sum(info.bytes for info in item.files), "stored_as": stored}
 
 
-def _memory(manifest: Manifest, tokens: int, height: int, width: int) -> dict[str, int]:
-    """Estimate the peak of each stage: its component's weights and the activations alive at once.
+def _memory(manifest: Manifest, compute: Compute, tokens: int, height: int, width: int) -> dict[str, int]:
+    """Estimate the peak of each stage: the weights of its component, and the activations alive at once.
 
-    The sum of the weights is what stays in memory between pictures; with low_ram only one stage's is.
+    "all_in_memory" is the peak where components stay for the next picture; the others are peaks with low_ram.
     """
-    spec = manifest.spec
-    weights = {name: sum(info.bytes for info in item.files) for name, item in manifest.components.items()}
-    itemsize = ITEM_BYTES.get(manifest.components["transformer"].dtype or "float32", 4)
-    denoise = activation_bytes(spec.transformer, tokens, tokens, batch=2, itemsize=itemsize) + _text_bytes(
-        spec, itemsize
-    )
-    decode = _DECODER_COPIES * 4 * height * width * max(spec.vae.block_out_channels[0], spec.vae.out_channels)
+    spec = manifest.spec.transformer
+    weights = {name: _weight_bytes(item, compute.dtype) for name, item in manifest.components.items()}
+    itemsize = ITEM_BYTES[compute.dtype or manifest.components["transformer"].dtype or "float32"]
+    rows = activation_bytes(spec, tokens, tokens, batch=GUIDED_BATCH, itemsize=itemsize)
+    text = 2 * GUIDED_BATCH * manifest.spec.max_sequence_length * spec.hidden_size * spec.num_layers * itemsize
+    # MLX's attention on a CPU holds the scores of all heads; on Metal it is fused.
+    scores = 0 if compute.is_gpu else GUIDED_BATCH * spec.num_attention_heads * tokens * tokens * ITEM_BYTES["float32"]
+    denoise = BLOCK_COPIES * rows + text + scores
+    copies = DECODER_COPIES_GPU if compute.is_gpu else DECODER_COPIES_CPU
+    decode = copies * height * width * manifest.spec.vae.block_out_channels[0] * ITEM_BYTES["float32"]
     return {
         "encode": weights["text_encoder"],
         "denoise": weights["transformer"] + denoise,
@@ -127,6 +143,8 @@ def _memory(manifest: Manifest, tokens: int, height: int, width: int) -> dict[st
     }
 
 
-def _text_bytes(spec: ModelSpec, itemsize: int) -> int:
-    """Count the keys and values of a guided batch's text, for all layers."""
-    return 2 * 2 * spec.max_sequence_length * spec.transformer.hidden_size * spec.transformer.num_layers * itemsize
+def _weight_bytes(item: Component, dtype: str | None) -> int:
+    """Count the bytes of a component's weights in memory; quantised ones stay as they are stored."""
+    if dtype is None or item.quantization is not None:
+        return sum(info.bytes for info in item.files)
+    return item.parameters * ITEM_BYTES[dtype]
