@@ -1,0 +1,1 @@
+"""Reads checkpoints and writes bundles; never imports a runtime."""

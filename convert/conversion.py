@@ -1,0 +1,98 @@
+"""From a checkpoint to a bundle, as one call."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+import moddit
+from convert.description import Description, describe
+from convert.hub import find_checkpoint
+from convert.mlx.layout import Recipe
+from convert.mlx.writer import write_bundle
+from convert.output import check_free, new_folder
+from moddit.errors import FormatError, MissingError
+from moddit.manifest import Manifest, Provenance
+
+_READ_SIZE: Final = 1 << 20  # bytes
+
+Progress = Callable[[str, int], Callable[[int], object]]  # (what, bytes in all) -> told how many more are done
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion."""
+
+    out: Path
+    description: Description
+    manifest: Manifest
+
+
+def convert(
+    source: str | None, out: Path, recipe: Recipe, *, overwrite: bool = False, progress: Progress | None = None
+) -> Conversion:
+    """Convert a diffusers checkpoint to a bundle for MLX.
+
+    `out` is written whole or not at all, whatever happens on the way, and an old bundle is replaced at the very end.
+    Memory stays below 1 GB whatever the size of the checkpoint.
+
+    Args:
+        source: folder or Hub id; by default the embedded checkpoint.
+        out: the bundle's folder.
+        recipe: dtype and quantisation.
+        overwrite: replace a bundle at `out`.
+        progress: makes a counter of bytes for each of the two passes, hashing and writing.
+
+    Raises:
+        OutputExistsError: `out` exists, and is not to be replaced.
+        InputError: the checkpoint cannot be used.
+        StorageError: `out` cannot be written.
+    """
+    progress = progress or _no_progress
+    check_free(out, overwrite=overwrite)
+    checkpoint = find_checkpoint(source)
+    description = describe(checkpoint.folder)
+    with new_folder(out, overwrite=overwrite) as folder:
+        counter = progress("hashing", sum(path.stat().st_size for path in description.files))
+        provenance = Provenance(
+            source=checkpoint.name,
+            source_sha256=hash_source(checkpoint.folder, description.files, counter),
+            tool_versions={"moddit": moddit.__version__, "numpy": np.__version__, "python": platform.python_version()},
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+        counter = progress("writing", sum(part.nbytes for part in description.parts.values()))
+        manifest = write_bundle(description, folder, recipe, provenance, counter)
+    return Conversion(out, description, manifest)
+
+
+def hash_source(folder: Path, files: tuple[Path, ...], advance: Callable[[int], object]) -> str:
+    """Hash a checkpoint: SHA-256 of the lines that `sha256sum` prints for its files, sorted by path.
+
+    Raises:
+        FormatError, MissingError: a file cannot be read.
+    """
+    lines = []
+    for path in sorted(path.relative_to(folder).as_posix() for path in files):
+        digest = hashlib.sha256()
+        try:
+            with (folder / path).open("rb") as file:
+                while chunk := file.read(_READ_SIZE):
+                    digest.update(chunk)
+                    advance(len(chunk))
+        except FileNotFoundError:
+            raise MissingError(f"[source] {folder / path}: the file has gone; start again") from None
+        except OSError as error:
+            raise FormatError(f"[source] {folder / path}: cannot be read ({error.strerror})") from None
+        lines.append(f"{digest.hexdigest()}  {path}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _no_progress(_: str, __: int) -> Callable[[int], object]:
+    return lambda _: None

@@ -1,0 +1,141 @@
+"""How a bundle for MLX stores each tensor: dtype, order of axes, quantisation (docs/format.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.description import Part
+from convert.mlx.quantize import quantize
+from convert.precision import DTYPES, is_finite, narrow, widen
+from convert.safetensors import ITEM_BYTES, StoredTensor
+from moddit.errors import ValueRangeError
+from moddit.tensors import Role, TensorInfo, Tensors
+
+# Stored no narrower than in the checkpoint: small, and errors in them reach every token.
+PRECISE_ROLES: Final = frozenset({Role.NORM, Role.EMBEDDING, Role.MODULATION, Role.ROUTER, Role.OUTPUT})
+QUANTISED_COMPONENTS: Final = frozenset({"transformer", "text_encoder"})
+_CHUNK_VALUES: Final = 1 << 22  # converted at a time: 16 MiB in float32
+
+Output = tuple[str, str, tuple[int, ...]]  # name, dtype, shape in the file
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a user chooses."""
+
+    dtype: str = "float16"  # of the large tensors, a key of DTYPES
+    bits: int | None = None  # quantise to these
+    group_size: int = 64
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One canonical tensor on its way into a bundle."""
+
+    name: str
+    info: TensorInfo
+    source: StoredTensor
+    dtype: str  # in the file; of scales and biases if quantised
+    bits: int | None = None
+    group_size: int = 0
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the file holds of it, in order."""
+        shape = self.info.shape
+        if self.bits is None:
+            return ((self.name, self.dtype, (shape[0], *shape[2:], shape[1]) if self._is_transposed else shape),)
+        rows, columns = shape
+        stem, groups = self.name.removesuffix("weight"), (rows, columns // self.group_size)
+        return (
+            (self.name, "U32", (rows, columns * self.bits // 32)),
+            (f"{stem}scales", self.dtype, groups),
+            (f"{stem}biases", self.dtype, groups),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ITEM_BYTES[dtype] * math.prod(shape) for _, dtype, shape in self.outputs)
+
+    def encode(self) -> Iterator[tuple[NDArray[Any], int]]:
+        """Read and convert the tensor in pieces.
+
+        Yields:
+            the bytes of `outputs` in order, and how many bytes of the source they took.
+
+        Raises:
+            ValueRangeError: a value is NaN or infinite, or becomes so in the new dtype.
+        """
+        held: list[tuple[NDArray[Any], NDArray[Any]]] = []  # scales and biases, which follow all words
+        rows = self.info.shape[0]
+        step = max(1, _CHUNK_VALUES * rows // max(1, math.prod(self.info.shape)))
+        for first in range(0, rows, step):
+            raw = self.source.read(first, min(rows, first + step))
+            array = self._cast(raw)
+            if self.bits is None:
+                yield np.ascontiguousarray(np.moveaxis(array, 1, -1) if self._is_transposed else array), raw.nbytes
+                continue
+            packed = quantize(widen(array, self.dtype), self.dtype, bits=self.bits, group_size=self.group_size)
+            held.append((packed.scales, packed.biases))
+            yield packed.words, raw.nbytes
+        for kind in (0, 1):
+            for parts in held:
+                yield parts[kind], 0
+
+    @property
+    def _is_transposed(self) -> bool:
+        """Convolutions: (out, in, height, width) -> (out, height, width, in)."""
+        return self.info.role is Role.CONV and len(self.info.shape) == 4
+
+    def _cast(self, raw: NDArray[Any]) -> NDArray[Any]:
+        if not is_finite(raw, self.source.dtype):
+            raise ValueRangeError(
+                f"[convert] {self.source.path}: tensor {self.source.name!r} is not finite (NaN or infinity); "
+                "the checkpoint is damaged or its training diverged"
+            )
+        if self.source.dtype == self.dtype:
+            return raw
+        values = widen(raw, self.source.dtype)
+        array = narrow(values, self.dtype)
+        if not is_finite(array, self.dtype):
+            raise ValueRangeError(
+                f"[convert] {self.source.path}: tensor {self.source.name!r} reaches {np.abs(values).max():g}, too "
+                "large for float16 (65504); convert with --dtype bfloat16 or float32"
+            )
+        return array
+
+
+def plan_slots(component: str, part: Part, recipe: Recipe) -> list[Slot]:
+    """Decide how each tensor of a component is stored.
+
+    Tensors of four-byte numbers come first, and scales and biases of two bytes come in pairs, so that every tensor is
+    aligned to its own numbers.
+    """
+    slots = [_plan_slot(component, name, part, recipe) for name in part.wanted]
+    return sorted(slots, key=lambda slot: slot.bits is None and ITEM_BYTES[slot.dtype] < 4)
+
+
+def _plan_slot(component: str, name: str, part: Part, recipe: Recipe) -> Slot:
+    info, source = part.wanted[name], part.tensors[name]
+    dtype = DTYPES[recipe.dtype]
+    if _is_precise(name, part.wanted) and ITEM_BYTES[dtype] < 4:
+        dtype = source.dtype
+    is_quantised = (
+        recipe.bits is not None
+        and component in QUANTISED_COMPONENTS
+        and info.role.is_quantisable
+        and info.shape[-1] % recipe.group_size == 0
+    )
+    return Slot(name, info, source, dtype, *((recipe.bits, recipe.group_size) if is_quantised else ()))
+
+
+def _is_precise(name: str, tensors: Tensors) -> bool:
+    """A bias is as precise as the weight it goes with."""
+    weight = tensors.get(name.removesuffix("bias") + "weight") if tensors[name].role is Role.BIAS else None
+    return (weight or tensors[name]).role in PRECISE_ROLES

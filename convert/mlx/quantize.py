@@ -1,0 +1,62 @@
+"""Affine quantisation of a matrix, bit for bit as `mlx.core.quantize` does it on the CPU.
+
+Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp, `quantize`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.precision import narrow
+
+BITS: Final = (4, 8)
+GROUP_SIZES: Final = (32, 64, 128)
+_SMALLEST_SCALE: Final = np.float32(1e-7)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantised matrix: value = scale * integer + bias, with one scale and bias for a group within a row."""
+
+    words: NDArray[np.uint32]  # (rows, columns * bits / 32), the lowest bits first
+    scales: NDArray[Any]  # (rows, columns / group_size)
+    biases: NDArray[Any]  # likewise
+
+
+def quantize(matrix: NDArray[np.float32], dtype: str, *, bits: int, group_size: int) -> Packed:
+    """Quantise the rows of a matrix.
+
+    The end of a group's range that is larger in magnitude is exactly representable, and so is zero.
+
+    Args:
+        matrix: values that `dtype` can represent, (rows, columns).
+        dtype: of scales and biases, a name of safetensors.
+        bits: 4 or 8.
+        group_size: columns that share a scale; divides the number of columns.
+    """
+    rows, columns = matrix.shape
+    assert columns % group_size == 0
+    groups = matrix.reshape(rows, columns // group_size, group_size)
+    low, high = groups.min(axis=-1), groups.max(axis=-1)
+    bins = np.float32((1 << bits) - 1)
+    is_low_larger = np.abs(low) > np.abs(high)
+    scales = np.maximum((high - low) / bins, _SMALLEST_SCALE)
+    scales = np.where(is_low_larger, scales, -scales)
+    edges = np.where(is_low_larger, low, high)
+    zeros = np.rint(edges / scales)
+    has_edge = zeros != 0
+    np.divide(edges, zeros, out=scales, where=has_edge)
+    biases = np.where(has_edge, edges, np.float32(0))
+    numbers = np.rint((groups - biases[..., None]) / scales[..., None])
+    numbers = np.clip(numbers, 0, bins).astype(np.uint8).reshape(rows, columns)
+    return Packed(_pack(numbers, bits), narrow(scales, dtype), narrow(biases, dtype))
+
+
+def _pack(numbers: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
+    if bits == 4:
+        numbers = numbers[:, 0::2] | (numbers[:, 1::2] << np.uint8(4))
+    return np.ascontiguousarray(numbers).view("<u4")

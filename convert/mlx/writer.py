@@ -1,0 +1,111 @@
+"""Writes a description as a bundle for MLX, tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from convert.description import Description
+from convert.mlx.layout import Recipe, Slot, plan_slots
+from convert.output import check_space, storage_errors
+from convert.safetensors import format_header
+from moddit.manifest import (
+    MANIFEST_NAME,
+    Component,
+    FileInfo,
+    Manifest,
+    Provenance,
+    Quantization,
+    write_manifest,
+)
+
+BACKEND: Final = "mlx"
+SHARD_BYTES: Final = 1 << 30  # a file holds at least one tensor, and more while they fit in this
+OVERHEAD_BYTES: Final = 4 << 20  # headers and manifest, estimated from above
+TOKENIZER_PATH: Final = "tokenizer.json"
+
+Advance = Callable[[int], object]  # told how many more bytes of the source are done
+
+
+def write_bundle(
+    description: Description, folder: Path, recipe: Recipe, provenance: Provenance, advance: Advance
+) -> Manifest:
+    """Write a bundle into an empty folder.
+
+    Raises:
+        ValueRangeError: a weight is not finite.
+        FormatError: a file of the source has changed since it was described.
+        StorageError: the disk is full, or cannot be written.
+    """
+    slots = {name: plan_slots(name, part, recipe) for name, part in description.parts.items()}
+    size = sum(slot.nbytes for group in slots.values() for slot in group)
+    check_space(folder, size + len(description.tokenizer) + OVERHEAD_BYTES)
+    components = {
+        name: _write_component(folder, name, group, recipe, description.parts[name].parameters, advance)
+        for name, group in slots.items()
+    }
+    components["tokenizer"] = Component((_write_file(folder, TOKENIZER_PATH, [description.tokenizer]),))
+    manifest = Manifest(BACKEND, description.spec, description.plan, components, provenance)
+    with storage_errors(folder / MANIFEST_NAME):
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _write_component(
+    folder: Path, name: str, slots: list[Slot], recipe: Recipe, parameters: int, advance: Advance
+) -> Component:
+    shards = split_shards(slots)
+    files = []
+    for number, shard in enumerate(shards, 1):
+        suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        files.append(_write_file(folder, f"{name}/model{suffix}.safetensors", _encode(shard, advance)))
+    packed = tuple(slot.name for slot in slots if slot.bits is not None)
+    quantization = Quantization(recipe.bits, recipe.group_size, "affine", packed) if recipe.bits and packed else None
+    return Component(tuple(files), recipe.dtype, parameters, quantization)
+
+
+def split_shards(slots: Iterable[Slot], limit: int = SHARD_BYTES) -> list[list[Slot]]:
+    """Split tensors into files of at most `limit` bytes, in order."""
+    shards: list[list[Slot]] = []
+    room = 0
+    for slot in slots:
+        if slot.nbytes > room or not shards:
+            shards.append([])
+            room = limit
+        shards[-1].append(slot)
+        room -= slot.nbytes
+    return shards
+
+
+def _encode(slots: list[Slot], advance: Advance) -> Iterable[bytes | memoryview]:
+    yield format_header([output for slot in slots for output in slot.outputs], {"format": "mlx"})
+    for slot in slots:
+        for array, read in slot.encode():
+            yield array.reshape(-1).view(np.uint8).data
+            advance(read)
+
+
+def _write_file(folder: Path, path: str, pieces: Iterable[bytes | memoryview]) -> FileInfo:
+    """Write pieces as they come, and hash them on the way."""
+    digest, size, target = hashlib.sha256(), 0, folder / path
+    with storage_errors(target):
+        target.parent.mkdir(exist_ok=True)
+        file = target.open("wb", buffering=0)
+    with file:
+        for piece in pieces:
+            with storage_errors(target):
+                _write_all(file, piece)
+            digest.update(piece)
+            size += len(piece)
+    return FileInfo(path, size, digest.hexdigest())
+
+
+def _write_all(file: io.FileIO, piece: bytes | memoryview) -> None:
+    view = memoryview(piece)
+    while len(view):
+        view = view[file.write(view) or 0 :]

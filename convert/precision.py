@@ -1,0 +1,38 @@
+"""Floating-point numbers as numpy holds them here: bfloat16, which numpy lacks, is an array of its bits (uint16)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+DTYPES: Final[Mapping[str, str]] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # to safetensors' names
+DTYPE_NAMES: Final[Mapping[str, str]] = {code: name for name, code in DTYPES.items()}
+_SHIFT: Final = np.uint32(16)
+_HALF: Final = np.uint32(0x7FFF)  # just under half of bfloat16's last bit
+
+
+def widen(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Read F32, F16 or BF16 as float32, exactly."""
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << _SHIFT).view(np.float32)
+    return array.astype(np.float32, copy=False)
+
+
+def narrow(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Round float32 to F32, F16 or BF16: to nearest, ties to even; too large becomes infinite."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(array).view(np.uint32)
+        is_odd = (bits >> _SHIFT) & np.uint32(1)
+        return ((bits + (_HALF + is_odd)) >> _SHIFT).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float16 if dtype == "F16" else np.float32, copy=False)
+
+
+def is_finite(array: NDArray[Any], dtype: str) -> bool:
+    """Say whether F32, F16 or BF16 numbers are all finite."""
+    if dtype == "BF16":
+        return bool(np.all((array & np.uint16(0x7F80)) != np.uint16(0x7F80)))
+    return bool(np.isfinite(array).all())

@@ -1,0 +1,144 @@
+"""What a conversion tells its user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from convert.conversion import Conversion
+from moddit.cost import kept_flops_share
+from moddit.manifest import Component
+from moddit.routing import RoutingPlan
+from moddit.samplers import build_table
+from moddit.spec import ModelSpec
+
+STEPS: Final = 20  # of the sampling run whose FLOPs are estimated
+_PREFIXES: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A conversion in numbers."""
+
+    conversion: Conversion
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.conversion.manifest.spec
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens at the size the model was trained on."""
+        return self.spec.transformer.tokens(self.spec.transformer.sample_size, self.spec.transformer.sample_size)
+
+    @property
+    def capacities(self) -> list[list[int]] | None:
+        """Tokens kept, [regions][layers]; None for a dense model."""
+        plan = self.conversion.manifest.plan
+        return None if plan is None else [list(plan.capacities(region, self.tokens)) for region in range(plan.regions)]
+
+    @property
+    def flops_share(self) -> float:
+        """Share of the dense blocks' FLOPs spent over a run of STEPS steps with the checkpoint's own sampler."""
+        schedule = self.spec.scheduler
+        timesteps = build_table(schedule, schedule.sampler, STEPS).timesteps
+        plan, text_tokens = self.conversion.manifest.plan, self.spec.max_sequence_length
+        return kept_flops_share(self.spec.transformer, plan, timesteps, self.tokens, text_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        """Write everything that `to_text` says."""
+        manifest, description = self.conversion.manifest, self.conversion.description
+        return {
+            "out": str(self.conversion.out),
+            "backend": manifest.backend,
+            "source": manifest.provenance.source,
+            "source_sha256": manifest.provenance.source_sha256,
+            "components": {name: _component_json(component) for name, component in manifest.components.items()},
+            "image_side": self.spec.default_side,
+            "tokens": self.tokens,
+            "mean_keep_ratio": manifest.plan.mean_keep_ratio if manifest.plan else None,
+            "capacities": self.capacities,
+            "block_flops_share": self.flops_share,
+            "steps": STEPS,
+            "unused": dict(description.unused),
+            "notes": list(description.notes),
+        }
+
+    def to_text(self) -> str:
+        """Write a summary of some lines."""
+        manifest, description = self.conversion.manifest, self.conversion.description
+        lines = [
+            f"{self.conversion.out}: bundle for {manifest.backend}",
+            f"  source        {manifest.provenance.source}",
+            f"  sha256        {manifest.provenance.source_sha256}",
+        ]
+        lines += [f"  {name:13} {_component_text(component)}" for name, component in manifest.components.items()]
+        lines += self._routing_lines(manifest.plan)
+        lines += [f"  not stored    {line}" for line in _group(description.unused)]
+        lines += [f"  note          {note}" for note in description.notes]
+        return "\n".join(lines)
+
+    def _routing_lines(self, plan: RoutingPlan | None) -> list[str]:
+        side = self.spec.default_side
+        if plan is None:
+            return [f"  routing       none (dense model), {self.tokens} tokens at {side}x{side} pixels"]
+        lines = [
+            f"  routing       mean keep ratio {plan.mean_keep_ratio:.3f}; tokens kept of {self.tokens} by layer, "
+            f"at {side}x{side} pixels:"
+        ]
+        for region, row in enumerate(self.capacities or []):
+            first, last = (-(-edge * plan.num_train_timesteps // plan.regions) for edge in (region, region + 1))
+            lines.append(f"    t {first:4}..{last - 1:<4}  {' '.join(map(str, row))}")
+        lines.append(
+            f"  block FLOPs   {100 * self.flops_share:.1f} % of the dense model's "
+            f"({STEPS} steps, {self.spec.max_sequence_length} text tokens)"
+        )
+        return lines
+
+
+def _component_json(component: Component) -> dict[str, Any]:
+    quantization = component.quantization
+    return {
+        "parameters": component.parameters,
+        "bytes": sum(file.bytes for file in component.files),
+        "files": len(component.files),
+        "dtype": component.dtype,
+        "quantization": None
+        if quantization is None
+        else {
+            "bits": quantization.bits,
+            "group_size": quantization.group_size,
+            "mode": quantization.mode,
+            "tensors": len(quantization.tensors),
+        },
+    }
+
+
+def _component_text(component: Component) -> str:
+    size = _bytes_text(sum(file.bytes for file in component.files))
+    if component.dtype is None:
+        return f"{'':22}{size:>10}"
+    text = f"{component.parameters:>11,} parameters{size:>10}  {component.dtype}"
+    quantization = component.quantization
+    if quantization is not None:
+        text += f", {len(quantization.tensors)} tensors in {quantization.bits} bits by {quantization.group_size}"
+    return text
+
+
+def _bytes_text(count: int) -> str:
+    for size, prefix in _PREFIXES:
+        if count >= size:
+            return f"{count / size:.1f} {prefix}"
+    return f"{count} B"
+
+
+def _group(unused: Mapping[str, str]) -> list[str]:
+    """One line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in unused.items():
+        reasons.setdefault(reason, []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
+        for reason, names in reasons.items()
+    ]
