@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_system.sh $(FAST)
 # The embedded checkpoint, converted, and a picture of PROMPT.
 generate: setup
 	$(PY) -m convert --from hf-checkpoint --to mlx --out $(MODEL) --overwrite
-	$(PY) $(FAST) run mlx_moddit generate --model $(MODEL) --prompt '$(PROMPT)' --seed $(SEED) --output $(PICTURE)
+	$(PY) $(FAST) run mlx_moddit generate --model $(MODEL) --prompt '$(PROMPT)' --seed $(SEED) --output $(PICTURE) --overwrite
 	@echo "The picture of \"$(PROMPT)\" is $(PICTURE)"
 
 # All that this machine can check in minutes; `make nightly` adds the rest.

@@ -55,6 +55,6 @@ def test_build_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_build_without_openblas_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fast_blas, "STUB", tmp_path / "stub.so")
     monkeypatch.setattr(fast_blas, "bundled_blas", lambda: tmp_path / "libblas.so")
-    monkeypatch.setattr(fast_blas.shutil, "which", lambda _: "/usr/bin/gcc")
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/gcc")
     monkeypatch.setattr(fast_blas, "OPENBLAS", "libabsent.so.0")
     assert "libopenblas0-pthread" in fast_blas.build()

@@ -53,6 +53,7 @@ class Import:
     target: str  # dotted name
     line: int
     in_function: bool
+    as_program: bool  # under `if __name__ == "__main__"`, so never when the module is imported
 
 
 def declared(pyproject: Path, extras: set[str]) -> set[str]:
@@ -91,16 +92,18 @@ def targets(node: ast.AST, known: set[str]) -> Iterator[str]:
 def imports_of(module: str, tree: ast.Module, known: set[str]) -> Iterator[Import]:
     """List what a module imports at run time, wherever it does so."""
 
-    def walk(node: ast.AST, in_function: bool) -> Iterator[Import]:
-        if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+    def walk(node: ast.AST, in_function: bool, as_program: bool) -> Iterator[Import]:
+        condition = ast.unparse(node.test) if isinstance(node, ast.If) else ""
+        if condition in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
             return
         for target in targets(node, known):
-            yield Import(module, target, getattr(node, "lineno", 0), in_function)
-        inner = in_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            yield Import(module, target, getattr(node, "lineno", 0), in_function, as_program)
+        in_function = in_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        as_program = as_program or condition == "__name__ == '__main__'"
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, inner)
+            yield from walk(child, in_function, as_program)
 
-    yield from walk(tree, in_function=False)
+    yield from walk(tree, in_function=False, as_program=False)
 
 
 def judge(item: Import, package: str, rule: Rule, third_party: set[str]) -> str | None:
@@ -146,7 +149,7 @@ def check_layers(root: Path, pyproject: Path) -> list[str]:
         edges: dict[str, set[str]] = {}
         for module, file in modules.items():
             found = list(imports_of(module, ast.parse(file.read_text(), str(file)), set(modules)))
-            edges[module] = {item.target for item in found if item.target in modules}
+            edges[module] = {item.target for item in found if item.target in modules and not item.as_program}
             for item in found:
                 problem = judge(item, folder, rule, third_party)
                 if problem:
@@ -177,7 +180,9 @@ CLEAN = {
     "convert/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
     "convert/pth.py": "def read():\n    import torch\n    from torch_moddit import model\n",
     "mlx_moddit/cli.py": "import click\nimport PIL.Image\nimport mlx.core as mx\nfrom moddit.spec import np\n",
-    "torch_moddit/model.py": "import torch\nfrom diffusers import PixArtTransformer2DModel\n",
+    "torch_moddit/model.py": "import torch\nfrom diffusers import PixArtTransformer2DModel\n"
+    "if __name__ == '__main__':\n    from torch_moddit.cli import main\n",
+    "torch_moddit/cli.py": "import torch_moddit.model\n",
     "tests/test_all.py": "import convert, mlx_moddit, torch_moddit, recipes, pytest\n",
 }
 
@@ -202,6 +207,7 @@ def test_accepts_a_layered_tree(tmp_path: Path) -> None:
         ("moddit/a.py", "from convert import b", "moddit.a:1: imports convert"),
         ("moddit/a.py", "import importlib\nimportlib.import_module('torch')", "moddit.a:2: imports torch"),
         ("moddit/a.py", "import importlib\nimportlib.import_module(name)", "moddit.a:2: imports by a computed"),
+        ("moddit/a.py", "if __name__ == '__main__':\n    import torch", "moddit.a:2: imports torch"),
         ("moddit/a.py", "from . import spec", "moddit.a:1: imports by a computed or relative name"),
         ("moddit/a.py", "try:\n    import scipy\nexcept ImportError:\n    pass", "moddit.a:2: imports scipy"),
         ("torch_moddit/a.py", "import convert", "torch_moddit.a:1: imports convert"),

@@ -335,6 +335,8 @@ def test_advances_arrays_of_every_library_in_their_own_precision(sampler: str) -
     in_torch = step.advance(torch.from_numpy(x), torch.from_numpy(output), torch.from_numpy(before))
     in_mlx = step.advance(mx.array(x), mx.array(output), mx.array(before))
     for one, two, three in zip(wanted, in_torch, in_mlx, strict=True):
-        assert (one.dtype, two.dtype, three.dtype) == (np.float32, torch.float32, mx.float32)
+        assert one.dtype == np.float32
+        assert two.dtype == torch.float32
+        assert three.dtype == mx.float32
         np.testing.assert_allclose(two.numpy(), one, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(np.array(three), one, rtol=1e-6, atol=1e-6)
