@@ -89,7 +89,7 @@ class Bundle:
         if component.dtype not in DTYPES:
             raise FormatError(f"[load] {where}: dtype {component.dtype!r} is unknown, want one of {', '.join(DTYPES)}")
         stored = DTYPES[component.dtype]
-        weights = {key: _cast(array, wanted.get(key), self.dtype, stored) for key, array in weights.items()}
+        weights = {key: _cast(key, array, wanted, self.dtype, stored) for key, array in weights.items()}
         model.load_weights(list(weights.items()), strict=True)
         return model
 
@@ -196,10 +196,19 @@ def _part(name: str, part: str) -> str:
     return f"{name.removesuffix('weight')}{part}"
 
 
-def _cast(array: mx.array, info: TensorInfo | None, asked: mx.Dtype | None, stored: mx.Dtype) -> mx.array:
+def _cast(
+    name: str, array: mx.array, wanted: Mapping[str, TensorInfo], asked: mx.Dtype | None, stored: mx.Dtype
+) -> mx.array:
     if array.dtype == mx.uint32:
         return array
-    if info is None:  # scales or biases of a quantised tensor: stored in float32, and they decide what MLX computes in
-        return array.astype(asked or stored)
-    is_kept = asked is None or (info.role in PRECISE_ROLES and asked != mx.float32)
-    return array if is_kept else array.astype(asked)
+    if name not in wanted:  # scales and biases of a quantised tensor decide what MLX computes in
+        return array.astype(stored if asked is None else asked)
+    if asked is None or (asked != mx.float32 and _is_precise(name, wanted)):
+        return array
+    return array.astype(asked)
+
+
+def _is_precise(name: str, wanted: Mapping[str, TensorInfo]) -> bool:
+    """A bias is as precise as the weight it goes with."""
+    weight = wanted.get(name.removesuffix("bias") + "weight") if wanted[name].role is Role.BIAS else None
+    return (weight or wanted[name]).role in PRECISE_ROLES

@@ -13,17 +13,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convert.cli import convert
-from convert.mlx.writer import Storage
-from mlx_moddit.pipeline import Pipeline
-from mlx_moddit.stages import Stage, Step
 from tests import tiny
 from tests.parity.bridge import PICTURE_PSNR, psnr, relative_error
+from tests.parity.roads import run_mlx, to_bundle
 
-STEPS: Final = 6
-SEED: Final = 11
 PROMPT: Final = "A large red Circle on the left and a xylophone, blue"
-NEGATIVE: Final = "small green"
+SETTINGS: Final[dict[str, Any]] = {"negative_prompt": "small green", "seed": 11, "steps": 6, "guidance_scale": 4.5}
 # 2e-6 was measured here: guidance and six steps do not amplify the error of one stage much.
 TRAJECTORY_TOLERANCE: Final = 1e-4  # relative to the largest latent
 
@@ -46,69 +41,38 @@ def test_dense_pipeline_equals_diffusers(
 ) -> None:
     reference = tiny.make_pipeline(kind, **changes)
     reference.save_pretrained(tmp_path / "model")
-    wanted, wanted_latents = _run_diffusers(reference, height, width, guidance_scale=4.5)
+    wanted, wanted_latents = _run_diffusers(reference, height=height, width=width)
 
-    found, latents = _run(_convert(tmp_path / "model"), height, width, guidance_scale=4.5)
+    found = run_mlx(to_bundle(tmp_path / "model", tmp_path / "bundle"), PROMPT, **SETTINGS, height=height, width=width)
 
-    assert len(latents) == len(wanted_latents) == STEPS
-    errors = [relative_error(mine, theirs) for mine, theirs in zip(latents, wanted_latents, strict=True)]
+    assert len(found.latents) == len(wanted_latents) == SETTINGS["steps"]
+    errors = [relative_error(mine, theirs) for mine, theirs in zip(found.latents, wanted_latents, strict=True)]
     assert max(errors) < TRAJECTORY_TOLERANCE
-    assert psnr(found / 255, wanted) > PICTURE_PSNR
+    assert psnr(found.picture, wanted) > PICTURE_PSNR
 
 
 def test_unguided_pipeline_equals_diffusers(tmp_path: Path) -> None:
     reference = tiny.make_pipeline("sigma")
     reference.save_pretrained(tmp_path / "model")
-    wanted, _ = _run_diffusers(reference, 32, 32, guidance_scale=1.0)
-    found, _ = _run(_convert(tmp_path / "model"), 32, 32, guidance_scale=1.0)
-    assert psnr(found / 255, wanted) > PICTURE_PSNR
+    settings = {"height": 32, "width": 32, "guidance_scale": 1.0}
+    wanted, _ = _run_diffusers(reference, **settings)
+    found = run_mlx(to_bundle(tmp_path / "model", tmp_path / "bundle"), PROMPT, **{**SETTINGS, **settings})
+    assert psnr(found.picture, wanted) > PICTURE_PSNR
 
 
-def _convert(folder: Path) -> Path:
-    bundle = folder.parent / "bundle"
-    convert(str(folder), bundle, Storage("float32"))
-    return bundle
-
-
-def _run(
-    bundle: Path, height: int, width: int, *, guidance_scale: float
-) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
-    latents: list[NDArray[np.float32]] = []
-
-    def keep(stage: Stage) -> None:
-        if isinstance(stage, Step):
-            latents.append(np.array(stage.latents).transpose(0, 3, 1, 2))
-
-    result = Pipeline.load(bundle, dtype="float32").generate(
-        PROMPT,
-        negative_prompt=NEGATIVE,
-        seed=SEED,
-        steps=STEPS,
-        guidance_scale=guidance_scale,
-        height=height,
-        width=width,
-        on_stage=keep,
-    )
-    return result.images[0], latents
-
-
-def _run_diffusers(
-    pipeline: Any, height: int, width: int, *, guidance_scale: float
-) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+def _run_diffusers(pipeline: Any, **changes: Any) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    settings = {**SETTINGS, **changes}
     latents: list[NDArray[np.float32]] = []
     pictures = pipeline(
         PROMPT,
-        negative_prompt=NEGATIVE,
-        num_inference_steps=STEPS,
-        guidance_scale=guidance_scale,
-        height=height,
-        width=width,
-        generator=torch.Generator("cpu").manual_seed(SEED),
+        num_inference_steps=settings.pop("steps"),
+        generator=torch.Generator("cpu").manual_seed(settings.pop("seed")),
         output_type="np",
         use_resolution_binning=False,
         clean_caption=False,
         max_sequence_length=tiny.MAX_TOKENS,
         callback=lambda _step, _timestep, latent: latents.append(latent.numpy().copy()),
         callback_steps=1,
+        **settings,
     ).images
     return pictures[0], latents

@@ -1,0 +1,120 @@
+"""The checkpoint in the package, stage by stage: trained weights reach values that random ones do not."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import AutoTokenizer, T5EncoderModel
+
+from mlx_moddit.load import Bundle, load_bundle
+from moddit.routing import select
+from moddit.samplers import build_table
+from tests.parity.bridge import PICTURE_PSNR, STAGE_TOLERANCE, psnr, relative_error, to_nchw
+from tests.parity.roads import Road, run_mlx, run_reference, to_bundle
+
+CHECKPOINT: Final = Path(str(files("moddit"))) / "checkpoints" / "shapes64"
+pytestmark = pytest.mark.skipif(not (CHECKPOINT / "model_index.json").exists(), reason="the checkpoint is not made yet")
+
+PROMPTS: Final = [
+    "a large red circle on the left and a small blue star on the right, gray background",
+    "A small Green triangle at the top, navy background",
+    "",
+    "a photo of an astronaut: unknown words, 3 digits",
+]
+STEPS: Final = 12
+# A trained model answers a small difference with a larger one; one token kept differently moves a latent by 1e-2.
+TRAJECTORY_TOLERANCE: Final = 1e-3  # relative to the largest latent
+SETTINGS: Final[dict[str, Any]] = {"seed": 7, "steps": STEPS, "guidance_scale": 4.5}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return load_bundle(to_bundle(CHECKPOINT, tmp_path_factory.mktemp("parity") / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def wanted() -> Road:
+    return run_reference(CHECKPOINT, PROMPTS[0], **SETTINGS)
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, "a large red circle " * 20])
+def test_tokenizer(bundle: Bundle, prompt: str) -> None:
+    reference = AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
+    ids = reference(prompt.lower().strip(), truncation=True, max_length=bundle.spec.max_sequence_length).input_ids
+    assert bundle.tokenizer().encode(prompt) == ids
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_text_encoder(bundle: Bundle, prompt: str) -> None:
+    ids = bundle.tokenizer().encode(prompt)
+    reference: Any = T5EncoderModel.from_pretrained(CHECKPOINT / "text_encoder").float()
+    with torch.no_grad():
+        states = reference(torch.tensor([ids])).last_hidden_state
+    assert relative_error(bundle.text_encoder()(mx.array([ids])), states) < STAGE_TOLERANCE
+
+
+def test_vae(bundle: Bundle, wanted: Road) -> None:
+    reference: Any = AutoencoderKL.from_pretrained(CHECKPOINT / "vae").float()
+    vae, latents = bundle.vae(), torch.from_numpy(wanted.latents[-1])
+    with torch.no_grad():
+        picture = reference.decode(latents / reference.config.scaling_factor).sample
+        mean = reference.encode(picture).latent_dist.mean
+    assert relative_error(to_nchw(vae.decode(_nhwc(latents.numpy()))), picture) < STAGE_TOLERANCE
+    assert relative_error(to_nchw(vae.encode(_nhwc(picture.numpy()))[0]), mean) < STAGE_TOLERANCE
+
+
+def test_every_block_of_every_step(bundle: Bundle, wanted: Road) -> None:
+    """Every block from the reference's own input, so that the errors of one do not hide in those of the next."""
+    model, table = bundle.transformer(), build_table(bundle.spec.scheduler, bundle.spec.scheduler.sampler, STEPS)
+    encoder, tokenizer = bundle.text_encoder(), bundle.tokenizer()
+    texts = [encoder(mx.array([tokenizer.encode(text)]))[0] for text in ("", PROMPTS[0])]
+    side = model.spec.sample_size
+    conditions = model.prepare(texts, table.timesteps, side, side)
+    for step in range(1, STEPS):
+        latents = _nhwc(wanted.latents[step - 1]) * table.steps[step].input_scale
+        x = model.embed(mx.concatenate([latents, latents]), conditions)
+        for layer, output in enumerate(wanted.outputs[step]):
+            seen: list[mx.array] = []
+            x = model.run_block(x, layer, step, conditions, lambda _, *values, seen=seen: seen.extend(values))
+            assert relative_error(x, output) < STAGE_TOLERANCE, (step, layer)
+            if bundle.plan is not None:
+                scores, kept = seen
+                assert relative_error(scores, wanted.scores[step][layer]) < STAGE_TOLERANCE, (step, layer)
+                np.testing.assert_array_equal(np.array(kept), wanted.kept[step][layer])
+                np.testing.assert_array_equal(np.array(kept), select(np.array(scores), kept.shape[1]))
+            x = mx.array(output)
+
+
+def test_trajectory(bundle: Bundle, wanted: Road) -> None:
+    found = run_mlx(bundle.folder, PROMPTS[0], **SETTINGS)
+    errors = [relative_error(mine, theirs) for mine, theirs in zip(found.latents, wanted.latents, strict=True)]
+    assert max(errors) < TRAJECTORY_TOLERANCE
+    assert psnr(found.picture, wanted.picture) > PICTURE_PSNR
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[:3])
+@pytest.mark.parametrize(
+    "settings", [{"seed": 1, "steps": 20}, {"seed": 2, "sampler": "ddim"}, {"sampler": "euler"}], ids=str
+)
+def test_picture(bundle: Bundle, prompt: str, settings: dict[str, Any]) -> None:
+    wanted = run_reference(CHECKPOINT, prompt, **settings)
+    found = run_mlx(bundle.folder, prompt, **settings)
+    assert psnr(found.picture, wanted.picture) > PICTURE_PSNR
+
+
+def test_plan_is_the_checkpoints(bundle: Bundle) -> None:
+    config = json.loads((CHECKPOINT / "transformer" / "config.json").read_text())
+    assert bundle.plan is not None
+    assert bundle.plan.to_json() == config["diffcr"]
+
+
+def _nhwc(array: np.ndarray[Any, np.dtype[np.float32]]) -> mx.array:
+    return mx.array(array.transpose(0, 2, 3, 1))
