@@ -2,4 +2,5 @@
 
 from mlx_moddit.cli import main
 
-main(prog_name="mlx_moddit")
+if __name__ == "__main__":
+    main(prog_name="mlx_moddit")

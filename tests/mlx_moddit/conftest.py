@@ -1,0 +1,35 @@
+"""Tiny bundles, made once as a user makes them: diffusers' folder, then `python -m convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from convert.cli import main as convert
+from tests.tiny import save_pipeline
+
+PLAN: Final = [[10, 8, 6, 4], [5, 5, 5, 5], [10, 7, 3, 1]]  # [layers][regions] of `routed_bundle`
+
+
+def make_bundle(folder: Path, **pipeline: Any) -> Path:
+    source = save_pipeline(folder / "source", **pipeline)
+    command = ["--from", "hf-checkpoint", "--hf-path", str(source), "--out", str(folder / "bundle")]
+    assert convert([*command, "--dtype", "float32"]) == 0
+    return folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def routed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("routed"), kind="sigma", keep_tenths=PLAN)
+
+
+@pytest.fixture(scope="session")
+def dense_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("dense"), kind="sigma", routed=False)
+
+
+@pytest.fixture(scope="session")
+def micro_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("micro"), kind="alpha-micro")

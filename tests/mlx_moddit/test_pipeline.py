@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_moddit.pipeline import Pipeline, Result, spread_seeds
+from mlx_moddit.settings import Settings
+from mlx_moddit.stages import LOW_RAM_CACHE_BYTES, Decoded, Encoded, Loaded, Prepared, Stage, Step
+from moddit.errors import ModditError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.noise import torch_randn
+from moddit.samplers import SAMPLERS
+from tests.mlx_moddit.bundles import edit_tensors
+from tests.mlx_moddit.conftest import PLAN, make_bundle
+
+PROMPT: Final = "a large red circle"
+STEPS: Final = 3
+
+
+@pytest.fixture(scope="module")
+def pipeline(routed_bundle: Path) -> Pipeline:
+    return Pipeline.load(routed_bundle)
+
+
+def equal(found: Result, wanted: Result) -> bool:
+    return all(np.array_equal(mine, other) for mine, other in zip(found.images, wanted.images, strict=True))
+
+
+def test_same_seed_same_picture_and_another_seed_another(pipeline: Pipeline) -> None:
+    result = pipeline.generate(PROMPT, seed=[5, 6], steps=STEPS)
+    assert equal(result, pipeline.generate(PROMPT, seed=[5, 6], steps=STEPS))
+    assert [image.shape for image in result.images] == [(32, 32, 3)] * 2
+    assert result.images[0].dtype == np.uint8
+    assert not np.array_equal(*result.images)
+
+
+def test_pictures_do_not_depend_on_their_company(pipeline: Pipeline, routed_bundle: Path) -> None:
+    together = pipeline.generate(PROMPT, seed=4, num_images=3, steps=STEPS)
+    alone = [Pipeline.load(routed_bundle).generate(PROMPT, seed=seed, steps=STEPS) for seed in (4, 5, 6)]
+    for image, single in zip(together.images, alone, strict=True):
+        assert np.array_equal(image, single.images[0])
+
+
+def test_low_ram_gives_the_same_pictures_and_keeps_nothing(pipeline: Pipeline, routed_bundle: Path) -> None:
+    arguments: dict[str, Any] = {"negative_prompt": "small", "seed": [1, 2], "steps": STEPS}
+    frugal = Pipeline.load(routed_bundle, low_ram=True)
+    result = frugal.generate(PROMPT, **arguments)
+    assert equal(result, pipeline.generate(PROMPT, **arguments))
+    loaded: list[str] = []
+    frugal.generate(PROMPT, **arguments, on_stage=lambda s: loaded.append(s.component) if type(s) is Loaded else None)
+    assert loaded == ["text_encoder", "transformer", "vae", "transformer", "vae"]
+
+
+def test_low_ram_frees_each_component_before_the_next(routed_bundle: Path) -> None:
+    frugal = Pipeline.load(routed_bundle, low_ram=True)
+    sizes = {name: sum(info.bytes for info in item.files) for name, item in frugal.bundle.manifest.components.items()}
+    before, active = mx.get_active_memory(), {}
+    settings = [Settings.complete(frugal.bundle.spec, PROMPT, steps=1)]
+    for stage in frugal.stages(settings):
+        if isinstance(stage, Loaded):
+            active[stage.component] = mx.get_active_memory() - before
+        mx.eval(stage.arrays)
+    # what lives on besides: the texts, the latents, and keys and values of the texts
+    assert active["transformer"] < sizes["text_encoder"]
+    assert active["vae"] < sizes["transformer"] / 4
+
+
+def test_low_ram_limits_the_cache_only_while_it_runs(routed_bundle: Path) -> None:
+    limits: list[int] = []
+
+    def look(_: Stage) -> None:
+        limits.append(mx.set_cache_limit(LOW_RAM_CACHE_BYTES))
+
+    before = mx.set_cache_limit(7 * 2**20)
+    Pipeline.load(routed_bundle, low_ram=True).generate(PROMPT, steps=1, on_stage=look)
+    assert set(limits) == {LOW_RAM_CACHE_BYTES}
+    assert mx.set_cache_limit(before) == 7 * 2**20
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 48), (48, 16), (4, 4)])
+def test_sizes_need_not_be_square(pipeline: Pipeline, height: int, width: int) -> None:
+    result = pipeline.generate(PROMPT, height=height, width=width, steps=1)
+    assert result.images[0].shape == (height, width, 3)
+
+
+def test_micro_conditioned_model_is_told_its_size(micro_bundle: Path) -> None:
+    result = Pipeline.load(micro_bundle).generate(PROMPT, height=16, width=24, steps=1)
+    assert result.images[0].shape == (16, 24, 3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_runs(pipeline: Pipeline, sampler: str) -> None:
+    assert len(pipeline.generate(PROMPT, steps=4, sampler=sampler).pictures[0].step_seconds) == 4
+
+
+def test_without_guidance_the_negative_prompt_counts_for_nothing(pipeline: Pipeline) -> None:
+    one = pipeline.generate(PROMPT, guidance_scale=1, negative_prompt="small", steps=STEPS)
+    assert equal(one, pipeline.generate(PROMPT, guidance_scale=0.5, steps=STEPS))
+    guided = pipeline.generate(PROMPT, guidance_scale=1.5, negative_prompt="small", steps=STEPS)
+    assert not equal(guided, pipeline.generate(PROMPT, guidance_scale=1.5, steps=STEPS))
+    assert not equal(guided, one)
+
+
+def test_text_is_encoded_once_for_all_seeds_and_again_for_another_prompt(pipeline: Pipeline) -> None:
+    spec, stages = pipeline.bundle.spec, []
+    settings = [Settings.complete(spec, prompt, seed=seed, steps=1) for prompt in ("red", "blue") for seed in (1, 2)]
+    list(pipeline.run(settings, on_stage=stages.append))
+    kinds = [type(stage) for stage in stages if not isinstance(stage, Loaded)]
+    assert kinds == [Encoded, Prepared, Step, Decoded, Step, Decoded] * 2
+
+
+def test_stages_are_evaluated_by_the_caller_and_the_first_step_starts_from_the_noise(dense_bundle: Path) -> None:
+    pipeline = Pipeline.load(dense_bundle)
+    settings = [Settings.complete(pipeline.bundle.spec, PROMPT, seed=9, steps=STEPS)]
+    stages = list(pipeline.stages(settings))  # nothing is evaluated on the way
+    steps = [stage for stage in stages if isinstance(stage, Step)]
+    assert [(step.index, step.total, step.is_last) for step in steps] == [(0, 3, False), (1, 3, False), (2, 3, True)]
+    assert [step.timestep for step in steps] == sorted((step.timestep for step in steps), reverse=True)
+    assert all(step.region is None and step.kept == () for step in steps)
+    noise = torch_randn((1, 4, 16, 16), 9).transpose(0, 2, 3, 1)
+    correlation = np.corrcoef(np.array(steps[0].latents).ravel(), noise.ravel())[0, 1]
+    assert correlation > 0.5
+    picture = stages[-1]
+    assert isinstance(picture, Decoded)
+    assert np.array_equal(np.array(picture.pixels), pipeline.generate(PROMPT, seed=9, steps=STEPS).images[0])
+
+
+def test_on_stage_sees_finished_stages_in_order(pipeline: Pipeline) -> None:
+    stages: list[Stage] = []
+    pipeline.generate(PROMPT, steps=STEPS, on_stage=stages.append)
+    steps = [stage for stage in stages if isinstance(stage, Step)]
+    assert [step.index for step in steps] == [0, 1, 2]
+    assert isinstance(stages[-1], Decoded)
+    assert stages[-1].pixels.shape == (32, 32, 3)
+
+
+def test_result_measures_every_stage(routed_bundle: Path) -> None:
+    result = Pipeline.load(routed_bundle).generate(PROMPT, steps=STEPS, seed=[1, 2])
+    assert [cost.name for cost in result.costs] == ["load", "encode", "prepare", "denoise", "decode"]
+    assert all(cost.seconds > 0 and cost.peak_bytes > 0 for cost in result.costs)
+    assert result.peak_rss_bytes > max(cost.peak_bytes for cost in result.costs)
+    denoise = next(cost for cost in result.costs if cost.name == "denoise")
+    steps = sum(sum(picture.step_seconds) for picture in result.pictures)
+    assert steps == pytest.approx(denoise.seconds)
+    assert [picture.settings.seed for picture in result.pictures] == [1, 2]
+
+
+def test_the_vae_encoder_is_never_read(dense_bundle: Path) -> None:
+    loaded = []
+    pipeline = Pipeline.load(dense_bundle)
+    pipeline.generate(PROMPT, steps=1, on_stage=loaded.append)
+    decoder = next(stage for stage in loaded if isinstance(stage, Loaded) and stage.component == "vae")
+    size = next(info.bytes for info in pipeline.bundle.manifest.components["vae"].files)
+    assert sum(array.nbytes for array in decoder.arrays) < size * 0.8
+
+
+def test_routes_count_what_the_plan_keeps(pipeline: Pipeline) -> None:
+    result = pipeline.generate(PROMPT, steps=8, routes=True)
+    routes = result.pictures[0].routes
+    assert [item.region for item in routes] == [3, 2, 1, 0]
+    assert sum(item.steps for item in routes) == 8
+    plan = pipeline.bundle.plan
+    assert plan is not None
+    for item in routes:
+        assert item.frequency.shape == (8, 8)
+        kept = sum(plan.capacities(item.region, 64)) / (64 * len(PLAN))
+        assert item.frequency.mean() == pytest.approx(kept)
+        assert (item.first_timestep, item.last_timestep) == (item.region * 250, item.region * 250 + 249)
+
+
+def test_routes_of_a_plan_that_keeps_everything_are_one(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, keep_tenths=[[10, 10]] * 3)
+    routes = Pipeline.load(bundle).generate(PROMPT, steps=3, routes=True).pictures[0].routes
+    assert [item.region for item in routes] == [1, 0]
+    assert all((item.frequency == 1).all() for item in routes)
+
+
+def test_pictures_without_routes_have_none_and_are_the_same(pipeline: Pipeline) -> None:
+    plain = pipeline.generate(PROMPT, steps=STEPS)
+    assert plain.pictures[0].routes == ()
+    assert equal(plain, pipeline.generate(PROMPT, steps=STEPS, routes=True))
+
+
+def test_routes_of_a_dense_model_are_refused(dense_bundle: Path) -> None:
+    with pytest.raises(UnsupportedError, match="dense"):
+        Pipeline.load(dense_bundle).generate(PROMPT, routes=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"height": 30}, ShapeError),
+        ({"steps": 1001}, ValueRangeError),
+        ({"sampler": "plms"}, UnsupportedError),
+        ({"num_images": 0}, ValueRangeError),
+        ({"seed": []}, ValueRangeError),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused_before_anything_is_loaded(
+    routed_bundle: Path, arguments: dict[str, Any], error: type[ModditError]
+) -> None:
+    stages: list[Stage] = []
+    with pytest.raises(error):
+        Pipeline.load(routed_bundle).generate(PROMPT, **arguments, on_stage=stages.append)
+    assert stages == []
+
+
+def test_unknown_dtype_is_refused(routed_bundle: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"'int8'.*float16"):
+        Pipeline.load(routed_bundle, dtype="int8")
+
+
+def test_half_precision_is_near_float32(pipeline: Pipeline, routed_bundle: Path) -> None:
+    half = Pipeline.load(routed_bundle, dtype="float16").generate(PROMPT, steps=2, guidance_scale=1)
+    full = pipeline.generate(PROMPT, steps=2, guidance_scale=1)
+    # Some tokens near the boundary are routed otherwise, so only most of the picture is near.
+    assert np.median(np.abs(half.images[0].astype(int) - full.images[0].astype(int))) <= 4
+
+
+def test_values_that_are_not_finite_are_an_error_not_a_black_picture(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path, routed=False)
+    edit_tensors(bundle, "transformer", {"proj_out.bias": mx.full((32,), float("inf"))})
+    with pytest.raises(ModditError, match=r"seed 3 has values that are not finite.*float32"):
+        Pipeline.load(bundle).generate(PROMPT, seed=3, steps=1)
+
+
+def test_spread_seeds() -> None:
+    assert spread_seeds(3, 2) == (3, 4)
+    assert spread_seeds([1, 9], 2) == (1, 2, 9, 10)
