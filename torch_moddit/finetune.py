@@ -50,7 +50,7 @@ from moddit.routing import DENOMINATOR, RoutingPlan
 from moddit.samplers import NoiseSchedule
 from torch_moddit.data import Batches, Item
 from torch_moddit.model import RoutedPixArt, Scoring
-from torch_moddit.ratios import KeepRatios, Pressure, check_target
+from torch_moddit.ratios import KeepRatios, check_target, falling_goal
 
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
 
@@ -83,7 +83,7 @@ class FinetuneConfig:
     regions: int = 4  # of timesteps
     learning_rate: float = 1e-4  # of the transformer
     router_rate: float = 1e-3
-    ratio_rate: float = 5e-3
+    ratio_rate: float = 3e-3  # change of a keep ratio in one step at the mean gradient size (torch_moddit.ratios)
     weight_decay: float = 0.01  # of the transformer
     beta2: float = 0.99
     max_grad_norm: float = 1.0  # of transformer and routers
@@ -126,6 +126,15 @@ class FinetuneConfig:
     @property
     def freeze_step(self) -> int:
         return max(1, round(self.freeze_share * self.steps))
+
+    def goal(self, step: int) -> float:
+        """Mean keep ratio after `step` steps."""
+        return falling_goal(step, round(self.fall_share * self.steps), self.target)
+
+    def ratio_factor(self, step: int) -> float:
+        """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""
+        start = round(self.fall_share * self.steps)
+        return min(1.0, max(0.0, (self.freeze_step - step) / max(1, self.freeze_step - start)))
 
 
 @dataclass(frozen=True)
@@ -223,11 +232,10 @@ class Trainer:
         self.text_encoder = None if text_encoder is None else _freeze(text_encoder).to(device)
         self.vae: Any = None if vae is None else _freeze(vae).to(device)
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
-        self.pressure = Pressure(config.target, fall_steps=max(1, round(config.fall_share * config.steps)))
         self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.trainee, make_optimizer(config, self.trainee))
-        self.accelerator.register_for_checkpointing(self.average, self.pressure)
+        self.accelerator.register_for_checkpointing(self.average)
         alphas = torch.from_numpy(schedule.alphas_cumprod)
         self.signal, self.noise = alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device)
         self.step = 0
@@ -320,9 +328,7 @@ class Trainer:
             )
         factor = rate_factor(self.step, config)
         for group in self.optimizer.param_groups:
-            learns = group["name"] != "ratios" or (ratios is not None and not ratios.is_frozen)
-            # ratios have a schedule of their own, the falling goal; a rate that falls would leave the mean behind
-            group["lr"] = (group["base_rate"] * (1.0 if group["name"] == "ratios" else factor)) if learns else 0.0
+            group["lr"] = group["base_rate"] * factor
 
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
         """Add one batch's gradient; after the last one of the step, move the weights."""
@@ -333,14 +339,15 @@ class Trainer:
             accelerator.backward(self._loss(batch, null, generator))
             if not accelerator.sync_gradients:
                 return
-            accelerator.unscale_gradients()
-            if ratios is not None and not ratios.is_frozen:
-                self.pressure.push(ratios, self.step)
+            loss_scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
             accelerator.clip_grad_norm_(self.trainee.model.parameters(), config.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
             if ratios is not None:
-                ratios.project()
+                if not ratios.is_frozen:
+                    rate = config.ratio_rate * config.ratio_factor(self.step)
+                    ratios.follow(config.goal(self.step + 1), rate, loss_scale=loss_scale)
+                ratios.values.grad = None
             self.average.step(self.trainee.model.parameters())
 
     def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
@@ -450,7 +457,6 @@ class Trainer:
             "diffusion_loss_by_region": (totals[:, 0] / totals[:, 2].clamp_min(1)).tolist(),
             "keep_ratio": self._keep_ratio(),
             "keep_ratio_by_region": self._keep_ratio_by_region(),
-            "pressure": self.pressure.level,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
         if self.accelerator.is_main_process:
@@ -541,7 +547,7 @@ def make_trainee(
 
 
 def make_optimizer(config: FinetuneConfig, trainee: Trainee) -> torch.optim.AdamW:
-    """Make AdamW with rates of their own for transformer, routers and ratios."""
+    """Make AdamW with rates of their own for transformer and routers; ratios move by `KeepRatios.follow`."""
     routers = trainee.model.router_parameters()
     known = {id(parameter) for parameter in routers}
     weights = [parameter for parameter in trainee.model.parameters() if id(parameter) not in known]
@@ -550,9 +556,6 @@ def make_optimizer(config: FinetuneConfig, trainee: Trainee) -> torch.optim.Adam
     ]
     if routers:
         groups.append({"name": "routers", "params": routers, "lr": config.router_rate, "weight_decay": 0.0})
-    if trainee.ratios is not None:
-        values = [trainee.ratios.values]
-        groups.append({"name": "ratios", "params": values, "lr": config.ratio_rate, "weight_decay": 0.0})
     for group in groups:
         group["base_rate"] = group["lr"]
     return torch.optim.AdamW(groups, betas=(0.9, config.beta2))

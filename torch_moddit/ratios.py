@@ -6,12 +6,14 @@ w_hi = (r - lo) / (hi - lo) and w_lo = 1 - w_hi, which gives r its gradient.
 Choices where the paper is silent:
 - The two bins always differ. At r = 1 they are 9/10 and 10/10 (with equal bins r would have no gradient), at r = 1/10
   they are 1/10 and 2/10.
-- Ratios are projected onto [0.1, 1] after each step; a clamp inside the graph would stop the gradient at the ends.
-- The pressure towards the target is controlled, not constant. Under a constant weight of the ratio loss the mean
-  settles above the target, where the pressure equals what more tokens are worth. Here the gradient of the ratio loss,
-  the same for every ratio, is `Pressure.level` times the mean size of the diffusion loss's gradient, and a
-  proportional-integral controller moves the level until the mean follows a goal that falls from 1 to the target. At
-  rest, every ratio that is not at an end has the same marginal worth: the optimum under the constraint.
+- The target is met exactly and always, by projection, instead of through a weighted loss (mean - target)^2. Under any
+  constant weight the mean settles above the target, where the loss's push equals what more tokens are worth; and a
+  weight that is raised until the mean obeys drowns the differences between ratios in Adam's normalised steps. Here each
+  step moves the ratios along the diffusion loss's gradient, then adds one number to all of them, within [0.1, 1], so
+  that their mean is the step's goal (`follow`). That number is the multiplier of the constrained problem: at rest, every
+  ratio that is not at an end has the same marginal worth. The goal falls from 1 to the target over part of the training.
+- The gradient is divided by its mean size over all ratios, never per ratio as Adam does, because the differences in
+  size are what tells layers and regions apart; outliers, which the kinks at the bins cause, are cut.
 - `freeze` ends the learning of ratios: it rounds them to bins, as many tenths in all as the target allows and none
   above, so the plan's mean is at most the target and within one tenth of one ratio of it.
 
@@ -23,8 +25,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ from moddit.routing import DENOMINATOR, RoutingPlan, snap
 from torch_moddit.model import BinUse, group_rows
 
 MIN_RATIO: Final = 1 / DENOMINATOR
+MEMORY: Final = 0.9  # of the average gradient
+OUTLIER: Final = 5.0  # mean gradient sizes
 HALF_BIN: Final = 0.499 / DENOMINATOR  # a frozen ratio stays this near to its bin, so that it snaps to it again
 
 
@@ -44,12 +47,17 @@ class KeepRatios(nn.Module):
     """
 
     frozen: Tensor  # [layers][regions] int64 tenths; zeros until `freeze`
+    momentum: Tensor  # [layers][regions]
+    size: Tensor  # ()
 
     def __init__(self, layers: int, regions: int, num_train_timesteps: int = 1000) -> None:
         super().__init__()
         self.num_train_timesteps = num_train_timesteps
         self.values = nn.Parameter(torch.ones(layers, regions))
         self.register_buffer("frozen", torch.zeros(layers, regions, dtype=torch.int64))
+        # average gradient and its average size; one memory for both, so that neither needs a correction at the start
+        self.register_buffer("momentum", torch.zeros(layers, regions))
+        self.register_buffer("size", torch.zeros(()))
         self._table: list[list[float]] | None = None
 
     @property
@@ -104,9 +112,23 @@ class KeepRatios(nn.Module):
         return uses
 
     @torch.no_grad()
-    def project(self) -> None:
-        """Bring the ratios back into [0.1, 1] after an optimizer step."""
-        self.values.clamp_(MIN_RATIO, 1.0)
+    def follow(self, goal: float, rate: float, *, loss_scale: float = 1.0) -> None:
+        """Take one step along the gradient in `values.grad`, and project the mean onto `goal`.
+
+        Args:
+            goal: mean keep ratio after the step.
+            rate: change of a ratio whose gradient has the mean size, before the projection.
+            loss_scale: that the gradient was multiplied with (fp16).
+        """
+        if self.values.grad is not None and bool(torch.isfinite(self.values.grad).all()):
+            gradient = self.values.grad / loss_scale
+            self.momentum.lerp_(gradient, 1 - MEMORY)
+            self.size.lerp_(gradient.abs().mean(), 1 - MEMORY)
+        if float(self.size) > 0:
+            self.values.sub_(rate * (self.momentum / self.size).clamp(-OUTLIER, OUTLIER))
+        flat = [value * DENOMINATOR for value in self.values.flatten().tolist()]
+        moved = torch.tensor(_shift_to_mean(flat, goal * DENOMINATOR)) / DENOMINATOR
+        self.values.copy_(moved.view_as(self.values).clamp(MIN_RATIO, 1.0))
         self._table = None
 
     @torch.no_grad()
@@ -120,7 +142,8 @@ class KeepRatios(nn.Module):
         self.frozen.copy_(torch.tensor(tenths))
         centre = self.frozen.to(self.values.dtype) / DENOMINATOR
         self.values.copy_(torch.minimum(torch.maximum(self.values, centre - HALF_BIN), centre + HALF_BIN))
-        self.project()
+        self.values.clamp_(MIN_RATIO, 1.0)
+        self._table = None
         return self.plan()
 
 
@@ -170,43 +193,6 @@ def check_target(target: float) -> None:
         raise ValueRangeError(f"[ratios] target keep ratio out of range, got {target}, want {MIN_RATIO}..1.0")
 
 
-@dataclass
-class Pressure:
-    """The controller of the ratio loss's weight: it makes the mean keep ratio follow a falling goal.
-
-    Gains are per unit of keep ratio and relative to the size of the diffusion loss's own gradient, so they need no
-    tuning to a loss, a model size or a target.
-    """
-
-    target: float
-    fall_steps: int  # steps in which the goal falls linearly from 1 to the target
-    proportional: float = 30.0
-    integral: float = 1.0
-    memory: float = 0.95  # of the average gradient size
-    level: float = 0.0  # the ratio loss's gradient, in average gradient sizes
-    total: float = 0.0  # integrated error
-    size: float = 0.0  # average size of the diffusion loss's gradient per ratio
-
-    def goal(self, step: int) -> float:
-        """Where the mean should be after `step` steps."""
-        return 1.0 - (1.0 - self.target) * min(1.0, (step + 1) / max(1, self.fall_steps))
-
-    @torch.no_grad()
-    def push(self, ratios: KeepRatios, step: int) -> None:
-        """Add the ratio loss's gradient to that of the diffusion loss; call it between backward and the optimizer."""
-        gradient = ratios.values.grad
-        assert gradient is not None, "push comes after backward"
-        present = float(gradient.abs().mean())
-        self.size = present if self.size == 0.0 else self.memory * self.size + (1 - self.memory) * present
-        error = float(ratios.values.detach().mean()) - self.goal(step)
-        self.total = min(10.0, max(0.0, self.total + self.integral * error))
-        self.level = max(0.0, self.total + self.proportional * error)
-        gradient.add_(self.level * self.size)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what changes from step to step."""
-        return {"level": self.level, "total": self.total, "size": self.size}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.level, self.total, self.size = state["level"], state["total"], state["size"]
+def falling_goal(step: int, fall_steps: int, target: float) -> float:
+    """Goal of the mean keep ratio after `step` steps: from 1 to the target in `fall_steps` equal parts."""
+    return 1.0 - (1.0 - target) * min(1.0, step / max(1, fall_steps))
