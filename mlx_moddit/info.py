@@ -18,10 +18,11 @@ ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
 GUIDED_BATCH: Final = 2
 # Buffers alive at once, because MLX allocates ahead of the device, as multiples of what one block, and the widest
 # activation of the VAE's decoder, need. Measured on CPU with pictures of 64 to 512 pixels, where a convolution unfolds
-# its input; the decoder's on GPUs is from a report of 9.6 GB at 1024 pixels in another program, and not measured here.
+# its input (39 to 47 in the decoder); the decoder's on GPUs is from a report of 9.6 GB at 1024 pixels in another
+# program with the VAE of SDXL's size, and not measured here.
 BLOCK_COPIES: Final = 3
-DECODER_COPIES_CPU: Final = 47
-DECODER_COPIES_GPU: Final = 18
+DECODER_COPIES_CPU: Final = 43
+DECODER_COPIES_GPU: Final = 9
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _memory(manifest: Manifest, compute: Compute, tokens: int, height: int, widt
 
     "all_in_memory" is the peak where components stay for the next picture; the others are peaks with low_ram.
     """
-    spec = manifest.spec.transformer
+    spec, vae = manifest.spec.transformer, manifest.spec.vae
     weights = {name: _weight_bytes(item, compute.dtype) for name, item in manifest.components.items()}
     itemsize = ITEM_BYTES[compute.dtype or manifest.components["transformer"].dtype or "float32"]
     rows = activation_bytes(spec, tokens, tokens, batch=GUIDED_BATCH, itemsize=itemsize)
@@ -134,7 +135,10 @@ def _memory(manifest: Manifest, compute: Compute, tokens: int, height: int, widt
     scores = 0 if compute.is_gpu else GUIDED_BATCH * spec.num_attention_heads * tokens * tokens * ITEM_BYTES["float32"]
     denoise = BLOCK_COPIES * rows + text + scores
     copies = DECODER_COPIES_GPU if compute.is_gpu else DECODER_COPIES_CPU
-    decode = copies * height * width * manifest.spec.vae.block_out_channels[0] * ITEM_BYTES["float32"]
+    widest = max(vae.block_out_channels[:2])  # the second reaches full size before it is narrowed to the first
+    decode = copies * height * width * widest * ITEM_BYTES["float32"]
+    if vae.mid_block_add_attention:  # one wide head, which is fused nowhere
+        decode += (height * width // vae.downscale**2) ** 2 * ITEM_BYTES["float32"]
     return {
         "encode": weights["text_encoder"],
         "denoise": weights["transformer"] + denoise,

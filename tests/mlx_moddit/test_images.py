@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_moddit.images import check_outputs, name_files, read_metadata, save_image, save_picture
+from mlx_moddit.metadata import Metadata, ModelReference
+from mlx_moddit.settings import Settings
+from moddit.errors import FormatError, MissingError, ModditError, OutputExistsError, StorageError, ValueRangeError
+
+SETTINGS = Settings("Ein großer Kreis, rot!", "blau", 7, 20, 4.5, 32, 48, "dpmpp-2m")
+METADATA = Metadata(SETTINGS, ModelReference("some/bundle", "ab" * 32, "folder"), None, {"moddit": "1", "mlx": "2"})
+IMAGE = Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{seed}.png", ["7.png", "8.png"]),
+        ("{index:03}-{prompt}.PNG", ["000-ein-gro-er-kreis-rot.PNG", "001-ein-gro-er-kreis-rot.PNG"]),
+        ("a/{prompt}/{seed}{{}}.png", ["a/ein-gro-er-kreis-rot/7{}.png", "a/ein-gro-er-kreis-rot/8{}.png"]),
+    ],
+)
+def test_names_are_filled_in(pattern: str, names: list[str]) -> None:
+    assert name_files(pattern, [SETTINGS, replace(SETTINGS, seed=8)]) == tuple(map(Path, names))
+
+
+@pytest.mark.parametrize("prompt", ["", "猫", "../../etc/passwd", "x" * 999])
+def test_any_prompt_makes_a_name(prompt: str) -> None:
+    (path,) = name_files("{prompt}.png", [replace(SETTINGS, prompt=prompt)])
+    assert path.parent == Path()
+    assert 0 < len(path.stem) <= 60
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("one.png", "2 pictures would be called one.png"),
+        ("{seed.__class__}.png", "want only"),
+        ("{seed!r}.png", "want only"),
+        ("{}.png", "want only"),
+        ("{seed", "want only"),
+        ("{seed:zz}.png", "want only"),
+        ("{seed}.jpg", "ends in .png"),
+    ],
+)
+def test_patterns_that_cannot_be_are_refused(pattern: str, message: str) -> None:
+    with pytest.raises(ValueRangeError, match=message):
+        name_files(pattern, [SETTINGS, replace(SETTINGS, seed=8)])
+
+
+def test_metadata_round_trip_and_text_for_people(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    save_picture(path, IMAGE, METADATA, overwrite=False)
+    assert read_metadata(path) == METADATA
+    with Image.open(path) as image:
+        assert np.array_equal(np.array(image), np.array(IMAGE))
+        assert image.info["parameters"] == (
+            "Ein großer Kreis, rot!\n"
+            "Negative prompt: blau\n"
+            "Steps: 20, Sampler: dpmpp-2m, CFG scale: 4.5, Seed: 7, Size: 48x32, Model hash: ababababab, "
+            "Version: moddit 1"
+        )
+
+
+def test_a_file_depends_on_nothing_but_picture_and_metadata(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save_picture(tmp_path / name, IMAGE, METADATA, overwrite=False)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "version is unknown, got 2"),
+        ({"extra": 1}, "extra"),
+        ({"model": {"path": None}}, "model"),
+        ({"settings": {}}, "settings"),
+    ],
+    ids=str,
+)
+def test_metadata_of_another_shape_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        Metadata.from_text(json.dumps(METADATA.to_json() | change), "a picture")
+
+
+def test_files_without_metadata_are_refused(tmp_path: Path) -> None:
+    IMAGE.save(tmp_path / "plain.png")
+    IMAGE.save(tmp_path / "photo.jpg")
+    (tmp_path / "text.png").write_text("no picture")
+    save_picture(tmp_path / "whole.png", IMAGE, METADATA, overwrite=False)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
+    cases: dict[str, tuple[type[ModditError], str]] = {
+        "absent.png": (MissingError, "no such file"),
+        "plain.png": (MissingError, "a PNG without"),
+        "photo.jpg": (MissingError, "a JPEG without"),
+        "text.png": (FormatError, "cannot read"),
+        "cut.png": (FormatError, "cannot read"),
+        ".": (FormatError, "cannot read"),
+    }
+    for name, (error, message) in cases.items():
+        with pytest.raises(error, match=message):
+            read_metadata(tmp_path / name)
+
+
+def test_existing_files_are_refused_before_any_work(tmp_path: Path) -> None:
+    old = tmp_path / "old.png"
+    old.write_text("old")
+    with pytest.raises(OutputExistsError, match=r"old\.png exists"):
+        check_outputs([tmp_path / "new.png", old], overwrite=False)
+    check_outputs([old], overwrite=True)
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        check_outputs([tmp_path], overwrite=True)
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    check_outputs([tmp_path / "a" / "b" / "new.png"], overwrite=False)
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot make folder"):
+        check_outputs([tmp_path / "file" / "b" / "new.png"], overwrite=False)
+
+
+def test_a_file_that_appears_meanwhile_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("theirs")
+    with pytest.raises(OutputExistsError, match="meanwhile"):
+        save_image(path, IMAGE, overwrite=False)
+    assert path.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [path]
+    save_image(path, IMAGE, overwrite=True)
+    with Image.open(path) as image:
+        assert image.size == (48, 32)
+
+
+@pytest.mark.parametrize(
+    ("interruption", "raised"), [(OSError(28, "No space left on device"), StorageError), (KeyboardInterrupt(), None)]
+)
+def test_interrupted_writing_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException, raised: type[ModditError] | None
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("old")
+
+    def save(_image: Image.Image, file: Any, **_: Any) -> None:
+        file.write(b"half of a pict")
+        raise interruption
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(raised or KeyboardInterrupt):
+        save_image(path, IMAGE, overwrite=True)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlx_moddit.info import Compute, describe, write
+from mlx_moddit.pipeline import Pipeline
+from moddit.errors import ShapeError
+from moddit.manifest import Quantization, read_manifest
+from tests.mlx_moddit.conftest import PLAN
+
+CPU = Compute(is_gpu=False, dtype="float32")
+
+
+def test_facts_of_a_routed_bundle(routed_bundle: Path) -> None:
+    facts = describe(read_manifest(routed_bundle), CPU, height=32, width=48)
+    assert facts["tokens"] == 96
+    assert facts["capacities"] == [[-(-tenths * 96 // 10) for tenths in row] for row in zip(*PLAN, strict=True)]
+    assert facts["routing"]["keep_tenths"] == PLAN
+    assert facts["mean_keep_ratio"] == pytest.approx(sum(map(sum, PLAN)) / 120)
+    assert 0 < facts["kept_flops_share"] < 1
+    assert facts["components"]["transformer"]["parameters"] > 0
+    text = write(facts)
+    assert "96 (48x32)" in text
+    assert "750-999" in text
+
+
+def test_facts_of_a_dense_bundle(dense_bundle: Path) -> None:
+    facts = describe(read_manifest(dense_bundle), CPU, height=32, width=32)
+    assert (facts["routing"], facts["capacities"], facts["kept_flops_share"]) == (None, [], 1.0)
+    assert "Dense: every layer processes all 64 tokens" in write(facts)
+
+
+def test_quantised_components_say_so(dense_bundle: Path) -> None:
+    manifest = read_manifest(dense_bundle)
+    part = replace(manifest.components["transformer"], quantization=Quantization(4, 64, "affine", ()))
+    manifest = replace(manifest, components={**manifest.components, "transformer": part})
+    facts = describe(manifest, CPU, height=32, width=32)
+    assert facts["components"]["transformer"]["stored_as"] == "4-bit in groups of 64, rest float32"
+
+
+def test_sizes_that_the_model_cannot_make_are_refused(dense_bundle: Path) -> None:
+    with pytest.raises(ShapeError):
+        describe(read_manifest(dense_bundle), CPU, height=30, width=32)
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_memory_estimate_is_within_a_factor_of_two_on_a_cpu(dense_bundle: Path, side: int) -> None:
+    facts = describe(read_manifest(dense_bundle), CPU, height=side, width=side)
+    result = Pipeline.load(dense_bundle, low_ram=True).generate("a circle", height=side, width=side, steps=2)
+    measured = {cost.name: cost.peak_bytes for cost in result.costs}
+    for stage in ("denoise", "decode"):
+        assert 0.5 < facts["memory_estimate_bytes"][stage] / measured[stage] < 2, stage
+
+
+def test_dtype_decides_what_weights_need(dense_bundle: Path) -> None:
+    manifest = read_manifest(dense_bundle)
+    full, half = (
+        describe(manifest, Compute(is_gpu=True, dtype=dtype), height=32, width=32)["memory_estimate_bytes"]["encode"]
+        for dtype in ("float32", "float16")
+    )
+    assert full == 2 * half
