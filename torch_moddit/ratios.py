@@ -10,8 +10,9 @@ Choices where the paper is silent:
   constant weight the mean settles above the target, where the loss's push equals what more tokens are worth; and a
   weight that is raised until the mean obeys drowns the differences between ratios in Adam's normalised steps. Here each
   step moves the ratios along the diffusion loss's gradient, then adds one number to all of them, within [0.1, 1], so
-  that their mean is the step's goal (`follow`). That number is the multiplier of the constrained problem: at rest, every
-  ratio that is not at an end has the same marginal worth. The goal falls from 1 to the target over part of the training.
+  that their mean is the step's goal (`follow`). That number is the multiplier of the constrained problem: at rest,
+  every ratio that is not at an end has the same marginal worth. The goal falls from 1 to the target over part of the
+  training.
 - The gradient is divided by its mean size over all ratios, never per ratio as Adam does, because the differences in
   size are what tells layers and regions apart; outliers, which the kinks at the bins cause, are cut.
 - `freeze` ends the learning of ratios: it rounds them to bins, as many tenths in all as the target allows and none
@@ -179,7 +180,7 @@ def round_to_budget(ratios: Sequence[Sequence[float]], target: float) -> list[li
 
 def _shift_to_mean(values: list[float], mean: float) -> list[float]:
     """Add one number to all values, within 1..10, so that their mean becomes `mean`."""
-    low, high = -float(DENOMINATOR), float(DENOMINATOR)
+    low, high = 1.0 - max(values), DENOMINATOR - min(values)
     for _ in range(60):
         middle = (low + high) / 2
         moved = [min(DENOMINATOR, max(1.0, value + middle)) for value in values]

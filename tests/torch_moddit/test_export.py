@@ -1,0 +1,212 @@
+"""Checkpoints: written whole, read back equal, refused when damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from moddit.errors import (
+    FormatError,
+    MissingError,
+    ModditError,
+    OutputExistsError,
+    ShapeError,
+    StorageError,
+    UnsupportedError,
+    ValueRangeError,
+)
+from moddit.routing import RoutingPlan
+from tests import tiny
+from torch_moddit.export import load_checkpoint, read_keep_ratios, save_checkpoint
+from torch_moddit.model import RoutedPixArt
+from torch_moddit.pipeline import ReferencePipeline
+
+PLAN = RoutingPlan(((10, 9, 8, 7), (3, 2, 1, 1), (5, 5, 5, 5)))
+
+
+def routed() -> RoutedPixArt:
+    transformer = tiny.make_transformer()
+    model = RoutedPixArt(transformer, PLAN)
+    transformer.load_state_dict(tiny.router_weights(3, 48), strict=False)
+    return model
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("shard_size", ["10GB", "100KB"])
+def test_round_trip(tmp_path: Path, shard_size: str) -> None:
+    model, ratios = routed(), torch.rand(3, 4) * 0.8 + 0.1
+    save_checkpoint(tmp_path / "m", model, keep_ratio=ratios, max_shard_size=shard_size)
+    loaded = load_checkpoint(tmp_path / "m")
+    assert loaded.plan == PLAN
+    assert dict(loaded.transformer.config).items() >= {"num_layers": 3, "sample_size": 16}.items()
+    wanted = model.transformer.state_dict()
+    found = loaded.transformer.state_dict()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    stored = read_keep_ratios(tmp_path / "m")
+    assert stored is not None
+    assert torch.equal(stored, ratios)
+    assert len(list((tmp_path / "m/transformer").glob("*.safetensors"))) == (1 if shard_size == "10GB" else 7)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_reads_folders_made_by_diffusers(tmp_path: Path, kind: str, sharded: bool) -> None:
+    tiny.save_pipeline(tmp_path / "dense", kind=kind, routed=False, sharded=sharded)
+    model = load_checkpoint(tmp_path / "dense")
+    assert model.plan is None
+    assert read_keep_ratios(tmp_path / "dense") is None
+    tiny.save_pipeline(tmp_path / "routed", kind=kind, sharded=sharded, dtype="bfloat16")
+    model = load_checkpoint(tmp_path / "routed" / "transformer")
+    assert model.plan == RoutingPlan(tuple(tuple(row) for row in tiny.random_tenths(3, 4)))
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_dense_export_is_a_plain_diffusers_folder(tmp_path: Path) -> None:
+    source = tiny.save_pipeline(tmp_path / "source", routed=False)
+    model = load_checkpoint(source)
+    save_checkpoint(tmp_path / "copy", model, source=source)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "copy")
+    wanted = model.transformer.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in pipeline.transformer.state_dict().items())
+
+
+def test_half_precision_leaves_the_ratios(tmp_path: Path) -> None:
+    pipeline = tiny.make_pipeline()
+    ratios = torch.full((3, 4), 0.1 + 1e-4)
+    save_checkpoint(tmp_path / "m", routed(), pipeline=pipeline, keep_ratio=ratios, dtype=torch.float16)
+    weights = load_file(tmp_path / "m/transformer/diffusion_pytorch_model.safetensors")
+    kinds = {name.rsplit(".", 1)[-1] == "keep_ratio": value.dtype for name, value in weights.items()}
+    assert kinds == {True: torch.float32, False: torch.float16}
+    stored = read_keep_ratios(tmp_path / "m")
+    assert stored is not None
+    assert torch.equal(stored, ratios)
+    reference = ReferencePipeline.load(tmp_path / "m")
+    assert reference.model.plan == PLAN
+    assert load_file(tmp_path / "m/vae/diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"].dtype == (
+        torch.float16
+    )
+    assert next(pipeline.vae.parameters()).dtype == torch.float32
+
+
+def test_refuses_to_overwrite(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "m", routed())
+    with pytest.raises(OutputExistsError):
+        save_checkpoint(tmp_path / "m", routed())
+    save_checkpoint(tmp_path / "m", RoutedPixArt(tiny.make_transformer(), None), overwrite=True)
+    assert load_checkpoint(tmp_path / "m").plan is None
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch_moddit.export.save_file", full)
+    with pytest.raises(StorageError, match="No space left"):
+        save_checkpoint(tmp_path / "m", routed())
+    assert list(tmp_path.iterdir()) == []
+
+
+def _rewrite(folder: Path, change: Any) -> None:
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _drop_plan(folder: Path) -> None:
+    path = folder / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    del config["diffcr"]
+    path.write_text(json.dumps(config))
+
+
+DAMAGE: dict[str, tuple[Any, type[ModditError], str]] = {
+    "router missing": (
+        lambda m: _rewrite(m, lambda t: t.pop("transformer_blocks.1.router.weight")),
+        ShapeError,
+        "missing     transformer_blocks.1.router.weight",
+    ),
+    "unexpected": (
+        lambda m: _rewrite(m, lambda t: t.update({"extra.weight": torch.zeros(2)})),
+        ShapeError,
+        "unexpected  extra.weight",
+    ),
+    "mis-shaped": (
+        lambda m: _rewrite(m, lambda t: t.update({"proj_out.bias": torch.zeros(2)})),
+        ShapeError,
+        "mis-shaped  proj_out.bias",
+    ),
+    "nan": (
+        lambda m: _rewrite(m, lambda t: t["proj_out.bias"].fill_(float("nan"))),
+        ValueRangeError,
+        "proj_out.bias",
+    ),
+    "ratio shape": (
+        lambda m: _rewrite(m, lambda t: t.update({"transformer_blocks.0.keep_ratio": torch.ones(2)})),
+        ShapeError,
+        "keep_ratio tensors do not fit",
+    ),
+    "ratio value": (
+        lambda m: _rewrite(m, lambda t: t.update({"transformer_blocks.0.keep_ratio": torch.full((4,), 1.5)})),
+        ValueRangeError,
+        "keep_ratio out of range",
+    ),
+    "plan lost": (
+        lambda m: edit_config(m, diffcr={"regions": 4, "keep_tenths": [[5] * 4] * 3}),
+        FormatError,
+        "not a routing plan",
+    ),
+    "plan layers": (
+        lambda m: edit_config(m, diffcr=RoutingPlan.uniform(2, 4, 5).to_json()),
+        ShapeError,
+        "has 2 layers, the transformer 3",
+    ),
+    "dense with routers": (
+        _drop_plan,
+        ShapeError,
+        "unexpected  transformer_blocks.0.keep_ratio",
+    ),
+    "architecture": (lambda m: edit_config(m, _class_name="DiTTransformer2DModel"), UnsupportedError, "DiT"),
+    "truncated": (_truncate, FormatError, "truncated"),
+    "no config": (lambda m: (m / "transformer/config.json").unlink(), MissingError, "config.json"),
+    "no weights": (
+        lambda m: (m / "transformer/diffusion_pytorch_model.safetensors").unlink(),
+        MissingError,
+        "want safetensors weights",
+    ),
+    "not json": (lambda m: (m / "transformer/config.json").write_text("{"), FormatError, "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_checkpoints_are_refused(tmp_path: Path, name: str) -> None:
+    damage, error, message = DAMAGE[name]
+    tiny.save_pipeline(tmp_path / "m")
+    load_checkpoint(tmp_path / "m")
+    damage(tmp_path / "m")
+    with pytest.raises(error, match=message):
+        load_checkpoint(tmp_path / "m")
+
+
+def test_a_lost_shard_is_refused(tmp_path: Path) -> None:
+    tiny.save_pipeline(tmp_path / "m", sharded=True)
+    sorted((tmp_path / "m/transformer").glob("*.safetensors"))[0].unlink()
+    with pytest.raises(MissingError, match="lists it"):
+        load_checkpoint(tmp_path / "m")

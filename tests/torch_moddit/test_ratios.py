@@ -1,0 +1,140 @@
+"""Keep ratios: bins, projection, rounding to the target."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moddit.errors import ValueRangeError
+from moddit.routing import RoutingPlan, snap
+from torch_moddit.ratios import KeepRatios, falling_goal, round_to_budget, upper_bin
+
+RATIOS = st.floats(0.1, 1.0)
+TABLES = st.integers(1, 4).flatmap(
+    lambda regions: st.lists(st.lists(RATIOS, min_size=regions, max_size=regions), min_size=1, max_size=8)
+)
+
+
+def ratios_of(table: list[list[float]]) -> KeepRatios:
+    ratios = KeepRatios(len(table), len(table[0]))
+    with torch.no_grad():
+        ratios.values.copy_(torch.tensor(table))
+    return ratios
+
+
+def test_start_whole() -> None:
+    ratios = KeepRatios(3, 4)
+    assert ratios.plan() == RoutingPlan.uniform(3, 4, 10)
+    assert ratios.mean == 1.0
+
+
+@given(RATIOS)
+def test_bins_around_a_ratio_differ_and_enclose_it(ratio: float) -> None:
+    ratios = ratios_of([[ratio]])
+    lower, upper = ratios.bins(0, [0, 0])
+    assert upper.tenths == lower.tenths + 1
+    assert lower.weight is not None
+    assert upper.weight is not None
+    low, high = lower.weight.detach(), upper.weight.detach()
+    torch.testing.assert_close((lower.tenths * low + upper.tenths * high) / 10, torch.tensor([ratio, ratio]))
+    torch.testing.assert_close(low + high, torch.ones(2))
+    assert float(torch.minimum(low, high).min()) > -1e-5
+
+
+def test_every_sample_is_mixed_from_its_own_region() -> None:
+    ratios = ratios_of([[0.95, 0.85, 0.3]])
+    uses = ratios.bins(0, [0, 1, 2, 0])
+    shares = torch.zeros(11, 4)
+    for use in uses:
+        assert use.rows is not None
+        assert use.weight is not None
+        shares[use.tenths].index_add_(0, use.rows, use.weight.detach())
+    tenths = (torch.arange(11.0)[:, None] * shares).sum(dim=0) / 10
+    torch.testing.assert_close(tenths, torch.tensor([0.95, 0.85, 0.3, 0.95]))
+    assert len({use.tenths for use in uses}) == len(uses)  # 9/10 is run once, for both regions that need it
+
+
+@given(TABLES, st.floats(0.1, 1.0))
+def test_rounding_meets_the_target_from_below(table: list[list[float]], target: float) -> None:
+    tenths = round_to_budget(table, target)
+    flat = list(itertools.chain.from_iterable(tenths))
+    assert [len(row) for row in tenths] == [len(row) for row in table]
+    assert all(1 <= value <= 10 for value in flat)
+    mean = sum(flat) / (10 * len(flat))
+    assert target - 0.1 / len(flat) - 1e-6 < mean <= target + 1e-6
+
+
+def test_rounding_keeps_bins_that_meet_the_target() -> None:
+    assert round_to_budget([[1.0, 0.3], [0.2, 0.5]], 0.5) == [[10, 3], [2, 5]]
+
+
+def test_rounding_keeps_the_order_of_ratios() -> None:
+    tenths = round_to_budget([[0.91, 0.52, 0.33, 0.14]], 0.4)[0]
+    assert tenths == sorted(tenths, reverse=True)
+    assert sum(tenths) == 16
+
+
+@given(TABLES, st.floats(0.1, 1.0))
+def test_frozen_ratios_snap_to_the_plan(table: list[list[float]], target: float) -> None:
+    ratios = ratios_of(table)
+    plan = ratios.freeze(target)
+    snapped = tuple(tuple(snap(value) for value in row) for row in ratios.values.detach().tolist())
+    assert snapped == plan.keep_tenths == ratios.plan().keep_tenths
+    assert ratios.mean == plan.mean_keep_ratio <= target + 1e-6
+
+
+def test_frozen_ratios_run_at_one_bin() -> None:
+    ratios = ratios_of([[0.5, 0.9]])
+    ratios.freeze(0.7)
+    assert [(use.tenths, use.weight) for use in ratios.bins(0, [0, 0])] == [(5, None)]
+    assert [use.tenths for use in ratios.bins(0, [1, 0, 1])] == [5, 9]
+
+
+@given(st.lists(st.floats(-10, 10), min_size=6, max_size=6), st.floats(0.1, 1.0))
+def test_steps_end_on_the_goal_and_in_range(gradient: list[float], goal: float) -> None:
+    ratios = KeepRatios(3, 2)
+    ratios.values.grad = torch.tensor(gradient).view(3, 2)
+    ratios.follow(goal, rate=0.1)
+    values = ratios.values.detach()
+    assert ratios.mean == pytest.approx(goal, abs=1e-5)
+    assert 0.1 - 1e-6 <= float(values.min()) <= float(values.max()) <= 1.0
+
+
+def test_steps_give_more_to_those_who_gain_more() -> None:
+    ratios = KeepRatios(1, 3)
+    for _ in range(200):
+        # worth of more tokens falls as ratios rise; the second gains most
+        ratios.values.grad = -torch.tensor([[1.0, 3.0, 0.5]]) * (1.2 - ratios.values.detach())
+        ratios.follow(0.6, rate=0.02)
+    values = ratios.values.detach()[0]
+    worth = torch.tensor([1.0, 3.0, 0.5]) * (1.2 - values)
+    assert float(values[1]) > float(values[0]) > float(values[2])
+    # at rest the worth of more tokens is the same wherever a ratio is free to move
+    assert float(worth[0]) == pytest.approx(float(worth[2]), rel=0.1)
+
+
+def test_broken_gradients_move_nothing_but_the_mean() -> None:
+    ratios = ratios_of([[0.5, 0.7]])
+    ratios.values.grad = torch.tensor([[float("nan"), 1.0]])
+    ratios.follow(0.6, rate=0.1)
+    torch.testing.assert_close(ratios.values.detach(), torch.tensor([[0.5, 0.7]]))
+
+
+def test_goal_falls_to_the_target() -> None:
+    goals = [falling_goal(step, 4, 0.5) for step in range(7)]
+    assert goals == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.15, 0.2, 0.95, 1.0])
+def test_upper_bin_is_at_least_two(ratio: float) -> None:
+    assert 2 <= upper_bin(ratio) <= 10
+
+
+@pytest.mark.parametrize("target", [0.0, 0.09, 1.1, float("nan")])
+def test_refuses_targets_out_of_range(target: float) -> None:
+    with pytest.raises(ValueRangeError, match="target"):
+        round_to_budget([[0.5]], target)
