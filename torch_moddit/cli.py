@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import torch
+from accelerate import PartialState
 
 from moddit.errors import MissingError, ModditError, OutputExistsError
 from torch_moddit.data import Item, PictureFolder, Precomputed
@@ -88,6 +89,8 @@ def command(
         text_encoder=reference.pipeline.text_encoder,
         vae=reference.pipeline.vae,
     )
+    if not PartialState().is_main_process:
+        return
     save_checkpoint(
         output / "model",
         result.model,

@@ -1,7 +1,7 @@
 """The reference pipeline: diffusers' own PixArt pipeline around the routed transformer, the truth for parity.
 
-Nothing of the sampling loop is written here. For a dense checkpoint the pictures are those of `PixArtSigmaPipeline` or
-`PixArtAlphaPipeline` with `use_resolution_binning=False` and `clean_caption=False`, bit for bit.
+Nothing of the sampling loop is written here. For a dense checkpoint every operation is that of `PixArtSigmaPipeline` or
+`PixArtAlphaPipeline` with `use_resolution_binning=False` and `clean_caption=False`, and so are the pictures.
 """
 
 from __future__ import annotations

