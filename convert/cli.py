@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -52,7 +54,7 @@ _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--q-bits",
     type=click.Choice(list(map(str, BITS))),
-    default="4",
+    default="8",
     show_default=True,
     help="Bits of a weight; with -q.",
 )
@@ -85,36 +87,64 @@ def command(
     assert source_kind in SOURCES
     assert backend in BACKENDS
     recipe = Recipe(dtype, int(q_bits) if quantize else None, int(q_group_size))
-    summary = Summary(convert(hf_path, out, recipe, overwrite=overwrite, progress=_progress_bar))
+    with ExitStack() as bars:
+        progress = partial(_progress_bar, bars)
+        summary = Summary(convert(hf_path, out, recipe, overwrite=overwrite, progress=progress))
     click.echo(json.dumps(summary.to_json(), indent=2) if as_json else summary.to_text())
 
 
-def main() -> None:
-    """Run the command; exit with 1 on an error, 2 on wrong usage, 128 + number on a signal."""
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _stop)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: by default those of the process.
+
+    Returns:
+        the exit status: 0, 1 on an error, 2 on wrong usage, 128 + number on a signal that stops a process.
+    """
     try:
-        command.main(prog_name="python -m convert", standalone_mode=False)
+        with _stop_signals():
+            command.main(arguments, prog_name="python -m convert", standalone_mode=False)
     except ModditError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        return 1
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except _StoppedError as stopped:
+        click.echo("interrupted: nothing was kept", err=True)
+        return 128 + stopped.number
+    return 0
 
 
-def _stop(number: int, _: FrameType | None) -> None:
-    for other in _STOP_SIGNALS:
-        signal.signal(other, signal.SIG_IGN)  # a second one must not stop the cleaning up
-    raise SystemExit(128 + number)
+class _StoppedError(BaseException):
+    """A signal asked the process to end; not an Exception, as KeyboardInterrupt is none."""
+
+    def __init__(self, number: int):
+        self.number = number
 
 
-def _progress_bar(what: str, total: int) -> Callable[[int], object]:
-    bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=None, file=sys.stderr)
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Turn the signals that end a process into an exception, so that all is cleaned up."""
 
-    def advance(count: int) -> None:
-        bar.update(count)
-        if bar.n >= total:
-            bar.close()
+    def stop(number: int, _: FrameType | None) -> None:
+        for other in _STOP_SIGNALS:
+            signal.signal(other, signal.SIG_IGN)  # a second one must not stop the cleaning up
+        raise _StoppedError(number)
 
-    return advance
+    before = [(number, signal.signal(number, stop)) for number in _STOP_SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _progress_bar(bars: ExitStack, what: str, total: int) -> Callable[[int], object]:
+    """Show bytes on standard error, if that is a terminal."""
+    bar = bars.enter_context(
+        tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=None, file=sys.stderr)
+    )
+    update: Callable[[int], object] = bar.update
+    return update

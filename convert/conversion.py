@@ -16,10 +16,10 @@ import moddit
 from convert.description import Description, describe
 from convert.hub import find_checkpoint
 from convert.mlx.layout import Recipe
-from convert.mlx.writer import write_bundle
-from convert.output import check_free, new_folder
+from convert.mlx.writer import BACKEND, write_components
+from convert.output import check_free, new_folder, storage_errors
 from moddit.errors import FormatError, MissingError
-from moddit.manifest import Manifest, Provenance
+from moddit.manifest import MANIFEST_NAME, Manifest, Provenance, write_manifest
 
 _READ_SIZE: Final = 1 << 20  # bytes
 
@@ -48,7 +48,7 @@ def convert(
         out: the bundle's folder.
         recipe: dtype and quantisation.
         overwrite: replace a bundle at `out`.
-        progress: makes a counter of bytes for each of the two passes, hashing and writing.
+        progress: makes a counter of bytes for each of the two passes, converting and hashing the source.
 
     Raises:
         OutputExistsError: `out` exists, and is not to be replaced.
@@ -60,6 +60,8 @@ def convert(
     checkpoint = find_checkpoint(source)
     description = describe(checkpoint.folder)
     with new_folder(out, overwrite=overwrite) as folder:
+        counter = progress("converting", sum(part.nbytes for part in description.parts.values()))
+        components = write_components(description, folder, recipe, counter)
         counter = progress("hashing", sum(path.stat().st_size for path in description.files))
         provenance = Provenance(
             source=checkpoint.name,
@@ -67,8 +69,9 @@ def convert(
             tool_versions={"moddit": moddit.__version__, "numpy": np.__version__, "python": platform.python_version()},
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
-        counter = progress("writing", sum(part.nbytes for part in description.parts.values()))
-        manifest = write_bundle(description, folder, recipe, provenance, counter)
+        manifest = Manifest(BACKEND, description.spec, description.plan, components, provenance)
+        with storage_errors(folder / MANIFEST_NAME):
+            write_manifest(folder, manifest)
     return Conversion(out, description, manifest)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from convert.names import ALIASES, KEEP_RATIO, canonical_names
+from convert.names import ALIASES, KEEP_RATIO, ROUTER, canonical_names
 from convert.precision import DTYPE_NAMES, is_finite, widen
 from convert.safetensors import StoredTensor
 from convert.source import read_json, read_weights
@@ -94,18 +93,10 @@ def describe(folder: Path) -> Description:
     unused: dict[str, str] = {}
     notes: list[str] = []
     files = [folder / "model_index.json", folder / "scheduler" / "scheduler_config.json", *tokenizer.files]
-    for name, stem in STEMS.items():
-        tensors, paths = read_weights(folder / name, stem)
+    for name in STEMS:
+        part, paths, dropped = _read_part(folder / name, name, wanted[name], routing, notes)
         files += [folder / name / "config.json", *paths]
-        found = _rename(name, tensors, folder / name)
-        dropped = _drop_aliases(name, found)
-        if name == "transformer" and routing is not None:
-            ratios, remarks = _take_keep_ratios(found, routing)
-            dropped |= ratios
-            notes += remarks
-        check_names({key: tensor.shape for key, tensor in found.items()}, wanted[name], str(folder / name))
-        _check_dtypes(name, found)
-        parts[name] = Part(wanted[name], found)
+        parts[name] = part
         unused |= {f"{name}/{key}": reason for key, reason in dropped.items()}
     return Description(folder, spec, routing, parts, tokenizer.text, tuple(files), unused, tuple(notes))
 
@@ -168,8 +159,23 @@ def _read_plan(value: object, spec: ModelSpec, path: Path) -> RoutingPlan:
     return plan
 
 
-def _rename(component: str, tensors: Mapping[str, StoredTensor], folder: Path) -> dict[str, StoredTensor]:
-    return {new: tensors[old] for old, new in canonical_names(component, tensors, str(folder)).items()}
+def _read_part(
+    folder: Path, name: str, wanted: Tensors, plan: RoutingPlan | None, notes: list[str]
+) -> tuple[Part, list[Path], dict[str, str]]:
+    """Read a component's weights; return them, their files, and what no bundle holds with the reasons."""
+    tensors, paths = read_weights(folder, STEMS[name])
+    found = {new: tensors[old] for old, new in canonical_names(name, tensors, str(folder)).items()}
+    dropped = _drop_aliases(name, found)
+    if name == "transformer" and plan is not None:
+        dropped |= _take_keep_ratios(found, plan, notes)
+    elif any(ROUTER.fullmatch(key) for key in found):
+        raise FormatError(
+            f"[{name}] {folder}: has routers, but config.json has no {_PLAN_KEY!r} object with the routing plan; "
+            "export the checkpoint again"
+        )
+    check_names({key: tensor.shape for key, tensor in found.items()}, wanted, str(folder))
+    _check_dtypes(name, found)
+    return Part(wanted, found), paths, dropped
 
 
 def _drop_aliases(component: str, found: dict[str, StoredTensor]) -> dict[str, str]:
@@ -197,13 +203,12 @@ def _is_equal(one: StoredTensor, other: StoredTensor) -> bool:
     return True
 
 
-def _take_keep_ratios(found: dict[str, StoredTensor], plan: RoutingPlan) -> tuple[dict[str, str], list[str]]:
+def _take_keep_ratios(found: dict[str, StoredTensor], plan: RoutingPlan, notes: list[str]) -> dict[str, str]:
     """Take the learned ratios out of `found`, checked against the plan, which alone counts for inference."""
     taken, moved = {}, []
-    for name in [name for name in found if KEEP_RATIO.fullmatch(name)]:
-        match = re.fullmatch(KEEP_RATIO, name)
-        assert match is not None
-        layer, tensor = int(match[1]), found.pop(name)
+    for match in filter(None, map(KEEP_RATIO.fullmatch, list(found))):
+        name, layer = match[0], int(match[1])
+        tensor = found.pop(name)
         if layer >= plan.layers or tensor.shape != (plan.regions,):
             raise ShapeError(
                 f"[transformer] {tensor.path}: {name!r} has shape {list(tensor.shape)}, want [{plan.regions}], the "
@@ -216,10 +221,10 @@ def _take_keep_ratios(found: dict[str, StoredTensor], plan: RoutingPlan) -> tupl
         if tuple(snap(float(value)) for value in widen(values, tensor.dtype)) != plan.keep_tenths[layer]:
             moved.append(layer)
         taken[name] = "training only; the plan has its value in tenths"
-    if not moved:
-        return taken, []
-    layers = ", ".join(map(str, sorted(moved)))
-    return taken, [f"keep_ratio of layers {layers} snaps to other tenths than the plan in config.json; the plan counts"]
+    if moved:
+        layers = ", ".join(map(str, sorted(moved)))
+        notes.append(f"keep_ratio of layers {layers} snaps to other tenths than the plan in config.json, which counts")
+    return taken
 
 
 def _check_dtypes(component: str, tensors: Mapping[str, StoredTensor]) -> None:

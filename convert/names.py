@@ -12,6 +12,7 @@ from typing import Final
 
 from moddit.errors import FormatError
 
+ROUTER: Final = re.compile(r"transformer_blocks\.(\d+)\.router\.weight")
 KEEP_RATIO: Final = re.compile(r"transformer_blocks\.(\d+)\.keep_ratio")
 
 # A second name of one tensor: dropped if its bytes are equal, and the only name in some files.

@@ -14,15 +14,7 @@ from convert.description import Description
 from convert.mlx.layout import Recipe, Slot, plan_slots
 from convert.output import check_space, storage_errors
 from convert.safetensors import format_header
-from moddit.manifest import (
-    MANIFEST_NAME,
-    Component,
-    FileInfo,
-    Manifest,
-    Provenance,
-    Quantization,
-    write_manifest,
-)
+from moddit.manifest import Component, FileInfo, Quantization
 
 BACKEND: Final = "mlx"
 SHARD_BYTES: Final = 1 << 30  # a file holds at least one tensor, and more while they fit in this
@@ -32,10 +24,8 @@ TOKENIZER_PATH: Final = "tokenizer.json"
 Advance = Callable[[int], object]  # told how many more bytes of the source are done
 
 
-def write_bundle(
-    description: Description, folder: Path, recipe: Recipe, provenance: Provenance, advance: Advance
-) -> Manifest:
-    """Write a bundle into an empty folder.
+def write_components(description: Description, folder: Path, recipe: Recipe, advance: Advance) -> dict[str, Component]:
+    """Write everything but the manifest into an empty folder.
 
     Raises:
         ValueRangeError: a weight is not finite.
@@ -50,16 +40,13 @@ def write_bundle(
         for name, group in slots.items()
     }
     components["tokenizer"] = Component((_write_file(folder, TOKENIZER_PATH, [description.tokenizer]),))
-    manifest = Manifest(BACKEND, description.spec, description.plan, components, provenance)
-    with storage_errors(folder / MANIFEST_NAME):
-        write_manifest(folder, manifest)
-    return manifest
+    return components
 
 
 def _write_component(
     folder: Path, name: str, slots: list[Slot], recipe: Recipe, parameters: int, advance: Advance
 ) -> Component:
-    shards = split_shards(slots)
+    shards = split_shards(slots, SHARD_BYTES)
     files = []
     for number, shard in enumerate(shards, 1):
         suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
@@ -69,7 +56,7 @@ def _write_component(
     return Component(tuple(files), recipe.dtype, parameters, quantization)
 
 
-def split_shards(slots: Iterable[Slot], limit: int = SHARD_BYTES) -> list[list[Slot]]:
+def split_shards(slots: Iterable[Slot], limit: int) -> list[list[Slot]]:
     """Split tensors into files of at most `limit` bytes, in order."""
     shards: list[list[Slot]] = []
     room = 0
