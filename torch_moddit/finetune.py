@@ -26,12 +26,10 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -50,91 +48,15 @@ from moddit.routing import DENOMINATOR, RoutingPlan
 from moddit.samplers import NoiseSchedule
 from torch_moddit.data import Batches, Item
 from torch_moddit.model import RoutedPixArt, Scoring
-from torch_moddit.ratios import KeepRatios, check_target, falling_goal
+from torch_moddit.ratios import KeepRatios
+from torch_moddit.settings import FinetuneConfig, Mode, describe, rate_factor
+
+__all__ = ["FinetuneConfig", "FinetuneResult", "Mode", "finetune"]
 
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
 
 CHECKPOINTS: Final = "checkpoints"
 LOG: Final = "log.jsonl"
-# Fields of the configuration that may differ when a run resumes, because no weight depends on them.
-_FREE: Final = ("output", "log_every", "save_every", "workers", "progress")
-
-
-class Mode(Enum):
-    """What is learned beside the weights."""
-
-    LEARNED = "learned"  # routers and keep ratios (DiffCR)
-    UNIFORM = "uniform"  # routers; every keep ratio is the target (fixed-ratio MoD)
-    RANDOM = "random"  # nothing; every keep ratio is the target, tokens are kept at random, no gate
-    FIXED = "fixed"  # the routers of a routed model, under its own plan
-    DENSE = "dense"  # nothing, every token is kept, no gate
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How to train. Rates are AdamW's; shares are of `steps`."""
-
-    output: Path  # folder of the log and the checkpoints
-    steps: int  # optimizer steps
-    batch_size: int = 32  # samples of one process in one micro-step
-    accumulation: int = 1  # micro-steps of one optimizer step
-    mode: Mode = Mode.LEARNED
-    target: float = 0.5  # mean keep ratio over layers and regions
-    regions: int = 4  # of timesteps
-    learning_rate: float = 1e-4  # of the transformer
-    router_rate: float = 1e-3
-    ratio_rate: float = 3e-3  # change of a keep ratio in one step at the mean gradient size (torch_moddit.ratios)
-    weight_decay: float = 0.01  # of the transformer
-    beta2: float = 0.99
-    max_grad_norm: float = 1.0  # of transformer and routers
-    warmup: int = 50  # steps
-    flat_share: float = 0.5  # before the rates fall as a cosine
-    floor: float = 0.03  # share of the rates left at the end
-    fall_share: float = 0.35  # in which the ratios' mean falls from 1 to the target
-    freeze_share: float = (
-        0.6  # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
-    )
-    distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
-    caption_dropout: float = 0.1  # share of samples trained on the empty caption
-    ema_decay: float = 0.999
-    mixed_precision: str = "no"  # or "fp16", "bf16"
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    log_every: int = 20  # steps
-    save_every: int = 500  # steps
-    keep_checkpoints: int = 2
-    workers: int = 0  # processes that read data
-    progress: bool = True  # bar on stderr
-
-    def __post_init__(self) -> None:
-        check_target(self.target)
-        for name in ("steps", "batch_size", "accumulation", "regions", "log_every", "save_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueRangeError(f"[finetune] {name} out of range, got {getattr(self, name)}, want at least 1")
-        for name in ("flat_share", "floor", "fall_share", "freeze_share", "caption_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueRangeError(f"[finetune] {name} out of range, got {getattr(self, name)}, want 0..1")
-        if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
-            raise ValueRangeError(
-                f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"
-            )
-
-    @property
-    def tenths(self) -> int:
-        return round(self.target * DENOMINATOR)
-
-    @property
-    def freeze_step(self) -> int:
-        return max(1, round(self.freeze_share * self.steps))
-
-    def goal(self, step: int) -> float:
-        """Mean keep ratio after `step` steps."""
-        return falling_goal(step, round(self.fall_share * self.steps), self.target)
-
-    def ratio_factor(self, step: int) -> float:
-        """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""
-        start = round(self.fall_share * self.steps)
-        return min(1.0, max(0.0, (self.freeze_step - step) / max(1, self.freeze_step - start)))
 
 
 @dataclass(frozen=True)
@@ -561,25 +483,10 @@ def make_optimizer(config: FinetuneConfig, trainee: Trainee) -> torch.optim.Adam
     return torch.optim.AdamW(groups, betas=(0.9, config.beta2))
 
 
-def rate_factor(step: int, config: FinetuneConfig) -> float:
-    """Share of the full rates at a step: linear warm-up, flat, then a cosine down to `floor`."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    start = max(config.warmup, round(config.flat_share * config.steps))
-    done = min(1.0, max(0, step - start) / max(1, config.steps - start))
-    return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
-
-
 def draw_stratified(count: int, generator: torch.Generator, *, num_train_timesteps: int) -> Tensor:
     """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
     return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
-
-
-def describe(config: FinetuneConfig) -> dict[str, Any]:
-    """Write the fields on which the weights depend as JSON values."""
-    values = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    return {**values, "mode": config.mode.value}
 
 
 def list_checkpoints(output: Path) -> list[Path]:

@@ -30,10 +30,10 @@ from torch_moddit.finetune import (
     draw_stratified,
     finetune,
     list_checkpoints,
-    rate_factor,
 )
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline, read_schedule
+from torch_moddit.settings import rate_factor
 
 # Repeated training on CPU threads may add in another order; a run that lost its place differs by 1e-3 and more.
 REPEATED = 1e-6
