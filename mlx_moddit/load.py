@@ -22,12 +22,18 @@ from moddit.errors import FormatError, MissingError, UnsupportedError
 from moddit.manifest import Component, Manifest, Quantization, read_manifest, verify_files
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
-from moddit.tensors import Role, TensorInfo, check_names, text_encoder_tensors, transformer_tensors, vae_tensors
+from moddit.tensors import (
+    Role,
+    TensorInfo,
+    check_names,
+    is_precise,
+    text_encoder_tensors,
+    transformer_tensors,
+    vae_tensors,
+)
 
 BACKEND: Final = "mlx"
 DTYPES: Final = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
-# A narrower dtype asked for by the user does not reach these; float32 reaches all.
-PRECISE_ROLES: Final = frozenset({Role.NORM, Role.EMBEDDING, Role.MODULATION, Role.ROUTER, Role.OUTPUT})
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -203,12 +209,6 @@ def _cast(
         return array
     if name not in wanted:  # scales and biases of a quantised tensor decide what MLX computes in
         return array.astype(stored if asked is None else asked)
-    if asked is None or (asked != mx.float32 and _is_precise(name, wanted)):
+    if asked is None or (asked != mx.float32 and is_precise(name, wanted)):
         return array
     return array.astype(asked)
-
-
-def _is_precise(name: str, wanted: Mapping[str, TensorInfo]) -> bool:
-    """A bias is as precise as the weight it goes with."""
-    weight = wanted.get(name.removesuffix("bias") + "weight") if wanted[name].role is Role.BIAS else None
-    return (weight or wanted[name]).role in PRECISE_ROLES

@@ -39,6 +39,10 @@ class Role(Enum):
         return self is Role.LINEAR
 
 
+# Small, and errors in them reach every token: never stored or computed narrower than in the checkpoint.
+PRECISE_ROLES: Final = frozenset({Role.NORM, Role.EMBEDDING, Role.MODULATION, Role.ROUTER, Role.OUTPUT})
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One canonical tensor."""
@@ -131,6 +135,12 @@ def vae_tensors(spec: VAESpec) -> Tensors:
     if spec.use_post_quant_conv:
         tensors |= _conv("post_quant_conv", latent, latent, 1)
     return tensors
+
+
+def is_precise(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Say whether a tensor keeps its precision; a bias is as precise as the weight it goes with."""
+    weight = tensors.get(name.removesuffix("bias") + "weight") if tensors[name].role is Role.BIAS else None
+    return (weight or tensors[name]).role in PRECISE_ROLES
 
 
 def check_names(found: Mapping[str, Sequence[int]], wanted: Mapping[str, TensorInfo], where: str) -> None:

@@ -15,10 +15,8 @@ from convert.mlx.quantize import quantize
 from convert.precision import DTYPES, is_finite, narrow, widen
 from convert.safetensors import ITEM_BYTES, StoredTensor
 from moddit.errors import ValueRangeError
-from moddit.tensors import Role, TensorInfo, Tensors
+from moddit.tensors import Role, TensorInfo, is_precise
 
-# Stored no narrower than in the checkpoint: small, and errors in them reach every token.
-PRECISE_ROLES: Final = frozenset({Role.NORM, Role.EMBEDDING, Role.MODULATION, Role.ROUTER, Role.OUTPUT})
 QUANTISED_COMPONENTS: Final = frozenset({"transformer", "text_encoder"})
 _CHUNK_VALUES: Final = 1 << 22  # converted at a time: 16 MiB in float32
 
@@ -124,7 +122,7 @@ def plan_slots(component: str, part: Part, recipe: Recipe) -> list[Slot]:
 def _plan_slot(component: str, name: str, part: Part, recipe: Recipe) -> Slot:
     info, source = part.wanted[name], part.tensors[name]
     dtype = DTYPES[recipe.dtype]
-    if _is_precise(name, part.wanted) and ITEM_BYTES[dtype] < 4:
+    if is_precise(name, part.wanted) and ITEM_BYTES[dtype] < 4:
         dtype = source.dtype
     is_quantised = (
         recipe.bits is not None
@@ -133,9 +131,3 @@ def _plan_slot(component: str, name: str, part: Part, recipe: Recipe) -> Slot:
         and info.shape[-1] % recipe.group_size == 0
     )
     return Slot(name, info, source, dtype, *((recipe.bits, recipe.group_size) if is_quantised else ()))
-
-
-def _is_precise(name: str, tensors: Tensors) -> bool:
-    """A bias is as precise as the weight it goes with."""
-    weight = tensors.get(name.removesuffix("bias") + "weight") if tensors[name].role is Role.BIAS else None
-    return (weight or tensors[name]).role in PRECISE_ROLES

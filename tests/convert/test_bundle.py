@@ -19,13 +19,12 @@ from safetensors.numpy import load_file
 from transformers import T5EncoderModel
 
 from convert.mlx import writer
-from convert.mlx.layout import PRECISE_ROLES
 from convert.precision import DTYPE_NAMES
 from convert.safetensors import ITEM_BYTES, read_tensors
 from mlx_moddit import load
 from moddit.manifest import read_manifest, verify_files
 from moddit.spec import ModelSpec
-from moddit.tensors import Role, TensorInfo, text_encoder_tensors, transformer_tensors, vae_tensors
+from moddit.tensors import PRECISE_ROLES, Role, TensorInfo, text_encoder_tensors, transformer_tensors, vae_tensors
 from tests.convert.checkpoints import TEXT_ENCODER, TRANSFORMER, VAE, convert, edit_json, edit_weights
 from tests.tiny import KINDS, MAX_TOKENS, save_pipeline
 
@@ -96,9 +95,6 @@ class TestTensors:
         tensors = read_tensors(tmp_path / "bundle" / "transformer" / "model.safetensors")
         assert tensors["proj_out.bias"].dtype == tensors["adaln_single.linear.bias"].dtype == "F32"
         assert tensors["transformer_blocks.0.ff.net.2.bias"].dtype == tensors["pos_embed.proj.bias"].dtype == "BF16"
-
-    def test_precise_roles_are_the_runtime_s(self) -> None:
-        assert PRECISE_ROLES == load.PRECISE_ROLES
 
     @pytest.mark.parametrize("options", [(), ("-q", "--q-bits", "4", "--q-group-size", "32")])
     def test_numbers_are_aligned(self, wide: Path, tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_moddit.load import PRECISE_ROLES, load_bundle
+from mlx_moddit.load import load_bundle
 from mlx_moddit.t5 import T5Encoder
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from moddit.manifest import read_manifest, write_manifest
 from moddit.spec import T5Spec
+from moddit.tensors import PRECISE_ROLES
 from tests.mlx_moddit.bundles import MODELS, edit_tensors, refresh_manifest, wanted_tensors, write_bundle
 from tests.tiny import save_pipeline
 
