@@ -34,7 +34,7 @@ def test_same_seed_same_picture_and_another_seed_another(pipeline: Pipeline) -> 
     assert equal(result, pipeline.generate(PROMPT, seed=[5, 6], steps=STEPS))
     assert [image.shape for image in result.images] == [(32, 32, 3)] * 2
     assert result.images[0].dtype == np.uint8
-    assert not np.array_equal(*result.images)
+    assert not np.array_equal(result.images[0], result.images[1])
 
 
 def test_pictures_do_not_depend_on_their_company(pipeline: Pipeline, routed_bundle: Path) -> None:
@@ -105,7 +105,8 @@ def test_without_guidance_the_negative_prompt_counts_for_nothing(pipeline: Pipel
 
 
 def test_text_is_encoded_once_for_all_seeds_and_again_for_another_prompt(pipeline: Pipeline) -> None:
-    spec, stages = pipeline.bundle.spec, []
+    spec = pipeline.bundle.spec
+    stages: list[Stage] = []
     settings = [Settings.complete(spec, prompt, seed=seed, steps=1) for prompt in ("red", "blue") for seed in (1, 2)]
     list(pipeline.run(settings, on_stage=stages.append))
     kinds = [type(stage) for stage in stages if not isinstance(stage, Loaded)]
@@ -149,7 +150,7 @@ def test_result_measures_every_stage(routed_bundle: Path) -> None:
 
 
 def test_the_vae_encoder_is_never_read(dense_bundle: Path) -> None:
-    loaded = []
+    loaded: list[Stage] = []
     pipeline = Pipeline.load(dense_bundle)
     pipeline.generate(PROMPT, steps=1, on_stage=loaded.append)
     decoder = next(stage for stage in loaded if isinstance(stage, Loaded) and stage.component == "vae")
