@@ -41,8 +41,9 @@ test: setup
 nightly: setup
 	$(PY) -m pytest $(PYTEST_ARGS)
 
+# Without ruff's cache: it keeps old verdicts on the order of imports when a module is added.
 lint: setup
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check --no-cache .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
