@@ -18,6 +18,7 @@ from recipes.shapes64.diffcr import FinetuneBudget, train_routed, write_data
 from recipes.shapes64.evaluate import draw_held_out, evaluate
 from recipes.shapes64.figures import TITLES
 from recipes.shapes64.pipeline import assemble, save_pipeline, save_random
+from recipes.shapes64.publish import publish
 from recipes.shapes64.report import evaluate_model, write_report
 from recipes.shapes64.runs import Journal
 from recipes.shapes64.text import pretrain_text
@@ -144,10 +145,14 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a minute's run that checks every stage")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--publish", type=Path, metavar="REPOSITORY", help="only copy the results into the repository")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.publish:
+        publish(arguments.work, arguments.publish)
+        return
     for name in arguments.stage or STAGES:
         STAGES[name](arguments.work, SMOKE if arguments.smoke else FULL)
 
