@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from convert.sentencepiece import EXTRA_IDS, format_tokenizer, make_tokenizer, read_vocabulary
 from convert.source import read_json
 from moddit.errors import FormatError, MissingError
+
+MAX_EXTRA_IDS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -17,30 +20,32 @@ class TokenizerFile:
     text: bytes  # tokenizer.json
     size: int  # tokens, numbered from 0
     max_length: int | None  # tokens of a text, if the checkpoint limits them
-    files: tuple[Path, ...]  # that it was read from
+    files: tuple[Path, ...]  # that it was read from, the settings last
 
 
 def read_tokenizer(folder: Path) -> TokenizerFile:
-    """Read `tokenizer.json` and `tokenizer_config.json`.
+    """Read `tokenizer.json`, or `spiece.model` where there is none, and `tokenizer_config.json`.
 
     Raises:
-        MissingError: no tokenizer.json.
+        MissingError: neither file is there.
         FormatError: it is not a tokenizer.
+        UnsupportedError: it is not one of T5's kind.
     """
-    path, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not path.is_file():
+    path, spiece, settings = (folder / name for name in ("tokenizer.json", "spiece.model", "tokenizer_config.json"))
+    config = read_json(settings) if settings.is_file() else {}
+    if path.is_file():
+        text, value = path.read_bytes(), read_json(path)
+    elif spiece.is_file():
+        path, value = spiece, make_tokenizer(read_vocabulary(spiece), _extra_ids(config, settings))
+        text = format_tokenizer(value)
+    else:
         found = sorted(entry.name for entry in folder.iterdir())
         raise MissingError(
-            f"[tokenizer] {path}: no such file, got {', '.join(found) or 'no files'}; save the tokenizer again with "
-            "a current transformers"
+            f"[tokenizer] {path}: no such file, nor {spiece.name}, got {', '.join(found) or 'no files'}; "
+            "save the tokenizer again with save_pretrained"
         )
-    value = read_json(path)
-    return TokenizerFile(
-        text=path.read_bytes(),
-        size=_count_tokens(value, path),
-        max_length=_max_length(read_json(config)) if config.is_file() else None,
-        files=(path, config) if config.is_file() else (path,),
-    )
+    files = (path, settings) if settings.is_file() else (path,)
+    return TokenizerFile(text, _count_tokens(value, path), _max_length(config), files)
 
 
 def _count_tokens(value: dict[str, Any], path: Path) -> int:
@@ -56,3 +61,10 @@ def _max_length(config: dict[str, Any]) -> int | None:
     length = config.get("model_max_length")
     # transformers writes 1e30 for "no limit"
     return length if isinstance(length, int) and 0 < length < 1 << 31 else None
+
+
+def _extra_ids(config: dict[str, Any], path: Path) -> int:
+    count = config.get("extra_ids", EXTRA_IDS)
+    if type(count) is not int or not 0 <= count <= MAX_EXTRA_IDS:
+        raise FormatError(f"[tokenizer] {path}: extra_ids is {count!r}, want an integer in 0..{MAX_EXTRA_IDS}")
+    return count
