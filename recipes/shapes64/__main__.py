@@ -21,6 +21,7 @@ from recipes.shapes64.pipeline import assemble, save_pipeline, save_random
 from recipes.shapes64.publish import publish
 from recipes.shapes64.report import evaluate_model, write_report
 from recipes.shapes64.runs import Journal
+from recipes.shapes64.teacher import restore_teacher
 from recipes.shapes64.text import pretrain_text
 from recipes.shapes64.vae import train_vae
 
@@ -46,7 +47,7 @@ FULL: Final = Budget(
     latents=48_000,
     dense=DenseSettings(steps=4800),
     preview_prompts=64,
-    finetune=FinetuneBudget(steps=1600),
+    finetune=FinetuneBudget(steps=700),
     prompts=500,
     seeds=3,
     shown=10,
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a minute's run that checks every stage")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--teacher", action="store_true", help="take the repository's dense teacher, train none")
     parser.add_argument("--publish", type=Path, metavar="REPOSITORY", help="only copy the results into the repository")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -153,6 +155,8 @@ def main() -> None:
     if arguments.publish:
         publish(arguments.work, arguments.publish)
         return
+    if arguments.teacher:
+        restore_teacher(arguments.work, Path())
     for name in arguments.stage or STAGES:
         STAGES[name](arguments.work, SMOKE if arguments.smoke else FULL)
 

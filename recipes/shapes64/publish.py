@@ -11,14 +11,20 @@ from recipes.shapes64.evaluate import GUIDANCE, STEPS
 from recipes.shapes64.figures import REGION_NAMES, TITLES, write_table
 from recipes.shapes64.report import read_results
 from recipes.shapes64.runs import read_journal, write_folder
+from recipes.shapes64.teacher import CHECKPOINT, drop_local_paths, save_teacher
 
 FIGURES: Final = ("shapes64-ratios.png", "shapes64-samples.png", "shapes64-curves.png")
-CHECKPOINT: Final = Path("moddit/checkpoints/shapes64")
 
 
 def publish(work: Path, repository: Path) -> None:
-    """Copy the DiffCR checkpoint and the figures, and write docs/results.md."""
-    write_folder(repository / CHECKPOINT, lambda target: shutil.copytree(work / "diffcr", target, dirs_exist_ok=True))
+    """Copy the DiffCR checkpoint, its teacher and the figures, and write docs/results.md."""
+
+    def write(target: Path) -> None:
+        shutil.copytree(work / "diffcr", target, dirs_exist_ok=True)
+        drop_local_paths(target)
+
+    write_folder(repository / CHECKPOINT, write)
+    save_teacher(work, repository)
     docs = repository / "docs"
     for name in FIGURES:
         shutil.copyfile(work / "report" / name, docs / name)

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from moddit.samplers import NoiseSchedule
 
 from moddit.errors import FormatError, MissingError, ShapeError
 from moddit.manifest import (
@@ -18,6 +17,7 @@ from moddit.manifest import (
     write_manifest,
 )
 from moddit.routing import RoutingPlan
+from moddit.samplers import NoiseSchedule
 from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
 
 SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear",
