@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch_moddit.finetune import FinetuneConfig, Mode, finetune
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
 
+_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _SHARE = click.FloatRange(0, 1)
 _COUNT = click.IntRange(min=1)
@@ -31,29 +33,65 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
     "--out", "output", type=click.Path(path_type=Path), required=True, help="Folder of the run and its result."
 )
 @click.option("--steps", type=_COUNT, required=True, help="Optimizer steps.")
-@click.option("--batch-size", type=_COUNT, default=32, help="Samples of one process in one micro-step.")
-@click.option("--accumulation", type=_COUNT, default=1, help="Micro-steps of one optimizer step.")
+@click.option(
+    "--batch-size", type=_COUNT, default=_DEFAULTS["batch_size"], help="Samples of one process in one micro-step."
+)
+@click.option(
+    "--accumulation", type=_COUNT, default=_DEFAULTS["accumulation"], help="Micro-steps of one optimizer step."
+)
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
-@click.option("--target", type=click.FloatRange(0.1, 1.0), default=0.5, help="Mean keep ratio over layers and regions.")
-@click.option("--regions", type=_COUNT, default=4, help="Regions of timesteps.")
-@click.option("--learning-rate", type=float, default=1e-4, help="Of the transformer.")
-@click.option("--router-rate", type=float, default=1e-3, help="Learning rate of the routers.")
-@click.option("--ratio-rate", type=float, default=5e-3, help="Learning rate of the keep ratios.")
-@click.option("--warmup", type=click.IntRange(min=0), default=50, help="Steps before the rates are full.")
-@click.option("--fall-share", type=_SHARE, default=0.35, help="Share of steps in which the mean falls to the target.")
-@click.option("--freeze-share", type=_SHARE, default=0.6, help="Share of steps after which the keep ratios stay.")
-@click.option("--distill-weight", type=click.FloatRange(min=0), default=0.0, help="Weight of the dense model's answer.")
-@click.option("--caption-dropout", type=_SHARE, default=0.1, help="Share of samples with the empty caption.")
-@click.option("--ema-decay", type=_SHARE, default=0.999, help="Of the weight average that is saved.")
-@click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", help="Of forward passes.")
+@click.option(
+    "--target",
+    type=click.FloatRange(0.1, 1.0),
+    default=_DEFAULTS["target"],
+    help="Mean keep ratio over layers and regions.",
+)
+@click.option("--regions", type=_COUNT, default=_DEFAULTS["regions"], help="Regions of timesteps.")
+@click.option("--learning-rate", type=float, default=_DEFAULTS["learning_rate"], help="Of the transformer.")
+@click.option("--router-rate", type=float, default=_DEFAULTS["router_rate"], help="Learning rate of the routers.")
+@click.option("--ratio-rate", type=float, default=_DEFAULTS["ratio_rate"], help="Change of a keep ratio in one step.")
+@click.option(
+    "--warmup", type=click.IntRange(min=0), default=_DEFAULTS["warmup"], help="Steps before the rates are full."
+)
+@click.option(
+    "--fall-share",
+    type=_SHARE,
+    default=_DEFAULTS["fall_share"],
+    help="Share of steps in which the mean falls to the target.",
+)
+@click.option(
+    "--freeze-share",
+    type=_SHARE,
+    default=_DEFAULTS["freeze_share"],
+    help="Share of steps after which the keep ratios stay.",
+)
+@click.option(
+    "--distill-weight",
+    type=click.FloatRange(min=0),
+    default=_DEFAULTS["distill_weight"],
+    help="Weight of the dense model's answer.",
+)
+@click.option(
+    "--caption-dropout",
+    type=_SHARE,
+    default=_DEFAULTS["caption_dropout"],
+    help="Share of samples with the empty caption.",
+)
+@click.option("--ema-decay", type=_SHARE, default=_DEFAULTS["ema_decay"], help="Of the weight average that is saved.")
+@click.option(
+    "--mixed-precision",
+    type=click.Choice(["no", "fp16", "bf16"]),
+    default=_DEFAULTS["mixed_precision"],
+    help="Of forward passes.",
+)
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
 @click.option("--height", type=_COUNT, help="Picture height in pixels, with --images [default: the model's].")
 @click.option("--width", type=_COUNT, help="Picture width in pixels, with --images [default: the model's].")
 @click.option("--dtype", type=click.Choice(list(_TYPES)), default="float32", help="Of the saved transformer.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of everything random.")
-@click.option("--log-every", type=_COUNT, default=20, help="Steps between rows of OUT/log.jsonl.")
-@click.option("--save-every", type=_COUNT, default=500, help="Steps between checkpoints.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that read data.")
+@click.option("--seed", type=click.IntRange(min=0), default=_DEFAULTS["seed"], help="Of everything random.")
+@click.option("--log-every", type=_COUNT, default=_DEFAULTS["log_every"], help="Steps between rows of OUT/log.jsonl.")
+@click.option("--save-every", type=_COUNT, default=_DEFAULTS["save_every"], help="Steps between checkpoints.")
+@click.option("--workers", type=click.IntRange(min=0), default=_DEFAULTS["workers"], help="Processes that read data.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT/model if it is there.")
 def command(
     model: Path,
