@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ from matplotlib import pyplot as plt  # the back end must be chosen first
 TITLES: Final = {"dense": "dense", "diffcr": "DiffCR", "uniform": "uniform", "random": "random"}
 REGION_NAMES: Final = ("0-249 (clean)", "250-499", "500-749", "750-999 (noise)")
 SCALE: Final = 2  # sample pictures are shown this much larger
+TITLE_WIDTH: Final = 25  # characters of a prompt above its picture
 
 
 def draw_ratios(keep_tenths: Sequence[Sequence[int]], path: Path) -> None:
@@ -78,7 +80,7 @@ def draw_samples(grids: dict[str, NDArray[np.float32]], prompts: Sequence[str], 
             panel.imshow(large, interpolation="nearest")
             panel.set(xticks=[], yticks=[])
             if row == 0:
-                panel.set_title(_wrap(prompts[column]), fontsize=5)
+                panel.set_title(textwrap.fill(prompts[column], TITLE_WIDTH), fontsize=5)
         axes[row, 0].set_ylabel(TITLES[name], fontsize=9)
     _save(figure, path)
 
@@ -99,10 +101,6 @@ def write_table(results: dict[str, Any]) -> str:
 def _percent(value: dict[str, float]) -> str:
     mean, half = 100 * value["mean"], 100 * value["half_width"]
     return f"{mean:.1f}" if np.isnan(half) else f"{mean:.1f} ± {half:.1f}"
-
-
-def _wrap(text: str) -> str:
-    return text.replace(" and ", "\nand ").replace(", ", ",\n")
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -37,6 +37,8 @@ def write_results(work: Path) -> str:
     dense = read_journal(work / "logs" / "dense.jsonl")[-1]
     vae = next(row["final"] for row in read_journal(work / "logs" / "vae.jsonl") if "final" in row)
     seeds, prompts = results["diffcr"]["scores"]["seeds"], results["diffcr"]["prompts"]
+    missing = [title for name, title in TITLES.items() if name not in results]
+    gaps = f"Not run yet: {', '.join(missing)}.\n" if missing else ""
     scores = f"""\
 # Results of the embedded checkpoint, shapes64
 
@@ -44,7 +46,7 @@ Written by `python -m recipes.shapes64 --work DIR --publish .` from the files of
 
 ## Scores
 
-Share of held-out prompts in percent: {prompts} prompts, {seeds} seeds of noise, {STEPS} steps of DPM-Solver++ 2M,
+Share of held-out prompts in percent: {prompts} prompts, seeds of noise: {seeds}, {STEPS} steps of DPM-Solver++ 2M,
 guidance {GUIDANCE}. ± is half of the 95 % interval of the mean over seeds (Student's t); every model was trained once.
 "all" means every object right in colour, size, place and form, the background right and nothing else drawn. Block FLOPs
 are those of the transformer's blocks and routers over the sampling run, relative to the dense model.
@@ -66,7 +68,7 @@ with the same data, rates and distillation; fine-tuning steps: {_count_steps(wor
 ![Training curves](shapes64-curves.png)
 """
     ratios = _describe_ratios(results["diffcr"]["keep_tenths"]) + "\n"
-    return "\n".join([scores, write_table(results) + "\n", training, ratios, figures])
+    return "\n".join([scores, write_table(results) + "\n", gaps + training, ratios, figures])
 
 
 def _count_steps(work: Path) -> str:
