@@ -27,12 +27,11 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,19 +43,16 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from moddit.errors import FormatError, MissingError, StorageError, ValueRangeError
-from moddit.routing import DENOMINATOR, RoutingPlan
 from moddit.samplers import NoiseSchedule
 from torch_moddit.data import Batches, Item
-from torch_moddit.model import RoutedPixArt, Scoring
-from torch_moddit.ratios import KeepRatios
+from torch_moddit.model import RoutedPixArt
+from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints
 from torch_moddit.settings import FinetuneConfig, Mode, describe, rate_factor
+from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "Mode", "finetune"]
 
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
-
-CHECKPOINTS: Final = "checkpoints"
-LOG: Final = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -70,24 +66,6 @@ class FinetuneResult:
     log: Path
 
 
-class Trainee(nn.Module):
-    """What training changes, as one module for Accelerate: the transformer and its keep ratios."""
-
-    def __init__(self, model: RoutedPixArt, ratios: KeepRatios | None) -> None:
-        super().__init__()
-        self.model = model
-        self.ratios = ratios
-
-    def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, conditions: Mapping[str, Tensor] | None
-    ) -> Tensor:
-        if self.ratios is None:
-            return self.model(latents, timestep, text, mask, conditions)
-        output = self.model(latents, timestep, text, mask, conditions, routing=self.ratios.read())
-        # frozen ratios stay part of the graph, because distributed training waits for every gradient
-        return output + 0.0 * self.ratios.values.sum()
-
-
 def finetune(
     config: FinetuneConfig,
     model: PixArtTransformer2DModel | RoutedPixArt,
@@ -98,6 +76,7 @@ def finetune(
     text_encoder: nn.Module | None = None,
     vae: nn.Module | None = None,
     draw_timesteps: DrawTimesteps | None = None,
+    make_optimizers: MakeOptimizers | None = None,
     stop_after: int | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> FinetuneResult:
@@ -112,6 +91,8 @@ def finetune(
         text_encoder: T5 encoder, kept as it is, for datasets with "input_ids".
         vae: AutoencoderKL, kept as it is, for datasets with "pixels".
         draw_timesteps: how timesteps are drawn; stratified over all of them by default.
+        make_optimizers: what moves weights and routers; `make_adamw` by default. Each group's rate follows the
+            configuration's schedule, from the rate it was made with.
         stop_after: steps of this call, after which it writes a checkpoint and returns.
         on_log: called with each row of the log.
 
@@ -124,7 +105,7 @@ def finetune(
         raise MissingError(
             "[finetune] caption_dropout needs the empty caption `null`; pass it, or set the dropout to 0"
         )
-    trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, on_log)
+    trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, make_optimizers or make_adamw, on_log)
     trainer.resume()
     return trainer.train(dataset, null, stop_after)
 
@@ -140,6 +121,7 @@ class Trainer:
         text_encoder: nn.Module | None,
         vae: nn.Module | None,
         draw_timesteps: DrawTimesteps | None,
+        make_optimizers: MakeOptimizers,
         on_log: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.config = config
@@ -156,13 +138,21 @@ class Trainer:
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
         self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.trainee, make_optimizer(config, self.trainee))
+        optimizers = make_optimizers(config, self.trainee)
+        self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
+        for group in self.groups:
+            group["base_rate"] = group["lr"]
         self.accelerator.register_for_checkpointing(self.average)
         alphas = torch.from_numpy(schedule.alphas_cumprod)
         self.signal, self.noise = alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device)
         self.step = 0
         self.log = Log(config.output / LOG, on_log)
         self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def train(self, dataset: Dataset[Item], null: Item | None, stop_after: int | None) -> FinetuneResult:
         """Take the steps that are left, or `stop_after` of them."""
@@ -249,7 +239,7 @@ class Trainer:
                 0  # forget weights of other ratios soon: the average starts to warm up again
             )
         factor = rate_factor(self.step, config)
-        for group in self.optimizer.param_groups:
+        for group in self.groups:
             group["lr"] = group["base_rate"] * factor
 
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
@@ -263,8 +253,9 @@ class Trainer:
                 return
             loss_scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
             accelerator.clip_grad_norm_(self.trainee.model.parameters(), config.max_grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             if ratios is not None:
                 if not ratios.is_frozen:
                     rate = config.ratio_rate * config.ratio_factor(self.step)
@@ -379,7 +370,7 @@ class Trainer:
             "diffusion_loss_by_region": (totals[:, 0] / totals[:, 2].clamp_min(1)).tolist(),
             "keep_ratio": self._keep_ratio(),
             "keep_ratio_by_region": self._keep_ratio_by_region(),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.groups[0]["lr"],
         }
         if self.accelerator.is_main_process:
             self.log.write(row)
@@ -416,83 +407,10 @@ class Trainer:
         return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
 
 
-class Log:
-    """A file of one JSON object a line."""
-
-    def __init__(self, path: Path, on_log: Callable[[dict[str, Any]], None] | None) -> None:
-        self.path = path
-        self.on_log = on_log
-        self.start = time.monotonic()
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row, with the seconds since this process started to train."""
-        row = {**row, "seconds": round(time.monotonic() - self.start, 2)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.on_log is not None:
-            self.on_log(row)
-
-    def trim(self, step: int) -> None:
-        """Drop the rows after a step, which a resumed run writes again."""
-        if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def make_trainee(
-    config: FinetuneConfig, model: PixArtTransformer2DModel | RoutedPixArt, num_train_timesteps: int
-) -> Trainee:
-    """Add what a mode trains to a dense transformer, which it takes over.
-
-    Raises:
-        ValueRangeError: the model is already routed in another mode than FIXED, or not routed in it.
-    """
-    if isinstance(model, RoutedPixArt) != (config.mode is Mode.FIXED):
-        raise ValueRangeError(
-            f"[finetune] mode {config.mode.value} got a {type(model).__name__}, want a dense PixArtTransformer2DModel, "
-            "or in mode fixed a RoutedPixArt"
-        )
-    if isinstance(model, RoutedPixArt):
-        return Trainee(model, None)
-    layers = int(dict(model.config)["num_layers"])
-    if config.mode is Mode.DENSE:
-        return Trainee(RoutedPixArt(model, None), None)
-    tenths = DENOMINATOR if config.mode is Mode.LEARNED else config.tenths
-    plan = RoutingPlan.uniform(layers, config.regions, tenths, num_train_timesteps)
-    scoring = Scoring.RANDOM if config.mode is Mode.RANDOM else Scoring.LEARNED
-    ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
-    routed = RoutedPixArt.from_dense(model, plan, scoring)
-    routed.gradient_checkpointing = config.gradient_checkpointing
-    return Trainee(routed, ratios)
-
-
-def make_optimizer(config: FinetuneConfig, trainee: Trainee) -> torch.optim.AdamW:
-    """Make AdamW with rates of their own for transformer and routers; ratios move by `KeepRatios.follow`."""
-    routers = trainee.model.router_parameters()
-    known = {id(parameter) for parameter in routers}
-    weights = [parameter for parameter in trainee.model.parameters() if id(parameter) not in known]
-    groups: list[dict[str, Any]] = [
-        {"name": "weights", "params": weights, "lr": config.learning_rate, "weight_decay": config.weight_decay}
-    ]
-    if routers:
-        groups.append({"name": "routers", "params": routers, "lr": config.router_rate, "weight_decay": 0.0})
-    for group in groups:
-        group["base_rate"] = group["lr"]
-    return torch.optim.AdamW(groups, betas=(0.9, config.beta2))
-
-
 def draw_stratified(count: int, generator: torch.Generator, *, num_train_timesteps: int) -> Tensor:
     """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
     return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
-
-
-def list_checkpoints(output: Path) -> list[Path]:
-    """List the whole checkpoints of a run, oldest first."""
-    folder = output / CHECKPOINTS
-    return sorted(path for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
 
 
 def _freeze(module: Any) -> Any:

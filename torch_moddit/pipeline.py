@@ -128,7 +128,7 @@ class ReferencePipeline:
         pipeline = self.pipeline
         original = pipeline.scheduler
         if sampler is not None:
-            pipeline.register_modules(scheduler=make_scheduler(original, sampler))
+            pipeline.register_modules(scheduler=make_scheduler(read_schedule(original), sampler))
         self._adapter.start(record)
         try:
             pictures = pipeline(
@@ -154,15 +154,14 @@ class ReferencePipeline:
         return picture
 
 
-def make_scheduler(original: Any, sampler: str) -> Any:
-    """Make another diffusers scheduler with the noise levels and timestep spacing of `original`.
+def make_scheduler(schedule: NoiseSchedule, sampler: str) -> Any:
+    """Make a diffusers scheduler of the given noise levels and timestep spacing.
 
     Raises:
-        UnsupportedError: an unknown sampler, or a scheduler whose configuration is not implemented.
+        UnsupportedError: an unknown sampler.
     """
     if sampler not in _SCHEDULERS:
         raise UnsupportedError(f"[pipeline] sampler {sampler!r} is not implemented, want one of {sorted(_SCHEDULERS)}")
-    schedule = read_schedule(original)
     name, arguments = _SCHEDULERS[sampler]
     arguments = dict(arguments)
     if sampler == "ddim":

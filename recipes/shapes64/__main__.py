@@ -47,7 +47,7 @@ FULL: Final = Budget(
     latents=48_000,
     dense=DenseSettings(steps=4800),
     preview_prompts=64,
-    finetune=FinetuneBudget(steps=700),
+    finetune=FinetuneBudget(steps=5500),
     prompts=500,
     seeds=3,
     shown=10,

@@ -234,11 +234,9 @@ def make_optimizers(
     transformer: PixArtTransformer2DModel, text_encoder: T5EncoderModel, settings: DenseSettings
 ) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else (or for all of it)."""
-    matrices: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, parameter in transformer.named_parameters():
-        is_hidden = name.startswith("transformer_blocks.") and name.endswith(".weight") and parameter.ndim == 2
-        (matrices if is_hidden and settings.optimizer == "muon" else others).append(parameter)
+    matrices, others = split_matrices(transformer)
+    if settings.optimizer == "adamw":
+        matrices, others = [], others + matrices
     text_rate = settings.text_factor * settings.rate
     groups: list[dict[str, Any]] = [{"params": others}, {"params": list(text_encoder.parameters()), "lr": text_rate}]
     adamw = torch.optim.AdamW(
@@ -248,7 +246,21 @@ def make_optimizers(
         weight_decay=0.01,
         fused=True,
     )
-    if not matrices:
-        return [adamw]
-    muon = GroupedMuon(matrices, lr=settings.muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [adamw, muon]
+    return [adamw, make_muon(matrices, settings.muon_rate)] if matrices else [adamw]
+
+
+def split_matrices(transformer: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split the parameters into the blocks' matrices, which Muon moves, and the others; routers are neither."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in transformer.named_parameters():
+        if name.endswith(".router.weight"):
+            continue
+        is_hidden = name.startswith("transformer_blocks.") and name.endswith(".weight") and parameter.ndim == 2
+        (matrices if is_hidden else others).append(parameter)
+    return matrices, others
+
+
+def make_muon(matrices: list[nn.Parameter], rate: float) -> GroupedMuon:
+    """Make Muon with steps of AdamW's size."""
+    return GroupedMuon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")

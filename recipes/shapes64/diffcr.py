@@ -1,21 +1,24 @@
 """From the dense teacher to DiffCR and its two controls, with the project's own trainer, all on the same budget.
 
 Batches mix the regions of timesteps. Batches of one region run 15 % faster on a CPU but learn worse: after 200 steps
-the distillation loss was .102 instead of .074 (one seed).
+the distillation loss was .102 instead of .074 (one seed). Timesteps are drawn as for the teacher, and Muon moves the
+matrices: after 160 steps of the uniform control its distillation loss was .191, .122 and .118 with rates of 2e-3, 5e-3
+and 1e-2 (one seed each).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from moddit.routing import RoutingPlan
-from recipes.shapes64.dense import REGIONS, WORDING_SHARES, LatentSet
+from recipes.shapes64.dense import REGIONS, WORDING_SHARES, LatentSet, draw_timesteps, make_muon, split_matrices
 from recipes.shapes64.pipeline import TRAIN_TIMESTEPS, build_transformer, load_pipeline
 from recipes.shapes64.runs import save_whole, write_folder
 from recipes.shapes64.text import tokenize
@@ -24,6 +27,7 @@ from torch_moddit.export import load_checkpoint, save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
 from torch_moddit.model import RoutedPixArt, Scoring
 from torch_moddit.pipeline import read_schedule
+from torch_moddit.trainee import Trainee
 
 MODES: Final = {"diffcr": Mode.LEARNED, "uniform": Mode.UNIFORM, "random": Mode.RANDOM}
 TARGET: Final = 0.5  # mean keep ratio of all three
@@ -36,9 +40,12 @@ class FinetuneBudget:
 
     steps: int
     batch: int = 32
-    rate: float = 1e-3  # of the transformer
+    rate: float = 1e-3  # of AdamW
+    muon_rate: float = 7e-3  # of the blocks' matrices
     router_rate: float = 1e-3
-    ratio_rate: float = 3e-3
+    ratio_rate: float = 2e-3
+    fall_share: float = 0.09  # of the steps, in which the mean keep ratio falls to the target
+    freeze_share: float = 0.2  # of the steps, after which the ratios stay
     save_every: int = 250  # steps
 
 
@@ -81,6 +88,8 @@ def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
         learning_rate=budget.rate,
         router_rate=budget.router_rate,
         ratio_rate=budget.ratio_rate,
+        fall_share=budget.fall_share,
+        freeze_share=budget.freeze_share,
         warmup=min(50, budget.steps),
         distill_weight=1.0,
         log_every=min(20, budget.steps),
@@ -93,6 +102,8 @@ def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
         data,
         read_schedule(pipeline.scheduler),
         null=data.null(),
+        draw_timesteps=draw_timesteps,
+        make_optimizers=partial(make_optimizers, muon_rate=budget.muon_rate),
         on_log=lambda row: print(f"[{name}]", *(f"{key} {value}" for key, value in row.items()), flush=True),
     )
     if MODES[name] is Mode.RANDOM:
@@ -101,6 +112,16 @@ def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
         save_checkpoint(
             work / name, result.model, source=work / "dense", keep_ratio=result.keep_ratio, dtype=torch.float16
         )
+
+
+def make_optimizers(config: FinetuneConfig, trainee: Trainee, *, muon_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks as in the teacher's training, AdamW for everything else."""
+    matrices, others = split_matrices(trainee.model.transformer)
+    groups: list[dict[str, Any]] = [{"params": others, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
+    if routers := trainee.model.router_parameters():
+        groups.append({"params": routers, "lr": config.router_rate, "weight_decay": 0.0})
+    adamw = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
+    return [adamw, make_muon(matrices, muon_rate)]
 
 
 def load_model(folder: Path) -> RoutedPixArt:

@@ -29,10 +29,10 @@ from torch_moddit.finetune import (
     Mode,
     draw_stratified,
     finetune,
-    list_checkpoints,
 )
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline, read_schedule
+from torch_moddit.runfiles import list_checkpoints
 from torch_moddit.settings import rate_factor
 
 # Repeated training on CPU threads may add in another order; a run that lost its place differs by 1e-3 and more.

@@ -88,7 +88,7 @@ def test_starts_from_given_latents(tmp_path: Path) -> None:
 def test_samplers_visit_the_timesteps_of_the_core(sampler: str, own: Any) -> None:
     arguments = {"clip_sample": False} if own is DDIMScheduler else {}
     original = own(beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction", **arguments)
-    scheduler = make_scheduler(original, sampler)
+    scheduler = make_scheduler(read_schedule(original), sampler)
     scheduler.set_timesteps(7)
     table = build_table(read_schedule(original), sampler, 7)
     assert scheduler.timesteps.tolist() == pytest.approx(table.timesteps)

@@ -1,0 +1,76 @@
+"""What a fine-tuning run changes: a routed transformer with its keep ratios, and the optimizers that move it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor, nn
+
+from moddit.errors import ValueRangeError
+from moddit.routing import DENOMINATOR, RoutingPlan
+from torch_moddit.model import RoutedPixArt, Scoring
+from torch_moddit.ratios import KeepRatios
+from torch_moddit.settings import FinetuneConfig, Mode
+
+MakeOptimizers = Callable[[FinetuneConfig, "Trainee"], Sequence[torch.optim.Optimizer]]
+
+
+class Trainee(nn.Module):
+    """What training changes, as one module for Accelerate: the transformer and its keep ratios."""
+
+    def __init__(self, model: RoutedPixArt, ratios: KeepRatios | None) -> None:
+        super().__init__()
+        self.model = model
+        self.ratios = ratios
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, conditions: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        if self.ratios is None:
+            return self.model(latents, timestep, text, mask, conditions)
+        output = self.model(latents, timestep, text, mask, conditions, routing=self.ratios.read())
+        # frozen ratios stay part of the graph, because distributed training waits for every gradient
+        return output + 0.0 * self.ratios.values.sum()
+
+
+def make_trainee(
+    config: FinetuneConfig, model: PixArtTransformer2DModel | RoutedPixArt, num_train_timesteps: int
+) -> Trainee:
+    """Add what a mode trains to a dense transformer, which it takes over.
+
+    Raises:
+        ValueRangeError: the model is already routed in another mode than FIXED, or not routed in it.
+    """
+    if isinstance(model, RoutedPixArt) != (config.mode is Mode.FIXED):
+        raise ValueRangeError(
+            f"[finetune] mode {config.mode.value} got a {type(model).__name__}, want a dense PixArtTransformer2DModel, "
+            "or in mode fixed a RoutedPixArt"
+        )
+    if isinstance(model, RoutedPixArt):
+        return Trainee(model, None)
+    layers = int(dict(model.config)["num_layers"])
+    if config.mode is Mode.DENSE:
+        return Trainee(RoutedPixArt(model, None), None)
+    tenths = DENOMINATOR if config.mode is Mode.LEARNED else config.tenths
+    plan = RoutingPlan.uniform(layers, config.regions, tenths, num_train_timesteps)
+    scoring = Scoring.RANDOM if config.mode is Mode.RANDOM else Scoring.LEARNED
+    ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
+    routed = RoutedPixArt.from_dense(model, plan, scoring)
+    routed.gradient_checkpointing = config.gradient_checkpointing
+    return Trainee(routed, ratios)
+
+
+def make_adamw(config: FinetuneConfig, trainee: Trainee) -> list[torch.optim.Optimizer]:
+    """Make AdamW with rates of their own for transformer and routers; ratios move by `KeepRatios.follow`."""
+    routers = trainee.model.router_parameters()
+    known = {id(parameter) for parameter in routers}
+    weights = [parameter for parameter in trainee.model.parameters() if id(parameter) not in known]
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": weights, "lr": config.learning_rate, "weight_decay": config.weight_decay}
+    ]
+    if routers:
+        groups.append({"name": "routers", "params": routers, "lr": config.router_rate, "weight_decay": 0.0})
+    return [torch.optim.AdamW(groups, betas=(0.9, config.beta2))]
