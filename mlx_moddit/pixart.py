@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_moddit.layers import Attention, compute_dtype, position_embedding, sinusoid
+from mlx_moddit.layers import Attention, compute_dtype
 from mlx_moddit.routing import gather_rows, route, scatter_rows
+from moddit.embeddings import position_embedding, sinusoid
 from moddit.errors import ShapeError, ValueRangeError
 from moddit.routing import RoutingPlan
 from moddit.spec import PixArtSpec

@@ -5,33 +5,12 @@ Source: transformers `models/t5/modeling_t5.py`.
 
 from __future__ import annotations
 
-import math
-
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-from numpy.typing import NDArray
 
 from mlx_moddit.layers import compute_dtype, merge_heads, split_heads, without_overflow
+from moddit.embeddings import relative_buckets
 from moddit.spec import T5Spec
-
-
-def relative_buckets(length: int, buckets: int, max_distance: int) -> NDArray[np.int32]:
-    """Number the distance of every key from every query: near distances exactly, far ones in logarithmic bins, by side.
-
-    Float32 as in transformers, whose truncation decides the bin of the far distances.
-
-    Shapes:
-        -> (length, length), queries by keys, 0..buckets - 1
-    """
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
-    side, exact = buckets // 2, buckets // 4
-    near = np.abs(distance)
-    octaves = np.log(np.maximum(near, 1).astype(np.float32) / np.float32(exact))
-    share = octaves / np.float32(math.log(max_distance / exact))
-    far = np.minimum(exact + (share * np.float32(side - exact)).astype(np.int64), side - 1)
-    numbers: NDArray[np.int64] = np.where(distance > 0, side, 0) + np.where(near < exact, near, far)
-    return numbers.astype(np.int32)
 
 
 class RMSNorm(nn.Module):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mlx_moddit.t5 import T5Encoder, relative_buckets
+from mlx_moddit.t5 import T5Encoder
+from moddit.embeddings import relative_buckets
 from moddit.spec import T5Spec
 from tests import tiny
 from tests.parity.bridge import STAGE_TOLERANCE, copy_weights, relative_error

@@ -11,8 +11,8 @@ import pytest
 import torch
 from diffusers.models.embeddings import PatchEmbed, get_timestep_embedding
 
-from mlx_moddit.layers import position_embedding, sinusoid
 from mlx_moddit.pixart import PixArt, Size
+from moddit.embeddings import position_embedding, sinusoid
 from moddit.errors import ShapeError, ValueRangeError
 from moddit.spec import PixArtSpec
 from tests import tiny
