@@ -1,33 +1,62 @@
-"""`python -m convert`: from a checkpoint to a bundle."""
+"""`python -m convert`: from a checkpoint to a bundle; `python -m convert verify`: is the bundle what it should be?"""
 
 from __future__ import annotations
 
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 from tqdm import tqdm
 
+from convert.backends import Write, coreml_writer, mlx_writer
 from convert.conversion import convert
-from convert.mlx.layout import Recipe
+from convert.coreml.compress import Scheme
+from convert.coreml.recipe import Recipe as CoreMLRecipe
+from convert.coreml.recipe import Routing, Size
+from convert.mlx.layout import Recipe as MLXRecipe
 from convert.mlx.quantize import BITS, GROUP_SIZES
 from convert.precision import DTYPES
 from convert.summary import Summary
+from convert.verify.command import command as verify_command
 from moddit.errors import ModditError
 
 SOURCES: Final = ("hf-checkpoint",)
-BACKENDS: Final = ("mlx",)
+BACKENDS: Final = ("mlx", "coreml")
+VERIFY: Final = "verify"  # first word of the other command
+# Options that mean something to one backend only, by the names of their parameters.
+_OWN: Final = {
+    "mlx": ("dtype", "quantize", "q_bits", "q_group_size"),
+    "coreml": ("sizes", "batches", "routing", "compress", "chunks", "max_functions", "allow_fewer", "verify"),
+}
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _SizeType(click.ParamType[Size]):
+    """A picture size such as 512x768, height first."""
+
+    name = "HxW"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        if isinstance(value, tuple):
+            return value
+        height, separator, width = str(value).partition("x")
+        if not separator or not height.isdecimal() or not width.isdecimal():
+            self.fail(f"{value!r} is not a size, want HEIGHTxWIDTH in pixels such as 512x768", param, ctx)
+        return int(height), int(width)
+
+
+@click.command(
+    epilog="`python -m convert verify --help` tells how to check a bundle for Core ML.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("--from", "source_kind", required=True, type=click.Choice(SOURCES), help="Layout of the checkpoint.")
 @click.option(
     "--hf-path",
@@ -39,45 +68,92 @@ _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     "--out",
     "--mlx-path",
     type=click.Path(path_type=Path),
-    default=Path("mlx_model"),
-    show_default=True,
-    help="Folder of the bundle, which must not exist.",
+    help="Folder of the bundle, which must not exist. [default: mlx_model or coreml_model]",
 )
 @click.option(
     "--dtype",
     type=click.Choice(list(DTYPES)),
     default="float16",
     show_default=True,
-    help="Of the large weights; norms, embeddings, modulation, routers and the output projection are never narrowed.",
+    help="mlx: of the large weights; norms, embeddings, modulation, routers and the final projection keep theirs.",
 )
-@click.option("-q", "--quantize", is_flag=True, help="Quantise the matrices of transformer and text encoder.")
+@click.option("-q", "--quantize", is_flag=True, help="mlx: quantise the matrices of transformer and text encoder.")
 @click.option(
     "--q-bits",
     type=click.Choice(list(map(str, BITS))),
     default="8",
     show_default=True,
-    help="Bits of a weight; with -q.",
+    help="mlx: bits of a weight; with -q.",
 )
 @click.option(
     "--q-group-size",
     type=click.Choice(list(map(str, GROUP_SIZES))),
     default="64",
     show_default=True,
-    help="Weights that share a scale; with -q.",
+    help="mlx: weights that share a scale; with -q.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    type=_SizeType(),
+    multiple=True,
+    help="coreml: picture size in pixels, height first; may be repeated. [default: the size the model was trained at]",
+)
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(2,),
+    show_default=True,
+    help="coreml: samples of one call; 2 runs both halves of guidance. May be repeated.",
+)
+@click.option(
+    "--routing",
+    type=click.Choice([item.value for item in Routing]),
+    default="rows",
+    show_default=True,
+    help="coreml: move tokens by gather and scatter, or by matrix products (for the Neural Engine; small sizes only).",
+)
+@click.option(
+    "--compress",
+    type=click.Choice([item.value for item in Scheme]),
+    default="none",
+    show_default=True,
+    help="coreml: store the matrices of transformer and text encoder in fewer bits.",
+)
+@click.option(
+    "--chunks",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="coreml: packages to divide the transformer into.",
+)
+@click.option(
+    "--max-functions",
+    type=click.IntRange(1),
+    help="coreml: at most so many functions for each size and batch; regions with similar capacities share one.",
+)
+@click.option("--allow-fewer", is_flag=True, help="coreml: with --max-functions, also keep fewer tokens than trained.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="coreml: run every function and compare it with PyTorch; a bundle that differs is not kept.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out, once the new one is whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     source_kind: str,
     hf_path: str | None,
     backend: str,
-    out: Path,
-    dtype: str,
-    quantize: bool,
-    q_bits: str,
-    q_group_size: str,
+    out: Path | None,
     overwrite: bool,
     as_json: bool,
+    **choices: Any,
 ) -> None:
     """Convert a checkpoint to a bundle for a runtime.
 
@@ -85,16 +161,41 @@ def command(
     to standard error.
     """
     assert source_kind in SOURCES
-    assert backend in BACKENDS
-    recipe = Recipe(dtype, int(q_bits) if quantize else None, int(q_group_size))
+    _refuse_foreign_options(context, backend)
+    out = out or Path(f"{backend}_model")
     with ExitStack() as bars:
         progress = partial(_progress_bar, bars)
-        summary = Summary(convert(hf_path, out, recipe, overwrite=overwrite, progress=progress))
+        write = _make_writer(backend, choices)
+        summary = Summary(convert(hf_path, out, write, overwrite=overwrite, progress=progress))
     click.echo(json.dumps(summary.to_json(), indent=2) if as_json else summary.to_text())
 
 
+def _refuse_foreign_options(context: click.Context, backend: str) -> None:
+    """Raise UsageError if an option was given that the backend would ignore."""
+    for other, names in _OWN.items():
+        for parameter in context.command.params if other != backend else ():
+            if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"{parameter.opts[0]} belongs to --to {other}, not to --to {backend}", context)
+
+
+def _make_writer(backend: str, choices: Mapping[str, Any]) -> Write:
+    if backend == "mlx":
+        bits = int(choices["q_bits"]) if choices["quantize"] else None
+        return mlx_writer(MLXRecipe(choices["dtype"], bits, int(choices["q_group_size"])))
+    recipe = CoreMLRecipe(
+        sizes=tuple(dict.fromkeys(choices["sizes"])),
+        batches=tuple(dict.fromkeys(choices["batches"])),
+        routing=Routing(choices["routing"]),
+        scheme=Scheme(choices["compress"]),
+        chunks=choices["chunks"],
+        max_functions=choices["max_functions"],
+        allow_fewer=choices["allow_fewer"],
+    )
+    return coreml_writer(recipe, verify=choices["verify"])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command, or with "verify" as the first argument the other one.
 
     Args:
         arguments: by default those of the process.
@@ -102,9 +203,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0, 1 on an error, 2 on wrong usage, 128 + number on a signal that stops a process.
     """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    program, name = command, "python -m convert"
+    if arguments[:1] == [VERIFY]:
+        program, name, arguments = verify_command, f"{name} {VERIFY}", arguments[1:]
     try:
         with _stop_signals():
-            command.main(arguments, prog_name="python -m convert", standalone_mode=False)
+            program.main(arguments, prog_name=name, standalone_mode=False)
     except ModditError as error:
         click.echo(f"error: {error}", err=True)
         return 1

@@ -13,10 +13,9 @@ from typing import Final
 import numpy as np
 
 import moddit
+from convert.backends import Write
 from convert.description import Description, describe
 from convert.hub import find_checkpoint
-from convert.mlx.layout import Recipe
-from convert.mlx.writer import BACKEND, write_components
 from convert.output import check_free, new_folder, storage_errors
 from moddit.errors import FormatError, MissingError
 from moddit.manifest import MANIFEST_NAME, Manifest, Provenance, write_manifest
@@ -33,20 +32,20 @@ class Conversion:
     out: Path
     description: Description
     manifest: Manifest
+    notes: tuple[str, ...]  # of checkpoint and backend
 
 
 def convert(
-    source: str | None, out: Path, recipe: Recipe, *, overwrite: bool = False, progress: Progress | None = None
+    source: str | None, out: Path, write: Write, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Conversion:
-    """Convert a diffusers checkpoint to a bundle for MLX.
+    """Convert a diffusers checkpoint to a bundle.
 
     `out` is written whole or not at all, whatever happens on the way, and an old bundle is replaced at the very end.
-    Memory stays below 1 GB whatever the size of the checkpoint.
 
     Args:
         source: folder or Hub id; by default the embedded checkpoint.
         out: the bundle's folder.
-        recipe: dtype and quantisation.
+        write: puts everything but the manifest into an empty folder, and is told how to report bytes of the source.
         overwrite: replace a bundle at `out`.
         progress: makes a counter of bytes for each of the two passes, converting and hashing the source.
 
@@ -61,18 +60,24 @@ def convert(
     description = describe(checkpoint.folder)
     with new_folder(out, overwrite=overwrite) as folder:
         counter = progress("converting", sum(part.nbytes for part in description.parts.values()))
-        components = write_components(description, folder, recipe, counter)
+        written = write(description, folder, counter)
         counter = progress("hashing", sum(path.stat().st_size for path in description.files))
         provenance = Provenance(
             source=checkpoint.name,
             source_sha256=hash_source(checkpoint.folder, description.files, counter),
-            tool_versions={"moddit": moddit.__version__, "numpy": np.__version__, "python": platform.python_version()},
+            tool_versions={**_versions(), **written.tool_versions},
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
-        manifest = Manifest(BACKEND, description.spec, description.plan, components, provenance)
+        manifest = Manifest(
+            written.backend, description.spec, written.plan, written.components, written.graphs, provenance
+        )
         with storage_errors(folder / MANIFEST_NAME):
             write_manifest(folder, manifest)
-    return Conversion(out, description, manifest)
+    return Conversion(out, description, manifest, (*description.notes, *written.notes))
+
+
+def _versions() -> dict[str, str]:
+    return {"moddit": moddit.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
 def hash_source(folder: Path, files: tuple[Path, ...], advance: Callable[[int], object]) -> str:

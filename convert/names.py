@@ -51,3 +51,8 @@ def canonical_names(component: str, names: Iterable[str], where: str) -> dict[st
             )
         taken[canonical] = name
     return renamed
+
+
+def constant_name(name: str) -> str:
+    """Name of a canonical tensor in a graph, where names are identifiers."""
+    return re.sub(r"\W", "_", name)

@@ -6,15 +6,34 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from moddit.errors import OutputExistsError, StorageError
-from moddit.manifest import FORMAT, MANIFEST_NAME
+from moddit.graphs import Graphs
+from moddit.manifest import FORMAT, MANIFEST_NAME, Component
+from moddit.routing import RoutingPlan
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a backend has put into a bundle's folder, for the manifest."""
+
+    backend: str
+    components: Mapping[str, Component]
+    plan: RoutingPlan | None  # that the bundle runs
+    graphs: Graphs | None = None
+    tool_versions: Mapping[str, str] = field(default_factory=dict)  # beside those of moddit, numpy and Python
+    notes: tuple[str, ...] = ()  # what a user should know, one sentence each
+
+    def with_note(self, note: str) -> Written:
+        """Add a note."""
+        return replace(self, notes=(*self.notes, note))
 
 
 @contextmanager

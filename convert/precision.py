@@ -8,6 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.safetensors import StoredTensor
+from moddit.errors import ValueRangeError
+
 DTYPES: Final[Mapping[str, str]] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # to safetensors' names
 DTYPE_NAMES: Final[Mapping[str, str]] = {code: name for name, code in DTYPES.items()}
 _SHIFT: Final = np.uint32(16)
@@ -36,3 +39,26 @@ def is_finite(array: NDArray[Any], dtype: str) -> bool:
     if dtype == "BF16":
         return bool(np.all((array & np.uint16(0x7F80)) != np.uint16(0x7F80)))
     return bool(np.isfinite(array).all())
+
+
+def cast(raw: NDArray[Any], source: StoredTensor, dtype: str) -> NDArray[Any]:
+    """Convert numbers just read from `source` to a dtype (safetensors' name).
+
+    Raises:
+        ValueRangeError: a value is NaN or infinite, or becomes so in the new dtype.
+    """
+    if not is_finite(raw, source.dtype):
+        raise ValueRangeError(
+            f"[convert] {source.path}: tensor {source.name!r} is not finite (NaN or infinity); "
+            "the checkpoint is damaged or its training diverged"
+        )
+    if source.dtype == dtype:
+        return raw
+    values = widen(raw, source.dtype)
+    array = narrow(values, dtype)
+    if not is_finite(array, dtype):
+        raise ValueRangeError(
+            f"[convert] {source.path}: tensor {source.name!r} reaches {np.abs(values).max():g}, too "
+            "large for float16 (65504); convert with --dtype bfloat16 or float32"
+        )
+    return array

@@ -62,7 +62,7 @@ class Summary:
             "block_flops_share": self.flops_share,
             "steps": STEPS,
             "unused": dict(description.unused),
-            "notes": list(description.notes),
+            "notes": list(self.conversion.notes),
         }
 
     def to_text(self) -> str:
@@ -76,7 +76,7 @@ class Summary:
         lines += [f"  {name:13} {_component_text(component)}" for name, component in manifest.components.items()]
         lines += self._routing_lines(manifest.plan)
         lines += [f"  not stored    {line}" for line in _group(description.unused)]
-        lines += [f"  note          {note}" for note in description.notes]
+        lines += [f"  note          {note}" for note in self.conversion.notes]
         return "\n".join(lines)
 
     def _routing_lines(self, plan: RoutingPlan | None) -> list[str]:

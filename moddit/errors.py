@@ -7,6 +7,7 @@
     │   ├── ShapeError           a tensor or table has the wrong shape
     │   ├── ValueRangeError      a value is not allowed: NaN weights, a ratio outside its range
     │   └── UnsupportedError     well-formed, but an architecture, sampler or feature that moddit does not implement
+    ├── ParityError              a bundle does not compute what its checkpoint does
     ├── OutputExistsError        the output is there already and may not be replaced
     └── StorageError             the output cannot be written: disk full, no permission
 
@@ -41,6 +42,10 @@ class ValueRangeError(InputError):
 
 class UnsupportedError(InputError):
     """Well-formed, but not implemented."""
+
+
+class ParityError(ModditError):
+    """A bundle does not compute what its checkpoint does."""
 
 
 class OutputExistsError(ModditError):

@@ -10,11 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
 from moddit.errors import FormatError, MissingError, ShapeError
+from moddit.graphs import Graphs
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 FORMAT: Final = "moddit"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST_NAME: Final = "manifest.json"
 COMPONENTS: Final = ("transformer", "text_encoder", "vae", "tokenizer")
 _READ_SIZE: Final = 1 << 20  # bytes
@@ -33,11 +34,11 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Quantization:
-    """Group-wise affine quantisation of the tensors listed by name; the others stay as they are."""
+    """Fewer bits for the tensors listed by name; the others stay as they are."""
 
     bits: int
-    group_size: int
-    mode: str  # "affine"
+    group_size: int  # numbers that share a scale (0: a whole row), or rows that share a palette
+    mode: str  # "affine" (mlx), "symmetric" or "palette" (coreml)
     tensors: tuple[str, ...]
 
 
@@ -65,10 +66,11 @@ class Provenance:
 class Manifest:
     """Everything that a runtime reads before it loads a tensor."""
 
-    backend: str  # "mlx"
+    backend: str  # "mlx" or "coreml"
     spec: ModelSpec
     plan: RoutingPlan | None  # None for a dense model
     components: Mapping[str, Component]
+    graphs: Graphs | None  # None where the runtime builds the model from tensors (mlx)
     provenance: Provenance
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +82,7 @@ class Manifest:
             "spec": self.spec.to_json(),
             "plan": self.plan.to_json() if self.plan else None,
             "components": {name: asdict(component) for name, component in self.components.items()},
+            "graphs": self.graphs.to_json() if self.graphs else None,
             "provenance": asdict(self.provenance),
         }
 
@@ -108,6 +111,9 @@ class Manifest:
             raise ShapeError(
                 f"[manifest] {where}: plan has {plan.layers} layers, the transformer {spec.transformer.num_layers}"
             )
+        graphs = None if value["graphs"] is None else Graphs.from_json(value["graphs"], f"{where}.graphs")
+        if graphs is not None:
+            graphs.check(spec, plan, f"{where}.graphs")
         return cls(
             backend=value["backend"],
             spec=spec,
@@ -115,6 +121,7 @@ class Manifest:
             components={
                 name: _read_component(item, f"{where}.components.{name}") for name, item in value["components"].items()
             },
+            graphs=graphs,
             provenance=_read(Provenance, value["provenance"], f"{where}.provenance"),
         )
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from convert.description import Part
 from convert.mlx.quantize import quantize
-from convert.precision import DTYPES, is_finite, narrow, widen
+from convert.precision import DTYPES, cast, widen
 from convert.safetensors import ITEM_BYTES, StoredTensor
-from moddit.errors import ValueRangeError
 from moddit.tensors import Role, TensorInfo, is_precise
 
 QUANTISED_COMPONENTS: Final = frozenset({"transformer", "text_encoder"})
@@ -75,7 +74,7 @@ class Slot:
         step = max(1, _CHUNK_VALUES * rows // max(1, math.prod(self.info.shape)))
         for first in range(0, rows, step):
             raw = self.source.read(first, min(rows, first + step))
-            array = self._cast(raw)
+            array = cast(raw, self.source, self.dtype)
             if self.bits is None:
                 yield np.ascontiguousarray(np.moveaxis(array, 1, -1) if self._is_transposed else array), raw.nbytes
                 continue
@@ -90,23 +89,6 @@ class Slot:
     def _is_transposed(self) -> bool:
         """Convolutions: (out, in, height, width) -> (out, height, width, in)."""
         return self.info.role is Role.CONV and len(self.info.shape) == 4
-
-    def _cast(self, raw: NDArray[Any]) -> NDArray[Any]:
-        if not is_finite(raw, self.source.dtype):
-            raise ValueRangeError(
-                f"[convert] {self.source.path}: tensor {self.source.name!r} is not finite (NaN or infinity); "
-                "the checkpoint is damaged or its training diverged"
-            )
-        if self.source.dtype == self.dtype:
-            return raw
-        values = widen(raw, self.source.dtype)
-        array = narrow(values, self.dtype)
-        if not is_finite(array, self.dtype):
-            raise ValueRangeError(
-                f"[convert] {self.source.path}: tensor {self.source.name!r} reaches {np.abs(values).max():g}, too "
-                "large for float16 (65504); convert with --dtype bfloat16 or float32"
-            )
-        return array
 
 
 def plan_slots(component: str, part: Part, recipe: Recipe) -> list[Slot]:

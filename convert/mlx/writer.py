@@ -12,7 +12,7 @@ import numpy as np
 
 from convert.description import Description
 from convert.mlx.layout import Recipe, Slot, plan_slots
-from convert.output import check_space, storage_errors
+from convert.output import Written, check_space, storage_errors
 from convert.safetensors import format_header
 from moddit.manifest import Component, FileInfo, Quantization
 
@@ -24,8 +24,8 @@ TOKENIZER_PATH: Final = "tokenizer.json"
 Advance = Callable[[int], object]  # told how many more bytes of the source are done
 
 
-def write_components(description: Description, folder: Path, recipe: Recipe, advance: Advance) -> dict[str, Component]:
-    """Write everything but the manifest into an empty folder.
+def write_components(description: Description, folder: Path, advance: Advance, *, recipe: Recipe) -> Written:
+    """Write everything but the manifest into an empty folder. Memory stays below 1 GB whatever the checkpoint's size.
 
     Raises:
         ValueRangeError: a weight is not finite.
@@ -40,7 +40,7 @@ def write_components(description: Description, folder: Path, recipe: Recipe, adv
         for name, group in slots.items()
     }
     components["tokenizer"] = Component((_write_file(folder, TOKENIZER_PATH, [description.tokenizer]),))
-    return components
+    return Written(BACKEND, components, description.plan)
 
 
 def _write_component(

@@ -40,7 +40,7 @@ def bundle(tmp_path):
     quantized = Quantization(4, 64, "affine", ("proj_out.weight",))
     components["transformer"] = Component(components["transformer"].files, "float16", 7, quantized)
     provenance = Provenance("somewhere", "0" * 64, {"moddit": "0"}, "2026-01-01T00:00:00Z")
-    manifest = Manifest("mlx", spec, RoutingPlan.uniform(2, 4, 5), components, provenance)
+    manifest = Manifest("mlx", spec, RoutingPlan.uniform(2, 4, 5), components, None, provenance)
     write_manifest(tmp_path, manifest)
     return tmp_path, manifest
 
@@ -73,8 +73,10 @@ def test_not_json(bundle):
     ("change", "error", "message"),
     [
         (lambda value: value.update(format="other"), FormatError, "not a moddit bundle"),
-        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 1"),
+        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 2"),
+        (lambda value: value.update(format_version=1), FormatError, "got 1, want 2; convert the checkpoint again"),
         (lambda value: value.update(more=1), FormatError, "'more'"),
+        (lambda value: value.update(graphs={}), FormatError, r"manifest.json.graphs: got \[\]"),
         (lambda value: value["components"].pop("vae"), FormatError, "components"),
         (lambda value: value["components"]["vae"]["files"][0].update(path="../x"), FormatError, "leaves the bundle"),
         (lambda value: value["components"]["vae"]["files"][0].update(path="/x"), FormatError, "leaves the bundle"),

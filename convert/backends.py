@@ -1,0 +1,49 @@
+"""How each backend writes its part of a bundle. Nothing heavy is loaded before a backend is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from convert.coreml.recipe import Recipe as CoreMLRecipe
+from convert.description import Description
+from convert.mlx.layout import Recipe as MLXRecipe
+from convert.mlx.writer import write_components
+from convert.output import Written
+
+Write = Callable[[Description, Path, Callable[[int], object]], Written]
+
+
+def mlx_writer(recipe: MLXRecipe) -> Write:
+    """Write for MLX."""
+    return partial(write_components, recipe=recipe)
+
+
+def coreml_writer(recipe: CoreMLRecipe, *, verify: bool) -> Write:
+    """Write for Core ML and, unless told otherwise, run what was written.
+
+    The writer raises ParityError if a function does not compute what the reference does.
+    """
+
+    def write(description: Description, folder: Path, advance: Callable[[int], object]) -> Written:
+        silence_coremltools()
+        from convert.coreml.writer import write_packages
+
+        written, values = write_packages(description, folder, recipe, advance)
+        if not verify:
+            return written.with_note("not verified; run `python -m convert verify`")
+        from convert.verify.verification import verify_written
+
+        assert written.graphs is not None
+        report = verify_written(folder, description.spec, written.plan, written.graphs, values)
+        worst = max(outcome.exact_error for outcome in report.outcomes)
+        return written.with_note(f"verified: {len(report.outcomes)} functions, largest error {worst:.1e}")
+
+    return write
+
+
+def silence_coremltools() -> None:
+    """Keep coremltools from saying on Linux that it cannot run models here, and that torch is newer than it."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)

@@ -1,0 +1,97 @@
+"""From programs to saved packages, with what a person sees of them in Xcode."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, Final
+
+import coremltools as ct
+from coremltools.converters.mil.mil import Program, types
+from coremltools.proto import Model_pb2
+
+import moddit
+from convert.coreml.target import OPSET
+from convert.output import storage_errors
+from moddit.graphs import Feature, GraphFunction, Package
+
+AUTHOR: Final = "moddit"
+LICENSE: Final = "That of the checkpoint's weights"
+MODEL_FILE: Final = "Data/com.apple.CoreML/model.mlmodel"
+WEIGHT_FILE: Final = "Data/com.apple.CoreML/weights/weight.bin"
+_DTYPES: Final[Mapping[str, str]] = {"fp32": "float32", "fp16": "float16", "int32": "int32"}
+FEATURES: Final[Mapping[str, str]] = {  # what each input and output of any package is
+    "latents": "Noisy latents to denoise, or clean ones to decode; in the scale of the transformer",
+    "timestep": "Timestep, 0 (clean) to 999 (noise) in the usual case; the same for the whole batch",
+    "text": "States of the text encoder",
+    "text_mask": "1 for tokens of the text, 0 for padding",
+    "resolution": "Height and width of the picture in pixels",
+    "aspect_ratio": "Height of the picture divided by its width",
+    "prediction": "Predicted noise or velocity",
+    "tokens": "Image tokens between two chunks of the transformer",
+    "tokens_out": "Image tokens for the next chunk",
+    "modulation": "Modulation of the blocks, from the first chunk",
+    "modulation_out": "Modulation of the blocks, for the next chunk",
+    "embedded": "Embedded timestep, from the first chunk",
+    "embedded_out": "Embedded timestep, for the next chunk",
+    "text_states": "Projected text, from the first chunk",
+    "text_states_out": "Projected text, for the next chunk",
+    "input_ids": "Token numbers, padded at the end",
+    "image": "Picture, red, green and blue planes, -1 to 1",
+    "moments": "Mean and logarithm of the variance of the latents, not scaled",
+}
+
+
+def save_package(program: Program, path: Path, summary: str) -> Package:
+    """Save a program as a package.
+
+    Raises:
+        StorageError: the disk is full, or cannot be written.
+    """
+    with _quiet(), storage_errors(path):
+        model = ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=OPSET,
+            compute_precision=ct.precision.FLOAT32,  # dtypes stay as the graph has them
+            pass_pipeline=ct.PassPipeline.EMPTY,
+            skip_model_load=True,
+        )
+        model.save(str(path))
+    _describe(path, summary)
+    functions = tuple(_signature(name, function) for name, function in program.functions.items())
+    return Package(path.name, functions)
+
+
+def _describe(path: Path, summary: str) -> None:
+    """Write author, licence and the meaning of every input and output into a saved package."""
+    file = path / MODEL_FILE
+    model = Model_pb2.Model()
+    model.ParseFromString(file.read_bytes())
+    model.description.metadata.author = AUTHOR
+    model.description.metadata.license = LICENSE
+    model.description.metadata.versionString = moddit.__version__
+    model.description.metadata.shortDescription = summary
+    for function in model.description.functions:
+        for feature in (*function.input, *function.output):
+            feature.shortDescription = FEATURES[feature.name]
+    with storage_errors(file):
+        file.write_bytes(model.SerializeToString())
+
+
+def _signature(name: str, function: Any) -> GraphFunction:
+    inputs = {key: _feature(value) for key, value in function.inputs.items()}
+    return GraphFunction(name, inputs, {value.name: _feature(value) for value in function.outputs})
+
+
+def _feature(value: Any) -> Feature:
+    return Feature(tuple(int(size) for size in value.shape), _DTYPES[types.builtin_to_string(value.dtype)])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence coremltools' progress bars, which cannot be switched off; errors are exceptions."""
+    with redirect_stderr(io.StringIO()):
+        yield

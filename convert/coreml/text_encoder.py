@@ -1,0 +1,102 @@
+"""The T5 encoder as a Core ML function.
+
+The residual stream of T5-XXL leaves float16's range, so it is float32, and with it the norms and the projections that
+are added to it (`o`, `wo`); everything between is float16. Weights are stored in float16 either way.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.mil import Function, Program, types
+
+from convert.coreml.layers import MASKED, cast, linear, merge_heads, number, split_heads
+from convert.coreml.target import OPSET
+from convert.coreml.weights import Var, Weights
+from moddit.embeddings import relative_buckets
+from moddit.spec import T5Spec
+
+FUNCTION: Final = "encode"
+
+
+def build_text_encoder(spec: T5Spec, weights: Weights, length: int) -> Program:
+    """Build the program, for one text of `length` tokens, padding included.
+
+    Its function takes input_ids (1, L) int32 and text_mask (1, L) float32, and gives text (1, L, d_model) float32; rows
+    of padding are meaningless.
+    """
+    inputs = {
+        "input_ids": mb.placeholder([1, length], dtype=types.int32),
+        "text_mask": mb.placeholder([1, length], dtype=types.fp32),
+    }
+    program = Program()
+    with Function(inputs, opset_version=OPSET) as function:
+        table = weights.emit("shared.weight", "fp16")
+        rows = mb.gather(x=table, indices=function.inputs["input_ids"], axis=0, name="embedding")  # (1, L, d_model)
+        x = cast(rows, "fp32", "embedding_fp32")
+        bias = _attention_bias(spec, weights, function.inputs["text_mask"], length)
+        for layer in range(spec.num_layers):
+            x = _attention_layer(spec, weights, x, bias, layer)
+            x = _feed_forward_layer(spec, weights, x, layer)
+        function.set_outputs([_rms_norm(spec, weights, x, "encoder.final_layer_norm", "text")])
+    program.add_function(FUNCTION, function)
+    program.default_function_name = FUNCTION
+    program.export_as_multifunction = True
+    return program
+
+
+def _attention_bias(spec: T5Spec, weights: Weights, mask: Var, length: int) -> Var:
+    """Add the bias of relative positions and of padding. Shapes: mask (1, L) -> (1, H, L, L) float16."""
+    name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    buckets = relative_buckets(length, spec.relative_attention_num_buckets, spec.relative_attention_max_distance)
+    # gathered here rather than on the device: (buckets, H) -> (1, H, L, L)
+    positions = weights.emit(name, "fp16", lambda table: np.moveaxis(table[buckets], 2, 0)[None], "_by_distance")
+    padding = mb.mul(x=mb.sub(x=np.float32(1), y=mask, name="padding"), y=np.float32(MASKED), name="padding_bias")
+    padding = mb.expand_dims(x=cast(padding, "fp16", "padding_bias_fp16"), axes=[1, 2], name="padding_rows")
+    return mb.add(x=positions, y=padding, name="attention_bias")
+
+
+def _attention_layer(spec: T5Spec, weights: Weights, x: Var, bias: Var, layer: int) -> Var:
+    """Norm, attention without scaling of the scores, residual. Shapes: x (1, L, d_model) float32 -> the same."""
+    name, tensor = f"block{layer:02}_attention", f"encoder.block.{layer}.layer.0."
+    normed = cast(_rms_norm(spec, weights, x, tensor + "layer_norm", name + "_norm"), "fp16", name + "_norm_fp16")
+    queries, keys, values = (
+        split_heads(
+            linear(weights, normed, f"{tensor}SelfAttention.{part}", f"{name}_{part}"), spec.num_heads, f"{name}_{part}"
+        )
+        for part in "qkv"
+    )
+    scores = mb.matmul(x=queries, y=keys, transpose_y=True, name=name + "_scores")
+    shares = mb.softmax(x=mb.add(x=scores, y=bias, name=name + "_biased"), axis=-1, name=name + "_softmax")
+    mixed = cast(merge_heads(mb.matmul(x=shares, y=values, name=name + "_mixed"), name), "fp32", name + "_mixed_fp32")
+    branch = linear(weights, mixed, tensor + "SelfAttention.o", name + "_o")
+    return mb.add(x=x, y=branch, name=name + "_residual")
+
+
+def _feed_forward_layer(spec: T5Spec, weights: Weights, x: Var, layer: int) -> Var:
+    """Norm, gated GELU or ReLU, residual. Shapes: x (1, L, d_model) float32 -> the same."""
+    name, tensor = f"block{layer:02}_ff", f"encoder.block.{layer}.layer.1."
+    normed = cast(_rms_norm(spec, weights, x, tensor + "layer_norm", name + "_norm"), "fp16", name + "_norm_fp16")
+    dense = tensor + "DenseReluDense."
+    if spec.is_gated:
+        opened = mb.gelu(
+            x=linear(weights, normed, dense + "wi_0", name + "_wi_0"), mode="TANH_APPROXIMATION", name=name + "_gelu"
+        )
+        hidden = linear(weights, normed, dense + "wi_1", name + "_wi_1")
+        # the product of two float16 numbers may leave float16's range
+        opened, hidden = cast(opened, "fp32", name + "_gelu_fp32"), cast(hidden, "fp32", name + "_wi_1_fp32")
+        hidden = mb.mul(x=opened, y=hidden, name=name + "_gated")
+    else:
+        hidden = mb.relu(x=linear(weights, normed, dense + "wi", name + "_wi"), name=name + "_relu")
+        hidden = cast(hidden, "fp32", name + "_relu_fp32")
+    return mb.add(x=x, y=linear(weights, hidden, dense + "wo", name + "_wo"), name=name + "_residual")
+
+
+def _rms_norm(spec: T5Spec, weights: Weights, x: Var, tensor: str, name: str) -> Var:
+    """Shapes: x (1, L, d_model) float32 -> the same; squares of float16 numbers above 256 would overflow."""
+    squares = mb.reduce_mean(x=mb.square(x=x, name=name + "_square"), axes=[-1], keep_dims=True, name=name + "_mean")
+    factor = mb.rsqrt(x=squares, epsilon=number(x, spec.layer_norm_epsilon), name=name + "_rsqrt")
+    scaled = mb.mul(x=x, y=factor, name=name + "_scaled")
+    return mb.mul(x=scaled, y=weights.emit(tensor + ".weight", "fp32"), name=name)

@@ -1,0 +1,127 @@
+"""Which functions a package needs: rows of the plan, fewer of them if asked, times sizes and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from convert.coreml.recipe import Size
+from convert.coreml.transformer import Variant
+from moddit.cost import block_flops
+from moddit.errors import ShapeError, ValueRangeError
+from moddit.graphs import Denoiser
+from moddit.routing import DENOMINATOR, RoutingPlan, capacity
+from moddit.spec import ModelSpec, PixArtSpec
+
+MAX_EXACT_REGIONS: Final = 10  # up to here all partitions are tried, 115975 of them
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A plan with fewer rows, and what it costs."""
+
+    plan: RoutingPlan
+    flops_change: float  # of the blocks over all timesteps, as a share of the trained plan's
+
+
+def merge_rows(
+    spec: PixArtSpec, plan: RoutingPlan, limit: int, *, tokens: int, text_tokens: int, allow_fewer: bool
+) -> Merge:
+    """Give regions common rows until at most `limit` are left, with the least change of FLOPs.
+
+    A layer of a merged row keeps the most that any of its regions was trained with or, with `allow_fewer`, the mean,
+    rounded: about the trained FLOPs, but fewer tokens in some regions.
+
+    Raises:
+        ValueRangeError: a limit below 1, or a plan of more regions than can be searched.
+    """
+    if limit < 1:
+        raise ValueRangeError(f"[coreml] max-functions out of range, got {limit}, want at least 1")
+    if len(plan.rows()) <= limit:
+        return Merge(plan, 0.0)
+    if plan.regions > MAX_EXACT_REGIONS:
+        raise ValueRangeError(
+            f"[coreml] max-functions needs a plan of at most {MAX_EXACT_REGIONS} regions, got {plan.regions}"
+        )
+    cost = [block_flops(spec, capacity(tenths, tokens), text_tokens) for tenths in range(1, DENOMINATOR + 1)]
+
+    def change(groups: list[list[int]]) -> int:
+        """FLOPs that differ from the trained plan's, in either direction."""
+        return sum(
+            abs(cost[new - 1] - cost[old - 1])
+            for group in groups
+            for region in group
+            for new, old in zip(_merged(plan, group, allow_fewer), plan.row(region), strict=True)
+        )
+
+    best = min(_partitions(list(range(plan.regions)), limit), key=change)
+    rows = {region: _merged(plan, group, allow_fewer) for group in best for region in group}
+    table = tuple(tuple(rows[region][layer] for region in range(plan.regions)) for layer in range(plan.layers))
+    merged = RoutingPlan(table, plan.num_train_timesteps)
+    before, after = (sum(cost[tenths - 1] for row in item.keep_tenths for tenths in row) for item in (plan, merged))
+    return Merge(merged, after / before - 1)
+
+
+def _merged(plan: RoutingPlan, group: Sequence[int], allow_fewer: bool) -> tuple[int, ...]:
+    """One row for a group of regions."""
+    columns = zip(*(plan.row(region) for region in group), strict=True)
+    if allow_fewer:
+        return tuple((2 * sum(column) + len(column)) // (2 * len(column)) for column in columns)
+    return tuple(max(column) for column in columns)
+
+
+def _partitions(items: list[int], limit: int) -> Iterator[list[list[int]]]:
+    """Divide items into 1..limit groups, in every way."""
+    if not items:
+        yield []
+        return
+    first, *rest = items
+    for groups in _partitions(rest, limit):
+        for index, group in enumerate(groups):
+            yield [*groups[:index], [first, *group], *groups[index + 1 :]]
+        if len(groups) < limit:
+            yield [[first], *groups]
+
+
+def list_functions(
+    spec: ModelSpec, plan: RoutingPlan | None, sizes: Sequence[Size], batches: Sequence[int]
+) -> list[tuple[Variant, Denoiser]]:
+    """List every function of the transformer, with its line of the manifest.
+
+    Args:
+        spec: of the model.
+        plan: that the bundle runs; None for a dense model.
+        sizes: picture heights and widths, pixels.
+        batches: samples of one call.
+
+    Raises:
+        ShapeError: a side is not a multiple of the pixels of a patch.
+    """
+    functions = []
+    layers, downscale = spec.transformer.num_layers, spec.vae.downscale
+    for height, width in sizes:
+        if height < 1 or width < 1 or height % spec.pixels_per_patch or width % spec.pixels_per_patch:
+            raise ShapeError(
+                f"[coreml] size {height}x{width}: sides must be multiples of {spec.pixels_per_patch} pixels"
+            )
+        tokens = spec.transformer.tokens(height // downscale, width // downscale)
+        for batch in batches:
+            for row in plan.rows() if plan else (None,):
+                regions = _regions_of(plan, row)
+                name = f"{size_name(height, width)}_batch{batch}_region{'_'.join(map(str, regions))}"
+                kept = (tokens,) * layers if row is None else tuple(capacity(tenths, tokens) for tenths in row)
+                variant = Variant(name, height // downscale, width // downscale, batch, row)
+                functions.append((variant, Denoiser(name, height, width, batch, regions, kept)))
+    return functions
+
+
+def size_name(height: int, width: int) -> str:
+    """Name a picture size as an identifier."""
+    return f"px{height}x{width}"
+
+
+def _regions_of(plan: RoutingPlan | None, row: tuple[int, ...] | None) -> tuple[int, ...]:
+    if plan is None:
+        return (0,)
+    return tuple(region for region in range(plan.regions) if plan.row(region) == row)

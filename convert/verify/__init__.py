@@ -1,0 +1,1 @@
+"""What an exporter wrote, read and run again from the saved files alone."""

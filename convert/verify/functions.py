@@ -1,0 +1,180 @@
+"""Every function of every package against the reference, with inputs that depend on nothing but their shapes.
+
+In exact arithmetic the packages compute the reference's formulas with the reference's weights, so they have to agree to
+EXACT_TOLERANCE. In rounded arithmetic errors of float16 add up, and a token whose score is nearly the last one kept may
+be routed otherwise: these are reported, not judged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convert.verify.bundle import Packages
+from convert.verify.reference import Reference
+from moddit.noise import torch_randn
+from torch_moddit.model import BlockTrace
+
+EXACT_TOLERANCE: Final = 1e-4  # of the largest output: float32's rounding through all layers stays below a tenth of it
+TEXT_SHARE: Final = 0.6  # of the tokens are text in the second row of a batch, the rest padding
+_KEPT: Final = re.compile(r"block(\d+)_kept")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a function."""
+
+    role: str
+    function: str
+    timestep: int | None
+    inputs: Arrays
+
+    @property
+    def name(self) -> str:
+        """Key of its arrays in reference.npz."""
+        return f"{self.role}/{self.function}" + ("" if self.timestep is None else f"/t{self.timestep}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case came out; errors are shares of the largest output."""
+
+    case: str
+    exact_error: float
+    flipped_exact: int  # tokens routed otherwise than in the reference
+    rounded_mean: float | None = None
+    rounded_p999: float | None = None
+    flipped_rounded: tuple[int, ...] = ()  # by layer
+    stored_error: float | None = None  # of the reference that was stored when the bundle was written
+
+    @property
+    def passed(self) -> bool:
+        stored = self.stored_error is None or self.stored_error <= EXACT_TOLERANCE
+        return self.exact_error <= EXACT_TOLERANCE and self.flipped_exact == 0 and stored
+
+
+def list_cases(packages: Packages, reference: Reference, *, quick: bool) -> Iterator[Case]:
+    """List the runs of all functions: a denoiser at the edges of its regions, or if `quick` at one timestep.
+
+    The reference encodes the texts that denoisers are given, since routers and norms were trained on such states.
+    """
+    spec = packages.spec
+    for role, chain in packages.graphs.packages.items():
+        for index, function in enumerate(chain[0].functions):
+            if role != "transformer":
+                shapes = {name: feature.shape for name, feature in function.inputs.items()}
+                yield Case(role, function.name, None, _make_inputs(shapes, spec.text_encoder.vocab_size, index))
+                continue
+            denoiser = next(item for item in packages.graphs.denoisers if item.function == function.name)
+            edges = [edge for pair in packages.regions(denoiser) for edge in pair]
+            shapes = {name: feature.shape for name, feature in function.inputs.items()}
+            for timestep in edges[-1:] if quick else edges:
+                inputs = _make_inputs(shapes, spec.text_encoder.vocab_size, index)
+                inputs["timestep"] = np.array([timestep], np.float32)
+                inputs["text"] = _encode_texts(reference, inputs["text_mask"])
+                if "resolution" in inputs:
+                    inputs["resolution"] = np.array([denoiser.height, denoiser.width], np.float32)
+                    inputs["aspect_ratio"] = np.array([denoiser.height / denoiser.width], np.float32)
+                yield Case(role, function.name, timestep, inputs)
+
+
+def _encode_texts(reference: Reference, masks: NDArray[np.float32]) -> NDArray[np.float32]:
+    shapes = {"input_ids": (1, masks.shape[1])}
+    ids = _make_inputs(shapes, reference.spec.text_encoder.vocab_size, 0)["input_ids"]
+    rows = [reference.run("text_encoder", {"input_ids": ids, "text_mask": mask[None]}) for mask in masks]
+    return np.concatenate(rows)
+
+
+def _make_inputs(shapes: Mapping[str, tuple[int, ...]], vocabulary: int, seed: int) -> Arrays:
+    inputs: Arrays = {}
+    for number, (name, shape) in enumerate(sorted(shapes.items())):
+        if name == "input_ids":
+            inputs[name] = (np.arange(shape[1], dtype=np.int32)[None] * 7 + 3) % vocabulary
+        elif name == "text_mask":
+            inputs[name] = np.ones(shape, np.float32)
+            inputs[name][-1, max(1, round(TEXT_SHARE * shape[1])) :] = 0
+        else:
+            inputs[name] = torch_randn(shape, 1000 * seed + number)
+    if "image" in inputs:
+        inputs["image"] = np.clip(inputs["image"] / 2, -1, 1)
+    return inputs
+
+
+def check_case(
+    case: Case,
+    reference: Reference,
+    exact: Packages,
+    rounded: Packages | None = None,
+    stored: Mapping[str, NDArray[Any]] | None = None,
+) -> tuple[Outcome, NDArray[np.float32]]:
+    """Run one case; return its outcome and the reference's output."""
+    wanted, routes = _run_reference(reference, case)
+    real = _real_rows(case, wanted)
+    found, kept = _run_packages(exact, case)
+    outcome = Outcome(case.name, _error(found, wanted, real), sum(_count_flips(routes, kept)))
+    if rounded is not None:
+        found, kept = _run_packages(rounded, case)
+        errors = np.abs(found - wanted)[real] / _largest(wanted, real)
+        mean, p999 = float(errors.mean()), float(np.quantile(errors, 0.999))
+        flips = _count_flips(routes, kept)
+        outcome = replace(outcome, rounded_mean=mean, rounded_p999=p999, flipped_rounded=flips)
+    if stored is not None and case.name in stored:
+        outcome = replace(outcome, stored_error=_error(stored[case.name], wanted, real))
+    return outcome, wanted
+
+
+def _run_reference(reference: Reference, case: Case) -> tuple[NDArray[np.float32], dict[int, list[set[int]]]]:
+    routes: dict[int, list[set[int]]] = {}
+
+    def record(trace: BlockTrace) -> None:
+        routes[trace.layer] = [set(kept.tolist()) for kept in trace.kept]
+
+    return reference.run(case.role, case.inputs, record), routes
+
+
+def _run_packages(packages: Packages, case: Case) -> tuple[NDArray[np.float32], dict[int, list[set[int]]]]:
+    kept: dict[int, list[set[int]]] = {}
+
+    def watch(name: str, values: tuple[Tensor, ...]) -> None:
+        match = _KEPT.fullmatch(name)
+        if match:
+            rows = values[0]
+            if rows.is_floating_point():  # onehot: 1 for the tokens kept
+                kept[int(match[1])] = [set(torch.nonzero(row).flatten().tolist()) for row in rows]
+            else:
+                kept[int(match[1])] = [set(row.tolist()) for row in rows]
+
+    return packages.run(case.role, case.function, case.inputs, watch), kept
+
+
+def _count_flips(routes: Mapping[int, list[set[int]]], kept: Mapping[int, list[set[int]]]) -> tuple[int, ...]:
+    """Tokens by layer that the reference keeps and the package does not; a layer that keeps all has no say."""
+    return tuple(
+        sum(len(want - got) for want, got in zip(routes[layer], kept.get(layer, routes[layer]), strict=True))
+        for layer in sorted(routes)
+    )
+
+
+def _real_rows(case: Case, output: NDArray[np.float32]) -> Any:
+    """What of an output counts: states of padding mean nothing."""
+    if case.role == "text_encoder":
+        return case.inputs["text_mask"].astype(bool)
+    return np.ones(output.shape, bool)
+
+
+def _error(found: NDArray[np.float32], wanted: NDArray[np.float32], real: Any) -> float:
+    error = float(np.abs(found - wanted)[real].max()) / _largest(wanted, real)
+    return error if np.isfinite(error) else float("inf")
+
+
+def _largest(output: NDArray[np.float32], real: Any) -> float:
+    return max(1e-12, float(np.abs(output[real]).max()))

@@ -1,0 +1,110 @@
+"""A whole picture from a bundle's packages: text encoder, steps whose functions the manifest names, decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from convert.verify.bundle import Packages
+from convert.verify.interpreter import Arithmetic
+from moddit.noise import torch_randn
+from moddit.samplers import build_table
+
+PICTURE_DECIBELS: Final = {  # PSNR that a picture must reach against the reference's
+    Arithmetic.EXACT: 45.0,  # float32's rounding, which the sampling run magnifies, and pictures of eight bits
+    Arithmetic.ROUNDED: 35.0,  # float16's rounding, and a few tokens routed otherwise
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw."""
+
+    prompt: str
+    height: int  # pixels
+    width: int  # pixels
+    negative_prompt: str = ""
+    seed: int = 0
+    steps: int = 20
+    guidance_scale: float = 4.5
+
+
+def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
+    """Generate a picture as an app does it.
+
+    Shapes:
+        -> (H, W, 3), 0..1
+
+    Raises:
+        MissingError: the bundle has no function for the picture's size.
+    """
+    spec = packages.spec
+    texts = [_encode(packages, text) for text in (request.negative_prompt, request.prompt)]
+    table = build_table(spec.scheduler, spec.scheduler.sampler, request.steps)
+    height, width = request.height // spec.vae.downscale, request.width // spec.vae.downscale
+    latents = torch_randn((1, spec.transformer.in_channels, height, width), request.seed) * table.init_scale
+    previous: NDArray[np.float32] | None = None
+    for step in table.steps:
+        negative, positive = _predict(packages, request, step.input_scale * latents, step.timestep, texts)
+        output = negative + request.guidance_scale * (positive - negative)
+        latents, previous = step.advance(latents, output, previous)
+    image = packages.run("vae_decoder", f"px{request.height}x{request.width}", {"latents": latents.astype(np.float32)})
+    return np.clip(image[0].transpose(1, 2, 0) / 2 + 0.5, 0, 1)
+
+
+def measure_psnr(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Compare two pictures of values 0..1, in decibels."""
+    error = float(np.mean((found.astype(np.float64) - wanted) ** 2))
+    return math.inf if error == 0 else -10 * math.log10(error) if math.isfinite(error) else -math.inf
+
+
+def _encode(packages: Packages, text: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Encode a text as diffusers' PixArt pipelines do with `clean_caption=False`: states (1, L, D) and mask (1, L)."""
+    length = packages.spec.max_sequence_length
+    tokenizer = tokenizers.Tokenizer.from_file(str(packages.folder / "tokenizer.json"))
+    tokenizer.enable_truncation(length)
+    tokenizer.no_padding()
+    ids = tokenizer.encode(text.lower().strip()).ids
+    padded, mask = np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
+    padded[0, : len(ids)], mask[0, : len(ids)] = ids, 1
+    (function,) = packages.graphs.packages["text_encoder"][0].functions
+    return packages.run("text_encoder", function.name, {"input_ids": padded, "text_mask": mask}), mask
+
+
+def _predict(
+    packages: Packages,
+    request: Request,
+    latents: NDArray[np.float32],
+    timestep: float,
+    texts: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Run both halves of the guidance, in one call of batch 2 or in two of batch 1."""
+    region = packages.plan.region(timestep) if packages.plan else 0
+    batch = 2 if 2 in packages.graphs.batches else 1
+    denoiser = packages.graphs.denoiser(request.height, request.width, batch, region)
+    inputs = {"timestep": np.array([timestep], np.float32)}
+    if packages.spec.transformer.use_additional_conditions:
+        inputs["resolution"] = np.array([request.height, request.width], np.float32)
+        inputs["aspect_ratio"] = np.array([request.height / request.width], np.float32)
+    outputs = []
+    for rows in (texts,) if batch == 2 else ([text] for text in texts):
+        states, masks = (np.concatenate(part) for part in zip(*rows, strict=True))
+        repeated = np.repeat(latents.astype(np.float32), len(rows), axis=0)
+        outputs.append(
+            packages.run(
+                "transformer", denoiser.function, {**inputs, "latents": repeated, "text": states, "text_mask": masks}
+            )
+        )
+    output = np.concatenate(outputs)
+    return output[:1], output[1:]
+
+
+def reference_file(folder: Path) -> Path:
+    """Where the exporter stores the inputs and the reference's outputs of every function."""
+    return folder / "reference.npz"

@@ -1,0 +1,164 @@
+"""Operations of neural networks: products, convolution, normalisation, attention, reductions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from convert.verify.operations.registry import Ints, operation
+from moddit.errors import FormatError, UnsupportedError
+
+_CONVOLUTIONS: Final[Mapping[int, Callable[..., Tensor]]] = {
+    3: functional.conv1d,
+    4: functional.conv2d,
+    5: functional.conv3d,
+}
+
+
+@operation("linear", mixed=("weight", "bias"))
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return functional.linear(x, weight, bias)
+
+
+@operation("matmul", mixed=("y",))
+def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    return torch.matmul(x.mT if transpose_x else x, y.mT if transpose_y else y)
+
+
+@operation("conv", mixed=("weight", "bias"))
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    strides: Ints | None = None,
+    pad_type: str = "valid",
+    pad: Ints | None = None,
+    dilations: Ints | None = None,
+    groups: int = 1,
+) -> Tensor:
+    if x.dim() not in _CONVOLUTIONS:
+        raise FormatError(f"x has {x.dim()} axes, want one of {sorted(_CONVOLUTIONS)}")
+    spatial = x.dim() - 2
+    strides = strides or (1,) * spatial
+    dilations = dilations or (1,) * spatial
+    kernel = [(size - 1) * dilation + 1 for size, dilation in zip(weight.shape[2:], dilations, strict=True)]
+    before_and_after = _find_padding(pad_type, pad, x.shape[2:], kernel, strides)
+    padded = functional.pad(x, [count for pair in reversed(before_and_after) for count in pair])
+    return _CONVOLUTIONS[x.dim()](padded, weight, bias, stride=strides, dilation=dilations, groups=groups)
+
+
+@operation("scaled_dot_product_attention", mixed=("attn_mask",))
+def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """Attend. One head after the other, as the scores of all of them would take gigabytes.
+
+    A row whose keys are all masked by -inf or False gives NaN, where torch's own function may hide it.
+
+    Shapes:
+        query (*B, L, E), key (*B, S, E), value (*B, S, F), attn_mask broadcastable to (*B, L, S) -> (*B, L, F)
+    """
+    batch = query.shape[:-2]
+    scale = 1 / math.sqrt(query.shape[-1])
+    mask = None if attn_mask is None else _make_additive(attn_mask).expand(*batch, query.shape[-2], key.shape[-2])
+    result = query.new_empty(*query.shape[:-1], value.shape[-1])
+    for head in np.ndindex(*batch):
+        scores = query[head] @ key[head].mT * scale
+        if mask is not None:
+            scores = scores + mask[head]
+        result[head] = scores.softmax(-1) @ value[head]
+    return result
+
+
+@operation("softmax")
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    return x.softmax(axis)
+
+
+@operation("layer_norm", mixed=("gamma", "beta", "epsilon"))
+def layer_norm(
+    x: Tensor,
+    axes: Ints | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    epsilon: float = 1e-5,
+) -> Tensor:
+    axes = _normalise(axes, x.dim())
+    shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    return _standardise(x, axes, gamma, beta, epsilon, shape)
+
+
+@operation("instance_norm", mixed=("gamma", "beta", "epsilon"))
+def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
+    spatial = x.dim() - 2
+    return _standardise(x, tuple(range(2, x.dim())), gamma, beta, epsilon, [-1, *[1] * spatial])
+
+
+@operation("reduce_mean")
+def reduce_mean(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
+    if not x.is_floating_point():
+        raise UnsupportedError("mean of integers, whose rounding MIL does not describe; cast to fp32 first")
+    return x.mean(_normalise(axes, x.dim()), keepdim=keep_dims)
+
+
+@operation("reduce_sum")
+def reduce_sum(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
+    return x.sum(_normalise(axes, x.dim()), keepdim=keep_dims)
+
+
+@operation("reduce_max")
+def reduce_max(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
+    return x.amax(_normalise(axes, x.dim()), keepdim=keep_dims)
+
+
+def _normalise(axes: Ints | None, rank: int) -> Ints:
+    """Give axes that count from the front; all of them for None."""
+    if axes is None:
+        return tuple(range(rank))
+    if not all(-rank <= axis < rank for axis in axes):
+        raise FormatError(f"axes, got {list(axes)}, want numbers in [{-rank}, {rank})")
+    return tuple(axis % rank for axis in axes)
+
+
+def _standardise(
+    x: Tensor, axes: Ints, gamma: Tensor | None, beta: Tensor | None, epsilon: float, shape: list[int]
+) -> Tensor:
+    """Bring to mean 0 and variance 1 over `axes`, then scale and shift by tensors that are viewed as `shape`."""
+    centred = x - x.mean(axes, keepdim=True)
+    result = centred / (centred.square().mean(axes, keepdim=True) + epsilon).sqrt()
+    if gamma is not None:
+        result = result * gamma.reshape(shape)
+    if beta is not None:
+        result = result + beta.reshape(shape)
+    return result
+
+
+def _make_additive(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
+
+
+def _find_padding(
+    pad_type: str, pad: Ints | None, sizes: torch.Size, kernel: list[int], strides: Ints
+) -> list[tuple[int, int]]:
+    """Give the padding before and after each spatial axis, for kernels that are dilated already."""
+    if pad_type == "valid":
+        return [(0, 0)] * len(sizes)
+    if pad_type == "custom":
+        if pad is None or len(pad) != 2 * len(sizes):
+            raise FormatError(f"pad, got {pad}, want {2 * len(sizes)} numbers")
+        return list(zip(pad[::2], pad[1::2], strict=True))
+    if pad_type not in ("same", "same_lower"):
+        raise FormatError(f"pad_type, got {pad_type!r}, want valid, custom, same or same_lower")
+    totals = [
+        max(0, (-(-size // stride) - 1) * stride + reach - size)
+        for size, reach, stride in zip(sizes, kernel, strides, strict=True)
+    ]
+    if pad_type == "same":
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(total - total // 2, total // 2) for total in totals]

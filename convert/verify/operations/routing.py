@@ -1,0 +1,151 @@
+"""Operations that rank tokens, take some of them out, and put them back.
+
+What Core ML leaves open is an error here, or done in the way least likely to be relied on by mistake.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convert.verify.operations.registry import Tensors, operation
+from moddit.errors import FormatError, UnsupportedError, ValueRangeError
+
+
+@operation("topk", dtypes=("x", "output_indices_dtype"))
+def topk(
+    x: Tensor,
+    k: int = 1,
+    axis: int = -1,
+    ascending: bool = False,
+    sort: bool = True,
+    return_indices: bool = True,
+    output_indices_dtype: str = "int32",  # noqa: ARG001 - the declaration, which is checked against it
+) -> Tensors:
+    """Give the k largest (or smallest) values; of equal ones, those with the lower index.
+
+    With `sort=False` MIL promises no order, and they come from the last index to the first: a program that relies on
+    an order by value or by index does not pass.
+    """
+    order = x.sort(dim=axis, descending=not ascending, stable=True).indices
+    indices = order.narrow(axis, 0, k)
+    if not sort:
+        indices = indices.sort(dim=axis, descending=True).values
+    values = x.gather(axis, indices)
+    return (values, indices) if return_indices else (values,)
+
+
+@operation("argsort", dtypes=("int32",))
+def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
+    return x.argsort(dim=axis, descending=not ascending, stable=True)
+
+
+@operation("gather")
+def gather(
+    x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool | None = None
+) -> Tensor:
+    """Take slices of `x` along `axis`.
+
+    Shapes:
+        x (*B, *P, N, *Q), indices (*B, *I) -> (*B, *P, *I, *Q), with as many axes B as batch_dims
+    """
+    axis %= x.dim()
+    if batch_dims:
+        pairs = zip(x, indices, strict=True)
+        return torch.stack([gather(one, rows, axis - 1, batch_dims - 1, validate_indices) for one, rows in pairs])
+    rows = _check_indices(indices, x.shape[axis], validate_indices)
+    taken = x.index_select(axis, rows.reshape(-1))
+    return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+@operation("gather_along_axis")
+def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool | None = None) -> Tensor:
+    _check_others(x, indices, axis)
+    return x.gather(axis, _check_indices(indices, x.shape[axis], validate_indices))
+
+
+@operation("scatter")
+def scatter(
+    data: Tensor, indices: Tensor, updates: Tensor, mode: str, axis: int = 0, validate_indices: bool | None = None
+) -> Tensor:
+    """Put slices along `axis`, as many as there are indices, into a copy of `data`."""
+    rows = _check_indices(indices, data.shape[axis], validate_indices).reshape(-1)
+    axis %= data.dim()
+    wanted = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
+    if updates.shape != wanted:
+        raise FormatError(f"updates have shape {list(updates.shape)}, want {list(wanted)}")
+    slices = updates.reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :])
+    if _is_adding(mode):
+        return data.index_add(axis, rows, slices)
+    _check_unique(rows, 0)
+    return data.index_copy(axis, rows, slices)
+
+
+@operation("scatter_along_axis")
+def scatter_along_axis(
+    data: Tensor, indices: Tensor, updates: Tensor, mode: str, axis: int = 0, validate_indices: bool | None = None
+) -> Tensor:
+    """Put values into a copy of `data`, each at its index along `axis`."""
+    _check_others(data, indices, axis)
+    if updates.shape != indices.shape:
+        raise FormatError(f"updates have shape {list(updates.shape)}, want {list(indices.shape)} as indices")
+    rows = _check_indices(indices, data.shape[axis], validate_indices)
+    if _is_adding(mode):
+        return data.scatter_add(axis, rows, updates)
+    _check_unique(rows, axis)
+    return data.scatter(axis, rows, updates)
+
+
+@operation("cumsum")
+def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
+    values = x.flip(axis) if reverse else x
+    result = values.cumsum(axis, dtype=x.dtype)
+    if exclusive:
+        result = result - values
+    return result.flip(axis) if reverse else result
+
+
+@operation("one_hot", dtypes=("on_value",))
+def one_hot(
+    indices: Tensor,
+    one_hot_vector_size: int,
+    axis: int = -1,
+    on_value: Tensor = torch.tensor(1, dtype=torch.int32),  # noqa: B008 - never changed
+    off_value: Tensor = torch.tensor(0, dtype=torch.int32),  # noqa: B008
+) -> Tensor:
+    axis %= indices.dim() + 1
+    places = torch.arange(one_hot_vector_size).reshape(-1, *[1] * (indices.dim() - axis))
+    return torch.where(indices.unsqueeze(axis) == places, on_value, off_value)
+
+
+def _is_adding(mode: str) -> bool:
+    if mode not in ("add", "update"):
+        raise UnsupportedError(f"mode {mode!r}, want 'add' or 'update'")
+    return mode == "add"
+
+
+def _check_indices(indices: Tensor, size: int, validate: bool | None) -> Tensor:
+    """Give indices that count from the front.
+
+    Those out of range are an error even without `validate`, as Core ML then leaves the result open. Negative ones are
+    in range only before iOS 17, where operations have no such parameter (`validate` is None).
+    """
+    lowest = -size if validate is None else 0
+    if indices.numel() and not (lowest <= indices.min() and indices.max() < size):
+        raise ValueRangeError(
+            f"indices are in {int(indices.min())}..{int(indices.max())}, want them in {lowest}..{size - 1}"
+        )
+    return torch.where(indices < 0, indices + size, indices).long()
+
+
+def _check_unique(rows: Tensor, axis: int) -> None:
+    ordered = rows.sort(dim=axis).values
+    if (ordered.diff(dim=axis) == 0).any():
+        raise ValueRangeError("indices repeat, so that it is open which of the updates stays")
+
+
+def _check_others(x: Tensor, indices: Tensor, axis: int) -> None:
+    axis %= x.dim()
+    wanted = (*x.shape[:axis], indices.shape[axis], *x.shape[axis + 1 :]) if indices.dim() == x.dim() else x.shape
+    if indices.shape != wanted:
+        raise FormatError(f"indices have shape {list(indices.shape)}, want {list(wanted)} but for axis {axis}")

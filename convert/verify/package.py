@@ -1,0 +1,81 @@
+"""The files of an .mlpackage: its manifest, and the model that the manifest names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from coremltools.proto import Model_pb2
+from google.protobuf.message import DecodeError
+
+from moddit.errors import FormatError, MissingError, UnsupportedError
+
+_MODEL_PATH: Final = "@model_path"  # in the program, the folder of the model's file
+_ADVICE: Final = "write or copy the package again"
+
+
+@dataclass(frozen=True)
+class Package:
+    """An .mlpackage whose model has been read."""
+
+    path: Path
+    folder: Path  # of the model's file
+    model: Any  # Model_pb2.Model, with an ML program
+
+    def find_file(self, name: str) -> Path:
+        """Give the path of a file that the program names.
+
+        Raises:
+            FormatError: the name is not one below the model's folder.
+        """
+        parts = Path(name).parts
+        if len(parts) < 2 or parts[0] != _MODEL_PATH or ".." in parts:
+            raise FormatError(
+                f"[coreml] {self.path}: file of weights is named {name!r}, want {_MODEL_PATH}/...; {_ADVICE}"
+            )
+        return self.folder.joinpath(*parts[1:])
+
+
+def read_package(path: Path) -> Package:
+    """Read the manifest and the model of a package.
+
+    Raises:
+        MissingError: the package, its manifest or its model is absent.
+        FormatError: one of them is damaged.
+        UnsupportedError: the model is not an ML program.
+    """
+    file = path / "Data" / _find_model(path)
+    model = Model_pb2.Model()
+    try:
+        model.ParseFromString(_read(file))
+    except DecodeError as error:
+        raise FormatError(f"[coreml] {file}: not a Core ML model ({error}); {_ADVICE}") from None
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise UnsupportedError(f"[coreml] {file}: kind of model, got {kind}, want mlProgram")
+    return Package(path, file.parent, model)
+
+
+def _find_model(path: Path) -> Path:
+    where = f"[coreml] {path / 'Manifest.json'}"
+    try:
+        manifest = json.loads(_read(path / "Manifest.json"))
+        name = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not JSON ({error}); {_ADVICE}") from None
+    except (KeyError, TypeError) as error:
+        raise FormatError(f"{where}: does not name a model ({error!r}); {_ADVICE}") from None
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise FormatError(f"{where}: path of the model, got {name!r}, want one inside the package; {_ADVICE}")
+    return Path(name)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(f"[coreml] {path}: no such file; {_ADVICE}") from None
+    except OSError as error:
+        raise FormatError(f"[coreml] {path}: cannot be read ({error.strerror}); {_ADVICE}") from None

@@ -1,0 +1,97 @@
+"""What a verification found, as JSON (parity.json) and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from convert.output import storage_errors
+from convert.verify.functions import EXACT_TOLERANCE, Outcome
+from convert.verify.generation import PICTURE_DECIBELS
+from convert.verify.interpreter import Arithmetic
+
+REPORT_NAME: Final = "parity.json"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A whole generation against the reference's picture."""
+
+    prompt: str
+    seed: int
+    steps: int
+    psnr: Mapping[str, float]  # by arithmetic, decibels
+
+    @property
+    def passed(self) -> bool:
+        return all(self.psnr[item.value] >= bound for item, bound in PICTURE_DECIBELS.items())
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was compared."""
+
+    outcomes: tuple[Outcome, ...]
+    picture: Picture | None
+    tool_versions: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        return all(item.passed for item in self.outcomes) and (self.picture is None or self.picture.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Write everything that `to_text` says."""
+        return {
+            "passed": self.passed,
+            "exact_tolerance": EXACT_TOLERANCE,
+            "functions": [{**asdict(item), "passed": item.passed} for item in self.outcomes],
+            "picture": None if self.picture is None else {**asdict(self.picture), "passed": self.picture.passed},
+            "picture_decibels": {item.value: bound for item, bound in PICTURE_DECIBELS.items()},
+            "tool_versions": dict(self.tool_versions),
+        }
+
+    def to_text(self) -> str:
+        """Write a table of all functions, and a line about the picture."""
+        width = max(len(item.case) for item in self.outcomes)
+        lines = [f"{'function':{width}}  {'exact':>8} {'fp16 mean':>9} {'p99.9':>8} {'rerouted':>8}"]
+        lines += [_line(item, width) for item in self.outcomes]
+        if self.picture is not None:
+            values = ", ".join(f"{name} {value:.1f} dB" for name, value in self.picture.psnr.items())
+            lines.append(f"picture of {self.picture.prompt!r}, {self.picture.steps} steps: {values}")
+        lines.append(
+            "errors are shares of the largest output; rerouted counts tokens that float16 routes otherwise, by layer"
+        )
+        lines.append("passed" if self.passed else f"FAILED: {', '.join(self._failures())}")
+        return "\n".join(lines)
+
+    def write(self, folder: Path) -> None:
+        """Put the report into a bundle.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        path = folder / REPORT_NAME
+        with storage_errors(path):
+            path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+
+    def _failures(self) -> list[str]:
+        return [item.case for item in self.outcomes if not item.passed] + (
+            [] if self.picture is None or self.picture.passed else ["picture"]
+        )
+
+
+def _line(item: Outcome, width: int) -> str:
+    if item.rounded_mean is None or item.rounded_p999 is None:
+        rest = f"{'-':>9} {'-':>8} {'-':>8}"
+    else:
+        flips = "+".join(map(str, item.flipped_rounded)) if any(item.flipped_rounded) else "0"
+        rest = f"{item.rounded_mean:9.1e} {item.rounded_p999:8.1e} {flips:>8}"
+    return f"{item.case:{width}}  {item.exact_error:8.1e} {rest}{'' if item.passed else '  FAILED'}"
+
+
+def decibels(exact: float, rounded: float) -> dict[str, float]:
+    """Name the two PSNRs of a picture."""
+    return {Arithmetic.EXACT.value: exact, Arithmetic.ROUNDED.value: rounded}

@@ -1,0 +1,143 @@
+"""The two verifications: a quick one while a bundle is written, and the whole one of a finished bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convert.output import storage_errors
+from convert.verify.bundle import Packages
+from convert.verify.functions import Outcome, check_case, list_cases
+from convert.verify.generation import Request, generate, measure_psnr, reference_file
+from convert.verify.interpreter import Arithmetic
+from convert.verify.reference import Reference, Values
+from convert.verify.report import Picture, Report, decibels
+from convert.verify.weights import read_values
+from moddit.errors import FormatError, ParityError
+from moddit.graphs import Graphs
+from moddit.manifest import Manifest, verify_files
+from moddit.routing import RoutingPlan
+from moddit.spec import ModelSpec
+
+_TOOLS: Final = ("coremltools", "torch", "diffusers", "transformers", "numpy")
+
+Told = Callable[[Outcome], object]
+
+
+def verify_written(
+    folder: Path, spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs, values: Mapping[str, Values]
+) -> Report:
+    """Run every function once in exact arithmetic against the reference with the weights that were meant to be written.
+
+    Leaves parity.json and, for whoever verifies later or on a device, reference.npz in the folder.
+
+    Args:
+        folder: the bundle, whose manifest need not be there yet.
+        spec: of the model.
+        plan: that the bundle runs.
+        graphs: its packages.
+        values: of each component, a function from canonical names to the weights that the packages should hold.
+
+    Raises:
+        ParityError: a function differs from the reference.
+        StorageError: the report cannot be written.
+    """
+    reference = Reference.build(spec, plan, values)
+    exact = Packages.open(folder, spec, plan, graphs, Arithmetic.EXACT)
+    outcomes, arrays = [], {}
+    for case in list_cases(exact, reference, quick=True):
+        outcome, wanted = check_case(case, reference, exact)
+        outcomes.append(outcome)
+        arrays[f"{case.name}/output"] = wanted
+        arrays |= {f"{case.name}/input/{name}": array for name, array in case.inputs.items()}
+    report = Report(tuple(outcomes), None, _versions())
+    if not report.passed:
+        raise ParityError(f"[verify] the packages do not compute what the checkpoint does:\n{report.to_text()}")
+    path = reference_file(folder)
+    with storage_errors(path):
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+    report.write(folder)
+    return report
+
+
+def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, told: Told | None = None) -> Report:
+    """Run every function at every edge of its regions in both arithmetics, then draw a picture.
+
+    The reference has the weights that the packages hold; reference.npz, if it is there, tells whether they are still
+    those that were written. Leaves the pictures of reference and packages in the folder, as verify-*.png.
+
+    Args:
+        folder: the bundle.
+        manifest: of the bundle.
+        request: the picture; None for none.
+        told: called with each outcome.
+
+    Raises:
+        InputError: the bundle is damaged, or has no packages.
+        StorageError: a picture cannot be written.
+    """
+    verify_files(folder, manifest, hashes=True)
+    spec, plan = manifest.spec, manifest.plan
+    exact, rounded = (
+        Packages.open(folder, spec, plan, manifest.graphs, arithmetic)
+        for arithmetic in (Arithmetic.EXACT, Arithmetic.ROUNDED)
+    )
+    reference = Reference.build(spec, plan, read_values(spec, exact.interpreters, routed=plan is not None))
+    stored = _read_stored(folder)
+    outcomes = []
+    for case in list_cases(exact, reference, quick=False):
+        outcome, _ = check_case(case, reference, exact, rounded, stored)
+        outcomes.append(outcome)
+        if told is not None:
+            told(outcome)
+    picture = None if request is None else _compare_pictures(reference, exact, rounded, request)
+    return Report(tuple(outcomes), picture, _versions())
+
+
+def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, request: Request) -> Picture:
+    wanted = reference.pipeline(exact.folder / "tokenizer.json").generate(
+        request.prompt,
+        request.negative_prompt,
+        seed=request.seed,
+        steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        height=request.height,
+        width=request.width,
+    )
+    found = {arithmetic: generate(packages, request) for arithmetic, packages in _pairs(exact, rounded)}
+    for name, picture in {"reference": wanted, **{item.value: image for item, image in found.items()}}.items():
+        _save(exact.folder / f"verify-{name}.png", picture)
+    psnr = decibels(*(measure_psnr(image, wanted) for image in found.values()))
+    return Picture(request.prompt, request.seed, request.steps, psnr)
+
+
+def _pairs(exact: Packages, rounded: Packages) -> tuple[tuple[Arithmetic, Packages], ...]:
+    return (Arithmetic.EXACT, exact), (Arithmetic.ROUNDED, rounded)
+
+
+def _save(path: Path, picture: NDArray[np.float32]) -> None:
+    with storage_errors(path):
+        Image.fromarray(np.rint(255 * picture).astype(np.uint8)).save(path)
+
+
+def _read_stored(folder: Path) -> dict[str, NDArray[Any]] | None:
+    """Read the outputs that the exporter stored, by case."""
+    path = reference_file(folder)
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {key.removesuffix("/output"): arrays[key] for key in arrays.files if key.endswith("/output")}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise FormatError(f"[verify] {path}: cannot be read ({error}); convert the checkpoint again") from None
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _TOOLS}

@@ -1,0 +1,80 @@
+"""The weights of a bundle, read back from its packages under canonical names and in PyTorch's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.names import constant_name
+from convert.verify.interpreter import Interpreter
+from moddit.embeddings import relative_buckets
+from moddit.errors import MissingError
+from moddit.spec import ModelSpec
+from moddit.tensors import Tensors, text_encoder_tensors, transformer_tensors, vae_tensors
+
+Values = Callable[[str], NDArray[np.float32]]
+_BIAS_TABLE = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+
+def read_values(spec: ModelSpec, packages: Mapping[str, Sequence[Interpreter]], *, routed: bool) -> dict[str, Values]:
+    """Give for each component a function from canonical names to weights."""
+    roles = {"transformer": ("transformer",), "text_encoder": ("text_encoder",), "vae": ("vae_decoder", "vae_encoder")}
+    wanted = {
+        "transformer": transformer_tensors(spec.transformer, routed=routed),
+        "text_encoder": text_encoder_tensors(spec.text_encoder),
+        "vae": vae_tensors(spec.vae),
+    }
+    return {
+        name: _Component(spec, wanted[name], [item for role in roles[name] for item in packages[role]]).read
+        for name in roles
+    }
+
+
+class _Component:
+    """The constants of all packages that one component was divided into."""
+
+    def __init__(self, spec: ModelSpec, wanted: Tensors, packages: Sequence[Interpreter]) -> None:
+        self.spec = spec
+        self.wanted = wanted
+        self.constants = [package.constants(package.default_function) for package in packages]
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """Read a canonical tensor.
+
+        Raises:
+            MissingError: no package has it.
+        """
+        label = constant_name(name)
+        if name == _BIAS_TABLE:
+            return self._collect_buckets(self._find(label + "_by_distance"))
+        array = self._find(label)
+        if name.startswith("proj_out."):
+            return self._rearrange_output(array)
+        return array.astype(np.float32).reshape(self.wanted[name].shape)
+
+    def _find(self, label: str) -> NDArray[Any]:
+        for constants in self.constants:
+            if label in constants:
+                return constants[label]
+        raise MissingError(f"[verify] no package has the constant {label!r}; convert the checkpoint again")
+
+    def _collect_buckets(self, biases: NDArray[Any]) -> NDArray[np.float32]:
+        """Undo the gathering of T5's position bias: (1, H, L, L) -> (buckets, H), zeros where no distance leads."""
+        text = self.spec.text_encoder
+        buckets = relative_buckets(
+            biases.shape[-1], text.relative_attention_num_buckets, text.relative_attention_max_distance
+        )
+        table = np.zeros((text.relative_attention_num_buckets, text.num_heads), np.float32)
+        table[buckets.reshape(-1)] = biases[0].reshape(text.num_heads, -1).T
+        return table
+
+    def _rearrange_output(self, array: NDArray[Any]) -> NDArray[np.float32]:
+        """Undo the order of the final projection: (channel, P, P) rows -> (P, P, channel), zeros for the variance."""
+        spec = self.spec.transformer
+        patch, rest = spec.patch_size, array.shape[1:]
+        rows = np.zeros((spec.out_channels, patch, patch, *rest), np.float32)
+        rows[: spec.in_channels] = array.reshape(spec.in_channels, patch, patch, *rest)
+        return np.ascontiguousarray(np.moveaxis(rows, 0, 2)).reshape(-1, *rest)

@@ -1,0 +1,547 @@
+"""Every operation, in packages that coremltools wrote, against formulas in numpy or torch written here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import coremltools as ct
+import numpy as np
+import pytest
+import torch
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.mil import types
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from moddit.errors import FormatError, UnsupportedError, ValueRangeError
+from tests.convert.verify.packages import save, trace
+
+TOLERANCE = 2e-6  # relative to the largest value: float32 sums in another order
+Array = NDArray[Any]
+Expected = Mapping[str, Any]  # by operation: an array, or a list of one for each output
+
+
+def draw(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def check(path: Path, build: Callable[..., Any], inputs: Mapping[str, Array], expected: Expected) -> None:
+    seen = trace(save(path, {"main": (build, inputs)}), inputs)
+    missing = expected.keys() - seen.keys()
+    assert not missing
+    for name, wanted in expected.items():
+        outputs = wanted if isinstance(wanted, list) else [wanted]
+        assert len(seen[name]) == len(outputs), name
+        for found, value in zip(seen[name], outputs, strict=True):
+            assert found.dtype.kind == np.asarray(value).dtype.kind, name
+            scale = np.abs(np.asarray(value, np.float64)).max()
+            np.testing.assert_allclose(found, value, rtol=0, atol=TOLERANCE * scale, err_msg=name)
+
+
+def test_one_argument(tmp_path: Path) -> None:
+    x = draw(3, 7)
+    positive = np.abs(x) + 0.1
+    sigmoid = 1 / (1 + np.exp(-x))
+    erf = np.vectorize(math.erf)
+    expected = {
+        "identity": x,
+        "exp": np.exp(x),
+        "square": x**2,
+        "sin": np.sin(x),
+        "cos": np.cos(x),
+        "sigmoid": sigmoid,
+        "silu": x * sigmoid,
+        "relu": np.maximum(x, 0),
+        "tanh": np.tanh(x),
+        "erf": erf(x),
+        "sqrt": np.sqrt(positive),
+        "rsqrt": 1 / np.sqrt(positive + 0.25),
+        "clip": np.minimum(np.maximum(x, -0.5), 0.25),
+        "EXACT": 0.5 * x * (1 + erf(x / math.sqrt(2))),
+        "TANH_APPROXIMATION": 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "SIGMOID_APPROXIMATION": x / (1 + np.exp(-1.702 * x)),
+        "truncated": np.trunc(100 * x).astype(np.int32),
+        "nonzero": np.trunc(100 * x) != 0,
+        "number": (np.trunc(100 * x) != 0).astype(np.float32),
+    }
+
+    def build(x: Any, positive: Any) -> Any:
+        for name in ("identity", "exp", "square", "sin", "cos", "sigmoid", "silu", "relu", "tanh", "erf"):
+            getattr(mb, name)(x=x, name=name)
+        mb.sqrt(x=positive, name="sqrt")
+        mb.rsqrt(x=positive, epsilon=0.25, name="rsqrt")
+        mb.clip(x=x, alpha=-0.5, beta=0.25, name="clip")
+        for mode in ("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"):
+            mb.gelu(x=x, mode=mode, name=mode)
+        whole = mb.cast(x=mb.mul(x=x, y=np.float32(100)), dtype="int32", name="truncated")
+        return mb.cast(x=mb.cast(x=whole, dtype="bool", name="nonzero"), dtype="fp32", name="number")
+
+    check(tmp_path, build, {"x": x, "positive": positive}, expected)
+
+
+def test_two_arguments(tmp_path: Path) -> None:
+    x, y = np.round(draw(3, 1, 7), 1), np.round(draw(4, 7, seed=1), 1)
+    y[0] = x[0, 0]
+    positive = np.abs(x) + 0.1
+    i, j = np.array([-7, 7, 2**30], np.int32), np.array([2, -2, 5], np.int32)
+    expected = {
+        "add": x + y,
+        "sub": x - y,
+        "mul": x * y,
+        "real_div": x / np.where(y == 0, 1, y),
+        "maximum": np.maximum(x, y),
+        "minimum": np.minimum(x, y),
+        "pow": positive**y,
+        "greater": x > y,
+        "greater_equal": x >= y,
+        "less": x < y,
+        "less_equal": x <= y,
+        "equal": x == y,
+        "not_equal": x != y,
+        "logical_and": (x > y) & (x > 0),
+        "logical_not": ~(x > y),
+        "select": np.where(x > y, x + y, -1),
+        "integers": i - j,
+    }
+
+    def build(x: Any, y: Any, divisor: Any, positive: Any, i: Any, j: Any) -> Any:
+        for name in ("sub", "mul", "maximum", "minimum"):
+            getattr(mb, name)(x=x, y=y, name=name)
+        total = mb.add(x=x, y=y, name="add")
+        for name in ("greater_equal", "less", "less_equal", "equal", "not_equal"):
+            getattr(mb, name)(x=x, y=y, name=name)
+        mb.real_div(x=x, y=divisor, name="real_div")
+        mb.pow(x=positive, y=y, name="pow")
+        greater = mb.greater(x=x, y=y, name="greater")
+        mb.logical_and(x=greater, y=mb.greater(x=x, y=np.float32(0)), name="logical_and")
+        mb.logical_not(x=greater, name="logical_not")
+        mb.sub(x=i, y=j, name="integers")
+        return mb.select(cond=greater, a=total, b=np.float32(-1), name="select")
+
+    inputs: dict[str, Array] = {
+        "x": x,
+        "y": y,
+        "divisor": np.where(y == 0, 1, y).astype(np.float32),
+        "positive": positive,
+    }
+    check(tmp_path, build, inputs | {"i": i, "j": j}, expected)
+
+
+def test_shapes(tmp_path: Path) -> None:
+    x, image, matrix = draw(2, 3, 4), draw(2, 8, 3, 5), draw(4, 6)
+    shuffled = image.reshape(2, 2, 2, 2, 3, 5).transpose(0, 1, 4, 2, 5, 3).reshape(2, 2, 6, 10)
+    expected = {
+        "reshape": x.reshape(2, 12),
+        "reshape_zero": x.reshape(2, 2, 6),
+        "transpose": x.transpose(2, 0, 1),
+        "expand_dims": x[:, None, :, :, None],
+        "squeeze": x[:1, :, :1].reshape(3),
+        "squeeze_one": x[:1, :, :1].reshape(1, 3),
+        "split_even": [x[..., :2], x[..., 2:]],
+        "split": [x[:, :1], x[:, 1:]],
+        "concat": np.concatenate([x, -x], 1),
+        "interleave": np.stack([x, -x], 2).reshape(2, 6, 4),
+        "stack": np.stack([x, -x], 1),
+        "tile": np.tile(x, (1, 2, 3)),
+        "slice": x[1:2, ::2, -3:-1],
+        "slice_back": x[:, ::-1, 3:0:-2],
+        "slice_single": x[:, -1, 1:],
+        "slice_by_size": x[:, 1:3, 2:],
+        "pad": np.pad(x, ((0, 0), (1, 2), (0, 3)), constant_values=0.5),
+        "pixel_shuffle": shuffled,
+        "upsample": image.repeat(2, 2).repeat(3, 3),
+        "lower": np.tril(matrix),
+        "band": np.triu(np.tril(matrix, 2), -1),
+        "fill": np.full((2, 3), 1.5, np.float32),
+        "range": np.arange(2, 11, 3),
+    }
+
+    def build(x: Any, image: Any, matrix: Any, negative: Any) -> Any:
+        mb.reshape(x=x, shape=[2, -1], name="reshape")
+        mb.reshape(x=x, shape=[0, 2, -1], name="reshape_zero")
+        mb.transpose(x=x, perm=[2, 0, 1], name="transpose")
+        mb.expand_dims(x=x, axes=[1, -1], name="expand_dims")
+        thin = mb.slice_by_index(x=x, begin=[0, 0, 0], end=[1, 3, 1])
+        mb.squeeze(x=thin, name="squeeze")
+        mb.squeeze(x=thin, axes=[2], name="squeeze_one")
+        mb.split(x=x, num_splits=2, axis=-1, name="split_even")
+        mb.split(x=x, split_sizes=[1, 2], axis=1, name="split")
+        mb.concat(values=[x, negative], axis=1, name="concat")
+        mb.concat(values=[x, negative], axis=-2, interleave=True, name="interleave")
+        mb.stack(values=[x, negative], axis=1, name="stack")
+        mb.tile(x=x, reps=[1, 2, 3], name="tile")
+        open_end, single = [False, True, False], [False, True, False]
+        mb.slice_by_index(x=x, begin=[1, 0, -3], end=[2, 0, -1], stride=[1, 2, 1], end_mask=open_end, name="slice")
+        both = [True, True, False]
+        mb.slice_by_index(
+            x=x, begin=[0, 0, 3], end=[0, 0, 0], stride=[1, -1, -2], begin_mask=both, end_mask=both, name="slice_back"
+        )
+        mb.slice_by_index(
+            x=x,
+            begin=[0, -1, 1],
+            end=[2, 0, 0],
+            end_mask=[False, False, True],
+            squeeze_mask=single,
+            name="slice_single",
+        )
+        mb.slice_by_size(x=x, begin=[0, 1, 2], size=[2, 2, -1], name="slice_by_size")
+        mb.pad(x=x, pad=[1, 2, 0, 3], constant_val=0.5, name="pad")
+        mb.pixel_shuffle(x=image, upscale_factor=2, name="pixel_shuffle")
+        mb.upsample_nearest_neighbor(x=image, scale_factor_height=2, scale_factor_width=3, name="upsample")
+        mb.band_part(x=matrix, lower=-1, upper=0, name="lower")
+        mb.band_part(x=matrix, lower=1, upper=2, name="band")
+        mb.fill(shape=[2, 3], value=1.5, name="fill")
+        mb.range_1d(start=2, end=11, step=3, name="range")
+        return mb.identity(x=x)
+
+    check(tmp_path, build, {"x": x, "image": image, "matrix": matrix, "negative": -x}, expected)
+
+
+def test_products_and_norms(tmp_path: Path) -> None:
+    x, y, weight, bias = draw(2, 3, 4), draw(2, 5, 4, seed=1), draw(6, 4, seed=2), draw(6, seed=3)
+    gamma, beta, image = draw(4, seed=4), draw(4, seed=5), draw(2, 4, 3, 5)
+    wide = draw(3, 4, seed=6)
+
+    def norm(array: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+        mean, variance = array.mean(axes, keepdims=True), array.var(axes, keepdims=True)
+        return (array - mean) / np.sqrt(variance + epsilon)
+
+    powers = np.exp(x - x.max(1, keepdims=True))
+    expected = {
+        "linear": x @ weight.T + bias,
+        "linear_plain": x @ weight.T,
+        "matmul": x @ y.transpose(0, 2, 1),
+        "matmul_left": x.transpose(0, 2, 1) @ x,
+        "softmax": powers / powers.sum(1, keepdims=True),
+        "layer_norm": norm(x, (2,), 1e-2) * gamma + beta,
+        "layer_norm_plain": norm(x, (2,), 1e-6),
+        "layer_norm_two": norm(x, (1, 2), 1e-5) * wide,
+        "instance_norm": norm(image, (2, 3), 1e-3) * gamma[:, None, None] + beta[:, None, None],
+        "reduce_mean": x.mean((0, 2)),
+        "reduce_sum": x.sum(1, keepdims=True),
+        "reduce_sum_int": np.array([6, 15]),
+        "reduce_max": x.max(-1),
+        "reduce_all": x.sum(),
+    }
+
+    def build(x: Any, y: Any, image: Any, whole: Any) -> Any:
+        mb.linear(x=x, weight=weight, bias=bias, name="linear")
+        mb.linear(x=x, weight=weight, name="linear_plain")
+        mb.matmul(x=x, y=y, transpose_y=True, name="matmul")
+        mb.matmul(x=x, y=x, transpose_x=True, name="matmul_left")
+        mb.softmax(x=x, axis=1, name="softmax")
+        mb.layer_norm(x=x, axes=[-1], gamma=gamma, beta=beta, epsilon=1e-2, name="layer_norm")
+        mb.layer_norm(x=x, axes=[2], epsilon=1e-6, name="layer_norm_plain")
+        mb.layer_norm(x=x, axes=[1, 2], gamma=wide, name="layer_norm_two")
+        mb.instance_norm(x=image, gamma=gamma, beta=beta, epsilon=1e-3, name="instance_norm")
+        mb.reduce_mean(x=x, axes=[0, -1], name="reduce_mean")
+        mb.reduce_sum(x=x, axes=[1], keep_dims=True, name="reduce_sum")
+        mb.reduce_sum(x=whole, axes=[1], name="reduce_sum_int")
+        mb.reduce_max(x=x, axes=[-1], name="reduce_max")
+        return mb.identity(x=mb.expand_dims(x=mb.reduce_sum(x=x, name="reduce_all"), axes=[0]))
+
+    whole = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    check(tmp_path, build, {"x": x, "y": y, "image": image, "whole": whole}, expected)
+
+
+def test_convolutions(tmp_path: Path) -> None:
+    x, signal = draw(2, 4, 7, 8), draw(1, 2, 9)
+    weight, grouped, line = draw(6, 4, 3, 2, seed=1), draw(6, 2, 3, 3, seed=2), draw(3, 2, 4, seed=3)
+    bias = draw(6, seed=4)
+    torch_x, torch_weight = torch.from_numpy(x), torch.from_numpy(weight)
+    uneven = functional.pad(torch_x, (3, 4, 1, 2))
+    # Strides 2 and 3 on 7 x 8: 4 x 3 outputs, so rows reach over by 2 (1 + 1) and columns not (0, 0).
+    same = functional.conv2d(functional.pad(torch_x, (0, 0, 1, 1)), torch_weight, stride=(2, 3))
+    # A kernel of 4: 3 more, the odd one after for same and before for same_lower.
+    torch_signal, torch_line = torch.from_numpy(signal), torch.from_numpy(line)
+    expected = {
+        "valid": functional.conv2d(torch_x, torch_weight).numpy(),
+        "custom": functional.conv2d(uneven, torch_weight, torch.from_numpy(bias), stride=2).numpy(),
+        "same": same.numpy(),
+        "same_line": functional.conv1d(functional.pad(torch_signal, (1, 2)), torch_line).numpy(),
+        "same_lower": functional.conv1d(functional.pad(torch_signal, (2, 1)), torch_line).numpy(),
+        "groups": functional.conv2d(torch_x, torch.from_numpy(grouped), dilation=(2, 1), groups=2).numpy(),
+    }
+
+    def build(x: Any, signal: Any) -> Any:
+        mb.conv(x=x, weight=weight, pad_type="valid", name="valid")
+        mb.conv(x=x, weight=weight, bias=bias, pad_type="custom", pad=[1, 2, 3, 4], strides=[2, 2], name="custom")
+        mb.conv(x=x, weight=weight, pad_type="same", strides=[2, 3], name="same")
+        mb.conv(x=signal, weight=line, pad_type="same", name="same_line")
+        mb.conv(x=signal, weight=line, pad_type="same_lower", name="same_lower")
+        return mb.conv(x=x, weight=grouped, pad_type="valid", dilations=[2, 1], groups=2, name="groups")
+
+    check(tmp_path, build, {"x": x, "signal": signal}, expected)
+
+
+def test_attention(tmp_path: Path) -> None:
+    query, key, value = draw(2, 3, 5, 8), draw(2, 3, 7, 8, seed=1), draw(2, 3, 7, 4, seed=2)
+    additive, kept = draw(2, 1, 1, 7, seed=3), draw(5, 7, seed=4) < 0.5
+    kept[:, 0] = True
+
+    def attend(mask: Array) -> Array:
+        scores = query @ key.transpose(0, 1, 3, 2) / math.sqrt(8) + mask
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return (weights / weights.sum(-1, keepdims=True)) @ value
+
+    expected = {
+        "plain": attend(np.zeros(1, np.float32)),
+        "biased": attend(additive),
+        "kept": attend(np.where(kept, 0, -np.inf).astype(np.float32)),
+        "hidden": np.full((2, 3, 5, 4), np.nan, np.float32),
+    }
+
+    def build(query: Any, key: Any, value: Any, additive: Any) -> Any:
+        arguments = {"query": query, "key": key, "value": value}
+        mb.scaled_dot_product_attention(**arguments, attn_mask=additive, name="biased")
+        mb.scaled_dot_product_attention(**arguments, attn_mask=kept, name="kept")
+        mb.scaled_dot_product_attention(**arguments, attn_mask=np.zeros((5, 7), bool), name="hidden")
+        return mb.scaled_dot_product_attention(**arguments, name="plain")
+
+    check(tmp_path, build, {"query": query, "key": key, "value": value, "additive": additive}, expected)
+
+
+def test_ranking(tmp_path: Path) -> None:
+    x = np.array([[3, 1, 3, 2, 3, 0], [0, 0, 5, 0, 5, 0]], np.float32)
+    whole = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    expected = {
+        "largest": [np.array([[3, 3], [5, 5]], np.float32), np.array([[0, 2], [2, 4]])],
+        "smallest": [np.array([[0, 1, 2], [0, 0, 0]], np.float32), np.array([[5, 1, 3], [0, 1, 3]])],
+        "values": np.array([[3, 3], [5, 5]], np.float32),
+        "narrow": [np.array([[3], [5]], np.float32), np.array([[0], [2]])],
+        "columns": [
+            np.array([[3, 1, 5, 2, 5, 0], [0, 0, 3, 0, 3, 0]], np.float32),
+            np.array([[0, 0, 1, 0, 1, 0], [1, 1, 0, 1, 0, 1]]),
+        ],
+        "unsorted": [np.array([[3, 3], [5, 5]], np.float32), np.array([[2, 0], [4, 2]])],
+        "ascending": np.array([[5, 1, 3, 0, 2, 4], [0, 1, 3, 5, 2, 4]]),
+        "descending": np.array([[0, 2, 4, 3, 1, 5], [2, 4, 0, 1, 3, 5]]),
+        "cumsum": np.array([[3, 4, 7, 9, 12, 12], [0, 0, 5, 5, 10, 10]], np.float32),
+        "cumsum_exclusive": np.array([[0, 0, 0], [1, 2, 3]]),
+        "cumsum_reverse": np.array([[6, 5, 3], [15, 11, 6]]),
+        "one_hot": np.eye(7, dtype=np.float32)[whole],
+        "one_hot_middle": np.where(np.arange(4)[:, None] == whole[:, None], 5, 2),
+    }
+
+    def build(x: Any, whole: Any) -> Any:
+        mb.topk(x=x, k=2, name="largest")
+        mb.topk(x=x, k=3, ascending=True, name="smallest")
+        mb.topk(x=x, k=2, return_indices=False, name="values")
+        mb.topk(x=x, k=1, output_indices_dtype="uint16", name="narrow")
+        mb.topk(x=x, k=2, axis=0, name="columns")
+        mb.topk(x=x, k=2, sort=False, name="unsorted")
+        mb.argsort(x=x, ascending=True, name="ascending")
+        mb.argsort(x=x, axis=-1, name="descending")
+        mb.cumsum(x=whole, axis=0, exclusive=True, name="cumsum_exclusive")
+        mb.cumsum(x=whole, axis=1, reverse=True, name="cumsum_reverse")
+        mb.one_hot(indices=whole, one_hot_vector_size=7, on_value=1.0, off_value=0.0, name="one_hot")
+        mb.one_hot(indices=whole, one_hot_vector_size=4, axis=1, on_value=5, off_value=2, name="one_hot_middle")
+        return mb.cumsum(x=x, axis=1, name="cumsum")
+
+    check(tmp_path, build, {"x": x, "whole": whole}, expected)
+
+
+def test_half(tmp_path: Path) -> None:
+    """Parameters that are written out with their defaults agree with fp16 tensors."""
+    x = draw(1, 2, 3, 4, dtype=np.float16)
+
+    def build(x: Any) -> Any:
+        mb.pad(x=x, pad=[0, 0, 1, 1], name="pad")
+        mb.layer_norm(x=x, axes=[-1])
+        mb.instance_norm(x=x)
+        mb.rsqrt(x=mb.square(x=x))
+        mb.clip(x=x, alpha=np.float16(-1), beta=np.float16(1), name="clip")
+        mb.upsample_nearest_neighbor(x=x, scale_factor_height=2.0, scale_factor_width=2.0, name="upsample")
+        mb.conv(x=x, weight=np.ones((1, 2, 1, 1), np.float16), pad_type="valid", name="conv")
+        mb.topk(x=x, k=1, name="topk")
+        return mb.softmax(x=x)
+
+    wide = x.astype(np.float32)
+    expected = {
+        "pad": np.pad(wide, ((0, 0), (0, 0), (0, 0), (1, 1))),
+        "clip": wide.clip(-1, 1),
+        "upsample": wide.repeat(2, 2).repeat(2, 3),
+        "conv": wide.sum(1, keepdims=True),
+        "topk": [wide.max(-1, keepdims=True), wide.argmax(-1)[..., None]],
+    }
+    check(tmp_path, build, {"x": x}, expected)
+
+
+def test_gather_and_scatter(tmp_path: Path) -> None:
+    x, rows = draw(2, 5, 3), np.array([4, 0, 2], np.int32)
+    updates, lanes = draw(2, 3, 3, seed=1), np.array([[[0, 4, 2]] * 2, [[1, 0, 3]] * 2], np.int32)
+    lanes[:, 1] = (lanes[:, 1] + 1) % 5
+    batched = np.array([[1, 1], [4, 0]], np.int32)
+    update, add, along = x.copy(), x.copy(), x.copy()
+    update[:, rows] = updates
+    for place, row in enumerate((4, 4, 2)):
+        add[:, row] += updates[:, place]
+    np.put_along_axis(along, lanes, updates[:, :2], 1)
+    along_add = x.copy()
+    for index in np.ndindex(2, 2, 3):
+        along_add[index[0], 0, index[2]] += updates[index]
+    expected = {
+        "gather": x[:, rows],
+        "gather_matrix": x[:, batched],
+        "gather_single": x[:, 3],
+        "gather_batch": np.stack([x[0][[1, 1]], x[1][[4, 0]]]),
+        "gather_along": np.take_along_axis(x, lanes, 1),
+        "update": update,
+        "add": add,
+        "along": along,
+        "along_add": along_add,
+    }
+
+    def build(x: Any, rows: Any, updates: Any, lanes: Any) -> Any:
+        mb.gather(x=x, indices=rows, axis=1, name="gather")
+        mb.gather(x=x, indices=batched, axis=-2, name="gather_matrix")
+        mb.gather(x=x, indices=np.int32(3), axis=1, name="gather_single")
+        mb.gather(x=x, indices=batched, axis=1, batch_dims=1, name="gather_batch")
+        mb.gather_along_axis(x=x, indices=lanes, axis=1, name="gather_along")
+        mb.scatter(data=x, indices=rows, updates=updates, axis=1, mode="update", name="update")
+        mb.scatter(data=x, indices=np.array([4, 4, 2], np.int32), updates=updates, axis=-2, mode="add", name="add")
+        part = mb.slice_by_size(x=updates, begin=[0, 0, 0], size=[2, 2, 3])
+        mb.scatter_along_axis(data=x, indices=lanes, updates=part, axis=1, mode="update", name="along")
+        nought = np.zeros((2, 2, 3), np.int32)
+        return mb.scatter_along_axis(data=x, indices=nought, updates=part, axis=1, mode="add", name="along_add")
+
+    check(tmp_path, build, {"x": x, "rows": rows, "updates": updates, "lanes": lanes}, expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda x, i: mb.gather(x=x, indices=i, axis=0), ValueRangeError, r"indices are in -1..4, want them in 0..4"),
+        (
+            lambda x, i: mb.scatter(data=x, indices=mb.mul(x=i, y=0), updates=x, axis=0, mode="update"),
+            ValueRangeError,
+            "indices repeat",
+        ),
+        (
+            lambda x, i: mb.scatter(data=x, indices=i, updates=x, axis=0, mode="max"),
+            ValueRangeError,
+            "indices are in",
+        ),
+        (
+            lambda x, i: mb.scatter(data=x, indices=mb.mul(x=i, y=0), updates=x, axis=0, mode="max"),
+            UnsupportedError,
+            "mode 'max', want 'add' or 'update'",
+        ),
+        (lambda x, i: mb.pad(x=x, pad=[1, 1], mode="reflect"), UnsupportedError, "mode 'reflect'"),
+        (
+            lambda x, i: mb.upsample_nearest_neighbor(x=mb.reshape(x=x, shape=[1, 5, 2]), scale_factor_width=1.5),
+            UnsupportedError,
+            "scale factor 1.5",
+        ),
+        (lambda x, i: mb.real_div(x=i, y=i), UnsupportedError, "division of integers"),
+    ],
+)
+def test_what_core_ml_leaves_open_or_we_leave_out(
+    build: Callable[..., Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    inputs = {"x": draw(5, 2), "i": np.array([0, -1, 2, 3, 4], np.int32)}
+    package = save(tmp_path, {"main": (build, inputs)})
+    with pytest.raises(error, match=rf"function 'main': operation .*{message}"):
+        trace(package, inputs)
+
+
+class TestCompressed:
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32])
+    def test_scales_and_offsets(self, dtype: Any, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        scale = rng.uniform(0.1, 1, (6, 4)).astype(dtype)
+        column = rng.uniform(0.1, 1, (6, 1)).astype(dtype)
+        int8 = rng.integers(-128, 128, (6, 32)).astype(np.int8)
+        int4, uint4 = rng.integers(-8, 8, (6, 32)), rng.integers(0, 16, (6, 32))
+        offset = rng.integers(0, 16, (6, 4))
+        wide_scale, wide_offset = scale.astype(np.float32).repeat(8, 1), offset.repeat(8, 1)
+        expected = {
+            "bytes": int8 * column.astype(np.float32),
+            "signed": int4 * wide_scale,
+            "unsigned": (uint4 - wide_offset) * wide_scale,
+        }
+
+        def build(x: Any) -> Any:
+            quantised = {
+                "bytes": (int8, column, None),
+                "signed": (int4.astype(types.np_int4_dtype), scale, None),
+                "unsigned": (uint4.astype(types.np_uint4_dtype), scale, offset.astype(types.np_uint4_dtype)),
+            }
+            return [
+                mb.identity(x=mb.constexpr_blockwise_shift_scale(data=q, scale=s, offset=o), name=name)
+                for name, (q, s, o) in quantised.items()
+            ]
+
+        check(tmp_path, build, {"x": draw(1)}, expected)
+
+    def test_tables(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        indices = {bits: rng.integers(0, 1 << bits, (6, 10)) for bits in (1, 2, 3, 4, 6, 8)}
+        tables = {bits: draw(2, 1, 1 << bits, 1, seed=bits, dtype=np.float16) for bits in indices}
+        vectors = draw(1, 1, 4, 3, seed=9)
+        expected: dict[str, Array] = {}
+        for bits, places in indices.items():
+            halves = [tables[bits][half, 0, places[3 * half : 3 * half + 3], 0] for half in range(2)]
+            expected[f"bits_{bits}"] = np.concatenate(halves).astype(np.float32)
+        expected["rows"] = vectors[0, 0][indices[2]].transpose(0, 2, 1).reshape(18, 10)
+        expected["columns"] = vectors[0, 0][indices[2]].reshape(6, 30)
+
+        def build(x: Any) -> Any:
+            packed = {
+                bits: places.astype(getattr(types, f"np_uint{bits}_dtype") if bits < 8 else np.uint8)
+                for bits, places in indices.items()
+            }
+            outputs = [
+                mb.identity(x=mb.constexpr_lut_to_dense(indices=places, lut=tables[bits]), name=f"bits_{bits}")
+                for bits, places in packed.items()
+            ]
+            for axis, name in enumerate(("rows", "columns")):
+                dense = mb.constexpr_lut_to_dense(indices=packed[2], lut=vectors, vector_axis=axis)
+                outputs.append(mb.identity(x=dense, name=name))
+            return outputs
+
+        check(tmp_path, build, {"x": draw(1)}, expected)
+
+    def test_scaled_tables(self, tmp_path: Path) -> None:
+        places, table = np.array([[0, 1], [3, 2]]), np.array([-4, -1, 2, 7], np.int8).reshape(1, 1, 4, 1)
+        scale = np.array([[0.5], [2]], np.float16)
+
+        def build(x: Any) -> Any:
+            dense = mb.constexpr_lut_to_dense(indices=places.astype(types.np_uint2_dtype), lut=table)
+            return mb.identity(x=mb.constexpr_blockwise_shift_scale(data=dense, scale=scale), name="weight")
+
+        wanted = np.array([[-2, -0.5], [14, 4]], np.float32)
+        check(tmp_path, build, {"x": draw(1)}, {"weight": wanted})
+
+    def test_before_ios_18(self, tmp_path: Path) -> None:
+        x, half = draw(3, 8), draw(2, 8, dtype=np.float16)
+        packed = np.array([0b11_10_01_00, 0b00_01_10_11], np.uint8)
+        table = np.array([1, 2, 4, 8], np.float32)
+
+        def build(x: Any) -> Any:
+            lut = mb.constexpr_lut_to_dense(indices=packed, lut=table, shape=np.array([2, 4], np.uint32))
+            mb.identity(x=lut, name="lut")
+            mb.identity(x=mb.constexpr_cast(source_val=half, output_dtype="fp32"), name="cast")
+            return mb.gather(x=x, indices=np.array([-1, 0], np.int32), axis=0, name="gather")
+
+        seen = trace(save(tmp_path, {"main": (build, {"x": x})}, ct.target.iOS16), {"x": x})
+        assert seen["lut"][0].tolist() == [[1, 2, 4, 8], [8, 4, 2, 1]]
+        assert np.array_equal(seen["cast"][0], half.astype(np.float32))
+        assert np.array_equal(seen["gather"][0], x[[-1, 0]])
+
+
+def test_arguments_of_the_wrong_kind(tmp_path: Path) -> None:
+    from convert.verify.operations import OPERATIONS
+
+    x = torch.ones(2)
+    for arguments, message in (
+        ({"x": (x, x), "axis": (torch.tensor(0, dtype=torch.int32),)}, "argument x: got 2 values"),
+        ({"x": ("text",)}, "argument x: got 'text', want a tensor"),
+        ({"x": (x,), "axis": (x,)}, "argument axis: got torch.float32"),
+        ({"x": (x,), "axis": (torch.zeros(2, dtype=torch.int32),)}, "argument axis: got 2 numbers, want one"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            OPERATIONS["softmax"].evaluate(arguments)
