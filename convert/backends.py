@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from convert.coreml.recipe import Recipe as CoreMLRecipe
 from convert.description import Description
 from convert.mlx.layout import Recipe as MLXRecipe
 from convert.mlx.writer import write_components
 from convert.output import Written
+from moddit.errors import MissingError
+
+WRITE_MODULES: Final = ("coremltools",)
+VERIFY_MODULES: Final = ("torch", "diffusers", "transformers", "tokenizers", "PIL")
 
 Write = Callable[[Description, Path, Callable[[int], object]], Written]
 
@@ -25,15 +31,18 @@ def coreml_writer(recipe: CoreMLRecipe, *, verify: bool) -> Write:
     """Write for Core ML and, unless told otherwise, run what was written.
 
     The writer raises ParityError if a function does not compute what the reference does.
+
+    Raises:
+        MissingError: a module that this needs is not installed.
     """
+    check_installed(*WRITE_MODULES, *(VERIFY_MODULES if verify else ()))
 
     def write(description: Description, folder: Path, advance: Callable[[int], object]) -> Written:
-        silence_coremltools()
         from convert.coreml.writer import write_packages
 
         written, values = write_packages(description, folder, recipe, advance)
         if not verify:
-            return written.with_note("not verified; run `python -m convert verify`")
+            return written.with_note("not verified, and no reference.npz to compare the weights with later")
         from convert.verify.verification import verify_written
 
         assert written.graphs is not None
@@ -44,6 +53,14 @@ def coreml_writer(recipe: CoreMLRecipe, *, verify: bool) -> Write:
     return write
 
 
-def silence_coremltools() -> None:
-    """Keep coremltools from saying on Linux that it cannot run models here, and that torch is newer than it."""
+def check_installed(*modules: str) -> None:
+    """Check that modules are there, before anything is downloaded or written.
+
+    Raises:
+        MissingError: they are not.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingError(f"[coreml] {', '.join(missing)} not installed; pip install 'moddit[coreml]'")
+    # Keep coremltools from saying on Linux that it cannot run models here, and that torch is newer than it.
     logging.getLogger("coremltools").setLevel(logging.ERROR)

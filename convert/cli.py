@@ -179,6 +179,8 @@ def _refuse_foreign_options(context: click.Context, backend: str) -> None:
 
 
 def _make_writer(backend: str, choices: Mapping[str, Any]) -> Write:
+    if choices["allow_fewer"] and choices["max_functions"] is None:
+        raise click.UsageError("--allow-fewer changes what --max-functions does, which is not given")
     if backend == "mlx":
         bits = int(choices["q_bits"]) if choices["quantize"] else None
         return mlx_writer(MLXRecipe(choices["dtype"], bits, int(choices["q_group_size"])))

@@ -59,6 +59,6 @@ def cast(raw: NDArray[Any], source: StoredTensor, dtype: str) -> NDArray[Any]:
     if not is_finite(array, dtype):
         raise ValueRangeError(
             f"[convert] {source.path}: tensor {source.name!r} reaches {np.abs(values).max():g}, too "
-            "large for float16 (65504); convert with --dtype bfloat16 or float32"
+            "large for float16 (65504); convert for MLX, with --dtype bfloat16 or float32"
         )
     return array

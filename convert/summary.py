@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from convert.conversion import Conversion
 from moddit.cost import kept_flops_share
+from moddit.graphs import Graphs
 from moddit.manifest import Component
 from moddit.routing import RoutingPlan
 from moddit.samplers import build_table
@@ -56,6 +57,7 @@ class Summary:
             "source_sha256": manifest.provenance.source_sha256,
             "components": {name: _component_json(component) for name, component in manifest.components.items()},
             "image_side": self.spec.default_side,
+            "functions": [item.function for item in manifest.graphs.denoisers] if manifest.graphs else None,
             "tokens": self.tokens,
             "mean_keep_ratio": manifest.plan.mean_keep_ratio if manifest.plan else None,
             "capacities": self.capacities,
@@ -75,6 +77,7 @@ class Summary:
         ]
         lines += [f"  {name:13} {_component_text(component)}" for name, component in manifest.components.items()]
         lines += self._routing_lines(manifest.plan)
+        lines += _graph_lines(manifest.graphs)
         lines += [f"  not stored    {line}" for line in _group(description.unused)]
         lines += [f"  note          {note}" for note in self.conversion.notes]
         return "\n".join(lines)
@@ -95,6 +98,18 @@ class Summary:
             f"({STEPS} steps, {self.spec.max_sequence_length} text tokens)"
         )
         return lines
+
+
+def _graph_lines(graphs: Graphs | None) -> list[str]:
+    if graphs is None:
+        return []
+    sizes = ", ".join(f"{height}x{width}" for height, width in graphs.sizes)
+    batches = ", ".join(map(str, graphs.batches))
+    packages = len(graphs.packages["transformer"])
+    return [
+        f"  functions     {len(graphs.denoisers)} in {packages} transformer package{'s' if packages > 1 else ''}: "
+        f"sizes {sizes}, batches {batches}, routing {graphs.routing}"
+    ]
 
 
 def _component_json(component: Component) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from moddit.errors import FormatError, MissingError, ShapeError
@@ -16,6 +17,8 @@ from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 ROLES: Final = ("text_encoder", "transformer", "vae_decoder", "vae_encoder")
+COMPUTE_UNITS: Final = ("cpuAndGPU", "cpuAndNeuralEngine", "all")
+ROUTINGS: Final = ("rows", "onehot")
 FEATURE_DTYPES: Final = ("float32", "float16", "int32")
 
 
@@ -74,8 +77,8 @@ class Graphs:
     """All packages of a bundle."""
 
     minimum_os: Mapping[str, str]  # "iOS" and "macOS" to a version
-    compute_units: str  # that the packages suit best: "cpuAndGPU", "cpuAndNeuralEngine" or "all"
-    routing: str  # "rows" or "onehot"
+    compute_units: str  # that the packages suit best, one of COMPUTE_UNITS
+    routing: str  # one of ROUTINGS
     packages: Mapping[str, tuple[Package, ...]]  # role to packages, which run one after the other
     denoisers: tuple[Denoiser, ...]
     trained_plan: RoutingPlan | None  # the checkpoint's, where the bundle's plan has fewer rows
@@ -126,9 +129,12 @@ class Graphs:
         packages = _object(found["packages"], set(ROLES), f"{where}.packages")
         plan = found["trained_plan"]
         return cls(
-            minimum_os=_object(found["minimum_os"], {"iOS", "macOS"}, f"{where}.minimum_os"),
-            compute_units=found["compute_units"],
-            routing=found["routing"],
+            minimum_os={
+                name: _text(item, f"{where}.minimum_os.{name}")
+                for name, item in _object(found["minimum_os"], {"iOS", "macOS"}, f"{where}.minimum_os").items()
+            },
+            compute_units=_choice(found["compute_units"], COMPUTE_UNITS, f"{where}.compute_units"),
+            routing=_choice(found["routing"], ROUTINGS, f"{where}.routing"),
             packages={
                 role: tuple(_read_package(item, f"{where}.packages.{role}") for item in _list(items, f"{where}.{role}"))
                 for role, items in packages.items()
@@ -141,11 +147,12 @@ class Graphs:
         )
 
     def check(self, spec: ModelSpec, plan: RoutingPlan | None, where: str) -> None:
-        """Check that for every size and batch each region has one function, with the capacities that the plan gives it.
+        """Check that for every size and batch each region has one function, with the capacities that the plan gives it,
+        and that packages have these functions, one for each picture size in the VAE's, and no others.
 
         Raises:
             MissingError: a region or a package has no function.
-            ShapeError: capacities are not the plan's, or a region has two functions.
+            ShapeError: capacities are not the plan's, or there are functions that nothing is said of.
         """
         regions = plan.regions if plan else 1
         for height, width in self.sizes:
@@ -157,6 +164,18 @@ class Graphs:
         named = [region for item in self.denoisers for region in item.regions]
         if len(named) != regions * len(self.sizes) * len(self.batches) or not set(named) <= set(range(regions)):
             raise ShapeError(f"[graphs] {where}: want one function for each of {regions} regions, got regions {named}")
+        for role, packages in self.packages.items():
+            for package in packages:
+                self._check_functions(role, package, where)
+
+    def _check_functions(self, role: str, package: Package, where: str) -> None:
+        found = sorted(function.name for function in package.functions)
+        wanted = {
+            "text_encoder": found[:1],
+            "transformer": sorted(item.function for item in self.denoisers),
+        }.get(role, sorted(size_name(*size) for size in self.sizes))
+        if found != wanted or len(set(found)) < len(found):
+            raise ShapeError(f"[graphs] {where}: {package.path} has functions {found}, want {wanted or 'one'}")
 
     def _check_region(self, item: Denoiser, region: int, wanted: tuple[int, ...], where: str) -> None:
         if item.capacities != wanted:
@@ -164,19 +183,21 @@ class Graphs:
                 f"[graphs] {where}: function {item.function!r} keeps {list(item.capacities)} tokens by layer, the plan "
                 f"says {list(wanted)} in region {region}; convert the checkpoint again"
             )
-        for package in self.packages["transformer"]:
-            package.function(item.function)
 
 
 def _read_package(value: object, where: str) -> Package:
     found = _object(value, {"path", "functions"}, where)
     functions = tuple(_read_function(item, f"{where}.functions") for item in _list(found["functions"], where))
-    return Package(found["path"], functions)
+    return Package(relative_path(found["path"], f"{where}.path"), functions)
 
 
 def _read_function(value: object, where: str) -> GraphFunction:
     found = _object(value, {field.name for field in fields(GraphFunction)}, where)
-    return GraphFunction(found["name"], _read_features(found["inputs"], where), _read_features(found["outputs"], where))
+    return GraphFunction(
+        _text(found["name"], f"{where}.name"),
+        _read_features(found["inputs"], where),
+        _read_features(found["outputs"], where),
+    )
 
 
 def _read_features(value: object, where: str) -> dict[str, Feature]:
@@ -195,7 +216,7 @@ def _read_denoiser(value: object, where: str) -> Denoiser:
     found = _object(value, {field.name for field in fields(Denoiser)}, where)
     height, width, batch = _integers([found["height"], found["width"], found["batch"]], where)
     return Denoiser(
-        found["function"],
+        _text(found["function"], f"{where}.function"),
         height,
         width,
         batch,
@@ -211,9 +232,38 @@ def _integers(value: object, where: str, *, least: int = 1) -> tuple[int, ...]:
     return tuple(items)
 
 
+def size_name(height: int, width: int) -> str:
+    """Name a picture size in pixels as functions are named."""
+    return f"px{height}x{width}"
+
+
+def relative_path(value: object, where: str) -> str:
+    """Check that a path stays within the bundle.
+
+    Raises:
+        FormatError: it does not, or is no path.
+    """
+    path = PurePosixPath(_text(value, where))
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in str(path):
+        raise FormatError(f"[manifest] {where}: path {value!r} leaves the bundle, want a relative path inside it")
+    return str(value)
+
+
+def _choice(value: object, allowed: tuple[str, ...], where: str) -> str:
+    if value not in allowed:
+        raise FormatError(f"[graphs] {where}: got {value!r}, want {' or '.join(allowed)}")
+    return str(value)
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise FormatError(f"[graphs] {where}: got {value!r}, want a text")
+    return value
+
+
 def _list(value: object, where: str) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise FormatError(f"[graphs] {where}: got {type(value).__name__}, want a list")
+    if not isinstance(value, list) or not value:
+        raise FormatError(f"[graphs] {where}: got {value!r}, want a list that is not empty")
     return value
 
 

@@ -6,17 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from moddit.errors import FormatError, MissingError, ShapeError
-from moddit.graphs import Graphs
+from moddit.graphs import Graphs, relative_path
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 FORMAT: Final = "moddit"
 FORMAT_VERSION: Final = 2
 MANIFEST_NAME: Final = "manifest.json"
+BACKENDS: Final = ("mlx", "coreml")
 COMPONENTS: Final = ("transformer", "text_encoder", "vae", "tokenizer")
 _READ_SIZE: Final = 1 << 20  # bytes
 
@@ -112,9 +113,14 @@ class Manifest:
                 f"[manifest] {where}: plan has {plan.layers} layers, the transformer {spec.transformer.num_layers}"
             )
         graphs = None if value["graphs"] is None else Graphs.from_json(value["graphs"], f"{where}.graphs")
+        if value["backend"] not in BACKENDS or (graphs is None) != (value["backend"] == "mlx"):
+            raise FormatError(
+                f"[manifest] {where}: backend is {value['backend']!r} with{'out' if graphs is None else ''} graphs, "
+                'want "mlx" without or "coreml" with them'
+            )
         if graphs is not None:
             graphs.check(spec, plan, f"{where}.graphs")
-        return cls(
+        manifest = cls(
             backend=value["backend"],
             spec=spec,
             plan=plan,
@@ -124,6 +130,19 @@ class Manifest:
             graphs=graphs,
             provenance=_read(Provenance, value["provenance"], f"{where}.provenance"),
         )
+        manifest.check_packages(where)
+        return manifest
+
+    def check_packages(self, where: str) -> None:
+        """Check that the files of every package are listed, so that their hashes are known.
+
+        Raises:
+            MissingError: a package has no files.
+        """
+        paths = [info.path for component in self.components.values() for info in component.files]
+        for package in (item for chain in self.graphs.packages.values() for item in chain) if self.graphs else ():
+            if not any(path.startswith(package.path + "/") for path in paths):
+                raise MissingError(f"[manifest] {where}: no component lists files of {package.path}; convert again")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -140,9 +159,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise MissingError(
             f"[manifest] {path}: no such file; make a bundle with `python -m convert --from hf-checkpoint`"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"[manifest] {path}: cannot be read ({error})") from None
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(
             f"[manifest] {path}: not JSON ({error}); the bundle is damaged, convert the checkpoint again"
         ) from None
@@ -198,13 +219,12 @@ def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> N
 
 def _read_component(value: object, where: str) -> Component:
     component = _read(Component, value, where)
-    files = tuple(_read(FileInfo, item, f"{where}.files") for item in component.files)
+    listed: object = component.files
+    if not isinstance(listed, list):
+        raise FormatError(f"[manifest] {where}.files: got {listed!r}, want a list")
+    files = tuple(_read(FileInfo, item, f"{where}.files") for item in listed)
     for info in files:
-        path = PurePosixPath(info.path)
-        if path.is_absolute() or ".." in path.parts or "\\" in info.path:
-            raise FormatError(
-                f"[manifest] {where}: path {info.path!r} leaves the bundle, want a relative path inside it"
-            )
+        relative_path(info.path, where)
     quantization = component.quantization
     if quantization is not None:
         quantization = _read(Quantization, quantization, f"{where}.quantization")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -15,6 +16,7 @@ from coremltools.proto import Model_pb2
 import moddit
 from convert.coreml.target import OPSET
 from convert.output import storage_errors
+from moddit.errors import StorageError
 from moddit.graphs import Feature, GraphFunction, Package
 
 AUTHOR: Final = "moddit"
@@ -50,16 +52,19 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
     Raises:
         StorageError: the disk is full, or cannot be written.
     """
-    with _quiet(), storage_errors(path):
-        model = ct.convert(
-            program,
-            convert_to="mlprogram",
-            minimum_deployment_target=OPSET,
-            compute_precision=ct.precision.FLOAT32,  # dtypes stay as the graph has them
-            pass_pipeline=ct.PassPipeline.EMPTY,
-            skip_model_load=True,
-        )
-        model.save(str(path))
+    with _quiet(), _scratch(path.parent), storage_errors(path):
+        try:
+            ct.convert(
+                program,
+                convert_to="mlprogram",
+                minimum_deployment_target=OPSET,
+                compute_precision=ct.precision.FLOAT32,  # dtypes stay as the graph has them
+                pass_pipeline=ct.PassPipeline.EMPTY,
+                skip_model_load=True,
+                package_dir=str(path),
+            )
+        except RuntimeError as error:  # of coremltools' writer of weights
+            raise StorageError(f"[coreml] {path}: cannot be written ({error}); is the disk full?") from error
     _describe(path, summary)
     functions = tuple(_signature(name, function) for name, function in program.functions.items())
     return Package(path.name, functions)
@@ -88,6 +93,18 @@ def _signature(name: str, function: Any) -> GraphFunction:
 
 def _feature(value: Any) -> Feature:
     return Feature(tuple(int(size) for size in value.shape), _DTYPES[types.builtin_to_string(value.dtype)])
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[None]:
+    """Let coremltools put its temporary copy of the weights on the bundle's disk, and remove it."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch", ignore_cleanup_errors=True) as scratch:
+        tempfile.tempdir = scratch
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 @contextmanager

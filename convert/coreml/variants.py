@@ -10,11 +10,13 @@ from convert.coreml.recipe import Size
 from convert.coreml.transformer import Variant
 from moddit.cost import block_flops
 from moddit.errors import ShapeError, ValueRangeError
-from moddit.graphs import Denoiser
+from moddit.graphs import Denoiser, size_name
 from moddit.routing import DENOMINATOR, RoutingPlan, capacity
 from moddit.spec import ModelSpec, PixArtSpec
 
-MAX_EXACT_REGIONS: Final = 10  # up to here all partitions are tried, 115975 of them
+MAX_ROWS: Final = 10  # up to here all partitions are tried, 115975 of them
+
+Row = tuple[int, ...]  # tenths of every layer
 
 
 @dataclass(frozen=True)
@@ -34,44 +36,44 @@ def merge_rows(
     rounded: about the trained FLOPs, but fewer tokens in some regions.
 
     Raises:
-        ValueRangeError: a limit below 1, or a plan of more regions than can be searched.
+        ValueRangeError: a limit below 1, or a plan of more rows than can be searched.
     """
     if limit < 1:
         raise ValueRangeError(f"[coreml] max-functions out of range, got {limit}, want at least 1")
     if len(plan.rows()) <= limit:
         return Merge(plan, 0.0)
-    if plan.regions > MAX_EXACT_REGIONS:
-        raise ValueRangeError(
-            f"[coreml] max-functions needs a plan of at most {MAX_EXACT_REGIONS} regions, got {plan.regions}"
-        )
+    rows = plan.rows()
+    if len(rows) > MAX_ROWS:
+        raise ValueRangeError(f"[coreml] max-functions needs a plan of at most {MAX_ROWS} rows, got {len(rows)}")
     cost = [block_flops(spec, capacity(tenths, tokens), text_tokens) for tenths in range(1, DENOMINATOR + 1)]
+    regions = [plan.row(region) for region in range(plan.regions)]
 
-    def change(groups: list[list[int]]) -> int:
+    def change(groups: list[list[Row]]) -> int:
         """FLOPs that differ from the trained plan's, in either direction."""
         return sum(
-            abs(cost[new - 1] - cost[old - 1])
+            regions.count(row) * abs(cost[new - 1] - cost[old - 1])
             for group in groups
-            for region in group
-            for new, old in zip(_merged(plan, group, allow_fewer), plan.row(region), strict=True)
+            for row in group
+            for new, old in zip(_merged(group, regions, allow_fewer), row, strict=True)
         )
 
-    best = min(_partitions(list(range(plan.regions)), limit), key=change)
-    rows = {region: _merged(plan, group, allow_fewer) for group in best for region in group}
-    table = tuple(tuple(rows[region][layer] for region in range(plan.regions)) for layer in range(plan.layers))
+    best = min(_partitions(list(rows), limit), key=change)
+    merged_rows = {row: _merged(group, regions, allow_fewer) for group in best for row in group}
+    table = tuple(zip(*(merged_rows[row] for row in regions), strict=True))
     merged = RoutingPlan(table, plan.num_train_timesteps)
     before, after = (sum(cost[tenths - 1] for row in item.keep_tenths for tenths in row) for item in (plan, merged))
     return Merge(merged, after / before - 1)
 
 
-def _merged(plan: RoutingPlan, group: Sequence[int], allow_fewer: bool) -> tuple[int, ...]:
-    """One row for a group of regions."""
-    columns = zip(*(plan.row(region) for region in group), strict=True)
-    if allow_fewer:
-        return tuple((2 * sum(column) + len(column)) // (2 * len(column)) for column in columns)
-    return tuple(max(column) for column in columns)
+def _merged(group: Sequence[Row], regions: Sequence[Row], allow_fewer: bool) -> Row:
+    """One row for a group of them."""
+    if not allow_fewer:
+        return tuple(max(column) for column in zip(*group, strict=True))
+    columns = zip(*(row for row in regions if row in group), strict=True)  # a row as often as it has regions
+    return tuple((2 * sum(column) + len(column)) // (2 * len(column)) for column in columns)
 
 
-def _partitions(items: list[int], limit: int) -> Iterator[list[list[int]]]:
+def _partitions(items: list[Row], limit: int) -> Iterator[list[list[Row]]]:
     """Divide items into 1..limit groups, in every way."""
     if not items:
         yield []
@@ -114,11 +116,6 @@ def list_functions(
                 variant = Variant(name, height // downscale, width // downscale, batch, row)
                 functions.append((variant, Denoiser(name, height, width, batch, regions, kept)))
     return functions
-
-
-def size_name(height: int, width: int) -> str:
-    """Name a picture size as an identifier."""
-    return f"px{height}x{width}"
 
 
 def _regions_of(plan: RoutingPlan | None, row: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -18,19 +18,21 @@ from convert.coreml.target import COMPUTE_UNITS, MINIMUM_OS
 from convert.coreml.text_encoder import build_text_encoder
 from convert.coreml.transformer import TransformerGraph
 from convert.coreml.vae import build_decoder, build_encoder
-from convert.coreml.variants import list_functions, merge_rows, size_name
+from convert.coreml.variants import list_functions, merge_rows
 from convert.coreml.weights import Weights
 from convert.description import Description
 from convert.output import Written, check_space, storage_errors
 from moddit.errors import ValueRangeError
-from moddit.graphs import Graphs, Package
+from moddit.graphs import Graphs, Package, size_name
 from moddit.manifest import Component, Quantization, describe_file
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 BACKEND: Final = "coreml"
 TOKENIZER_PATH: Final = "tokenizer.json"
-OVERHEAD_BYTES: Final = 64 << 20  # graphs, references and manifest, estimated from above
+OVERHEAD_BYTES: Final = (
+    64 << 20
+)  # graphs, references and manifest, estimated from above; weights exist twice for a while
 
 Advance = Callable[[int], object]  # told how many more bytes of the source are done
 Values = Callable[[str], NDArray[np.float32]]
@@ -52,7 +54,7 @@ def write_packages(
     spec = description.spec
     sizes = recipe.sizes or ((spec.default_side, spec.default_side),)
     _check_recipe(spec, recipe, sizes)
-    check_space(folder, sum(part.nbytes for part in description.parts.values()) + OVERHEAD_BYTES)
+    check_space(folder, 2 * sum(part.nbytes for part in description.parts.values()) + OVERHEAD_BYTES)
     weights = {name: Weights(name, part, recipe.scheme, advance) for name, part in description.parts.items()}
     plan, notes = _merge(description, recipe, sizes)
     functions = list_functions(spec, plan, sizes, recipe.batches)
@@ -115,7 +117,7 @@ def _merge(
     """Reduce the plan's rows if asked; say what it cost."""
     plan, spec = description.plan, description.spec
     if plan is None or recipe.max_functions is None:
-        return plan, ()
+        return plan, () if recipe.max_functions is None else ("--max-functions does nothing to a dense model",)
     tokens = (sizes[0][0] * sizes[0][1]) // spec.pixels_per_patch**2
     merge = merge_rows(
         spec.transformer,

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.verify.interpreter import Arithmetic, Interpreter, Watch
-from moddit.errors import UnsupportedError
-from moddit.graphs import Denoiser, Graphs
+from convert.verify.values import Feature
+from moddit.errors import FormatError, UnsupportedError
+from moddit.graphs import Denoiser, Graphs, Package
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 Arrays = Mapping[str, NDArray[Any]]
+_DTYPES = {"fp32": "float32", "fp16": "float16"}  # MIL's names to the manifest's
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Packages:
 
         Raises:
             UnsupportedError: the bundle has no packages, or one has operations that are not implemented.
+            FormatError: a package has other functions, inputs or outputs than the manifest says.
             InputError: a package is absent or damaged.
         """
         if graphs is None:
@@ -47,6 +50,9 @@ class Packages:
             role: [Interpreter(folder / package.path, arithmetic) for package in packages]
             for role, packages in graphs.packages.items()
         }
+        for role, packages in graphs.packages.items():
+            for package, interpreter in zip(packages, interpreters[role], strict=True):
+                _compare(folder, package, interpreter)
         return cls(folder, spec, plan, graphs, interpreters)
 
     def run(self, role: str, function: str, inputs: Arrays, watch: Watch | None = None) -> NDArray[np.float32]:
@@ -64,3 +70,28 @@ class Packages:
         count, total = (self.plan.regions if self.plan else 1), self.spec.scheduler.num_train_timesteps
         edges = [-(-region * total // count) for region in range(count + 1)]
         return [(edges[region], edges[region + 1] - 1) for region in denoiser.regions]
+
+
+def _compare(folder: Path, package: Package, interpreter: Interpreter) -> None:
+    """Compare the functions of a package with what the manifest says of them, which is what apps read."""
+    found = {
+        name: (_shapes(signature.inputs), _shapes(signature.outputs))
+        for name, signature in interpreter.functions.items()
+    }
+    wanted = {
+        function.name: (
+            {name: (feature.shape, feature.dtype) for name, feature in function.inputs.items()},
+            {name: (feature.shape, feature.dtype) for name, feature in function.outputs.items()},
+        )
+        for function in package.functions
+    }
+    if found != wanted:
+        names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise FormatError(
+            f"[verify] {folder / package.path}: functions {', '.join(names)} have other features than the manifest "
+            "says; convert the checkpoint again"
+        )
+
+
+def _shapes(features: Mapping[str, Feature]) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (feature.shape, _DTYPES.get(feature.dtype, feature.dtype)) for name, feature in features.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from convert.backends import silence_coremltools
+from convert.backends import VERIFY_MODULES, WRITE_MODULES, check_installed
 from moddit.errors import ParityError
 from moddit.manifest import Manifest, read_manifest
 
@@ -45,7 +45,7 @@ def command(
     Works on any machine. The report goes to standard output and to parity.json in the bundle, the pictures to
     verify-*.png beside it. The exit status is 1 if something differs by more than rounding.
     """
-    silence_coremltools()
+    check_installed(*WRITE_MODULES, *VERIFY_MODULES)
     manifest = read_manifest(bundle)
     if on_device:
         _verify_on_device(bundle, manifest, as_json)

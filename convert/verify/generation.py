@@ -86,23 +86,21 @@ def _predict(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Run both halves of the guidance, in one call of batch 2 or in two of batch 1."""
     region = packages.plan.region(timestep) if packages.plan else 0
-    batch = 2 if 2 in packages.graphs.batches else 1
+    batch = 2 if 2 in packages.graphs.batches else min(packages.graphs.batches)
     denoiser = packages.graphs.denoiser(request.height, request.width, batch, region)
     inputs = {"timestep": np.array([timestep], np.float32)}
     if packages.spec.transformer.use_additional_conditions:
         inputs["resolution"] = np.array([request.height, request.width], np.float32)
         inputs["aspect_ratio"] = np.array([request.height / request.width], np.float32)
-    outputs = []
-    for rows in (texts,) if batch == 2 else ([text] for text in texts):
+    inputs["latents"] = np.repeat(latents.astype(np.float32), batch, axis=0)
+    outputs: list[NDArray[np.float32]] = []
+    while len(outputs) < len(texts):
+        rows = [
+            texts[min(len(outputs) + row, len(texts) - 1)] for row in range(batch)
+        ]  # the last fills up a large batch
         states, masks = (np.concatenate(part) for part in zip(*rows, strict=True))
-        repeated = np.repeat(latents.astype(np.float32), len(rows), axis=0)
-        outputs.append(
-            packages.run(
-                "transformer", denoiser.function, {**inputs, "latents": repeated, "text": states, "text_mask": masks}
-            )
-        )
-    output = np.concatenate(outputs)
-    return output[:1], output[1:]
+        outputs += list(packages.run("transformer", denoiser.function, {**inputs, "text": states, "text_mask": masks}))
+    return outputs[0][None], outputs[1][None]
 
 
 def reference_file(folder: Path) -> Path:

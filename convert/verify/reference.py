@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,15 +49,21 @@ class Reference:
         text_encoder = build_text_encoder(spec.text_encoder, values["text_encoder"])
         return cls(spec, plan, transformer, text_encoder, build_vae(spec.vae, values["vae"]))
 
-    def run(self, role: str, inputs: Mapping[str, NDArray[Any]], record: Record | None = None) -> NDArray[np.float32]:
+    def run(
+        self,
+        role: str,
+        inputs: Mapping[str, NDArray[Any]],
+        record: Record | None = None,
+        forced: Sequence[Tensor] | None = None,
+    ) -> NDArray[np.float32]:
         """Compute what a function of the bundle computes; see `moddit.graphs` for roles and features.
 
-        `record` is called after each block of the transformer.
+        `record` is called after each block of the transformer; `forced` are tokens to keep instead of the ranking's.
         """
         features = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
         outputs: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
             "text_encoder": self._encode_text,
-            "transformer": partial(self._denoise, record=record),
+            "transformer": partial(self._denoise, record=record, forced=forced),
             "vae_decoder": self._decode,
             "vae_encoder": self._encode_image,
         }
@@ -70,7 +76,9 @@ class Reference:
         ).last_hidden_state
         return states
 
-    def _denoise(self, features: Mapping[str, Tensor], record: Record | None) -> Tensor:
+    def _denoise(
+        self, features: Mapping[str, Tensor], record: Record | None, forced: Sequence[Tensor] | None
+    ) -> Tensor:
         latents, batch = features["latents"], len(features["latents"])
         conditions = None
         if self.spec.transformer.use_additional_conditions:
@@ -79,7 +87,9 @@ class Reference:
                 "aspect_ratio": features["aspect_ratio"].expand(batch, 1),
             }
         timestep = features["timestep"].expand(batch)
-        output = self.transformer(latents, timestep, features["text"], features["text_mask"], conditions, record=record)
+        output = self.transformer(
+            latents, timestep, features["text"], features["text_mask"], conditions, record=record, forced=forced
+        )
         return output[:, : latents.shape[1]]
 
     def _decode(self, features: Mapping[str, Tensor]) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from convert.output import storage_errors
-from convert.verify.functions import EXACT_TOLERANCE, Outcome
+from convert.verify.functions import EXACT_TOLERANCE, TIE_MARGIN, Outcome
 from convert.verify.generation import PICTURE_DECIBELS
 from convert.verify.interpreter import Arithmetic
 
@@ -37,6 +38,7 @@ class Report:
     outcomes: tuple[Outcome, ...]
     picture: Picture | None
     tool_versions: Mapping[str, str]
+    knows_weights: bool  # whether there were references to tell that weights are those that were converted
 
     @property
     def passed(self) -> bool:
@@ -44,14 +46,17 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Write everything that `to_text` says."""
-        return {
+        value = {
             "passed": self.passed,
+            "knows_weights": self.knows_weights,
             "exact_tolerance": EXACT_TOLERANCE,
+            "tie_margin": TIE_MARGIN,
             "functions": [{**asdict(item), "passed": item.passed} for item in self.outcomes],
             "picture": None if self.picture is None else {**asdict(self.picture), "passed": self.picture.passed},
             "picture_decibels": {item.value: bound for item, bound in PICTURE_DECIBELS.items()},
             "tool_versions": dict(self.tool_versions),
         }
+        return cast(dict[str, Any], _finite(value))
 
     def to_text(self) -> str:
         """Write a table of all functions, and a line about the picture."""
@@ -64,6 +69,8 @@ class Report:
         lines.append(
             "errors are shares of the largest output; rerouted counts tokens that float16 routes otherwise, by layer"
         )
+        if not self.knows_weights:
+            lines.append("no reference.npz: whether the weights are those of the checkpoint was not checked")
         lines.append("passed" if self.passed else f"FAILED: {', '.join(self._failures())}")
         return "\n".join(lines)
 
@@ -74,13 +81,24 @@ class Report:
             StorageError: it cannot be written.
         """
         path = folder / REPORT_NAME
+        temporary = path.with_name(f".{REPORT_NAME}.part")
         with storage_errors(path):
-            path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            temporary.replace(path)
 
     def _failures(self) -> list[str]:
         return [item.case for item in self.outcomes if not item.passed] + (
             [] if self.picture is None or self.picture.passed else ["picture"]
         )
+
+
+def _finite(value: object) -> object:
+    """Replace numbers that JSON cannot hold: equal pictures have infinite PSNR, and float16 may overflow."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(item: Outcome, width: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +20,7 @@ from convert.verify.functions import Outcome, check_case, list_cases
 from convert.verify.generation import Request, generate, measure_psnr, reference_file
 from convert.verify.interpreter import Arithmetic
 from convert.verify.reference import Reference, Values
-from convert.verify.report import Picture, Report, decibels
+from convert.verify.report import REPORT_NAME, Picture, Report, decibels
 from convert.verify.weights import read_values
 from moddit.errors import FormatError, ParityError
 from moddit.graphs import Graphs
@@ -26,6 +28,7 @@ from moddit.manifest import Manifest, verify_files
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
+_DESCRIPTION: Final = "description_sha256"  # key of reference.npz
 _TOOLS: Final = ("coremltools", "torch", "diffusers", "transformers", "numpy")
 
 Told = Callable[[Outcome], object]
@@ -57,10 +60,11 @@ def verify_written(
         outcomes.append(outcome)
         arrays[f"{case.name}/output"] = wanted
         arrays |= {f"{case.name}/input/{name}": array for name, array in case.inputs.items()}
-    report = Report(tuple(outcomes), None, _versions())
+    report = Report(tuple(outcomes), None, _versions(), knows_weights=True)
     if not report.passed:
         raise ParityError(f"[verify] the packages do not compute what the checkpoint does:\n{report.to_text()}")
     path = reference_file(folder)
+    arrays[_DESCRIPTION] = np.array(_digest(spec, plan, graphs))
     with storage_errors(path):
         np.savez_compressed(path, allow_pickle=False, **arrays)
     report.write(folder)
@@ -90,7 +94,10 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
         for arithmetic in (Arithmetic.EXACT, Arithmetic.ROUNDED)
     )
     reference = Reference.build(spec, plan, read_values(spec, exact.interpreters, routed=plan is not None))
+    (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails
     stored = _read_stored(folder)
+    if stored is not None and manifest.graphs is not None:
+        _check_stored(folder, stored, _digest(spec, plan, manifest.graphs))
     outcomes = []
     for case in list_cases(exact, reference, quick=False):
         outcome, _ = check_case(case, reference, exact, rounded, stored)
@@ -98,7 +105,24 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
         if told is not None:
             told(outcome)
     picture = None if request is None else _compare_pictures(reference, exact, rounded, request)
-    return Report(tuple(outcomes), picture, _versions())
+    skipped = (stored or {}).keys() - {outcome.case for outcome in outcomes} - {_DESCRIPTION}
+    if skipped:
+        raise ParityError(f"[verify] {reference_file(folder)}: nothing was compared with {sorted(skipped)}")
+    return Report(tuple(outcomes), picture, _versions(), knows_weights=stored is not None)
+
+
+def _check_stored(folder: Path, stored: Mapping[str, NDArray[Any]], digest: str) -> None:
+    if str(stored.get(_DESCRIPTION)) != digest:
+        raise ParityError(
+            f"[verify] {folder}: specification, plan or functions in the manifest are not those that were converted; "
+            "convert the checkpoint again"
+        )
+
+
+def _digest(spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs) -> str:
+    """Hash what a manifest says of the model: packages cannot tell, for one, whether their regions were swapped."""
+    value = [spec.to_json(), plan.to_json() if plan else None, graphs.to_json()]
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, request: Request) -> Picture:
@@ -134,7 +158,8 @@ def _read_stored(folder: Path) -> dict[str, NDArray[Any]] | None:
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {key.removesuffix("/output"): arrays[key] for key in arrays.files if key.endswith("/output")}
+            outputs = {key.removesuffix("/output"): arrays[key] for key in arrays.files if key.endswith("/output")}
+            return outputs | {key: arrays[key] for key in arrays.files if key == _DESCRIPTION}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise FormatError(f"[verify] {path}: cannot be read ({error}); convert the checkpoint again") from None
 

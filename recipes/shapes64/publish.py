@@ -13,11 +13,12 @@ from recipes.shapes64.report import read_results
 from recipes.shapes64.runs import read_journal, write_folder
 from recipes.shapes64.teacher import CHECKPOINT, drop_local_paths, save_teacher
 
+OTHER_RESULTS: Final = "\n## Core ML\n"  # from here on docs/results.md is not this recipe's
 FIGURES: Final = ("shapes64-ratios.png", "shapes64-samples.png", "shapes64-curves.png")
 
 
 def publish(work: Path, repository: Path) -> None:
-    """Copy the DiffCR checkpoint, its teacher and the figures, and write docs/results.md."""
+    """Copy the DiffCR checkpoint, its teacher and the figures, and write the recipe's part of docs/results.md."""
 
     def write(target: Path) -> None:
         shutil.copytree(work / "diffcr", target, dirs_exist_ok=True)
@@ -28,7 +29,9 @@ def publish(work: Path, repository: Path) -> None:
     docs = repository / "docs"
     for name in FIGURES:
         shutil.copyfile(work / "report" / name, docs / name)
-    (docs / "results.md").write_text(write_results(work))
+    page = docs / "results.md"
+    _, heading, others = page.read_text().partition(OTHER_RESULTS)
+    page.write_text(write_results(work) + heading + others)
 
 
 def write_results(work: Path) -> str:

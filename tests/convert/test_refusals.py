@@ -200,7 +200,7 @@ class TestValues:
     def test_weights_beyond_float16(self, damaged: Path, tmp_path: Path, refuse: Callable[..., None]) -> None:
         name = "transformer_blocks.0.ff.net.2.weight"
         edit_weights(damaged / TRANSFORMER, lambda tensors: tensors[name].__setitem__((0, 0), -1e6))
-        refuse(damaged, damaged / TRANSFORMER, name, "reaches 1e+06", "convert with --dtype bfloat16 or float32")
+        refuse(damaged, damaged / TRANSFORMER, name, "reaches 1e+06", "with --dtype bfloat16 or float32")
         assert convert(damaged, tmp_path / "bundle", "--dtype", "bfloat16") == 0
 
     def test_two_embeddings_that_should_be_one(self, damaged: Path, refuse: Callable[..., None]) -> None:
