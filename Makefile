@@ -1,4 +1,4 @@
-# Everything runs in .venv, made on first use. Targets: setup generate test lint nightly verify-mac clean
+# Everything runs in .venv, made on first use. Targets: setup generate test golden swift-test lint nightly verify-mac clean
 
 PYTHON ?= python3
 PROMPT ?= a large red circle on the left and a small blue square on the right on a white background
@@ -15,7 +15,7 @@ FAST := scripts/fast_blas.py
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup generate test lint nightly verify-mac clean
+.PHONY: setup generate test golden swift-test lint nightly verify-mac clean
 
 setup: $(STAMP)
 
@@ -23,7 +23,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt scripts/install_system.sh $(FAST)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moddit needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q -c constraints.txt -e '.[mlx,convert,train,dev]'
+	$(PY) -m pip install -q -c constraints.txt -e '.[mlx,convert,coreml,train,dev]'
 	sh scripts/install_system.sh
 	$(PY) $(FAST) build
 	touch $(STAMP)
@@ -37,9 +37,20 @@ generate: setup
 # All that this machine can check in minutes; `make nightly` adds the rest.
 test: setup
 	$(PY) -m pytest -m "not slow and not nightly" $(PYTEST_ARGS)
+	$(MAKE) --no-print-directory swift-test
 
 nightly: setup
 	$(PY) -m pytest $(PYTEST_ARGS)
+	$(MAKE) --no-print-directory swift-test
+
+# The files that the Swift package is tested against, from the Python core.
+golden: setup
+	$(PY) -m scripts.golden
+
+# The Swift package, with a Swift that is installed first where there is none; skipped where it cannot be (status 77).
+swift-test:
+	@scripts/swift_linux.sh test -j 1 || { status=$$?; test $$status = 77 || exit $$status; \
+		echo 'The Swift package was not tested: no Swift 6 here, for the reason above'; }
 
 # Without ruff's cache: it keeps old verdicts on the order of imports when a module is added.
 lint: setup

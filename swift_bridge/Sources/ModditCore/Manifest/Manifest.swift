@@ -1,0 +1,128 @@
+import Foundation
+
+/// Who runs a bundle.
+public enum Backend: String, Sendable, CaseIterable {
+    /// MLX, which builds the model from tensors.
+    case mlx
+    /// Core ML, which runs finished graphs.
+    case coreml
+}
+
+/// What a bundle holds, how it is stored, and where it came from.
+///
+/// Port of moddit/manifest.py; docs/format.md describes the file.
+public struct Manifest: Sendable, Hashable {
+    /// Value of the field "format".
+    public static let format = "moddit"
+    /// The version that this reader knows.
+    public static let formatVersion = 2
+    /// Name of the file in a bundle.
+    public static let fileName = "manifest.json"
+    /// Most bytes that a manifest may have.
+    public static let mostBytes = 1 << 26
+    /// Components that every bundle has.
+    public static let componentNames = ["transformer", "text_encoder", "vae", "tokenizer"]
+
+    /// Who runs it.
+    public let backend: Backend
+    /// The model.
+    public let spec: ModelSpec
+    /// Which share of the tokens each layer keeps; nil for a dense model.
+    public let plan: RoutingPlan?
+    /// By name, one of `componentNames`.
+    public let components: [String: Component]
+    /// The packages; nil where the runtime builds the model from tensors.
+    public let graphs: Graphs?
+    /// Where it came from.
+    public let provenance: Provenance
+    /// Hash of what the bundle holds, independent of where it lies and when it was made; as the Python runtimes give it.
+    public let fingerprint: String
+
+    /// Reads a manifest.
+    ///
+    /// - Parameters:
+    ///   - data: the bytes of the file.
+    ///   - place: its name, for messages.
+    /// - Throws: `ModditError.format` if it is damaged or of another version, and other cases for values that are not
+    ///   allowed or do not fit together.
+    public init(_ data: Data, place: String = Manifest.fileName) throws(ModditError) {
+        let value = try JSON.parse(data, place: place, component: "manifest")
+        try self.init(JSONField(value, place: place, component: "manifest"))
+    }
+
+    /// Reads a manifest strictly from its JSON.
+    public init(_ field: JSONField) throws(ModditError) {
+        try Self.checkVersion(field)
+        let object = try JSONObject(
+            field, ["format", "format_version", "backend", "spec", "plan", "components", "graphs", "provenance"])
+        backend = try choice(object["backend"])
+        spec = try ModelSpec(object["spec"])
+        plan = try object.optional("plan") { item throws(ModditError) in try RoutingPlan(item) }
+        if let plan, plan.layers != spec.transformer.layers {
+            throw .shape(
+                "[manifest] \(field.place): plan has \(plan.layers) layers, the transformer \(spec.transformer.layers)")
+        }
+        components = try Self.readComponents(object["components"])
+        graphs = try object.optional("graphs") { item throws(ModditError) in try Graphs(item) }
+        provenance = try Provenance(object["provenance"])
+        guard (graphs == nil) == (backend == .mlx) else {
+            let found = graphs == nil ? "without" : "with"
+            throw field.format(
+                "backend is '\(backend.rawValue)' \(found) graphs", want: "'mlx' without or 'coreml' with them")
+        }
+        try graphs?.check(spec, plan: plan, place: "\(field.place).graphs")
+        try Self.checkPackages(graphs, components, field.place)
+        fingerprint = Self.fingerprint(components, spec: try object["spec"].value, plan: try object["plan"].value)
+    }
+
+    /// Files of a package, as the components list them, sorted by path.
+    public func files(of package: Package) -> [FileInfo] {
+        Self.files(of: package, components).sorted { $0.path < $1.path }
+    }
+
+    /// Hash of a package's files: two packages with the same one are the same.
+    public func hash(of package: Package) -> String {
+        let lines = files(of: package).map { "\($0.sha256) \($0.path)\n" }
+        return SHA256Hash.hash(lines.joined().utf8)
+    }
+
+    private static func checkVersion(_ field: JSONField) throws(ModditError) {
+        guard case .object(let fields) = field.value, fields["format"] == .string(format) else {
+            throw .format("[manifest] \(field.place): not a moddit bundle, want \"format\": \"\(format)\"")
+        }
+        guard fields["format_version"] == .integer(formatVersion) else {
+            throw .format(
+                "[manifest] \(field.place): format_version is unknown, want \(formatVersion); "
+                    + "convert the checkpoint again, or upgrade moddit if the bundle is newer")
+        }
+    }
+
+    private static func readComponents(_ field: JSONField) throws(ModditError) -> [String: Component] {
+        let object = try JSONObject(field, componentNames)
+        var components: [String: Component] = [:]
+        for name in componentNames { components[name] = try Component(object[name]) }
+        return components
+    }
+
+    private static func fingerprint(_ components: [String: Component], spec: JSON, plan: JSON) -> String {
+        let files = components.values.flatMap(\.files).map { [$0.path, $0.sha256] }
+            .sorted { $0[0].unicodeScalars.lexicographicallyPrecedes($1[0].unicodeScalars) }
+        let rows = files.map { JSON.array($0.map { .string($0) }) }
+        return SHA256Hash.hash(JSON.array([.array(rows), spec, plan]).text.utf8)
+    }
+
+    private static func files(of package: Package, _ components: [String: Component]) -> [FileInfo] {
+        components.values.flatMap(\.files).filter { BundlePath.isInside($0.path, package.path) }
+    }
+
+    /// Every package must have files, or it could be anything.
+    private static func checkPackages(
+        _ graphs: Graphs?, _ components: [String: Component], _ place: String
+    ) throws(ModditError) {
+        for role in PackageRole.allCases {
+            for package in graphs?.packages[role] ?? [] where files(of: package, components).isEmpty {
+                throw .missing("[manifest] \(place): package '\(package.path)' has no files; convert again")
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+import Foundation
+
+/// A bundle's folder and its manifest.
+public struct ModelBundle: Sendable {
+    /// Most bytes of a tokenizer's file.
+    private static let mostTokenizerBytes = 1 << 28
+
+    /// The folder.
+    public let folder: URL
+    /// What it says of itself.
+    public let manifest: Manifest
+
+    /// Opens a bundle, and checks that all its files are there with their sizes.
+    ///
+    /// - Throws: `ModditError.missing` if the manifest or a file is absent, `ModditError.format` for a damaged one, and
+    ///   what `Manifest` throws.
+    public init(folder: URL) throws(ModditError) {
+        let file = folder.appendingPathComponent(Manifest.fileName)
+        let data = try Self.read(file, most: Manifest.mostBytes)
+        self.folder = folder
+        manifest = try Manifest(data, place: file.path)
+        try verify()
+    }
+
+    /// Checks that every file is there with its size, and with its hash if `hashes` (reads everything).
+    ///
+    /// - Throws: `ModditError.missing` if a file is absent, `ModditError.format` if it has another size or hash than the
+    ///   manifest says.
+    public func verify(hashes: Bool = false) throws(ModditError) {
+        for name in Manifest.componentNames {
+            for info in manifest.components[name]?.files ?? [] { try verify(info, hashes: hashes) }
+        }
+    }
+
+    /// Reads the tokenizer.
+    ///
+    /// - Throws: `ModditError` if it is absent or damaged, or its hash is not the manifest's.
+    public func tokenizer() throws(ModditError) -> UnigramTokenizer {
+        let files = manifest.components["tokenizer"]?.files ?? []
+        guard files.count == 1, let info = files.first else {
+            throw .format("[manifest] \(folder.path): the tokenizer has \(files.count) files, want one")
+        }
+        let file = url(info.path)
+        let data = try Self.read(file, most: Self.mostTokenizerBytes)
+        guard SHA256Hash.hash(data) == info.sha256 else { throw wrongHash(file) }
+        return try UnigramTokenizer(data, place: file.path)
+    }
+
+    /// The packages and their uses.
+    ///
+    /// - Throws: `ModditError.unsupported` for a bundle of another runtime.
+    public func graphs() throws(ModditError) -> Graphs {
+        guard manifest.backend == .coreml, let graphs = manifest.graphs else {
+            throw .unsupported(
+                "[manifest] \(folder.path): a bundle for \(manifest.backend.rawValue), want one for coreml; "
+                    + "convert the checkpoint with --to coreml")
+        }
+        return graphs
+    }
+
+    /// Where a file or package lies.
+    public func url(_ path: String) -> URL {
+        folder.appendingPathComponent(path)
+    }
+
+    private func verify(_ info: FileInfo, hashes: Bool) throws(ModditError) {
+        let file = url(info.path)
+        let attributes = try? FileManager.default.attributesOfItem(atPath: file.resolvingSymlinksInPath().path)
+        guard let attributes, attributes[.type] as? FileAttributeType == .typeRegular else {
+            throw .missing(
+                "[manifest] \(file.path): no such file, though the manifest lists it; convert the checkpoint again")
+        }
+        let bytes = (attributes[.size] as? NSNumber)?.int64Value ?? -1
+        guard bytes == Int64(info.bytes) else {
+            throw .format(
+                "[manifest] \(file.path): got \(bytes) bytes, want \(info.bytes); "
+                    + "the file is truncated or changed, convert the checkpoint again")
+        }
+        if hashes, try SHA256Hash.hash(fileAt: file) != info.sha256 { throw wrongHash(file) }
+    }
+
+    private func wrongHash(_ file: URL) -> ModditError {
+        .format(
+            "[manifest] \(file.path): its sha256 is not the manifest's; the file has changed, convert the checkpoint again"
+        )
+    }
+
+    private static func read(_ file: URL, most: Int) throws(ModditError) -> Data {
+        guard let handle = try? FileHandle(forReadingFrom: file) else {
+            throw .missing(
+                "[manifest] \(file.path): no such file; make a bundle with "
+                    + "`python -m convert --from hf-checkpoint --to coreml`")
+        }
+        defer { try? handle.close() }
+        guard let data = try? handle.read(upToCount: most + 1) ?? Data() else {
+            throw .format("[manifest] \(file.path): cannot be read; check the disk, or convert again")
+        }
+        guard data.count <= most else {
+            throw .format("[manifest] \(file.path): larger than \(most) bytes, want a file of a bundle")
+        }
+        return data
+    }
+}

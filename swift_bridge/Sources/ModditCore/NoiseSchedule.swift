@@ -1,0 +1,160 @@
+import Foundation
+
+/// How betas lie between their first and last value.
+public enum BetaSchedule: String, Sendable, CaseIterable {
+    /// Evenly.
+    case linear
+    /// Their square roots evenly.
+    case scaledLinear = "scaled_linear"
+}
+
+/// What a model predicts.
+public enum PredictionType: String, Sendable, CaseIterable {
+    /// The noise.
+    case epsilon
+    /// The velocity, a mixture of picture and noise.
+    case velocity = "v_prediction"
+}
+
+/// Which timesteps a run visits.
+public enum TimestepSpacing: String, Sendable, CaseIterable {
+    /// Evenly from the first to the last.
+    case linspace
+    /// Multiples of a whole stride, from 0.
+    case leading
+    /// Evenly, counted from the last.
+    case trailing
+}
+
+/// A way to sample.
+public enum Sampler: String, Sendable, CaseIterable {
+    /// DPM-Solver++ of second order, multistep.
+    case dpmpp2M = "dpmpp-2m"
+    /// DDIM without added noise.
+    case ddim
+    /// Euler's method.
+    case euler
+}
+
+/// How a model was trained to denoise, and how its checkpoint asks to be sampled.
+public struct NoiseSchedule: Sendable, Hashable {
+    /// Training timesteps.
+    public let numTrainTimesteps: Int
+    /// How betas lie between their ends.
+    public let betaSchedule: BetaSchedule
+    /// First beta, 0 < betaStart <= betaEnd.
+    public let betaStart: Double
+    /// Last beta, below 1.
+    public let betaEnd: Double
+    /// What the model predicts.
+    public let predictionType: PredictionType
+    /// Which timesteps a run visits, for every sampler.
+    public let timestepSpacing: TimestepSpacing
+    /// Added to the timesteps of `leading`.
+    public let stepsOffset: Int
+    /// DDIM's last step goes to the clean picture, not to the noise of timestep 0.
+    public let setAlphaToOne: Bool
+    /// The checkpoint's own sampler.
+    public let sampler: Sampler
+
+    /// Makes a noise schedule.
+    ///
+    /// - Throws: `ModditError.valueRange` for a number outside its range.
+    public init(
+        numTrainTimesteps: Int = 1000, betaSchedule: BetaSchedule = .linear, betaStart: Double = 0.0001,
+        betaEnd: Double = 0.02, predictionType: PredictionType = .epsilon, timestepSpacing: TimestepSpacing,
+        stepsOffset: Int = 0, setAlphaToOne: Bool = true, sampler: Sampler
+    ) throws(ModditError) {
+        let most = RoutingPlan.mostTimesteps
+        guard (1...most).contains(numTrainTimesteps) else {
+            throw .valueRange("[samplers] num_train_timesteps = \(numTrainTimesteps) is out of range, want 1...\(most)")
+        }
+        guard (0...most).contains(stepsOffset) else {
+            throw .valueRange("[samplers] steps_offset = \(stepsOffset) is out of range, want 0...\(most)")
+        }
+        guard betaStart > 0, betaStart <= betaEnd, betaEnd < 1 else {
+            throw .valueRange(
+                "[samplers] betas = \(betaStart), \(betaEnd) are out of range, want 0 < beta_start <= beta_end < 1")
+        }
+        self.numTrainTimesteps = numTrainTimesteps
+        self.betaSchedule = betaSchedule
+        self.betaStart = betaStart
+        self.betaEnd = betaEnd
+        self.predictionType = predictionType
+        self.timestepSpacing = timestepSpacing
+        self.stepsOffset = stepsOffset
+        self.setAlphaToOne = setAlphaToOne
+        self.sampler = sampler
+    }
+
+    /// Reads the "scheduler" object of a manifest strictly.
+    ///
+    /// - Throws: `ModditError.format` for unknown, missing or wrongly typed fields, `ModditError.unsupported` for a
+    ///   name that is not known, `ModditError.valueRange` for a number outside its range.
+    public init(_ field: JSONField) throws(ModditError) {
+        let names = [
+            "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "timestep_spacing",
+            "steps_offset", "set_alpha_to_one", "sampler",
+        ]
+        let fields = try field.object(names)
+        func read<Value>(
+            _ name: String, _ read: (JSONField) throws(ModditError) -> Value
+        ) throws(ModditError) -> Value {
+            guard let item = fields[name] else { throw field.format("no '\(name)'", want: "one") }
+            return try read(item)
+        }
+        try self.init(
+            numTrainTimesteps: read("num_train_timesteps") { item throws(ModditError) in try item.integer() },
+            betaSchedule: read("beta_schedule", choice),
+            betaStart: read("beta_start") { item throws(ModditError) in try item.number() },
+            betaEnd: read("beta_end") { item throws(ModditError) in try item.number() },
+            predictionType: read("prediction_type", choice),
+            timestepSpacing: read("timestep_spacing", choice),
+            stepsOffset: read("steps_offset") { item throws(ModditError) in try item.integer() },
+            setAlphaToOne: read("set_alpha_to_one") { item throws(ModditError) in try item.bool() },
+            sampler: read("sampler", choice))
+    }
+
+    /// Share of signal variance left at every training timestep, (numTrainTimesteps).
+    ///
+    /// Betas, alphas and the products are rounded to single precision as in diffusers, because that is how models are
+    /// trained: near timestep 0 the rounding of alpha alone changes the noise level by 1 part in 3000.
+    public var alphasCumprod: [Double] {
+        let betas: [Float] =
+            switch betaSchedule {
+            case .linear: linspace(betaStart, betaEnd, numTrainTimesteps).map { Float($0) }
+            case .scaledLinear:
+                linspace(betaStart.squareRoot(), betaEnd.squareRoot(), numTrainTimesteps).map { Float($0) * Float($0) }
+            }
+        var product = 1.0
+        return betas.map { beta in
+            product *= Double(1 - beta)
+            return Double(Float(product))
+        }
+    }
+
+    /// Noise level relative to the signal at every training timestep, sqrt((1 - a) / a), (numTrainTimesteps).
+    var noiseLevels: [Double] {
+        alphasCumprod.map { (1 / $0 - 1).squareRoot() }
+    }
+}
+
+/// Reads a text that is one of an enumeration's.
+func choice<Choice: RawRepresentable & CaseIterable>(_ field: JSONField) throws(ModditError) -> Choice
+where Choice.RawValue == String {
+    let text = try field.string()
+    guard let value = Choice(rawValue: text) else {
+        let known = Choice.allCases.map { "'\($0.rawValue)'" }.joined(separator: " or ")
+        throw .unsupported("[\(field.component)] \(field.place) = '\(text)' is not implemented, want \(known)")
+    }
+    return value
+}
+
+/// Evenly spaced numbers, both ends included, as `numpy.linspace` rounds them.
+func linspace(_ start: Double, _ stop: Double, _ count: Int) -> [Double] {
+    guard count > 1 else { return count == 1 ? [start] : [] }
+    let step = (stop - start) / Double(count - 1)
+    var values = (0..<count).map { Double($0) * step + start }
+    values[count - 1] = stop
+    return values
+}

@@ -1,0 +1,107 @@
+import Foundation
+
+/// A folder of compiled models, so that a package is compiled once on a machine.
+///
+/// A model lies under the hash of its package: another bundle with the same package finds it, and a changed package does
+/// not.
+public struct CompiledModelCache: Sendable, Hashable {
+    private static let ending = "mlmodelc"
+
+    /// The folder.
+    public let folder: URL
+
+    /// Chooses a folder.
+    ///
+    /// - Parameter folder: by default one in Application Support; a system may empty a folder of caches while it is used.
+    /// - Throws: `ModditError.storage` if the system names no folder.
+    public init(folder: URL? = nil) throws(ModditError) {
+        let support = FileManager.default.urls(for: .applicationSupportDirectory, in: .userDomainMask).first
+        guard let folder = folder ?? support?.appendingPathComponent("moddit/compiled") else {
+            throw .storage("[cache] the system has no folder for Application Support; name one")
+        }
+        self.folder = folder
+    }
+
+    /// Finds a compiled model.
+    public func find(_ hash: String) -> URL? {
+        let url = place(hash)
+        return FileManager.default.fileExists(atPath: url.path) ? url : nil
+    }
+
+    /// Moves a compiled model here, unless another process has done so meanwhile.
+    ///
+    /// - Returns: where it is now.
+    /// - Throws: `ModditError.storage` if the folder cannot be made or written.
+    public func store(_ compiled: URL, hash: String) throws(ModditError) -> URL {
+        let target = place(hash)
+        do {
+            try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+            try FileManager.default.moveItem(at: compiled, to: target)
+        } catch {
+            guard find(hash) != nil else {
+                throw .storage("[cache] cannot write \(target.path): \(error.localizedDescription)")
+            }
+            try? FileManager.default.removeItem(at: compiled)
+        }
+        excludeFromBackup(target)
+        return target
+    }
+
+    /// Removes a compiled model, if it is there.
+    ///
+    /// - Throws: `ModditError.storage` if it cannot be removed.
+    public func remove(_ hash: String) throws(ModditError) {
+        guard let url = find(hash) else { return }
+        do {
+            try FileManager.default.removeItem(at: url)
+        } catch {
+            throw .storage("[cache] cannot remove \(url.path): \(error.localizedDescription)")
+        }
+    }
+
+    /// Hashes are hexadecimal, but a name must be safe whatever it is.
+    private func place(_ hash: String) -> URL {
+        folder.appendingPathComponent(String(hash.filter { $0.isHexDigit }.prefix(64)))
+            .appendingPathExtension(Self.ending)
+    }
+
+    /// It can be made again.
+    private func excludeFromBackup(_ url: URL) {
+        #if canImport(Darwin)
+        var (url, values) = (url, URLResourceValues())
+        values.isExcludedFromBackup = true
+        try? url.setResourceValues(values)
+        #endif
+    }
+}
+
+/// How a function of a package came into memory.
+public struct LoadReport: Sendable, Hashable {
+    /// Where the compiled model came from.
+    public enum Origin: String, Sendable {
+        /// Compiled now, which happens once on a machine.
+        case compiled
+        /// Found in the cache.
+        case cache
+    }
+
+    /// Path of the package in its bundle.
+    public let package: String
+    /// The function.
+    public let function: String
+    /// Where the compiled model came from.
+    public let origin: Origin
+    /// Time to compile; 0 if it was in the cache.
+    public let compileSeconds: Double
+    /// Time to load; the first time for a function the system also prepares it for the device.
+    public let loadSeconds: Double
+
+    /// Makes a report.
+    public init(package: String, function: String, origin: Origin, compileSeconds: Double, loadSeconds: Double) {
+        self.package = package
+        self.function = function
+        self.origin = origin
+        self.compileSeconds = compileSeconds
+        self.loadSeconds = loadSeconds
+    }
+}

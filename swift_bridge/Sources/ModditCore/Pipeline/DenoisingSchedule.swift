@@ -1,0 +1,96 @@
+/// How the texts of a step are given to the denoiser, which depends on the batches that a bundle has.
+public enum Batching: Sendable, Hashable {
+    /// Negative prompt and prompt in one call.
+    case together
+    /// Negative prompt and prompt in a call each.
+    case apart
+    /// One text in one call.
+    case single
+    /// One text twice in one call, where a bundle has only functions for two.
+    case doubled
+
+    /// Chooses: one call if it can be, of as many rows as there are texts.
+    ///
+    /// - Throws: `ModditError.missing` if the bundle has functions neither for one text nor for two.
+    public init(texts: Int, batches: [Int]) throws(ModditError) {
+        switch (texts == 2, batches.contains(2), batches.contains(1)) {
+        case (true, true, _): self = .together
+        case (true, false, true): self = .apart
+        case (false, _, true): self = .single
+        case (false, true, false): self = .doubled
+        default:
+            throw .missing("[pipeline] the bundle has functions for batches \(batches), want 1 or 2; convert again")
+        }
+    }
+
+    /// Rows of a call.
+    public var batch: Int {
+        switch self {
+        case .together, .doubled: 2
+        case .apart, .single: 1
+        }
+    }
+
+    /// For every call of a step, which text each row is for.
+    var calls: [[Int]] {
+        switch self {
+        case .together: [[0, 1]]
+        case .apart: [[0], [1]]
+        case .single: [[0]]
+        case .doubled: [[0, 0]]
+        }
+    }
+}
+
+/// The steps of a run, each with the function that computes it.
+public struct DenoisingSchedule: Sendable, Hashable {
+    /// One step.
+    public struct Step: Sendable, Hashable {
+        /// From 0.
+        public let index: Int
+        /// The sampler's weights, and the timestep.
+        public let sampler: SamplerStep
+        /// Region of the timestep; 0 for a dense model.
+        public let region: Int
+        /// The function.
+        public let function: DenoiserFunction
+    }
+
+    /// The picture's size.
+    public let size: PictureSize
+    /// The sampler.
+    public let sampler: Sampler
+    /// Scales the noise that a run starts from.
+    public let initScale: Double
+    /// The steps, noisiest first.
+    public let steps: [Step]
+
+    /// Plans a run.
+    ///
+    /// - Parameters:
+    ///   - manifest: of the bundle.
+    ///   - size: by default the bundle's first.
+    ///   - batch: rows of a call of the denoiser.
+    ///   - sampler: by default the checkpoint's own.
+    ///   - steps: their number.
+    /// - Throws: `ModditError.missing` if the bundle has no function for the size and batch, and what `SamplerTable`
+    ///   throws.
+    public init(
+        _ manifest: Manifest, size: PictureSize? = nil, batch: Int, sampler: Sampler? = nil, steps: Int
+    ) throws(ModditError) {
+        guard let graphs = manifest.graphs, let size = size ?? graphs.sizes.first else {
+            throw .unsupported("[pipeline] the bundle has no packages, want one for coreml; convert with --to coreml")
+        }
+        let table = try SamplerTable(manifest.spec.scheduler, sampler: sampler, steps: steps)
+        var found: [Step] = []
+        for (index, step) in table.steps.enumerated() {
+            let region = try manifest.plan?.region(of: step.timestep) ?? 0
+            let function = try graphs.denoiser(size: size, batch: batch, region: region)
+            found.append(Step(index: index, sampler: step, region: region, function: function))
+        }
+        self.size = size
+        self.sampler = table.sampler
+        initScale = table.initScale
+        self.steps = found
+    }
+}

@@ -1,0 +1,164 @@
+/// A text encoder that is a package.
+public struct GraphTextEncoder: TextEncoding {
+    /// Name of the function.
+    static let function = "encode"
+    private let package: Package
+    private let runner: any PackageRunning
+
+    /// Finds the package.
+    ///
+    /// - Throws: `ModditError.missing` if the bundle has none.
+    public init(_ graphs: Graphs, runner: any PackageRunning) throws(ModditError) {
+        package = try graphs.onePackage(for: .textEncoder)
+        self.runner = runner
+    }
+
+    /// Encodes one text.
+    public func encode(_ tokens: UnigramTokenizer.Padded) async throws -> [Float] {
+        let shape = [1, tokens.ids.count]
+        let inputs = [
+            "input_ids": try Tensor(.int32(tokens.ids), shape: shape),
+            "text_mask": try Tensor(tokens.mask.map { Float($0) }, shape: shape),
+        ]
+        return try await runner.call(package, package.function(Self.function), inputs).floats("text")
+    }
+
+    /// Gives the package's memory back.
+    public func unload() async { await runner.unload(package) }
+}
+
+/// A transformer that is one package, or several which run one after the other.
+public struct GraphDenoiser: Denoiser {
+    /// Ends the name of an output that is the next package's input.
+    private static let handedOn = "_out"
+    private let packages: [Package]
+    private let spec: ModelSpec
+    private let runner: any PackageRunning
+
+    /// Finds the packages.
+    ///
+    /// - Throws: `ModditError.missing` if the bundle has none.
+    public init(_ graphs: Graphs, spec: ModelSpec, runner: any PackageRunning) throws(ModditError) {
+        packages = try graphs.packages(for: .transformer)
+        self.spec = spec
+        self.runner = runner
+    }
+
+    /// Predicts the noise, or the velocity.
+    public func predict(_ input: DenoiserInput) async throws -> [Float] {
+        var values = try inputs(input)
+        let mask = values["text_mask"]
+        for package in packages {
+            let outputs = try await runner.call(package, package.function(input.function.function), values)
+            values = ["text_mask": mask].compactMapValues { $0 }
+            for (name, value) in outputs {
+                values[name.hasSuffix(Self.handedOn) ? String(name.dropLast(Self.handedOn.count)) : name] = value
+            }
+        }
+        return try values.floats("prediction")
+    }
+
+    /// Gives the packages' memory back.
+    public func unload() async {
+        for package in packages { await runner.unload(package) }
+    }
+
+    private func inputs(_ input: DenoiserInput) throws(ModditError) -> [String: Tensor] {
+        let (batch, scale) = (input.texts.count, spec.vae.downscale)
+        let (height, width) = (input.function.height, input.function.width)
+        let length = spec.maxSequenceLength
+        let states = input.texts.flatMap(\.states)
+        var values = [
+            "latents": try Tensor(
+                input.latents, shape: [batch, spec.transformer.channels, height / scale, width / scale]),
+            "timestep": try Tensor([input.timestep], shape: [1]),
+            "text": try Tensor(states, shape: [batch, length, spec.textEncoder.width]),
+            "text_mask": try Tensor(input.texts.flatMap(\.mask), shape: [batch, length]),
+        ]
+        if spec.transformer.usesAdditionalConditions {
+            values["resolution"] = try Tensor([Float(height), Float(width)], shape: [2])
+            values["aspect_ratio"] = try Tensor([Float(Double(height) / Double(width))], shape: [1])
+        }
+        return values
+    }
+}
+
+/// A decoder that is a package.
+public struct GraphDecoder: LatentDecoding {
+    private let package: Package
+    private let spec: VAESpec
+    private let runner: any PackageRunning
+
+    /// Finds the package.
+    ///
+    /// - Throws: `ModditError.missing` if the bundle has none.
+    public init(_ graphs: Graphs, spec: VAESpec, runner: any PackageRunning) throws(ModditError) {
+        package = try graphs.onePackage(for: .vaeDecoder)
+        self.spec = spec
+        self.runner = runner
+    }
+
+    /// Decodes latents.
+    public func decode(_ latents: [Float], size: PictureSize) async throws -> [Float] {
+        let shape = [1, spec.latentChannels, size.height / spec.downscale, size.width / spec.downscale]
+        let function = try package.function(takes: "latents", shape: shape)
+        return try await runner.call(package, function, ["latents": Tensor(latents, shape: shape)]).floats("image")
+    }
+
+    /// Gives the package's memory back.
+    public func unload() async { await runner.unload(package) }
+}
+
+/// An encoder of pictures that is a package.
+public struct GraphEncoder: Unloadable {
+    private let package: Package
+    private let spec: VAESpec
+    private let runner: any PackageRunning
+
+    /// Finds the package.
+    ///
+    /// - Throws: `ModditError.missing` if the bundle has none.
+    public init(_ graphs: Graphs, spec: VAESpec, runner: any PackageRunning) throws(ModditError) {
+        package = try graphs.onePackage(for: .vaeEncoder)
+        self.spec = spec
+        self.runner = runner
+    }
+
+    /// Encodes a picture: the most likely latents, as the transformer has them.
+    ///
+    /// Shapes: planes (3, height, width), -1 to 1 -> (C, h, w)
+    public func encode(_ planes: [Float], size: PictureSize) async throws -> [Float] {
+        let shape = [1, 3, size.height, size.width]
+        let function = try package.function(takes: "image", shape: shape)
+        let moments = try await runner.call(package, function, ["image": Tensor(planes, shape: shape)])
+            .floats("moments")
+        let (scale, shift) = (Float(spec.scalingFactor), Float(spec.shiftFactor))
+        return moments.prefix(moments.count / 2).map { ($0 - shift) * scale }
+    }
+
+    /// Gives the package's memory back.
+    public func unload() async { await runner.unload(package) }
+}
+
+extension Graphs {
+    /// Finds the package of a role that has one.
+    func onePackage(for role: PackageRole) throws(ModditError) -> Package {
+        let found = try packages(for: role)
+        guard found.count == 1, let package = found.first else {
+            throw .unsupported("[graphs] '\(role.rawValue)' has \(found.count) packages, want one")
+        }
+        return package
+    }
+}
+
+extension Package {
+    /// Finds the function for an input's shape.
+    func function(takes name: String, shape: [Int]) throws(ModditError) -> GraphFunction {
+        guard let function = functions.first(where: { $0.inputs[name]?.shape == shape }) else {
+            throw .missing(
+                "[graphs] \(path): no function takes '\(name)' of shape \(shape), got "
+                    + "\(functions.compactMap { $0.inputs[name]?.shape })")
+        }
+        return function
+    }
+}

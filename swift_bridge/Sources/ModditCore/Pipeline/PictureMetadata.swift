@@ -1,0 +1,79 @@
+import Foundation
+
+/// What a picture's file says about how it was made, with the names that the Python runtimes use.
+///
+/// Port of mlx_moddit/metadata.py.
+public struct PictureMetadata: Sendable, Hashable {
+    /// Version of the format.
+    public static let version = 1
+    /// Version of this package; the Python packages' too.
+    public static let packageVersion = "0.1.0"
+    /// Keyword of the text for programs.
+    public static let chunk = "moddit"
+    /// Keyword of the text for people.
+    public static let chunkForPeople = "parameters"
+
+    /// The settings, complete.
+    public let settings: GenerationSettings
+    /// The picture's size.
+    public let size: PictureSize
+    /// The sampler that was used.
+    public let sampler: Sampler
+    /// The bundle's folder, as the user gave it.
+    public let path: String?
+    /// Of the bundle's contents.
+    public let fingerprint: String
+    /// Where the bundle came from.
+    public let source: String
+    /// Computed in.
+    public let dtype: String?
+    /// Programs whose version can change a picture.
+    public let versions: [String: String]
+
+    /// The JSON of the text for programs.
+    public var json: String {
+        JSON.object([
+            "version": .integer(Self.version),
+            "settings": .object([
+                "prompt": .string(settings.prompt),
+                "negative_prompt": .string(settings.negativePrompt),
+                "seed": .integer(settings.seed),
+                "steps": .integer(settings.steps),
+                "guidance_scale": .number(settings.guidanceScale),
+                "height": .integer(size.height),
+                "width": .integer(size.width),
+                "sampler": .string(sampler.rawValue),
+            ]),
+            "model": .object([
+                "path": path.map { .string($0) } ?? .null,
+                "fingerprint": .string(fingerprint),
+                "source": .string(source),
+            ]),
+            "dtype": dtype.map { .string($0) } ?? .null,
+            "versions": .object(versions.mapValues { .string($0) }),
+        ]).text
+    }
+
+    /// The lines that image browsers show.
+    public var parameters: String {
+        var lines = [settings.prompt]
+        if settings.isGuided, !settings.negativePrompt.isEmpty {
+            lines.append("Negative prompt: \(settings.negativePrompt)")
+        }
+        let facts = [
+            "Steps: \(settings.steps)",
+            "Sampler: \(sampler.rawValue)",
+            "CFG scale: \(String(format: "%g", settings.guidanceScale))",
+            "Seed: \(settings.seed)",
+            "Size: \(size.width)x\(size.height)",
+            "Model hash: \(fingerprint.prefix(10))",
+            "Version: moddit \(versions["moddit"] ?? Self.packageVersion)",
+        ]
+        return (lines + [facts.joined(separator: ", ")]).joined(separator: "\n")
+    }
+
+    /// The texts of a PNG.
+    public var texts: [PNG.Text] {
+        [PNG.Text(keyword: Self.chunk, text: json), PNG.Text(keyword: Self.chunkForPeople, text: parameters)]
+    }
+}

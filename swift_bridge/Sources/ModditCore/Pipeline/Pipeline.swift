@@ -1,0 +1,198 @@
+import Foundation
+
+/// From a prompt to a picture, with any text encoder, denoiser and decoder.
+///
+/// ```swift
+/// let picture = try await pipeline.generate(GenerationSettings(prompt: "a large red circle", seed: 1))
+/// try picture.png().write(to: url)
+/// ```
+///
+/// It has no state of its own: what is loaded belongs to its parts.
+public struct Pipeline: Sendable {
+    /// The bundle's.
+    public let manifest: Manifest
+    /// The bundle's folder as the user gave it, for the picture's file.
+    public let modelPath: String?
+    /// Whether each part gives its memory back when the next one begins.
+    public let reducesMemory: Bool
+    /// Programs whose version can change a picture, for the picture's file.
+    public let versions: [String: String]
+
+    private let tokenizer: UnigramTokenizer
+    private let textEncoder: any TextEncoding
+    private let denoiser: any Denoiser
+    private let decoder: any LatentDecoding
+
+    /// Makes a pipeline of its parts.
+    public init(
+        manifest: Manifest, tokenizer: UnigramTokenizer, textEncoder: any TextEncoding, denoiser: any Denoiser,
+        decoder: any LatentDecoding, modelPath: String? = nil, reducesMemory: Bool = false,
+        versions: [String: String] = ["moddit": PictureMetadata.packageVersion]
+    ) {
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.textEncoder = textEncoder
+        self.denoiser = denoiser
+        self.decoder = decoder
+        self.modelPath = modelPath
+        self.reducesMemory = reducesMemory
+        self.versions = versions
+    }
+
+    /// Generates a picture.
+    ///
+    /// - Parameters:
+    ///   - settings: what to draw.
+    ///   - previews: whether steps come with a small picture of what the model expects.
+    ///   - report: called after every stage.
+    /// - Throws: `ModditError` for settings that the bundle cannot use, before anything is computed, and for values
+    ///   that are not finite; `CancellationError` at the next call of a model after the task was cancelled; whatever
+    ///   the parts throw.
+    public func generate(
+        _ settings: GenerationSettings, previews: Bool = false, report: (@Sendable (Stage) async -> Void)? = nil
+    ) async throws -> Picture {
+        let run = try Run(manifest, settings)
+        do {
+            return try await generate(run, previews, report)
+        } catch {
+            if reducesMemory { await unload() }
+            throw error
+        }
+    }
+
+    private func generate(
+        _ run: Run, _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
+    ) async throws -> Picture {
+        let texts = try await encode(run.settings, report)
+        let latents = try await denoise(run, texts, previews, report)
+        try Task.checkCancellation()
+        let planes = try await decoder.decode(latents, size: run.schedule.size)
+        if reducesMemory { await decoder.unload() }
+        let size = run.schedule.size
+        let image = try LatentImage(planes: planes, height: size.height, width: size.width)
+        let picture = Picture(image: image, latents: latents, metadata: describe(run))
+        await report?(.decoded(picture))
+        return picture
+    }
+
+    /// Generates a picture as a sequence of stages, of which the last is the picture; who stops reading cancels it.
+    public func stages(_ settings: GenerationSettings, previews: Bool = false) -> AsyncThrowingStream<Stage, any Error>
+    {
+        AsyncThrowingStream { continuation in
+            let task = Task {
+                do {
+                    _ = try await generate(settings, previews: previews) { continuation.yield($0) }
+                    continuation.finish()
+                } catch {
+                    continuation.finish(throwing: error)
+                }
+            }
+            continuation.onTermination = { _ in task.cancel() }
+        }
+    }
+
+    /// Gives the memory of all parts back.
+    public func unload() async {
+        await textEncoder.unload()
+        await denoiser.unload()
+        await decoder.unload()
+    }
+
+    private func encode(
+        _ settings: GenerationSettings, _ report: (@Sendable (Stage) async -> Void)?
+    ) async throws -> [EncodedText] {
+        let length = manifest.spec.maxSequenceLength
+        var texts: [EncodedText] = []
+        var counts: [Int] = []
+        for text in settings.texts {
+            try Task.checkCancellation()
+            let tokens = try tokenizer.encodeCaption(text, length: length)
+            let states = try await textEncoder.encode(tokens)
+            guard states.count == length * manifest.spec.textEncoder.width else {
+                throw ModditError.shape(
+                    "[pipeline] the text encoder gave \(states.count) values, want \(length) rows of "
+                        + "\(manifest.spec.textEncoder.width)")
+            }
+            texts.append(EncodedText(states: states, mask: tokens.mask.map { Float($0) }))
+            counts.append(tokens.mask.reduce(0) { $0 + Int($1) })
+        }
+        if reducesMemory { await textEncoder.unload() }
+        await report?(.encoded(tokens: counts))
+        return texts
+    }
+
+    private func denoise(
+        _ run: Run, _ texts: [EncodedText], _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
+    ) async throws -> [Float] {
+        var latents = try run.noise()
+        var denoised: [Float]?
+        for step in run.schedule.steps {
+            let output = try await predict(run, step, latents, texts)
+            let next = try step.sampler.advance(latents, output: output, previousDenoised: denoised)
+            (latents, denoised) = (next.latents, next.denoised)
+            if let report {
+                await report(.step(try run.result(of: step, denoised: previews ? next.denoised : nil)))
+            }
+        }
+        if reducesMemory { await denoiser.unload() }
+        return latents
+    }
+
+    /// Runs the denoiser as often as one step needs, and applies guidance.
+    private func predict(
+        _ run: Run, _ step: DenoisingSchedule.Step, _ latents: [Float], _ texts: [EncodedText]
+    ) async throws -> [Float] {
+        let input = step.sampler.scaleInput(latents)
+        var rows: [Float] = []
+        for call in run.batching.calls {
+            try Task.checkCancellation()
+            let output = try await denoiser.predict(
+                DenoiserInput(
+                    function: step.function, latents: call.flatMap { _ in input },
+                    timestep: Float(step.sampler.timestep), texts: call.map { texts[$0] }))
+            rows += run.batching == .doubled ? Array(output.suffix(output.count / 2)) : output
+        }
+        return try run.guidance.combine(rows, keeping: latents.count)
+    }
+
+    private func describe(_ run: Run) -> PictureMetadata {
+        PictureMetadata(
+            settings: run.settings, size: run.schedule.size, sampler: run.schedule.sampler, path: modelPath,
+            fingerprint: manifest.fingerprint, source: manifest.provenance.source,
+            dtype: manifest.components["transformer"]?.dtype, versions: versions)
+    }
+}
+
+/// What one generation needs beside the models, checked before they run.
+private struct Run: Sendable {
+    let settings: GenerationSettings
+    let guidance: Guidance
+    let batching: Batching
+    let schedule: DenoisingSchedule
+    let shape: [Int]  // of latents, (1, C, h, w)
+
+    init(_ manifest: Manifest, _ settings: GenerationSettings) throws(ModditError) {
+        self.settings = settings
+        guidance = try settings.guidance()
+        batching = try Batching(texts: settings.texts.count, batches: manifest.graphs?.batches ?? [1])
+        schedule = try DenoisingSchedule(
+            manifest, size: settings.size, batch: batching.batch, sampler: settings.sampler, steps: settings.steps)
+        let scale = manifest.spec.vae.downscale
+        shape = [1, manifest.spec.transformer.channels, schedule.size.height / scale, schedule.size.width / scale]
+    }
+
+    func noise() throws(ModditError) -> [Float] {
+        let scale = Float(schedule.initScale)
+        return try TorchRandom.normal(shape: shape, seed: settings.seed).map { $0 * scale }
+    }
+
+    func result(of step: DenoisingSchedule.Step, denoised: [Float]?) throws(ModditError) -> StepResult {
+        var preview: LatentImage?
+        if let denoised {
+            preview = try LatentImage(previewOf: denoised, channels: shape[1], height: shape[2], width: shape[3])
+        }
+        return StepResult(
+            index: step.index, total: schedule.steps.count, timestep: step.sampler.timestep, region: step.region,
+            function: step.function.function, preview: preview)
+    }
+}

@@ -1,0 +1,133 @@
+/// The keep ratio of every layer in every region of timesteps, and the capacities that follow from it.
+///
+/// A block of a routed transformer processes the `capacity` tokens with the largest router scores and leaves the others
+/// unchanged. Keep ratios are integer tenths, so that every backend derives the same capacity from them. Region r
+/// covers the timesteps t with `t * regions / numTrainTimesteps == r`, rounded down; region 0 is the cleanest.
+public struct RoutingPlan: Sendable, Hashable {
+    /// Keep ratios are tenths: 1/10 to 10/10.
+    public static let denominator = 10
+
+    /// Most training timesteps that a plan or a noise schedule may have.
+    public static let mostTimesteps = 1_000_000
+
+    /// Keep ratios in tenths, [layers][regions], each 1 to 10.
+    public let keepTenths: [[Int]]
+
+    /// Training timesteps that the regions divide.
+    public let numTrainTimesteps: Int
+
+    /// Makes a plan.
+    ///
+    /// - Throws: `ModditError.shape` for a ragged or empty table, `ModditError.valueRange` for a keep ratio or a number
+    ///   of timesteps outside its range.
+    public init(keepTenths: [[Int]], numTrainTimesteps: Int = 1000) throws(ModditError) {
+        let widths = Set(keepTenths.map(\.count))
+        guard widths.count == 1, let regions = widths.first, regions > 0 else {
+            throw .shape(
+                "[routing] keep_tenths is ragged or empty, got rows of \(widths.sorted()), want [layers][regions]")
+        }
+        for (layer, row) in keepTenths.enumerated() {
+            for (region, tenths) in row.enumerated() where !(1...Self.denominator).contains(tenths) {
+                throw .valueRange(
+                    "[routing] keep_tenths[\(layer)][\(region)] out of range, got \(tenths), "
+                        + "want an integer in 1...\(Self.denominator)")
+            }
+        }
+        guard numTrainTimesteps >= regions, numTrainTimesteps <= Self.mostTimesteps else {
+            throw .valueRange(
+                "[routing] num_train_timesteps out of range, got \(numTrainTimesteps), "
+                    + "want \(regions)...\(Self.mostTimesteps)")
+        }
+        self.keepTenths = keepTenths
+        self.numTrainTimesteps = numTrainTimesteps
+    }
+
+    /// Reads the "plan" object of a manifest strictly.
+    ///
+    /// - Throws: `ModditError.format` for unknown, missing or wrongly typed fields; otherwise as the other initializer.
+    public init(_ field: JSONField) throws(ModditError) {
+        let fields = try field.object(["keep_tenths", "num_train_timesteps", "regions"])
+        guard let table = fields["keep_tenths"], let width = fields["regions"],
+            let steps = fields["num_train_timesteps"]
+        else { throw field.format("no plan", want: "a routing plan") }
+        let regions = try width.integer()
+        var rows: [[Int]] = []
+        for row in try table.array() {
+            var tenths: [Int] = []
+            for item in try row.array() { tenths.append(try item.integer(in: 1...Self.denominator)) }
+            guard tenths.count == regions else {
+                throw .shape("[routing] \(row.place) has \(tenths.count) regions, 'regions' says \(regions)")
+            }
+            rows.append(tenths)
+        }
+        try self.init(keepTenths: rows, numTrainTimesteps: try steps.integer())
+    }
+
+    /// Number of layers.
+    public var layers: Int { keepTenths.count }
+
+    /// Number of regions.
+    public var regions: Int { keepTenths.first?.count ?? 0 }
+
+    /// Mean keep ratio over layers and regions, 0.1 to 1.
+    public var meanKeepRatio: Double {
+        Double(keepTenths.joined().reduce(0, +)) / Double(Self.denominator * layers * regions)
+    }
+
+    /// Counts the tokens a block keeps of `tokens` at a keep ratio of `tenths` / 10: the exact ceiling, at least 1.
+    ///
+    /// - Throws: `ModditError.valueRange` if `tenths` is not in 1...10 or `tokens` not in 1...2^31.
+    public static func capacity(tenths: Int, tokens: Int) throws(ModditError) -> Int {
+        guard (1...denominator).contains(tenths) else {
+            throw .valueRange("[routing] keep ratio out of range, got \(tenths) tenths, want 1...\(denominator)")
+        }
+        guard tokens >= 1, Int64(tokens) <= 1 << 31 else {
+            throw .valueRange("[routing] token count out of range, got \(tokens), want 1...\(Int64(1) << 31)")
+        }
+        return Int((Int64(tenths) * Int64(tokens) + Int64(denominator) - 1) / Int64(denominator))
+    }
+
+    /// Finds the region of a timestep, 0 <= t < `numTrainTimesteps`; a fractional one (Euler) counts as its floor.
+    ///
+    /// - Throws: `ModditError.valueRange` if the timestep is outside the training range.
+    public func region(of timestep: Double) throws(ModditError) -> Int {
+        guard timestep >= 0, timestep < Double(numTrainTimesteps) else {
+            throw .valueRange("[routing] timestep out of range, got \(timestep), want 0 <= t < \(numTrainTimesteps)")
+        }
+        return Int(timestep.rounded(.down)) * regions / numTrainTimesteps
+    }
+
+    /// Finds the region of every step of a sampling run; runtimes then address steps by index.
+    public func schedule(_ timesteps: [Double]) throws(ModditError) -> [Int] {
+        var result: [Int] = []
+        for timestep in timesteps { result.append(try region(of: timestep)) }
+        return result
+    }
+
+    /// Keep ratios of all layers in one region, in tenths.
+    ///
+    /// - Throws: `ModditError.valueRange` if there is no such region.
+    public func row(_ region: Int) throws(ModditError) -> [Int] {
+        guard (0..<regions).contains(region) else {
+            throw .valueRange("[routing] region out of range, got \(region), want 0..<\(regions)")
+        }
+        return keepTenths.map { $0[region] }
+    }
+
+    /// Lists the distinct rows in order of their first region; where graphs are static each needs its own.
+    public func rows() -> [[Int]] {
+        var rows: [[Int]] = []
+        for region in 0..<regions {
+            let row = keepTenths.map { $0[region] }
+            if !rows.contains(row) { rows.append(row) }
+        }
+        return rows
+    }
+
+    /// Counts the tokens that every layer keeps of `tokens` in one region.
+    public func capacities(region: Int, tokens: Int) throws(ModditError) -> [Int] {
+        var result: [Int] = []
+        for tenths in try row(region) { result.append(try Self.capacity(tenths: tenths, tokens: tokens)) }
+        return result
+    }
+}

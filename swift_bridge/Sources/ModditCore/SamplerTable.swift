@@ -1,0 +1,105 @@
+/// One step of a sampling run: the timestep, and the weights of three formulas.
+///
+/// With x the latent, o the model's output and d the denoised latent:
+///
+///     input = inputScale * x
+///     d     = denoisedX * x + denoisedOutput * o
+///     x'    = keepX * x + current * d + previous * (d of the step before)
+public struct SamplerStep: Sendable, Hashable {
+    /// Given to the model; a whole number except for Euler with `linspace`.
+    public let timestep: Double
+    /// Scales the latent before the model sees it.
+    public let inputScale: Double
+    /// Weight of the latent in the denoised latent.
+    public let denoisedX: Double
+    /// Weight of the model's output in the denoised latent.
+    public let denoisedOutput: Double
+    /// Weight of the latent in the next latent.
+    public let keepX: Double
+    /// Weight of the denoised latent in the next latent.
+    public let current: Double
+    /// Weight of the step before's denoised latent in the next latent; 0 in the first step.
+    public let previous: Double
+
+    /// Takes the step, in single precision with the weights rounded to it, as the Python runtimes do.
+    ///
+    /// - Parameters:
+    ///   - x: latent before the step, unscaled.
+    ///   - output: the model's output for `inputScale * x` and `timestep`, guidance applied.
+    ///   - previousDenoised: `denoised` of the step before; nil in the first step.
+    /// - Returns: the latent after the step, and the denoised latent; all of the same length.
+    /// - Throws: `ModditError.shape` if the lengths differ, or the step before is needed and nil.
+    public func advance(
+        _ x: [Float], output: [Float], previousDenoised: [Float]?
+    ) throws(ModditError) -> (latents: [Float], denoised: [Float]) {
+        guard output.count == x.count else {
+            throw .shape("[samplers] the model's output has \(output.count) values, want \(x.count) as the latent")
+        }
+        let denoised = Self.weigh(x, Float(denoisedX), output, Float(denoisedOutput))
+        var latents = Self.weigh(x, Float(keepX), denoised, Float(current))
+        if previous != 0 {
+            guard let before = previousDenoised, before.count == x.count else {
+                throw .shape("[samplers] the step at \(timestep) needs \(x.count) denoised values of the step before")
+            }
+            let weight = Float(previous)
+            for index in latents.indices { latents[index] += weight * before[index] }
+        }
+        return (latents, denoised)
+    }
+
+    /// Scales a latent for the model.
+    public func scaleInput(_ x: [Float]) -> [Float] {
+        let scale = Float(inputScale)
+        return x.map { scale * $0 }
+    }
+
+    private static func weigh(_ a: [Float], _ weightA: Float, _ b: [Float], _ weightB: Float) -> [Float] {
+        zip(a, b).map { weightA * $0 + weightB * $1 }
+    }
+}
+
+/// A sampling run: start from `initScale * noise` and take the steps in order.
+public struct SamplerTable: Sendable, Hashable {
+    /// The sampler.
+    public let sampler: Sampler
+    /// Scales the noise that a run starts from.
+    public let initScale: Double
+    /// The steps, noisiest first.
+    public let steps: [SamplerStep]
+
+    /// Timesteps of the steps.
+    public var timesteps: [Double] { steps.map(\.timestep) }
+
+    /// Computes the table of a sampling run.
+    ///
+    /// It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing.
+    ///
+    /// - Parameters:
+    ///   - schedule: of the checkpoint.
+    ///   - sampler: by default the checkpoint's own.
+    ///   - steps: model evaluations, 1 to `numTrainTimesteps`.
+    /// - Throws: `ModditError.valueRange` for so many steps that a timestep repeats or leaves the training range.
+    public init(_ schedule: NoiseSchedule, sampler: Sampler? = nil, steps: Int) throws(ModditError) {
+        let sampler = sampler ?? schedule.sampler
+        let total = schedule.numTrainTimesteps
+        guard (1...total).contains(steps) else {
+            throw .valueRange("[samplers] steps out of range, got \(steps), want 1...\(total)")
+        }
+        let timesteps = schedule.timesteps(sampler, steps: steps)
+        let isDecreasing = zip(timesteps, timesteps.dropFirst()).allSatisfy { $0 > $1 }
+        guard timesteps.count == steps, isDecreasing, let first = timesteps.first, let last = timesteps.last,
+            first < Double(total), last >= 0
+        else {
+            throw .valueRange(
+                "[samplers] \(steps) steps of '\(sampler.rawValue)' do not fit into \(total) timesteps with spacing "
+                    + "'\(schedule.timestepSpacing.rawValue)' and offset \(schedule.stepsOffset), "
+                    + "want another number of steps")
+        }
+        self.sampler = sampler
+        switch sampler {
+        case .dpmpp2M: (initScale, self.steps) = (1, schedule.dpmSteps(timesteps))
+        case .ddim: (initScale, self.steps) = (1, schedule.ddimSteps(timesteps))
+        case .euler: (initScale, self.steps) = schedule.eulerSteps(timesteps)
+        }
+    }
+}

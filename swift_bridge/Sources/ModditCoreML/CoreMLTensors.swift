@@ -1,0 +1,58 @@
+import Foundation
+import ModditCore
+
+#if canImport(CoreML)
+import CoreML
+#else
+import CoreMLStub
+#endif
+
+extension ComputeUnits {
+    /// Core ML's name for them.
+    var coreML: MLComputeUnits {
+        switch self {
+        case .all: .all
+        case .cpuAndGPU: .cpuAndGPU
+        case .cpuAndNeuralEngine: .cpuAndNeuralEngine
+        case .cpuOnly: .cpuOnly
+        }
+    }
+}
+
+extension Feature.DType {
+    /// Core ML's name for it.
+    var coreML: MLMultiArrayDataType {
+        switch self {
+        case .float32: .float32
+        case .float16: .float16
+        case .int32: .int32
+        }
+    }
+
+    /// Ours for Core ML's.
+    init(_ type: MLMultiArrayDataType) throws(ModditError) {
+        guard let found = Self.allCases.first(where: { $0.coreML == type }) else {
+            throw .unsupported(
+                "[coreml] an output has numbers of kind \(type.rawValue), want float32, float16 or int32")
+        }
+        self = found
+    }
+}
+
+extension Tensor {
+    /// Copies an array of Core ML, whose rows may be apart.
+    init(_ array: MLMultiArray) throws {
+        let dtype = try Feature.DType(array.dataType)
+        let (shape, strides) = (array.shape.map(\.intValue), array.strides.map(\.intValue))
+        self = try array.withUnsafeBytes { bytes in
+            try Tensor(bytes, shape: shape, strides: strides, dtype: dtype)
+        }
+    }
+
+    /// Copies the numbers into a new array of Core ML.
+    func multiArray() throws -> MLMultiArray {
+        let array = try MLMultiArray(shape: shape.map { NSNumber(value: $0) }, dataType: numbers.dtype.coreML)
+        try array.withUnsafeMutableBytes { bytes, strides in try copy(to: bytes, strides: strides) }
+        return array
+    }
+}

@@ -1,0 +1,144 @@
+import Foundation
+import ModditCore
+
+/// One package of a bundle, with at most one of its functions in memory.
+///
+/// The package is compiled on first use, and the compiled model kept in a cache. Two calls at the same time for different
+/// functions both succeed; for a moment both functions are in memory then.
+public actor ManagedModel {
+    /// The package.
+    public nonisolated let package: Package
+
+    private let source: URL
+    private let hash: String
+    private let computeUnits: ComputeUnits
+    private let cache: CompiledModelCache
+    private let report: @Sendable (LoadReport) -> Void
+    private var resident: Resident?
+
+    private struct Resident {
+        let function: String
+        let model: LoadedModel
+    }
+
+    /// Names a package; nothing is loaded yet.
+    ///
+    /// - Parameters:
+    ///   - package: one of the bundle's.
+    ///   - bundle: where it lies.
+    ///   - computeUnits: where Core ML may compute.
+    ///   - cache: of compiled models.
+    ///   - report: called after every load.
+    public init(
+        _ package: Package, of bundle: ModelBundle, computeUnits: ComputeUnits, cache: CompiledModelCache,
+        report: @escaping @Sendable (LoadReport) -> Void
+    ) {
+        self.package = package
+        source = bundle.url(package.path)
+        hash = bundle.manifest.hash(of: package)
+        self.computeUnits = computeUnits
+        self.cache = cache
+        self.report = report
+    }
+
+    /// Name of the function that is in memory.
+    public var residentFunction: String? { resident?.function }
+
+    /// Loads a function, in place of the one that is in memory.
+    ///
+    /// - Throws: `ModditError.compute` if Core ML cannot compile or load it.
+    public func load(_ function: String) async throws {
+        _ = try await model(function)
+    }
+
+    /// Lets the system prepare functions for the device, one after the other, and leaves none in memory.
+    ///
+    /// - Throws: as `load`.
+    public func prewarm(_ functions: [String]) async throws {
+        for function in functions {
+            try Task.checkCancellation()
+            try await load(function)
+            unload()
+        }
+    }
+
+    /// Gives the memory back.
+    public func unload() {
+        resident = nil
+    }
+
+    /// Runs a function.
+    ///
+    /// - Throws: `ModditError.compute` if Core ML cannot.
+    public func predict(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> [String: Tensor] {
+        let model = try await model(function.name)
+        do {
+            return try await model.predict(inputs, outputs: Array(function.outputs.keys))
+        } catch {
+            throw failure("run function \(function.name) of", error)
+        }
+    }
+
+    private func model(_ function: String) async throws -> LoadedModel {
+        if let resident, resident.function == function { return resident.model }
+        resident = nil  // before the other one is loaded: memory for two is not needed
+        var compiled = try await compile()
+        var start = ContinuousClock.now
+        let model: LoadedModel
+        do {
+            model = try await open(compiled.url, function)
+        } catch let error as ModditError where compiled.origin == .cache {
+            // an older system may have compiled it, or it is damaged
+            guard case .compute = error else { throw error }
+            try cache.remove(hash)
+            compiled = try await compile()
+            start = ContinuousClock.now
+            model = try await open(compiled.url, function)
+        }
+        resident = Resident(function: function, model: model)
+        report(
+            LoadReport(
+                package: package.path, function: function, origin: compiled.origin, compileSeconds: compiled.seconds,
+                loadSeconds: Self.seconds(since: start)))
+        return model
+    }
+
+    private func open(_ url: URL, _ function: String) async throws -> LoadedModel {
+        do {
+            return try await LoadedModel.load(url, function: function, computeUnits: computeUnits)
+        } catch {
+            throw failure("load function \(function) of", error)
+        }
+    }
+
+    private struct Compiled {
+        let url: URL
+        let origin: LoadReport.Origin
+        let seconds: Double
+    }
+
+    private func compile() async throws -> Compiled {
+        if let url = cache.find(hash) { return Compiled(url: url, origin: .cache, seconds: 0) }
+        let start = ContinuousClock.now
+        let temporary: URL
+        do {
+            temporary = try await LoadedModel.compile(source)
+        } catch {
+            throw failure("compile", error)
+        }
+        let url = try cache.store(temporary, hash: hash)
+        return Compiled(url: url, origin: .compiled, seconds: Self.seconds(since: start))
+    }
+
+    private static func seconds(since start: ContinuousClock.Instant) -> Double {
+        (ContinuousClock.now - start) / .seconds(1)
+    }
+
+    /// Turns Core ML's errors into ours.
+    private func failure(_ action: String, _ error: any Error) -> any Error {
+        if error is ModditError || error is CancellationError { return error }
+        return ModditError.compute(
+            "[coreml] cannot \(action) \(package.path): \(error.localizedDescription); "
+                + "try other compute units, or reduce memory")
+    }
+}

@@ -1,0 +1,79 @@
+import Foundation
+import ModditCore
+
+/// How a bundle is run with Core ML.
+public struct CoreMLOptions: Sendable, Hashable {
+    /// Where Core ML may compute; nil for what the bundle suits best.
+    public var computeUnits: ComputeUnits?
+    /// Whether each part gives its memory back when the next one begins; loading it again takes time.
+    public var reducesMemory: Bool
+    /// Whether the hashes of all files are checked first, which reads everything.
+    public var verifiesHashes: Bool
+    /// Where compiled models are kept; nil for a folder in Application Support.
+    public var cacheFolder: URL?
+
+    /// Makes options.
+    public init(
+        computeUnits: ComputeUnits? = nil, reducesMemory: Bool = false, verifiesHashes: Bool = false,
+        cacheFolder: URL? = nil
+    ) {
+        self.computeUnits = computeUnits
+        self.reducesMemory = reducesMemory
+        self.verifiesHashes = verifiesHashes
+        self.cacheFolder = cacheFolder
+    }
+}
+
+/// What happens beside the stages of a generation.
+public enum CoreMLEvent: Sendable, Hashable {
+    /// A function came into memory.
+    case loaded(LoadReport)
+    /// Something may go wrong.
+    case warning(String)
+}
+
+extension Pipeline {
+    /// Opens a bundle's folder; its models are loaded when they are first used.
+    ///
+    /// - Parameters:
+    ///   - folder: written by `python -m convert --to coreml`.
+    ///   - options: how to run it.
+    ///   - report: called with warnings, and after every load.
+    /// - Throws: `ModditError` if the folder is not a bundle that can be used, or where there is no Core ML.
+    public static func open(
+        folder: URL, options: CoreMLOptions = CoreMLOptions(),
+        report: @escaping @Sendable (CoreMLEvent) -> Void = { _ in }
+    ) throws(ModditError) -> Pipeline {
+        try checkCoreML()
+        let bundle = try ModelBundle(folder: folder)
+        if options.verifiesHashes { try bundle.verify(hashes: true) }
+        let runner = try CoreMLRunner(bundle, options: options) { report(.loaded($0)) }
+        let memory = MemoryEstimate(bundle.manifest, reducesMemory: options.reducesMemory)
+        for warning in memory.warnings() { report(.warning(warning)) }
+        return try Pipeline(bundle: bundle, runner: runner, reducesMemory: options.reducesMemory)
+    }
+
+    /// Makes a pipeline of a bundle and what runs its packages.
+    ///
+    /// - Throws: `ModditError` if the bundle lacks a part.
+    public init(bundle: ModelBundle, runner: any PackageRunning, reducesMemory: Bool) throws(ModditError) {
+        let (graphs, spec) = (try bundle.graphs(), bundle.manifest.spec)
+        self.init(
+            manifest: bundle.manifest, tokenizer: try bundle.tokenizer(),
+            textEncoder: try GraphTextEncoder(graphs, runner: runner),
+            denoiser: try GraphDenoiser(graphs, spec: spec, runner: runner),
+            decoder: try GraphDecoder(graphs, spec: spec.vae, runner: runner), modelPath: bundle.folder.relativePath,
+            reducesMemory: reducesMemory,
+            versions: [
+                "moddit": PictureMetadata.packageVersion,
+                "system": ProcessInfo.processInfo.operatingSystemVersionString,
+            ])
+    }
+
+    /// Says that there is no Core ML, where that is so.
+    private static func checkCoreML() throws(ModditError) {
+        #if !canImport(CoreML)
+        throw .unsupported("[coreml] Core ML is not available on this system; pictures need macOS 15 or iOS 18")
+        #endif
+    }
+}

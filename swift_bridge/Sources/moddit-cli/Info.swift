@@ -1,0 +1,85 @@
+import Foundation
+import ModditCore
+
+/// `moddit-cli info`: what is in a bundle.
+enum Info {
+    static let command = Command(
+        name: "info", summary: "Describe a bundle: components, functions, capacities, memory.", argument: nil,
+        options: [
+            .bundle, Option(name: "verify", value: nil, help: "Also check the hash of every file (reads all)."), .json,
+        ])
+
+    static func run(_ arguments: Arguments) throws -> String {
+        let bundle = try CLI.bundle(arguments)
+        if arguments.flags.contains("verify") { try bundle.verify(hashes: true) }
+        return arguments.flags.contains("json") ? json(bundle.manifest).text : text(bundle.manifest)
+    }
+
+    private static func json(_ manifest: Manifest) -> JSON {
+        let components = manifest.components.mapValues { component in
+            JSON.object([
+                "bytes": .integer(component.bytes),
+                "dtype": component.dtype.map { .string($0) } ?? .null,
+                "parameters": .integer(component.parameters),
+                "bits": component.quantization.map { .integer($0.bits) } ?? .null,
+            ])
+        }
+        return .object([
+            "backend": .string(manifest.backend.rawValue),
+            "source": .string(manifest.provenance.source),
+            "fingerprint": .string(manifest.fingerprint),
+            "components": .object(components),
+            "layers": .integer(manifest.spec.transformer.layers),
+            "regions": .integer(manifest.plan?.regions ?? 1),
+            "mean_keep_ratio": .number(manifest.plan?.meanKeepRatio ?? 1),
+            "sampler": .string(manifest.spec.scheduler.sampler.rawValue),
+            "compute_units": manifest.graphs.map { .string($0.computeUnits.rawValue) } ?? .null,
+            "functions": .array((manifest.graphs?.denoisers ?? []).map(json)),
+            "weights_bytes": .integer(MemoryEstimate(manifest, reducesMemory: false).peak),
+            "weights_bytes_reduced": .integer(MemoryEstimate(manifest, reducesMemory: true).peak),
+        ])
+    }
+
+    private static func json(_ item: DenoiserFunction) -> JSON {
+        .object([
+            "function": .string(item.function),
+            "height": .integer(item.height),
+            "width": .integer(item.width),
+            "batch": .integer(item.batch),
+            "regions": .array(item.regions.map { .integer($0) }),
+            "capacities": .array(item.capacities.map { .integer($0) }),
+        ])
+    }
+
+    private static func text(_ manifest: Manifest) -> String {
+        let plan = manifest.plan.map { plan in
+            "\(plan.regions) regions, mean keep ratio \(String(format: "%.3f", plan.meanKeepRatio))"
+        }
+        let parts = Manifest.componentNames.map { name -> [String] in
+            let part = manifest.components[name]
+            let bits = part?.quantization.map { ", \($0.bits) bits" } ?? ""
+            return [name, megabytes(part?.bytes ?? 0), "\(part?.parameters ?? 0)", (part?.dtype ?? "") + bits]
+        }
+        let functions = (manifest.graphs?.denoisers ?? []).map { item in
+            [
+                item.function, "\(item.height)x\(item.width)", "\(item.batch)",
+                item.regions.map { "\($0)" }.joined(separator: " "),
+                item.capacities.map { "\($0)" }.joined(separator: " "),
+            ]
+        }
+        let (all, one) = (MemoryEstimate(manifest, reducesMemory: false), MemoryEstimate(manifest, reducesMemory: true))
+        return """
+            \(manifest.provenance.source), for \(manifest.backend.rawValue)
+            \(manifest.spec.transformer.layers) layers, \(plan ?? "dense")
+            weights in memory \(megabytes(all.peak)), with --reduce-memory \(megabytes(one.peak))
+
+            \(table([["component", "size", "parameters", "dtype"]] + parts))
+
+            \(table([["function", "size", "batch", "regions", "capacities"]] + functions))
+            """
+    }
+
+    private static func megabytes(_ bytes: Int) -> String {
+        String(format: "%.1f MB", Double(bytes) / 1e6)
+    }
+}

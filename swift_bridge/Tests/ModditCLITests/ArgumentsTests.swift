@@ -1,0 +1,63 @@
+import ModditCore
+import Testing
+
+@testable import moddit_cli
+
+struct ArgumentsTests {
+    private func parse(_ words: String...) throws(UsageError) -> Arguments {
+        try Arguments(words, for: Generate.command)
+    }
+
+    @Test func valuesAndFlags() throws {
+        let arguments = try parse("--prompt", "a red circle", "--seed=-3", "--json", "--output=a=b.png")
+        #expect(arguments.values == ["prompt": "a red circle", "seed": "-3", "output": "a=b.png"])
+        #expect(arguments.flags == ["json"])
+        #expect(try arguments.integer("seed") == -3)
+        #expect(try arguments.integer("steps") == nil)
+        #expect(try parse("--help").wantsHelp)
+        #expect(try parse("--prompt", "--json").values == ["prompt": "--json"])
+    }
+
+    @Test func argumentsAfterDashes() throws {
+        let arguments = try Arguments(["--json", "--", "--text"], for: Tokens.command)
+        #expect(arguments.positional == ["--text"])
+        #expect(try Arguments(["-"], for: Tokens.command).positional == ["-"])
+    }
+
+    @Test(arguments: [
+        ["--unknown", "1"], ["--seed"], ["--seed", "1", "--seed", "2"], ["--json=1"], ["--json", "--json"], ["-x"],
+        ["text"], ["--", "text"], ["--="],
+    ])
+    func wrongUsage(words: [String]) {
+        #expect(throws: UsageError.self) { try Arguments(words, for: Generate.command) }
+    }
+
+    @Test func wrongValues() throws {
+        for text in ["x", "1.5", "", "9223372036854775808"] {
+            #expect(throws: UsageError.self) { try parse("--seed", text).integer("seed") }
+        }
+        #expect(throws: UsageError.self) { try parse("--steps", "0").integer("steps", in: 1...9) }
+        for text in ["x", "-1", "nan", "inf"] {
+            #expect(throws: UsageError.self) { try parse("--guidance-scale", text).number("guidance-scale") }
+        }
+        let message = "option --sampler = 'heun', want one of dpmpp-2m, ddim, euler"
+        #expect(throws: UsageError(message: message)) {
+            let _: ModditCore.Sampler? = try parse("--sampler", "heun").choice("sampler")
+        }
+        #expect(throws: UsageError.self) { try parse().required("prompt") }
+    }
+
+    @Test func exitStatus() async {
+        #expect(await CLI.run([]) == 2)
+        #expect(await CLI.run(["--help"]) == 0)
+        #expect(await CLI.run(["draw"]) == 2)
+        #expect(await CLI.run(["generate", "--help"]) == 0)
+        #expect(await CLI.run(["schedule"]) == 2)
+        #expect(await CLI.run(["schedule", "--bundle", "/absent"]) == 1)
+        #expect(await CLI.run(["generate", "--bundle", "/absent", "--prompt", "x"]) == 1)
+        #expect(await CLI.run(["generate", "--bundle", "/absent"]) == 2)
+        #expect(await CLI.run(["generate", "--bundle", "/absent", "--prompt", "x", "--height", "8"]) == 2)
+        #expect(await CLI.run(["tokens", "x"]) == 2)
+        #expect(await CLI.run(["tokens", "x", "--tokenizer", "/absent"]) == 1)
+    }
+}

@@ -1,0 +1,60 @@
+import Foundation
+import ModditCore
+import Testing
+
+@testable import ModditCoreML
+
+#if canImport(CoreML)
+private let hasCoreML = true
+#else
+private let hasCoreML = false
+#endif
+
+/// A bundle to run, where there is Core ML: MODDIT_BUNDLE names its folder.
+private let bundle = ProcessInfo.processInfo.environment["MODDIT_BUNDLE"].map { URL(fileURLWithPath: $0) }
+
+struct CoreMLTests {
+    @Test(.enabled(if: !hasCoreML)) func noCoreMLIsOneClearError() {
+        let wanted = "[coreml] Core ML is not available on this system; pictures need macOS 15 or iOS 18"
+        #expect(throws: ModditError.unsupported(wanted)) { try Pipeline.open(folder: URL(fileURLWithPath: "/absent")) }
+    }
+
+    @Test func missingBundle() {
+        #expect(throws: ModditError.self) { try Pipeline.open(folder: URL(fileURLWithPath: "/absent")) }
+    }
+
+    @Test func computeUnitsHaveCoreMLsNames() {
+        #expect(Set(ComputeUnits.allCases.map(\.coreML)).count == ComputeUnits.allCases.count)
+    }
+
+    @Test(.enabled(if: hasCoreML)) func tensorsSurviveCoreML() throws {
+        let numbers: [Tensor.Numbers] = [.float32([1, 2, 3, 4]), .float16([1, 2, 3, 4]), .int32([1, 2, 3, 4])]
+        for item in numbers {
+            let tensor = try Tensor(item, shape: [1, 2, 2])
+            #expect(try Tensor(tensor.multiArray()) == tensor)
+        }
+    }
+
+    /// Twice the same picture; the second time every compiled model is in the cache.
+    @Test(.enabled(if: hasCoreML && bundle != nil)) func picturesRepeat() async throws {
+        let cache = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString)")
+        defer { try? FileManager.default.removeItem(at: cache) }
+        let (first, loads) = try await draw(CoreMLOptions(verifiesHashes: true, cacheFolder: cache))
+        #expect(loads.contains { $0.origin == .compiled })
+        let (second, others) = try await draw(CoreMLOptions(reducesMemory: true, cacheFolder: cache))
+        #expect(others.allSatisfy { $0.origin == .cache && $0.compileSeconds == 0 })
+        #expect(first == second)
+    }
+
+    private func draw(_ options: CoreMLOptions) async throws -> (Data, [LoadReport]) {
+        let (events, continuation) = AsyncStream.makeStream(of: CoreMLEvent.self)
+        let pipeline = try Pipeline.open(folder: try #require(bundle), options: options) { continuation.yield($0) }
+        let picture = try await pipeline.generate(GenerationSettings(prompt: "a large red circle", steps: 4))
+        continuation.finish()
+        var loads: [LoadReport] = []
+        for await event in events {
+            if case .loaded(let load) = event { loads.append(load) }
+        }
+        return (try picture.png(), loads)
+    }
+}

@@ -1,0 +1,112 @@
+import Foundation
+import Testing
+
+@testable import ModditCore
+
+struct GuidanceTests {
+    @Test func equalsPython() throws {
+        let items = try Golden.items("guidance.json", "guidance")
+        #expect(items.count == 20)
+        for item in items {
+            let parts = try item.array()
+            let guidance = try Guidance(scale: Float(parts[0].number()))
+            let found = try guidance.combine(parts[2].floats, keeping: 16)
+            #expect(try found == parts[3].floats)
+        }
+    }
+
+    @Test func batchRepeatsTheLatent() throws {
+        #expect(try Guidance(scale: 2).batch([1, 2]) == [1, 2, 1, 2])
+        #expect(try Guidance(scale: 1).batch([1, 2]) == [1, 2])
+    }
+
+    @Test func wrongSizes() throws {
+        for count in [0, 1, 3, 5, 8] {
+            #expect(throws: ModditError.self) {
+                try Guidance(scale: 2).combine([Float](repeating: 0, count: count), keeping: 1)
+            }
+        }
+        #expect(throws: ModditError.self) { try Guidance(scale: 2).combine([1, 2], keeping: .max) }
+        #expect(throws: ModditError.self) { try Guidance(scale: .nan) }
+    }
+}
+
+struct LatentImageTests {
+    @Test func roundsAsPython() throws {
+        // 0 lies between 127 and 128: halves go to the even one
+        let planes: [Float] = [-1, 1, -7, 9, 0, -0.25] + [Float](repeating: 0.5, count: 6)
+        let image = try LatentImage(planes: planes, height: 1, width: 4)
+        #expect(image.rgba == [0, 128, 191, 255, 255, 96, 191, 255, 0, 191, 191, 255, 255, 191, 191, 255])
+    }
+
+    @Test func previewShowsThreeChannels() throws {
+        let image = try LatentImage(previewOf: [-3, 0, 3, 9], channels: 4, height: 1, width: 1)
+        #expect(image.rgba == [0, 128, 255, 255])
+        let single = try LatentImage(previewOf: [3], channels: 1, height: 1, width: 1)
+        #expect(single.rgba == [255, 255, 255, 255])
+        let weighted = try LatentImage(
+            previewOf: [1, 2], channels: 2, height: 1, width: 1, projection: [[1, 0, 0], [0, 0, -1], [1, 1, -3]])
+        #expect(weighted.rgba == [255, 0, 128, 255])
+    }
+
+    @Test func badInput() {
+        #expect(throws: ModditError.self) { try LatentImage(planes: [0, 0], height: 1, width: 1) }
+        #expect(throws: ModditError.self) { try LatentImage(planes: [], height: 0, width: 1) }
+        #expect(throws: ModditError.self) { try LatentImage(planes: [], height: .max, width: .max) }
+        #expect(throws: ModditError.self) { try LatentImage(planes: [0, .nan, 0], height: 1, width: 1) }
+        #expect(throws: ModditError.self) { try LatentImage(previewOf: [], channels: .max, height: 9, width: 9) }
+        #expect(throws: ModditError.self) {
+            try LatentImage(previewOf: [1], channels: 1, height: 1, width: 1, projection: [[1]])
+        }
+    }
+}
+
+struct PNGTests {
+    @Test func checksumsAreStandard() {
+        #expect(PNG.crc32(Array("123456789".utf8)) == 0xCBF4_3926)
+        #expect(PNG.adler32(Array("Wikipedia".utf8)) == 0x11E6_0398)
+    }
+
+    @Test func chunksAreInOrder() throws {
+        let image = try LatentImage(planes: [1, -1, 0], height: 1, width: 1)
+        let texts = [PNG.Text(keyword: "moddit", text: "{}"), PNG.Text(keyword: "parameters", text: "é")]
+        let file = [UInt8](try PNG.encode(image, texts: texts))
+        #expect(names(of: file) == ["IHDR", "tEXt", "iTXt", "IDAT", "IEND"])
+    }
+
+    /// Stored blocks hold at most 65,535 bytes.
+    @Test(arguments: [0, 1, 65_535, 65_536, 200_000])
+    func storedBlocks(count: Int) {
+        let bytes = (0..<count).map { UInt8($0 % 251) }
+        let stream = PNG.zlib(bytes)
+        var found: [UInt8] = []
+        var position = 2
+        var isLast = false
+        while !isLast {
+            isLast = stream[position] == 1
+            let size = Int(stream[position + 1]) | Int(stream[position + 2]) << 8
+            found += stream[position + 5..<position + 5 + size]
+            position += 5 + size
+        }
+        #expect(found == bytes)
+        #expect(stream.count == position + 4)
+    }
+
+    @Test(arguments: ["", "two words", "é", String(repeating: "a", count: 80)])
+    func badKeywords(keyword: String) throws {
+        let image = try LatentImage(planes: [0, 0, 0], height: 1, width: 1)
+        #expect(throws: ModditError.self) { try PNG.encode(image, texts: [PNG.Text(keyword: keyword, text: "")]) }
+        #expect(throws: ModditError.self) { try PNG.encode(image, texts: [PNG.Text(keyword: "a", text: "\0")]) }
+    }
+
+    private func names(of file: [UInt8]) -> [String] {
+        var names: [String] = []
+        var position = 8
+        while position < file.count {
+            let size = file[position..<position + 4].reduce(0) { $0 << 8 | Int($1) }
+            names.append(String(decoding: file[position + 4..<position + 8], as: UTF8.self))
+            position += 12 + size
+        }
+        return names
+    }
+}

@@ -1,0 +1,267 @@
+import Foundation
+import Testing
+
+@testable import ModditCore
+
+struct ManifestTests {
+    @Test(arguments: TestBundle.names)
+    func readsWhatPythonWrites(name: String) throws {
+        let item = try TestBundle.item(name)
+        let manifest = try Manifest(Data(item["manifest"].value.encoded.utf8))
+        #expect(try manifest.fingerprint == item["fingerprint"].string())
+        #expect(manifest.backend == .coreml)
+        #expect(manifest.spec.pixelsPerPatch == 8)
+        #expect(manifest.spec.defaultSide == 32)
+        #expect(manifest.provenance.source == "shapes – tiny")
+        let graphs = try #require(manifest.graphs)
+        #expect(graphs.minimumOS == ["iOS": "18.0", "macOS": "15.0"])
+        for role in PackageRole.allCases {
+            for package in try graphs.packages(for: role) {
+                #expect(manifest.files(of: package).count == 3)
+                #expect(manifest.hash(of: package).count == 64)
+            }
+        }
+    }
+
+    @Test func graphsOfEachKind() throws {
+        let routed = try Manifest(TestBundle.manifest("routed"))
+        #expect(routed.graphs?.denoisers.count == 12)
+        #expect(routed.graphs?.sizes == [PictureSize(height: 32, width: 32), PictureSize(height: 32, width: 64)])
+        #expect(routed.graphs?.batches == [2, 1])
+        #expect(routed.plan?.regions == 4)
+        let dense = try Manifest(TestBundle.manifest("dense"))
+        #expect(dense.plan == nil)
+        #expect(dense.spec.transformer.usesAdditionalConditions)
+        let chain = try Manifest(TestBundle.manifest("chain"))
+        #expect(
+            chain.graphs?.packages[.transformer]?.map(\.path) == [
+                "Transformer1of2.mlpackage", "Transformer2of2.mlpackage",
+            ])
+        #expect(chain.graphs?.trainedPlan?.keepTenths == [[5, 4, 9], [3, 4, 10], [3, 3, 10]])
+        #expect(chain.graphs?.routing == .onehot)
+        #expect(chain.components["transformer"]?.quantization?.tensors == ["proj_out.weight"])
+    }
+
+    @Test func functionOfAStep() throws {
+        let graphs = try #require(try Manifest(TestBundle.manifest("routed")).graphs)
+        let found = try graphs.denoiser(size: PictureSize(height: 32, width: 64), batch: 1, region: 2)
+        #expect(found.function == "px32x64_batch1_region0_2")
+        #expect(found.capacities == [32, 10, 4])
+        for (side, batch, region) in [(64, 1, 0), (32, 3, 0), (32, 1, 4), (32, 1, -1)] {
+            #expect(throws: ModditError.self) {
+                try graphs.denoiser(size: PictureSize(height: side, width: side), batch: batch, region: region)
+            }
+        }
+    }
+
+    /// Each change, and the kind and a part of the error it must give.
+    @Test(arguments: [
+        ("format", JSON.string("other"), "format", "not a moddit bundle"),
+        ("format_version", .integer(3), "format", "format_version is unknown"),
+        ("format_version", .string("2"), "format", "format_version is unknown"),
+        ("backend", .string("tflite"), "unsupported", "'mlx' or 'coreml'"),
+        ("plan.keep_tenths.0.0", .integer(11), "valueRange", "want 1...10"),
+        ("plan.regions", .integer(3), "shape", "4 regions"),
+        ("plan", .null, "shape", "want one function for each of 1 regions"),
+        ("spec.scheduler.sampler", .string("heun"), "unsupported", "'heun' is not implemented"),
+        ("spec.scheduler.num_train_timesteps", .integer(.max), "valueRange", "out of range"),
+        ("spec.transformer.num_layers", .integer(4), "shape", "plan has 3 layers"),
+        ("spec.transformer.patch_size", .integer(3), "shape", "multiple of patch_size"),
+        ("spec.transformer.patch_size", .integer(0), "valueRange", "out of range"),
+        ("spec.transformer.cross_attention_dim", .integer(17), "unsupported", "hidden size"),
+        ("spec.transformer.in_channels", .integer(5), "shape", "latent_channels"),
+        ("spec.text_encoder.d_model", .integer(9), "shape", "caption_channels"),
+        ("spec.vae.block_out_channels", .array(Array(repeating: .integer(1), count: 64)), "shape", "64 numbers"),
+        ("spec.vae.out_channels", .integer(4), "unsupported", "want 3"),
+        ("spec.vae.scaling_factor", .integer(0), "valueRange", "more than 0"),
+        ("spec.max_sequence_length", .integer(1 << 40), "valueRange", "out of range"),
+        ("components.vae.files.0.path", .string("../secret"), "format", "leaves the bundle"),
+        ("components.vae.files.0.path", .string("/etc/passwd"), "format", "leaves the bundle"),
+        ("components.vae.files.0.path", .string("a//b"), "format", "leaves the bundle"),
+        ("components.vae.files.0.path", .string("a\\..\\b"), "format", "leaves the bundle"),
+        ("components.vae.files.0.path", .string(""), "format", "leaves the bundle"),
+        ("components.vae.files.0.path", .string("a/./b"), "format", "leaves the bundle"),
+        ("components.vae.files.0.bytes", .integer(-1), "valueRange", "out of range"),
+        ("components.vae.files.0.bytes", .number(1e30), "format", "want an integer"),
+        ("components.vae.files.0.sha256", .string("abc"), "format", "64 hexadecimal digits"),
+        ("components.vae.files", .array([]), "missing", "'VAEDecoder.mlpackage' has no files"),
+        ("graphs.compute_units", .string("gpu"), "unsupported", "'cpuAndGPU'"),
+        ("graphs.denoisers", .array([]), "format", "not empty"),
+        ("graphs", .null, "format", "'mlx' without or 'coreml' with"),
+        ("backend", .string("mlx"), "format", "'mlx' without or 'coreml' with"),
+        ("graphs.denoisers.0.capacities.0", .integer(1), "shape", "the plan says"),
+        ("graphs.denoisers.0.regions.0", .integer(3), "missing", "no function for 32x32"),
+        ("graphs.denoisers.0.function", .string("absent"), "shape", "Transformer.mlpackage has functions"),
+        ("graphs.denoisers.0.height", .integer(1 << 20), "valueRange", "out of range"),
+        ("graphs.packages.transformer", .array([]), "format", "not empty"),
+        ("graphs.packages.vae_encoder.0.functions.0.name", .string("px9x9"), "shape", "has functions"),
+        ("graphs.packages.vae_encoder.0.functions.0.name", .string(""), "format", "not empty"),
+        ("graphs.packages.transformer.0.path", .string("../Other.mlpackage"), "format", "leaves the bundle"),
+        ("graphs.packages.vae_decoder.0.functions.0.inputs.latents.dtype", .string("int8"), "unsupported", "'int32'"),
+        (
+            "graphs.packages.vae_decoder.0.functions.0.inputs.latents.shape",
+            .array([.integer(1 << 30), .integer(1 << 30)]), "valueRange", "too large"
+        ),
+    ])
+    func refuses(path: String, value: JSON, kind: String, part: String) throws {
+        let original = try TestBundle.manifest("routed").value
+        let place = path.split(separator: ".").map(String.init)
+        let changed = original.replacing(place[...], with: value)
+        do throws(ModditError) {
+            _ = try Manifest(Data(changed.encoded.utf8))
+            Issue.record("\(path) = \(value) is accepted")
+        } catch {
+            #expect("\(error.kind)" == kind)
+            #expect(error.message.contains(part), "\(error.message)")
+        }
+    }
+}
+
+struct ModelBundleTests {
+    @Test(arguments: TestBundle.names)
+    func opensAndVerifies(name: String) throws {
+        let files = try TestBundle(name)
+        defer { files.remove() }
+        let bundle = try ModelBundle(folder: files.folder)
+        try bundle.verify(hashes: true)
+        #expect(try bundle.tokenizer().encode("a red circle").last == 1)
+        #expect(try bundle.graphs().denoisers.isEmpty == false)
+    }
+
+    @Test func missingManifest() {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-absent")
+        expect("missing", "make a bundle with") { () throws(ModditError) in _ = try ModelBundle(folder: folder) }
+    }
+
+    @Test func truncatedManifest() throws {
+        let whole = Data(try TestBundle.manifest("chain").value.encoded.utf8)
+        let files = try TestBundle("chain", manifest: whole.prefix(whole.count / 2))
+        defer { files.remove() }
+        expect("format", "not JSON") { () throws(ModditError) in _ = try ModelBundle(folder: files.folder) }
+    }
+
+    @Test func damagedFiles() throws {
+        let files = try TestBundle("routed")
+        defer { files.remove() }
+        let weights = files.folder.appendingPathComponent(
+            "Transformer.mlpackage/Data/com.apple.CoreML/weights/weight.bin")
+        let original = try Data(contentsOf: weights)
+        try Data(original.map { $0 ^ 1 }).write(to: weights)
+        let bundle = try ModelBundle(folder: files.folder)  // sizes are right
+        expect("format", "sha256") { () throws(ModditError) in try bundle.verify(hashes: true) }
+        try original.dropLast().write(to: weights)
+        expect("format", "truncated") { () throws(ModditError) in _ = try ModelBundle(folder: files.folder) }
+        try FileManager.default.removeItem(at: weights)
+        expect("missing", "no such file") { () throws(ModditError) in _ = try ModelBundle(folder: files.folder) }
+        try FileManager.default.createDirectory(at: weights, withIntermediateDirectories: false)
+        expect("missing", "no such file") { () throws(ModditError) in _ = try ModelBundle(folder: files.folder) }
+    }
+
+    @Test func tamperedTokenizer() throws {
+        let files = try TestBundle("routed")
+        defer { files.remove() }
+        let url = files.folder.appendingPathComponent("tokenizer.json")
+        var bytes = try Data(contentsOf: url)
+        bytes[bytes.count / 2] ^= 1
+        try bytes.write(to: url)
+        let bundle = try ModelBundle(folder: files.folder)
+        expect("format", "sha256") { () throws(ModditError) in _ = try bundle.tokenizer() }
+    }
+
+    @Test func bundleOfAnotherRuntime() throws {
+        let original = try TestBundle.manifest("dense").value
+        let changed = original.replacing(["backend"], with: .string("mlx")).replacing(["graphs"], with: .null)
+        let files = try TestBundle("dense", manifest: Data(changed.encoded.utf8))
+        defer { files.remove() }
+        let bundle = try ModelBundle(folder: files.folder)
+        expect("unsupported", "--to coreml") { () throws(ModditError) in _ = try bundle.graphs() }
+    }
+
+    private func expect(_ kind: String, _ part: String, _ body: () throws(ModditError) -> Void) {
+        do throws(ModditError) {
+            try body()
+            Issue.record("no error, want \(kind)")
+        } catch {
+            #expect(error.kind == kind)
+            #expect(error.message.contains(part), "\(error.message)")
+        }
+    }
+}
+
+/// Whatever is wrong in a manifest, reading it gives a typed error or a manifest, never a crash.
+struct ManifestFuzzTests {
+    /// Every value in turn is dropped, or replaced by one of another kind or a huge number.
+    @Test(arguments: ["dense", "chain"])
+    func replacedValues(name: String) throws {
+        let original = try TestBundle.manifest(name).value
+        let others: [JSON?] = [
+            nil, .null, .bool(true), .integer(-1), .integer(0), .integer(.max), .number(1e308), .number(0.5),
+            .string("../x"), .array([]), .object([:]),
+        ]
+        var accepted = 0
+        for place in original.places {
+            for other in others {
+                let changed = original.replacing(place[...], with: other)
+                guard changed != original else { continue }
+                accepted += outcome(JSONField(changed, place: "m", component: "manifest")) ? 1 : 0
+            }
+        }
+        // texts such as the provenance, sizes of files, and names of features may be anything
+        #expect(accepted < 40 * original.places.count / 10)
+    }
+
+    @Test func cutAndMutatedBytes() throws {
+        let original = Array(try TestBundle.manifest("chain").value.encoded.utf8)
+        var random = MersenneTwister(seed: 5)
+        for length in stride(from: 0, to: original.count, by: 97) { bytes(Array(original[..<length])) }
+        let alphabet = Array("{}[]\",:0123456789-.eE\\untrl ".utf8) + [0, 0x80, 0xC3, 0xFF]
+        for _ in 0..<600 {
+            var changed = original
+            for _ in 0...random.next() % 3 {
+                changed[Int(random.next()) % changed.count] = alphabet[Int(random.next()) % alphabet.count]
+            }
+            bytes(changed)
+        }
+    }
+
+    private func bytes(_ bytes: [UInt8]) {
+        do throws(ModditError) {
+            let value = try JSON.parse(Data(bytes), place: "m", component: "manifest")
+            _ = outcome(JSONField(value, place: "m", component: "manifest"))
+        } catch {
+            #expect(error.message.hasPrefix("[manifest] m"))
+        }
+    }
+
+    /// Whether it is accepted; then everything in it can be used.
+    private func outcome(_ field: JSONField) -> Bool {
+        do throws(ModditError) {
+            let manifest = try Manifest(field)
+            for item in manifest.graphs?.denoisers ?? [] {
+                let size = PictureSize(height: item.height, width: item.width)
+                _ = try manifest.graphs?.denoiser(size: size, batch: item.batch, region: item.regions.first ?? 0)
+            }
+            _ = manifest.components.values.map(\.bytes)
+            return true
+        } catch {
+            #expect(error.message.hasPrefix("["))
+            return false
+        }
+    }
+}
+
+extension ModditError {
+    /// Name of the case.
+    var kind: String {
+        switch self {
+        case .format: "format"
+        case .missing: "missing"
+        case .shape: "shape"
+        case .valueRange: "valueRange"
+        case .unsupported: "unsupported"
+        case .outputExists: "outputExists"
+        case .storage: "storage"
+        case .compute: "compute"
+        }
+    }
+}

@@ -1,0 +1,293 @@
+import Foundation
+import Testing
+
+@testable import ModditCore
+
+struct PipelineTests {
+    /// As SamplerTests.finalTolerance: only the weights of samplers may round apart.
+    static let tolerance: Float = 4e-6
+
+    /// Every run of the Python reference: tokens, function calls with their inputs, latents, and the file's texts.
+    @Test(arguments: [false, true])
+    func runsEqualPython(asPackages: Bool) async throws {
+        let items = try Golden.items("pipelines.json", "runs")
+        #expect(items.count == 8)
+        for item in items {
+            let log = Log()
+            let settings = try GenerationSettings(item["settings"])
+            let pipeline = try Self.pipeline(item["bundle"].string(), log: log, asPackages: asPackages)
+            let picture = try await pipeline.generate(settings)
+            #expect(try difference(picture.latents, item["final"].floats) <= Self.tolerance)
+            try await expectSameCalls(log.inputs, item["calls"].array())
+            let planes = FakeMath.decode(picture.latents, size: picture.metadata.size, scale: 4)
+            let image = try LatentImage(planes: planes, height: picture.image.height, width: picture.image.width)
+            #expect(picture.image == image)
+            #expect(try picture.metadata.json == item["metadata"].string())
+            #expect(try picture.metadata.parameters == item["parameters"].string())
+        }
+    }
+
+    @Test func tokensEqualPython() throws {
+        let tokenizer = try UnigramTokenizer(Golden.data("embedded-tokenizer.json"))
+        for item in try Golden.items("pipelines.json", "runs") {
+            let texts = try GenerationSettings(item["settings"]).texts
+            let rows = try item["ids"].array()
+            #expect(rows.count == texts.count)
+            for (row, text) in zip(rows, texts) {
+                let wanted = try row.integers
+                #expect(try tokenizer.encodeCaption(text, length: wanted.count).ids.map { Int($0) } == wanted)
+            }
+        }
+    }
+
+    @Test func packageVersionIsPythons() throws {
+        #expect(try Golden.read("pipelines.json")["version"].string() == PictureMetadata.packageVersion)
+    }
+
+    @Test func stagesWithPreviews() async throws {
+        let pipeline = try Self.pipeline("routed", log: Log())
+        var (counts, steps, pictures) = ([Int](), [StepResult](), 0)
+        for try await stage in pipeline.stages(GenerationSettings(prompt: "a red circle", steps: 5), previews: true) {
+            switch stage {
+            case .encoded(let tokens): counts = tokens
+            case .step(let step): steps.append(step)
+            case .decoded: pictures += 1
+            }
+        }
+        #expect(counts.count == 2)
+        #expect(counts[0] == 1)
+        #expect(steps.map(\.index) == [0, 1, 2, 3, 4])
+        #expect(steps.map(\.region) == [3, 3, 2, 1, 0])
+        #expect(steps.allSatisfy { $0.total == 5 && $0.preview?.width == 8 && $0.preview?.height == 8 })
+        #expect(pictures == 1)
+    }
+
+    @Test func pictureTellsHowItWasMade() async throws {
+        let pipeline = try Self.pipeline("dense", log: Log())
+        let picture = try await pipeline.generate(GenerationSettings(prompt: "ein Kreis ○", steps: 2))
+        let png = try picture.png()
+        #expect(png.range(of: Data(picture.metadata.json.utf8)) != nil)
+        #expect(png.range(of: Data(picture.metadata.parameters.utf8)) != nil)
+        #expect(try await pipeline.generate(GenerationSettings(prompt: "ein Kreis ○", steps: 2)).png() == png)
+    }
+
+    @Test func memoryIsGivenBack() async throws {
+        for reducesMemory in [true, false] {
+            let log = Log()
+            let pipeline = try Self.pipeline("chain", log: log, asPackages: true, reducesMemory: reducesMemory)
+            _ = try await pipeline.generate(GenerationSettings(prompt: "x", steps: 1))
+            let all = [
+                "TextEncoder.mlpackage", "Transformer1of2.mlpackage", "Transformer2of2.mlpackage",
+                "VAEDecoder.mlpackage",
+            ]
+            #expect(await log.unloaded == (reducesMemory ? all : []))
+            await pipeline.unload()
+            #expect(await log.unloaded == (reducesMemory ? all + all : all))
+        }
+    }
+
+    @Test func packagesOfAChainRunInOrder() async throws {
+        let log = Log()
+        let pipeline = try Self.pipeline("chain", log: log, asPackages: true)
+        _ = try await pipeline.generate(GenerationSettings(prompt: "x", steps: 2, sampler: .ddim))
+        #expect(
+            await log.order == [
+                "TextEncoder.mlpackage encode", "TextEncoder.mlpackage encode",
+                "Transformer1of2.mlpackage px32x32_batch2_region2", "Transformer2of2.mlpackage px32x32_batch2_region2",
+                "Transformer1of2.mlpackage px32x32_batch2_region0_1",
+                "Transformer2of2.mlpackage px32x32_batch2_region0_1",
+                "VAEDecoder.mlpackage px32x32",
+            ])
+    }
+
+    @Test func cancellationStopsBeforeTheNextCall() async throws {
+        let log = Log()
+        let manifest = try Manifest(TestBundle.manifest("routed"))
+        let stop: @Sendable (Int) async -> Void = { count in
+            if count == 2 { withUnsafeCurrentTask { $0?.cancel() } }
+        }
+        let denoiser = FakeDenoiser(isToldSize: false, log: log, before: stop)
+        let pipeline = try Self.pipeline(manifest, denoiser: denoiser, log: log)
+        let task = Task { try await pipeline.generate(GenerationSettings(prompt: "x", steps: 9)) }
+        await #expect(throws: CancellationError.self) { try await task.value }
+        #expect(await log.inputs.count == 3)
+    }
+
+    @Test func stoppingToReadCancels() async throws {
+        let log = Log()
+        let manifest = try Manifest(TestBundle.manifest("routed"))
+        let pause: @Sendable (Int) async -> Void = { _ in try? await Task.sleep(for: .milliseconds(5)) }
+        let denoiser = FakeDenoiser(isToldSize: false, log: log, before: pause)
+        let pipeline = try Self.pipeline(manifest, denoiser: denoiser, log: log)
+        for try await stage in pipeline.stages(GenerationSettings(prompt: "x", steps: 200)) {
+            if case .step = stage { break }
+        }
+        try await Task.sleep(for: .milliseconds(60))
+        #expect(await log.inputs.count < 100)
+    }
+
+    @Test func errorsOfAPartArePassedOnAndMemoryIsGivenBack() async throws {
+        let log = Log()
+        let manifest = try Manifest(TestBundle.manifest("routed"))
+        let graphs = try #require(manifest.graphs)
+        let runner = FakeRunner(manifest, log: log)
+        let pipeline = Pipeline(
+            manifest: manifest, tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")),
+            textEncoder: FakeTextEncoder(width: 9, log: log),
+            denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
+            decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), reducesMemory: true)
+        await #expect(throws: ModditError.self) { try await pipeline.generate(GenerationSettings(prompt: "x")) }
+        #expect(await log.unloaded == ["text_encoder", "Transformer.mlpackage", "VAEDecoder.mlpackage"])
+    }
+
+    @Test func badSettings() async throws {
+        let log = Log()
+        let pipeline = try Self.pipeline("routed", log: log)
+        let small = PictureSize(height: 8, width: 8)
+        let bad = [
+            GenerationSettings(prompt: "x", steps: 0), GenerationSettings(prompt: "x", steps: 1001),
+            GenerationSettings(prompt: "x", guidanceScale: -1), GenerationSettings(prompt: "x", guidanceScale: .nan),
+            GenerationSettings(prompt: "x", size: small),
+        ]
+        for settings in bad {
+            await #expect(throws: ModditError.self) { try await pipeline.generate(settings) }
+        }
+        #expect(await log.inputs.isEmpty)
+    }
+
+    static func pipeline(
+        _ name: String, log: Log, asPackages: Bool = false, reducesMemory: Bool = false
+    ) throws -> Pipeline {
+        let manifest = try Manifest(TestBundle.manifest(name))
+        guard asPackages, let graphs = manifest.graphs else {
+            let isToldSize = manifest.spec.transformer.usesAdditionalConditions
+            return try pipeline(manifest, denoiser: FakeDenoiser(isToldSize: isToldSize, log: log), log: log)
+        }
+        let runner = FakeRunner(manifest, log: log)
+        return Pipeline(
+            manifest: manifest, tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")),
+            textEncoder: try GraphTextEncoder(graphs, runner: runner),
+            denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
+            decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), modelPath: "out/bundle",
+            reducesMemory: reducesMemory, versions: ["moddit": "0.1.0", "mlx": "0.0"])
+    }
+
+    static func pipeline(_ manifest: Manifest, denoiser: FakeDenoiser, log: Log) throws -> Pipeline {
+        Pipeline(
+            manifest: manifest, tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")),
+            textEncoder: FakeTextEncoder(width: manifest.spec.textEncoder.width, log: log), denoiser: denoiser,
+            decoder: FakeDecoder(scale: manifest.spec.vae.downscale, log: log), modelPath: "out/bundle",
+            versions: ["moddit": "0.1.0", "mlx": "0.0"])
+    }
+
+    /// Function, timestep, sum of each text's states, and both ends of the latents.
+    private func expectSameCalls(_ found: [DenoiserInput], _ wanted: [JSONField]) throws {
+        #expect(found.count == wanted.count)
+        for (call, item) in zip(found, wanted) {
+            let parts = try item.array()
+            #expect(try call.function.function == parts[0].string())
+            #expect(try call.timestep == Float(parts[1].number()))
+            #expect(try call.texts.map(FakeMath.sum) == parts[2].floats)
+            let ends = Array(call.latents.prefix(2) + call.latents.suffix(2))
+            #expect(try difference(ends, parts[3].floats) <= Self.tolerance)
+        }
+    }
+}
+
+struct DenoisingScheduleTests {
+    @Test func equalsPython() throws {
+        let items = try Golden.items("manifests.json", "schedules")
+        #expect(items.count > 20)
+        for item in items {
+            let manifest = try Manifest(TestBundle.manifest(item["bundle"].string()))
+            let size = try PictureSize(height: item["height"].integer(), width: item["width"].integer())
+            let schedule = try DenoisingSchedule(
+                manifest, size: size, batch: item["batch"].integer(),
+                sampler: #require(Sampler(rawValue: item["sampler"].string())), steps: item["steps"].integer())
+            let rows = try item["rows"].array()
+            #expect(schedule.steps.count == rows.count)
+            for (step, row) in zip(schedule.steps, rows) {
+                let parts = try row.array()
+                #expect(try step.index == parts[0].integer())
+                #expect(try step.sampler.timestep == parts[1].number())
+                #expect(try step.region == parts[2].integer())
+                #expect(try step.function.function == parts[3].string())
+                #expect(try step.function.capacities == parts[4].integers)
+            }
+        }
+    }
+
+    @Test func batching() throws {
+        #expect(try Batching(texts: 2, batches: [1, 2]) == .together)
+        #expect(try Batching(texts: 2, batches: [2]) == .together)
+        #expect(try Batching(texts: 2, batches: [1]) == .apart)
+        #expect(try Batching(texts: 1, batches: [1, 2]) == .single)
+        #expect(try Batching(texts: 1, batches: [2]) == .doubled)
+        #expect(throws: ModditError.self) { try Batching(texts: 1, batches: [4]) }
+    }
+}
+
+struct GraphComponentsTests {
+    @Test func encoderScalesTheMean() async throws {
+        let manifest = try Manifest(TestBundle.manifest("routed"))
+        let graphs = try #require(manifest.graphs)
+        let encoder = try GraphEncoder(graphs, spec: manifest.spec.vae, runner: FakeRunner(manifest, log: Log()))
+        let size = PictureSize(height: 32, width: 64)
+        let latents = try await encoder.encode([Float](repeating: 0, count: 3 * 32 * 64), size: size)
+        #expect(latents == [Float](repeating: 2 * 0.18215, count: 4 * 8 * 16))
+        await #expect(throws: ModditError.self) { try await encoder.encode([1], size: size) }
+    }
+
+    @Test func memoryWarnings() throws {
+        let manifest = try Manifest(TestBundle.manifest("routed"))
+        let all = MemoryEstimate(manifest, reducesMemory: false)
+        let one = MemoryEstimate(manifest, reducesMemory: true)
+        #expect(all.peak > one.peak)
+        #expect(all.warnings(physicalMemory: UInt64(all.peak) * 4).isEmpty)
+        #expect(all.warnings(physicalMemory: UInt64(all.peak)).count == 1)
+    }
+}
+
+struct TensorTests {
+    @Test func rowsMayBeApart() throws {
+        let memory: [Float] = [0, 1, 2, -1, 3, 4, 5, -1]
+        try memory.withUnsafeBytes { bytes in
+            let tensor = try Tensor(bytes, shape: [2, 3], strides: [4, 1], dtype: .float32)
+            #expect(try tensor.floats() == [0, 1, 2, 3, 4, 5])
+            let columns = try Tensor(bytes, shape: [3, 2], strides: [1, 4], dtype: .float32)
+            #expect(try columns.floats() == [0, 3, 1, 4, 2, 5])
+            for (shape, strides) in [([2, 4], [4, 2]), ([9], [1]), ([2], [8]), ([2], [-1]), ([2, 2], [1])] {
+                #expect(throws: ModditError.self) {
+                    try Tensor(bytes, shape: shape, strides: strides, dtype: .float32)
+                }
+            }
+        }
+        var target = [Float](repeating: 9, count: 8)
+        try target.withUnsafeMutableBytes { bytes in
+            try Tensor([0, 1, 2, 3, 4, 5], shape: [2, 3]).copy(to: bytes, strides: [4, 1])
+            #expect(throws: ModditError.self) {
+                try Tensor([0, 1, 2, 3, 4, 5], shape: [2, 3]).copy(to: bytes, strides: [6, 1])
+            }
+        }
+        #expect(target == [0, 1, 2, 9, 3, 4, 5, 9])
+    }
+
+    @Test func shapesMustFit() throws {
+        #expect(throws: ModditError.self) { try Tensor([1, 2], shape: [3]) }
+        #expect(throws: ModditError.self) { try Tensor([1], shape: [Int.max, 3]) }
+        #expect(throws: ModditError.self) { try Tensor([], shape: [-1, 0]) }
+        #expect(throws: ModditError.self) { try Tensor(.int32([1]), shape: [1]).floats() }
+    }
+}
+
+extension GenerationSettings {
+    /// Reads the settings of a golden run.
+    init(_ field: JSONField) throws {
+        try self.init(
+            prompt: field["prompt"].string(), negativePrompt: field["negative_prompt"].string(),
+            seed: field["seed"].integer(), steps: field["steps"].integer(),
+            guidanceScale: field["guidance_scale"].number(),
+            size: PictureSize(height: field["height"].integer(), width: field["width"].integer()),
+            sampler: Sampler(rawValue: field["sampler"].string()))
+    }
+}

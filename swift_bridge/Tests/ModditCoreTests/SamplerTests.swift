@@ -1,0 +1,112 @@
+import Testing
+
+@testable import ModditCore
+
+struct SamplerTests {
+    /// Logarithm and hypotenuse may differ in their last digit between systems.
+    static let tolerance = 1e-13
+
+    /// Single-precision arithmetic in the same order; only weights that round apart differ.
+    static let finalTolerance: Float = 2e-6
+
+    @Test func tablesEqualPython() throws {
+        let items = try Golden.items("samplers.json", "tables")
+        #expect(items.count > 50)
+        for item in items {
+            let table = try SamplerTable(NoiseSchedule(item["schedule"]), steps: item["steps"].integer())
+            #expect(try table.steps.count == item["steps"].integer())
+            expectClose(table.initScale, try item["init_scale"].number())
+            for row in try item["rows"].array() {
+                let numbers = try row.numbers
+                for (found, wanted) in zip(table.steps[Int(numbers[0])].values, numbers.dropFirst()) {
+                    expectClose(found, wanted)
+                }
+            }
+        }
+    }
+
+    @Test func runsEqualPython() throws {
+        for item in try Golden.items("samplers.json", "tables") {
+            let table = try SamplerTable(NoiseSchedule(item["schedule"]), steps: item["steps"].integer())
+            var latents = try TorchRandom.normal(shape: [1, 4, 2, 3], seed: 3).map { $0 * Float(table.initScale) }
+            var denoised: [Float]?
+            for step in table.steps {
+                let output = step.scaleInput(latents).map { Self.denoise($0, step.timestep) }
+                (latents, denoised) = try step.advance(latents, output: output, previousDenoised: denoised)
+            }
+            #expect(try difference(latents, item["final"].floats) <= Self.finalTolerance)
+        }
+    }
+
+    @Test(arguments: Sampler.allCases, TimestepSpacing.allCases)
+    func stepsOutOfRange(sampler: Sampler, spacing: TimestepSpacing) throws {
+        let schedule = try NoiseSchedule(timestepSpacing: spacing, sampler: sampler)
+        for steps in [0, -1, 1001, Int.max, Int.min] {
+            #expect(throws: ModditError.self) { try SamplerTable(schedule, steps: steps) }
+        }
+    }
+
+    /// Every number of steps gives a table or a typed error, with offsets and few timesteps too.
+    @Test(arguments: Sampler.allCases, TimestepSpacing.allCases)
+    func everyNumberOfSteps(sampler: Sampler, spacing: TimestepSpacing) throws {
+        for (total, offset) in [(1, 0), (7, 0), (60, 1), (60, 70)] {
+            let schedule = try NoiseSchedule(
+                numTrainTimesteps: total, timestepSpacing: spacing, stepsOffset: offset, sampler: sampler)
+            for steps in 1...total {
+                do {
+                    let table = try SamplerTable(schedule, steps: steps)
+                    #expect(table.steps.count == steps)
+                    #expect(table.steps.first?.previous == 0)
+                } catch {
+                    #expect(error.message.contains("do not fit"))
+                }
+            }
+        }
+    }
+
+    @Test func wrongLengths() throws {
+        let table = try SamplerTable(NoiseSchedule(timestepSpacing: .leading, sampler: .dpmpp2M), steps: 4)
+        #expect(throws: ModditError.self) { try table.steps[0].advance([1, 2], output: [1], previousDenoised: nil) }
+        #expect(throws: ModditError.self) { try table.steps[1].advance([1], output: [1], previousDenoised: nil) }
+        #expect(throws: ModditError.self) { try table.steps[1].advance([1], output: [1], previousDenoised: [1, 2]) }
+    }
+
+    @Test func badSchedules() {
+        func make(_ total: Int = 1000, _ start: Double = 0.1, _ end: Double = 0.2, _ offset: Int = 0) throws {
+            _ = try NoiseSchedule(
+                numTrainTimesteps: total, betaStart: start, betaEnd: end, timestepSpacing: .leading,
+                stepsOffset: offset, sampler: .ddim)
+        }
+        #expect(throws: ModditError.self) { try make(0) }
+        #expect(throws: ModditError.self) { try make(.max) }
+        #expect(throws: ModditError.self) { try make(1000, .nan) }
+        #expect(throws: ModditError.self) { try make(1000, 0.3, 0.2) }
+        #expect(throws: ModditError.self) { try make(1000, 0.1, 1) }
+        #expect(throws: ModditError.self) { try make(1000, 0.1, 0.2, -1) }
+    }
+
+    @Test func unknownNamesAreTold() throws {
+        let item = try #require(try Golden.items("samplers.json", "tables").first)
+        guard case .object(var fields) = try item["schedule"].value else { return }
+        fields["sampler"] = .string("heun")
+        let wanted = "[test] schedule.sampler = 'heun' is not implemented, want 'dpmpp-2m' or 'ddim' or 'euler'"
+        #expect(throws: ModditError.unsupported(wanted)) {
+            try NoiseSchedule(JSONField(.object(fields), place: "schedule", component: "test"))
+        }
+    }
+
+    private func expectClose(_ found: Double, _ wanted: Double) {
+        #expect(abs(found - wanted) <= Self.tolerance * max(1, abs(wanted)))
+    }
+
+    /// The stand-in for a model in moddit/golden.py.
+    private static func denoise(_ x: Float, _ timestep: Double) -> Float {
+        (0.5 * x + Float(timestep / 1000)) / (1 + x * x)
+    }
+}
+
+extension SamplerStep {
+    fileprivate var values: [Double] {
+        [timestep, inputScale, denoisedX, denoisedOutput, keepX, current, previous]
+    }
+}
