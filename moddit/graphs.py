@@ -171,7 +171,7 @@ class Graphs:
     def _check_functions(self, role: str, package: Package, where: str) -> None:
         found = sorted(function.name for function in package.functions)
         wanted = {
-            "text_encoder": found[:1],
+            "text_encoder": found[:1] or ["any"],
             "transformer": sorted(item.function for item in self.denoisers),
         }.get(role, sorted(size_name(*size) for size in self.sizes))
         if found != wanted or len(set(found)) < len(found):
@@ -262,8 +262,10 @@ def _text(value: object, where: str) -> str:
 
 
 def _list(value: object, where: str) -> Sequence[Any]:
-    if not isinstance(value, list) or not value:
-        raise FormatError(f"[graphs] {where}: got {value!r}, want a list that is not empty")
+    if not isinstance(value, list):
+        raise FormatError(f"[graphs] {where}: got {type(value).__name__}, want a list")
+    if not value:
+        raise FormatError(f"[graphs] {where}: got an empty list, want at least one entry")
     return value
 
 

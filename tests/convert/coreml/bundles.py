@@ -1,0 +1,66 @@
+"""Bundles for Core ML, made as a user makes them: a diffusers folder, then `python -m convert`."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Protocol
+
+from convert.verify.report import Report
+from convert.verify.verification import verify_bundle
+from moddit.manifest import describe_file, read_manifest, write_manifest
+from tests.convert.checkpoints import convert
+
+PLAN: Final = [[10, 8, 8, 4], [5, 5, 5, 5], [10, 7, 7, 1]]  # [layers][regions]; two regions share a row
+# A width that every compression fits.
+WIDE: Final = {"num_attention_heads": 2, "attention_head_dim": 48, "cross_attention_dim": 96}
+
+
+class Sources(Protocol):
+    def __call__(self, kind: str = "sigma", *, routed: bool = True) -> Path: ...
+
+
+def to_coreml(source: Path, out: Path, *options: str) -> int:
+    """Run the command; return its exit status."""
+    with quick_garbage():
+        return convert(source, out, "--to", "coreml", *options)
+
+
+def make_bundle(source: Path, out: Path, *options: str) -> Path:
+    """Convert without running the packages."""
+    assert to_coreml(source, out, "--no-verify", *options) == 0
+    return out
+
+
+def copy_bundle(bundle: Path, out: Path) -> Path:
+    """Copy a bundle, to be changed."""
+    return Path(shutil.copytree(bundle, out))
+
+
+def refresh_manifest(folder: Path) -> None:
+    """Measure and hash every file again."""
+    manifest = read_manifest(folder)
+    components = {
+        name: replace(component, files=tuple(describe_file(folder, info.path) for info in component.files))
+        for name, component in manifest.components.items()
+    }
+    write_manifest(folder, replace(manifest, components=components))
+
+
+def verify(folder: Path) -> Report:
+    """Verify every function, without a picture."""
+    return verify_bundle(folder, read_manifest(folder), None)
+
+
+@contextmanager
+def quick_garbage() -> Iterator[None]:
+    """Spare coremltools, which collects garbage at every save, the second it takes with all of torch loaded."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
