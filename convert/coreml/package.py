@@ -83,6 +83,7 @@ def _describe(path: Path, summary: str) -> None:
         for feature in (*function.input, *function.output):
             feature.shortDescription = FEATURES[feature.name]
     with storage_errors(file):
+        file.unlink()  # coremltools makes it unreadable for others
         file.write_bytes(model.SerializeToString())
 
 

@@ -74,7 +74,8 @@ class Weights:
             info, source = self.part.wanted[name], self.part.tensors[name]
             raw = source.read()
             if info.role.is_quantisable and self.scheme.fits(*info.shape):
-                matrix = widen(cast(raw, source, source.dtype), source.dtype)
+                cast(raw, source, "F16")  # what it decompresses to has to fit as well
+                matrix = widen(raw, source.dtype)
                 self._stored[name] = compress(np.ascontiguousarray(matrix), self.scheme)
             else:
                 self._stored[name] = Plain(cast(raw, source, "F32" if info.role in _FULL_PRECISION else "F16"))

@@ -126,9 +126,8 @@ def check_case(
     real = _real_rows(case, wanted)
     found, kept = _run_packages(exact, case)
     flips = _count_flips(routes, kept)
-    margin, target = 0.0, wanted
-    if any(flips):
-        margin = _tie_margin(routes, kept)
+    margin, target = _tie_margin(routes, kept), wanted
+    if any(flips) and margin <= TIE_MARGIN:
         target, _ = _run_reference(reference, case, _as_indices(routes, kept))
     outcome = Outcome(case.name, _error(found, target, real), sum(flips), margin)
     if rounded is not None:

@@ -16,7 +16,8 @@ import pytest
 from convert.coreml import writer
 from moddit.manifest import read_manifest
 from tests.convert.checkpoints import TEXT_ENCODER, TRANSFORMER, VAE, convert, edit_weights
-from tests.convert.coreml.bundles import make_bundle, to_coreml
+from tests.convert.coreml.bundles import WIDE, make_bundle, to_coreml
+from tests.tiny import save_pipeline
 
 Refuse = Callable[..., None]
 
@@ -113,6 +114,18 @@ class TestWeights:
 
         edit_weights(damaged / VAE, spoil)
         refuse(damaged, ("--compress", scheme), "'decoder.conv_in.weight' reaches 70000, too large for float16 (65504)")
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4", "palette4", "palette6"])
+def test_too_large_in_a_compressed_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str], scheme: str) -> None:
+    source = save_pipeline(tmp_path / "source", transformer=WIDE)
+
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        tensors["transformer_blocks.1.attn1.to_q.weight"].flat[1] = 7e4
+
+    edit_weights(source / TRANSFORMER, spoil)
+    assert to_coreml(source, tmp_path / "bundle", "--compress", scheme, "--no-verify") == 1
+    assert "reaches 70000, too large for float16" in capsys.readouterr().err
 
 
 class TestOutput:
