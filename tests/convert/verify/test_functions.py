@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def opened(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Opened:
 
 
 @pytest.fixture
-def exchange(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def exchange(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Make the reference keep, in the last layer, the best token left out for the worst one kept.
 
     Gives the distance of their scores, which a test may change: the reference is told that it is that large.
