@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from convert.verify.bundle import Packages
 from convert.verify.interpreter import Arithmetic
+from moddit.graphs import size_name
 from moddit.noise import torch_randn
 from moddit.samplers import build_table
 
@@ -54,7 +55,9 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
         negative, positive = _predict(packages, request, step.input_scale * latents, step.timestep, texts)
         output = negative + request.guidance_scale * (positive - negative)
         latents, previous = step.advance(latents, output, previous)
-    image = packages.run("vae_decoder", f"px{request.height}x{request.width}", {"latents": latents.astype(np.float32)})
+    image = packages.run(
+        "vae_decoder", size_name(request.height, request.width), {"latents": latents.astype(np.float32)}
+    )
     return np.clip(image[0].transpose(1, 2, 0) / 2 + 0.5, 0, 1)
 
 
