@@ -15,6 +15,7 @@ public actor ManagedModel {
     private let cache: CompiledModelCache
     private let report: @Sendable (LoadReport) -> Void
     private var resident: Resident?
+    private var unloads = 0  // so that one during a load counts
 
     private struct Resident {
         let function: String
@@ -64,6 +65,7 @@ public actor ManagedModel {
 
     /// Gives the memory back.
     public func unload() {
+        unloads += 1
         resident = nil
     }
 
@@ -82,6 +84,7 @@ public actor ManagedModel {
     private func model(_ function: String) async throws -> LoadedModel {
         if let resident, resident.function == function { return resident.model }
         resident = nil  // before the other one is loaded: memory for two is not needed
+        let before = unloads
         var compiled = try await compile()
         var start = ContinuousClock.now
         let model: LoadedModel
@@ -89,13 +92,13 @@ public actor ManagedModel {
             model = try await open(compiled.url, function)
         } catch let error as ModditError where compiled.origin == .cache {
             // an older system may have compiled it, or it is damaged
-            guard case .compute = error else { throw error }
+            guard case .compute = error, !Task.isCancelled else { throw error }
             try cache.remove(hash)
             compiled = try await compile()
             start = ContinuousClock.now
             model = try await open(compiled.url, function)
         }
-        resident = Resident(function: function, model: model)
+        if before == unloads { resident = Resident(function: function, model: model) }
         report(
             LoadReport(
                 package: package.path, function: function, origin: compiled.origin, compileSeconds: compiled.seconds,
@@ -136,6 +139,7 @@ public actor ManagedModel {
 
     /// Turns Core ML's errors into ours.
     private func failure(_ action: String, _ error: any Error) -> any Error {
+        if Task.isCancelled { return CancellationError() }
         if error is ModditError || error is CancellationError { return error }
         return ModditError.compute(
             "[coreml] cannot \(action) \(package.path): \(error.localizedDescription); "

@@ -256,6 +256,8 @@ struct TensorTests {
             #expect(try tensor.floats() == [0, 1, 2, 3, 4, 5])
             let columns = try Tensor(bytes, shape: [3, 2], strides: [1, 4], dtype: .float32)
             #expect(try columns.floats() == [0, 3, 1, 4, 2, 5])
+            let empty = try Tensor(bytes, shape: [0, .max], strides: [1, 2], dtype: .float32)
+            #expect(try empty.floats() == [])
             for (shape, strides) in [([2, 4], [4, 2]), ([9], [1]), ([2], [8]), ([2], [-1]), ([2, 2], [1])] {
                 #expect(throws: ModditError.self) {
                     try Tensor(bytes, shape: shape, strides: strides, dtype: .float32)

@@ -33,7 +33,11 @@ public struct SHA256Hash: Sendable {
         defer { try? file.close() }
         var hash = SHA256Hash()
         do {
-            while let part = try file.read(upToCount: 1 << 20), !part.isEmpty { hash.update([UInt8](part)) }
+            while try pooled({
+                guard let part = try file.read(upToCount: 1 << 20), !part.isEmpty else { return false }
+                hash.update([UInt8](part))
+                return true
+            }) {}
         } catch {
             throw .format("[manifest] \(url.path): cannot be read (\(error)); check the disk, or convert again")
         }
@@ -121,4 +125,13 @@ public struct SHA256Hash: Sendable {
         0x19A4_C116, 0x1E37_6C08, 0x2748_774C, 0x34B0_BCB5, 0x391C_0CB3, 0x4ED8_AA4A, 0x5B9C_CA4F, 0x682E_6FF3,
         0x748F_82EE, 0x78A5_636F, 0x84C8_7814, 0x8CC7_0208, 0x90BE_FFFA, 0xA450_6CEB, 0xBEF9_A3F7, 0xC671_78F2,
     ]
+}
+
+/// Runs a part of a loop and gives its temporary objects back, which Apple's Foundation otherwise keeps to the end.
+private func pooled<Result>(_ body: () throws -> Result) rethrows -> Result {
+    #if canImport(Darwin)
+    try autoreleasepool(invoking: body)
+    #else
+    try body()
+    #endif
 }

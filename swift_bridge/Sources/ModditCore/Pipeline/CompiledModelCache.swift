@@ -34,14 +34,20 @@ public struct CompiledModelCache: Sendable, Hashable {
     /// - Throws: `ModditError.storage` if the folder cannot be made or written.
     public func store(_ compiled: URL, hash: String) throws(ModditError) -> URL {
         let target = place(hash)
+        // beside the target first: from another volume a move copies, and may stop in the middle
+        let staged = folder.appendingPathComponent(".\(UUID().uuidString).part")
+        defer {
+            try? FileManager.default.removeItem(at: compiled)
+            try? FileManager.default.removeItem(at: staged)
+        }
         do {
             try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
-            try FileManager.default.moveItem(at: compiled, to: target)
+            try FileManager.default.moveItem(at: compiled, to: staged)
+            try FileManager.default.moveItem(at: staged, to: target)
         } catch {
             guard find(hash) != nil else {
                 throw .storage("[cache] cannot write \(target.path): \(error.localizedDescription)")
             }
-            try? FileManager.default.removeItem(at: compiled)
         }
         excludeFromBackup(target)
         return target

@@ -139,14 +139,15 @@ public struct Tensor: Sendable, Hashable {
             guard shape.count == strides.count, let count = Tensor.count(shape), count <= most,
                 strides.allSatisfy({ $0 >= 0 && $0 <= most })
             else { throw .shape("[tensor] shape \(shape) with strides \(strides) is not inside \(most) numbers") }
-            let last = zip(shape, strides).reduce(0) { $0 + max($1.0 - 1, 0) * $1.1 }
+            // only where there are numbers: beside a size of 0 others may be too large to multiply
+            let last = count == 0 ? 0 : zip(shape, strides).reduce(0) { $0 + ($1.0 - 1) * $1.1 }
             guard count == 0 || last < most else {
                 throw .shape("[tensor] shape \(shape) with strides \(strides) is not inside \(most) numbers")
             }
             length = shape.last ?? 1
             step = strides.last ?? 1
             var rows = count == 0 ? [] : [0]
-            for (size, stride) in zip(shape, strides).dropLast() {
+            for (size, stride) in zip(shape, strides).dropLast() where count > 0 {
                 rows = rows.flatMap { row in (0..<size).map { row + $0 * stride } }
             }
             self.rows = rows
