@@ -19,6 +19,7 @@ from convert.coreml import text_encoder, transformer, vae
 from convert.verify.functions import EXACT_TOLERANCE
 from convert.verify.report import Report
 from moddit.errors import FormatError, InputError, MissingError, ParityError, ShapeError
+from moddit.graphs import ROLES
 from moddit.manifest import read_manifest, write_manifest
 from tests.convert.checkpoints import convert, edit_json
 from tests.convert.coreml.bundles import (
@@ -403,6 +404,21 @@ class TestCommand:
         (bundle / TRANSFORMER / MODEL).write_bytes(b"nothing")
         refresh_manifest(bundle)
         self.refuse(bundle, capsys, TRANSFORMER)
+
+    @pytest.mark.parametrize("role", ROLES)
+    def test_features_that_the_package_has_not(
+        self, bundle: Path, capsys: pytest.CaptureFixture[str], role: str
+    ) -> None:
+        def change(manifest: dict[str, Any]) -> None:
+            inputs = manifest["graphs"]["packages"][role][0]["functions"][0]["inputs"]
+            next(iter(inputs.values()))["dtype"] = "float16"
+
+        edit_json(bundle / "manifest.json", change)
+        self.refuse(bundle, capsys, "have other features than the manifest says")
+
+    def test_a_package_whose_files_are_not_listed(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        edit_json(bundle / "manifest.json", lambda manifest: manifest["components"]["text_encoder"].update(files=[]))
+        self.refuse(bundle, capsys, "no component lists files of TextEncoder.mlpackage")
 
     def test_a_damaged_reference(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = bundle / "reference.npz"
