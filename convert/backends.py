@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from convert.coreml.recipe import Recipe as CoreMLRecipe
-from convert.description import Description
 from convert.mlx.layout import Recipe as MLXRecipe
 from convert.mlx.writer import write_components
 from convert.output import Written
+from moddit.checkpoint.description import Description
 from moddit.errors import MissingError
 
 WRITE_MODULES: Final = ("coremltools",)

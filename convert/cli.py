@@ -23,9 +23,9 @@ from convert.coreml.recipe import Recipe as CoreMLRecipe
 from convert.coreml.recipe import Routing, Size
 from convert.mlx.layout import Recipe as MLXRecipe
 from convert.mlx.quantize import BITS, GROUP_SIZES
-from convert.precision import DTYPES
 from convert.summary import Summary
 from convert.verify.command import command as verify_command
+from moddit.checkpoint.precision import DTYPES
 from moddit.errors import ModditError
 
 SOURCES: Final = ("hf-checkpoint",)

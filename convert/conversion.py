@@ -14,9 +14,9 @@ import numpy as np
 
 import moddit
 from convert.backends import Write
-from convert.description import Description, describe
-from convert.hub import find_checkpoint
 from convert.output import check_free, new_folder, storage_errors
+from moddit.checkpoint.description import Description, describe
+from moddit.checkpoint.hub import find_checkpoint
 from moddit.errors import FormatError, MissingError
 from moddit.manifest import MANIFEST_NAME, Manifest, Provenance, write_manifest
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 
 import moddit
-from convert.sentencepiece import make_tokenizer, read_vocabulary
+from moddit.checkpoint.sentencepiece import make_tokenizer, read_vocabulary
 from moddit.golden import format_golden, write_goldens
 from scripts.golden_captions import ODDITIES, SENTENCES, make_captions
 from scripts.golden_manifests import describe, make_bundles

@@ -29,6 +29,8 @@ class Rule:
 
 RULES = {
     "moddit": Rule(),
+    # Pickles, the Hub and tokenizers are read by the libraries that own them, where a checkpoint has such a part.
+    "moddit.checkpoint": Rule(inside_functions={"torch", "huggingface_hub", "tokenizers"}),
     "torch_moddit": Rule({"moddit"}, {"train"}),
     "mlx_moddit": Rule({"moddit"}, {"mlx"}),
     "convert": Rule({"moddit"}, {"convert"}, inside_functions={"torch", "torch_moddit"}),
@@ -207,6 +209,7 @@ CLEAN = {
     "moddit/__init__.py": "",
     "moddit/errors.py": "import json\n",
     "moddit/spec.py": "import numpy as np\nfrom moddit import errors\nfrom moddit.errors import json\n",
+    "moddit/checkpoint/pth.py": "import numpy\ndef read():\n    import torch\n",
     "convert/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
     "convert/pth.py": "def read():\n    import torch\n    from torch_moddit import model\n",
     "convert/coreml/package.py": "import coremltools as ct\nfrom convert import pth\n",
@@ -235,6 +238,12 @@ def test_accepts_a_layered_tree(tmp_path: Path) -> None:
     [
         ("moddit/a.py", "import torch", "moddit.a:1: imports torch"),
         ("moddit/a.py", "def f():\n    import mlx.core as mx", "moddit.a:2: imports mlx.core"),
+        (
+            "moddit/checkpoint/a.py",
+            "import tokenizers",
+            "moddit.checkpoint.a:1: imports tokenizers outside a function",
+        ),
+        ("moddit/checkpoint/a.py", "def f():\n    import mlx.core", "moddit.checkpoint.a:2: imports mlx.core"),
         ("moddit/a.py", "from click import echo", "moddit.a:1: imports click"),
         ("moddit/a.py", "from convert import b", "moddit.a:1: imports convert"),
         ("moddit/a.py", "import importlib\nimportlib.import_module('torch')", "moddit.a:2: imports torch"),

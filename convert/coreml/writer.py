@@ -20,8 +20,8 @@ from convert.coreml.transformer import TransformerGraph
 from convert.coreml.vae import build_decoder, build_encoder
 from convert.coreml.variants import list_functions, merge_rows
 from convert.coreml.weights import Weights
-from convert.description import Description
 from convert.output import Written, check_space, storage_errors
+from moddit.checkpoint.description import Description
 from moddit.errors import ValueRangeError
 from moddit.graphs import Graphs, Package, size_name
 from moddit.manifest import Component, Quantization, describe_file

@@ -10,10 +10,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.description import Part
 from convert.mlx.quantize import quantize
-from convert.precision import DTYPES, cast, widen
-from convert.safetensors import ITEM_BYTES, StoredTensor
+from moddit.checkpoint.description import Part
+from moddit.checkpoint.precision import DTYPES, cast, widen
+from moddit.checkpoint.safetensors import ITEM_BYTES
+from moddit.checkpoint.stored import StoredTensor
 from moddit.tensors import Role, TensorInfo, is_precise
 
 QUANTISED_COMPONENTS: Final = frozenset({"transformer", "text_encoder"})

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.precision import narrow
+from moddit.checkpoint.precision import narrow
 
 BITS: Final = (4, 8)
 GROUP_SIZES: Final = (32, 64, 128)

@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy as np
 
-from convert.description import Description
 from convert.mlx.layout import Recipe, Slot, plan_slots
 from convert.output import Written, check_space, storage_errors
-from convert.safetensors import format_header
+from moddit.checkpoint.description import Description
+from moddit.checkpoint.safetensors import format_header
 from moddit.manifest import Component, FileInfo, Quantization
 
 BACKEND: Final = "mlx"

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 from transformers import T5EncoderModel
 
 from convert.mlx import writer
-from convert.precision import DTYPE_NAMES
-from convert.safetensors import ITEM_BYTES, read_tensors
 from mlx_moddit import load
+from moddit.checkpoint.precision import DTYPE_NAMES
+from moddit.checkpoint.safetensors import ITEM_BYTES, read_tensors
 from moddit.manifest import read_manifest, verify_files
 from moddit.spec import ModelSpec
 from moddit.tensors import PRECISE_ROLES, Role, TensorInfo, text_encoder_tensors, transformer_tensors, vae_tensors

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from convert.safetensors import format_header
+from moddit.checkpoint.safetensors import format_header
 from moddit.manifest import read_manifest, verify_files
 from moddit.spec import PixArtSpec
 from moddit.tensors import TensorInfo, transformer_tensors

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from convert.mlx.quantize import BITS, GROUP_SIZES, quantize
-from convert.precision import narrow, widen
+from moddit.checkpoint.precision import narrow, widen
 
 MLX_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from convert import hub, output
+import moddit
+from convert import output
 from convert.cli import main
 from convert.mlx import writer
+from moddit.checkpoint import hub
 from moddit.errors import FormatError, StorageError
 from moddit.manifest import read_manifest
 from tests.convert.checkpoints import TEXT_ENCODER, TRANSFORMER, VAE, convert, edit_json, edit_weights
@@ -373,7 +375,7 @@ class TestCommand:
     def test_without_a_path_it_converts_the_embedded_checkpoint(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hub, "EMBEDDED", os.path.relpath(source, Path(hub.__file__).parents[1] / "moddit"))
+        monkeypatch.setattr(hub, "EMBEDDED", os.path.relpath(source, Path(moddit.__file__).parent))
         monkeypatch.chdir(tmp_path)
         assert main(["--from", "hf-checkpoint"]) == 0
         assert read_manifest(tmp_path / "mlx_model").plan is not None

@@ -48,7 +48,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class FileTensor:
     """One tensor of a file, read when asked for."""
 
     path: Path
@@ -83,7 +83,7 @@ class StoredTensor:
         return array if self.shape else array.reshape(())
 
 
-def read_tensors(path: Path) -> dict[str, StoredTensor]:
+def read_tensors(path: Path) -> dict[str, FileTensor]:
     """Read and check the header of a file.
 
     Raises:
@@ -104,7 +104,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     begin = LENGTH_BYTES + length
     entries = parse_header(text, size - begin, where)
     return {
-        name: StoredTensor(path, name, entry.dtype, entry.shape, begin + entry.start) for name, entry in entries.items()
+        name: FileTensor(path, name, entry.dtype, entry.shape, begin + entry.start) for name, entry in entries.items()
     }
 
 
@@ -125,7 +125,7 @@ def parse_header(text: bytes, data_bytes: int, where: str) -> dict[str, Entry]:
         raise FormatError(f"{where}: header is not JSON ({error}); {_ADVICE}") from None
     if not isinstance(header, dict) or text[:1] != b"{":
         raise FormatError(f"{where}: header is not a JSON object; {_ADVICE}")
-    _check_metadata(header.pop(_METADATA, {}), where)
+    _check_metadata(header.pop(_METADATA, None), where)
     entries = {name: _parse_entry(name, value, where) for name, value in header.items()}
     _check_layout(entries, data_bytes, where)
     return entries
@@ -172,6 +172,8 @@ def _check_length(length: int, size: int, where: str) -> None:
 
 
 def _check_metadata(metadata: object, where: str) -> None:
+    if metadata is None:  # absent, or null, which the format's own reader takes for absent
+        return
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{where}: {_METADATA} is not an object of strings; {_ADVICE}")
 

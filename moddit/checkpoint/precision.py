@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.safetensors import StoredTensor
+from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import ValueRangeError
 
 DTYPES: Final[Mapping[str, str]] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # to safetensors' names

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import T5Tokenizer
 
-from convert.sentencepiece import read_vocabulary
-from convert.tokenizer import read_tokenizer
+from moddit.checkpoint.sentencepiece import read_vocabulary
+from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.errors import FormatError, ModditError, UnsupportedError
 from tests.convert.checkpoints import convert
 from tests.tiny import save_pipeline

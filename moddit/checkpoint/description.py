@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from convert.names import ALIASES, KEEP_RATIO, ROUTER, canonical_names
-from convert.precision import DTYPE_NAMES, is_finite, widen
-from convert.safetensors import StoredTensor
-from convert.source import read_json, read_weights
-from convert.tokenizer import read_tokenizer
+from moddit.checkpoint.names import ALIASES, KEEP_RATIO, ROUTER, canonical_names
+from moddit.checkpoint.precision import DTYPE_NAMES, is_finite, widen
+from moddit.checkpoint.stored import StoredTensor
+from moddit.checkpoint.tokenizer import read_tokenizer
+from moddit.checkpoint.weights import read_json, read_weights
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.manifest import MANIFEST_NAME
 from moddit.routing import RoutingPlan, snap

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convert.safetensors import StoredTensor, read_tensors
+from moddit.checkpoint.safetensors import read_tensors
+from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import FormatError, MissingError
 
 
@@ -53,7 +54,7 @@ def read_weights(folder: Path, stem: str) -> tuple[dict[str, StoredTensor], list
             f"[source] {single}: no such file, nor {index.name}; the folder has {', '.join(found) or 'no files'}; "
             "save the model with save_pretrained(..., safe_serialization=True) and without a variant"
         )
-    return read_tensors(single), [single]
+    return dict(read_tensors(single)), [single]
 
 
 def _read_shards(index: Path) -> tuple[dict[str, StoredTensor], list[Path]]:

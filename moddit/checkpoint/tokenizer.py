@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from convert.sentencepiece import EXTRA_IDS, format_tokenizer, make_tokenizer, read_vocabulary
-from convert.source import read_json
+from moddit.checkpoint.sentencepiece import EXTRA_IDS, format_tokenizer, make_tokenizer, read_vocabulary
+from moddit.checkpoint.weights import read_json
 from moddit.errors import FormatError, MissingError
 
 MAX_EXTRA_IDS: Final = 10_000

@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
-from convert.safetensors import ITEM_BYTES, MAX_COUNT, format_header, parse_header, read_tensors
-from convert.source import read_weights
+from moddit.checkpoint.safetensors import ITEM_BYTES, MAX_COUNT, format_header, parse_header, read_tensors
+from moddit.checkpoint.weights import read_weights
 from moddit.errors import FormatError, MissingError
 
 
@@ -31,6 +32,12 @@ def entry(shape: Any, start: Any, end: Any, dtype: Any = "F32") -> dict[str, Any
 
 
 class TestRead:
+    def test_null_metadata_as_the_library_reads_it(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.safetensors", {"__metadata__": None, "a": entry([1], 0, 4)}, bytes(4))
+        with safe_open(path, "np") as file:
+            assert file.metadata() is None
+        assert list(read_tensors(path)) == ["a"]
+
     def test_what_the_library_writes(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         arrays: dict[str, Any] = {"a": rng.standard_normal((7, 5)).astype(np.float32)}

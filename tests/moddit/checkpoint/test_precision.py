@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert.precision import is_finite, narrow, widen
+from moddit.checkpoint.precision import is_finite, narrow, widen
 
 
 def test_every_bfloat16_widens_and_narrows_to_itself() -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints: what folders and files say becomes a specification, a plan, and tensors under canonical names."""
