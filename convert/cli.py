@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +24,12 @@ from convert.coreml.recipe import Recipe as CoreMLRecipe
 from convert.coreml.recipe import Routing, Size
 from convert.mlx.layout import Recipe as MLXRecipe
 from convert.mlx.quantize import BITS, GROUP_SIZES
+from convert.output import check_free
 from convert.summary import Summary
 from convert.verify.command import command as verify_command
+from moddit.checkpoint.hub import find_checkpoint
 from moddit.checkpoint.precision import DTYPES
+from moddit.checkpoint.sources import LoraSource
 from moddit.errors import ModditError
 
 SOURCES: Final = ("hf-checkpoint",)
@@ -36,6 +40,8 @@ _OWN: Final = {
     "mlx": ("dtype", "quantize", "q_bits", "q_group_size"),
     "coreml": ("sizes", "batches", "routing", "compress", "chunks", "max_functions", "allow_fewer", "verify"),
 }
+# Options that say what the checkpoint is, as `find_checkpoint` has them.
+_CHECKPOINT: Final = ("base", "revision", "variant", "loras", "image_size", "max_sequence_length")
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -53,6 +59,31 @@ class _SizeType(click.ParamType[Size]):
         return int(height), int(width)
 
 
+class _LoraType(click.ParamType[LoraSource]):
+    """An adapter and its strength, such as style.safetensors:0.8."""
+
+    name = "FILE[:SCALE]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> LoraSource:
+        if isinstance(value, LoraSource):
+            return value
+        text = str(value)
+        path, colon, scale = text.rpartition(":")
+        if not colon or Path(text).expanduser().exists():
+            return LoraSource(Path(text).expanduser())
+        try:
+            strength = float(scale)
+        except ValueError:
+            strength = math.nan
+        if not path or not math.isfinite(strength):
+            self.fail(
+                f"{scale!r} is not a scale, want FILE or FILE:NUMBER such as style.safetensors:0.8",
+                param,
+                ctx,
+            )
+        return LoraSource(Path(path).expanduser(), strength)
+
+
 @click.command(
     epilog="`python -m convert verify --help` tells how to check a bundle for Core ML.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -61,7 +92,38 @@ class _SizeType(click.ParamType[Size]):
 @click.option(
     "--hf-path",
     metavar="FOLDER|ID",
-    help="Diffusers pipeline folder, or id on the Hugging Face Hub. [default: the embedded checkpoint]",
+    help="Diffusers pipeline folder, its transformer alone, a .safetensors or .pth file with PixArt's own names, or an "
+    "id on the Hugging Face Hub (owner/name or owner/name@revision). [default: the embedded checkpoint]",
+)
+@click.option(
+    "--base",
+    metavar="FOLDER|ID",
+    help="Pipeline that has the components which --hf-path has not: text encoder, tokenizer, VAE, scheduler.",
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of --hf-path on the Hub.")
+@click.option(
+    "--variant",
+    metavar="NAME",
+    help="Read model.NAME.safetensors where a component has it, such as fp16. [default: the plain files]",
+)
+@click.option(
+    "--lora",
+    "loras",
+    type=_LoraType(),
+    multiple=True,
+    help="Adapter to merge into the transformer, with its strength; may be repeated. [default scale: 1]",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Side of the pictures that the transformer was trained on, if a file with PixArt's own names does not say.",
+)
+@click.option(
+    "--max-sequence-length",
+    type=click.IntRange(1),
+    metavar="TOKENS",
+    help="Longest text. [default: the pipeline's, 120 for PixArt-alpha and 300 for Sigma]",
 )
 @click.option("--to", "backend", type=click.Choice(BACKENDS), default="mlx", show_default=True, help="Runtime.")
 @click.option(
@@ -148,7 +210,6 @@ def command(
     context: click.Context,
     /,
     source_kind: str,
-    hf_path: str | None,
     backend: str,
     out: Path | None,
     overwrite: bool,
@@ -163,10 +224,11 @@ def command(
     assert source_kind in SOURCES
     _refuse_foreign_options(context, backend)
     out = out or Path(f"{backend}_model")
+    write = _make_writer(backend, choices)
+    check_free(out, overwrite=overwrite)  # before anything is downloaded
+    checkpoint = find_checkpoint(choices["hf_path"], **{name: choices[name] for name in _CHECKPOINT})
     with ExitStack() as bars:
-        progress = partial(_progress_bar, bars)
-        write = _make_writer(backend, choices)
-        summary = Summary(convert(hf_path, out, write, overwrite=overwrite, progress=progress))
+        summary = Summary(convert(checkpoint, out, write, overwrite=overwrite, progress=partial(_progress_bar, bars)))
     click.echo(json.dumps(summary.to_json(), indent=2) if as_json else summary.to_text())
 
 

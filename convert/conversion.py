@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ import moddit
 from convert.backends import Write
 from convert.output import check_free, new_folder, storage_errors
 from moddit.checkpoint.description import Description, describe
-from moddit.checkpoint.hub import find_checkpoint
+from moddit.checkpoint.hub import Checkpoint
 from moddit.errors import FormatError, MissingError
 from moddit.manifest import MANIFEST_NAME, Manifest, Provenance, write_manifest
 
@@ -36,14 +36,14 @@ class Conversion:
 
 
 def convert(
-    source: str | None, out: Path, write: Write, *, overwrite: bool = False, progress: Progress | None = None
+    checkpoint: Checkpoint, out: Path, write: Write, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Conversion:
-    """Convert a diffusers checkpoint to a bundle.
+    """Convert a checkpoint to a bundle.
 
     `out` is written whole or not at all, whatever happens on the way, and an old bundle is replaced at the very end.
 
     Args:
-        source: folder or Hub id; by default the embedded checkpoint.
+        checkpoint: what to convert.
         out: the bundle's folder.
         write: puts everything but the manifest into an empty folder, and is told how to report bytes of the source.
         overwrite: replace a bundle at `out`.
@@ -56,15 +56,14 @@ def convert(
     """
     progress = progress or _no_progress
     check_free(out, overwrite=overwrite)
-    checkpoint = find_checkpoint(source)
-    description = describe(checkpoint.folder)
+    description = describe(checkpoint.sources)
     with new_folder(out, overwrite=overwrite) as folder:
         counter = progress("converting", sum(part.nbytes for part in description.parts.values()))
         written = write(description, folder, counter)
-        counter = progress("hashing", sum(path.stat().st_size for path in description.files))
+        counter = progress("hashing", sum(path.stat().st_size for path in description.files.values()))
         provenance = Provenance(
             source=checkpoint.name,
-            source_sha256=hash_source(checkpoint.folder, description.files, counter),
+            source_sha256=hash_source(description.files, counter),
             tool_versions={**_versions(), **written.tool_versions},
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
@@ -80,25 +79,29 @@ def _versions() -> dict[str, str]:
     return {"moddit": moddit.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
-def hash_source(folder: Path, files: tuple[Path, ...], advance: Callable[[int], object]) -> str:
-    """Hash a checkpoint: SHA-256 of the lines that `sha256sum` prints for its files, sorted by path.
+def hash_source(files: Mapping[str, Path], advance: Callable[[int], object]) -> str:
+    """Hash a checkpoint: SHA-256 of the lines that `sha256sum` prints for its files, sorted by name.
+
+    Args:
+        files: by the names under which they count.
+        advance: told how many more bytes are done.
 
     Raises:
         FormatError, MissingError: a file cannot be read.
     """
     lines = []
-    for path in sorted(path.relative_to(folder).as_posix() for path in files):
+    for name, path in sorted(files.items()):
         digest = hashlib.sha256()
         try:
-            with (folder / path).open("rb") as file:
+            with path.open("rb") as file:
                 while chunk := file.read(_READ_SIZE):
                     digest.update(chunk)
                     advance(len(chunk))
         except FileNotFoundError:
-            raise MissingError(f"[source] {folder / path}: the file has gone; start again") from None
+            raise MissingError(f"[source] {path}: the file has gone; start again") from None
         except OSError as error:
-            raise FormatError(f"[source] {folder / path}: cannot be read ({error.strerror})") from None
-        lines.append(f"{digest.hexdigest()}  {path}\n")
+            raise FormatError(f"[source] {path}: cannot be read ({error.strerror})") from None
+        lines.append(f"{digest.hexdigest()}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -5,12 +5,16 @@ Source: transformers `models/t5/modeling_t5.py`.
 
 from __future__ import annotations
 
+from typing import Final
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_moddit.layers import compute_dtype, merge_heads, split_heads, without_overflow
 from moddit.embeddings import relative_buckets
 from moddit.spec import T5Spec
+
+ACTIVATIONS: Final = {"relu": nn.relu, "gelu": nn.gelu, "gelu_new": nn.gelu_approx, "silu": nn.silu}  # by spec's names
 
 
 class RMSNorm(nn.Module):
@@ -58,12 +62,15 @@ class DenseReluDense(nn.Module):
     def __init__(self, spec: T5Spec):
         super().__init__()
         self.is_gated = spec.is_gated
+        self.activation = ACTIVATIONS[spec.dense_act_fn]
         for name in ("wi_0", "wi_1") if spec.is_gated else ("wi",):
             setattr(self, name, nn.Linear(spec.d_model, spec.d_ff, bias=False))
         self.wo = nn.Linear(spec.d_ff, spec.d_model, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.wo(nn.gelu_approx(self.wi_0(x)) * self.wi_1(x) if self.is_gated else nn.relu(self.wi(x)))
+        if self.is_gated:
+            return self.wo(self.activation(self.wi_0(x)) * self.wi_1(x))
+        return self.wo(self.activation(self.wi(x)))
 
 
 class AttentionLayer(nn.Module):

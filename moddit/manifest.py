@@ -15,7 +15,7 @@ from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 FORMAT: Final = "moddit"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MANIFEST_NAME: Final = "manifest.json"
 BACKENDS: Final = ("mlx", "coreml")
 COMPONENTS: Final = ("transformer", "text_encoder", "vae", "tokenizer")

@@ -15,28 +15,31 @@ from moddit.samplers import NoiseSchedule
 
 Config = Mapping[str, Any]
 
+# Keys whose other values change the computation; keys that no model here reads are ignored, as in diffusers.
 PIXART_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
     "_class_name": ("PixArtTransformer2DModel",),
     "activation_fn": ("gelu-approximate",),
-    "dropout": (0.0, 0),
     "norm_elementwise_affine": (False,),
-    "norm_num_groups": (32,),  # never used by PixArt's blocks; anything else is a different model
     "norm_type": ("ada_norm_single",),
-    "num_embeds_ada_norm": (1000,),
-    "upcast_attention": (False, True),  # attention scores are always float32 here
-    "double_self_attention": (False,),
-    "only_cross_attention": (False,),
-    "attention_type": ("default",),
+    "attention_type": ("default", None),
 }
-T5_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
-    "model_type": ("t5",),
-    "feed_forward_proj": ("gated-gelu", "relu"),
+T5_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {"model_type": ("t5",)}
+VAE_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {"_class_name": ("AutoencoderKL",), "act_fn": ("silu", "swish")}
+# Activations of T5's feed-forward layers, by all names that transformers has for them.
+T5_ACTIVATIONS: Final[dict[str, str]] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_new"),
+    "silu": "silu",
+    "swish": "silu",
 }
-VAE_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
-    "_class_name": ("AutoencoderKL",),
-    "act_fn": ("silu",),
-    "latents_mean": (None,),
-    "latents_std": (None,),
+# Other names of T5's dimensions, which transformers accepts.
+_T5_ALIASES: Final[dict[str, str]] = {
+    "d_model": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+    "d_kv": "head_dim",
 }
 
 
@@ -124,6 +127,7 @@ class PixArtSpec(_Record):
             MissingError, UnsupportedError, ShapeError: naming `where` and the key.
         """
         _check_implemented(config, PIXART_IMPLEMENTED, where, required=("_class_name",))
+        config = {**_PIXART_DEFAULTS, **config}
         sample_size = _get(config, "sample_size", where)
         scale, additional = config.get("interpolation_scale"), config.get("use_additional_conditions")
         return cls(
@@ -131,15 +135,15 @@ class PixArtSpec(_Record):
             num_attention_heads=_get(config, "num_attention_heads", where),
             attention_head_dim=_get(config, "attention_head_dim", where),
             in_channels=_get(config, "in_channels", where),
-            out_channels=config.get("out_channels") or _get(config, "in_channels", where),
+            out_channels=config["out_channels"] or _get(config, "in_channels", where),
             patch_size=_get(config, "patch_size", where),
             sample_size=sample_size,
             cross_attention_dim=_get(config, "cross_attention_dim", where),
-            caption_channels=_get(config, "caption_channels", where),
+            caption_channels=_get(config, "caption_channels", where),  # without it diffusers has no text projection
             # diffusers' own defaults where the configuration leaves them open
             interpolation_scale=float(scale if scale is not None else max(sample_size // 64, 1)),
-            attention_bias=config.get("attention_bias", True),
-            norm_eps=config.get("norm_eps", 1e-6),
+            attention_bias=config["attention_bias"],
+            norm_eps=config["norm_eps"],
             use_additional_conditions=additional if additional is not None else sample_size == 128,
         )
 
@@ -156,28 +160,39 @@ class T5Spec(_Record):
     num_heads: int
     relative_attention_num_buckets: int
     relative_attention_max_distance: int
-    is_gated: bool  # T5 v1.1: gelu_new(wi_0 x) * wi_1 x; else relu(wi x)
+    is_gated: bool  # T5 v1.1: act(wi_0 x) * wi_1 x; else act(wi x)
+    dense_act_fn: str  # act: "relu", "gelu", "gelu_new" (by tanh) or "silu"
     layer_norm_epsilon: float
 
+    def __post_init__(self) -> None:
+        if self.dense_act_fn not in T5_ACTIVATIONS.values():
+            wanted = ", ".join(sorted(set(T5_ACTIVATIONS.values())))
+            raise UnsupportedError(f"[spec] dense_act_fn = {self.dense_act_fn!r} is not implemented, want {wanted}")
+
     @classmethod
-    def from_diffusers(cls, config: Config, where: str) -> T5Spec:
+    def from_transformers(cls, config: Config, where: str) -> T5Spec:
         """Read `text_encoder/config.json` (transformers' T5Config).
 
         Raises:
             MissingError, UnsupportedError: naming `where` and the key.
         """
         _check_implemented(config, T5_IMPLEMENTED, where, required=("model_type",))
+        config = {**_T5_DEFAULTS, **_without_aliases(config, _T5_ALIASES)}
+        # As T5Config: the layer's name says both, and the fields that it is written out to decide.
+        *gate, name = str(config["feed_forward_proj"]).split("-")
+        name = "gelu_new" if config["feed_forward_proj"] == "gated-gelu" else name
+        activation = config.get("dense_act_fn") or name
+        if gate not in ([], ["gated"]) or activation not in T5_ACTIVATIONS:
+            raise UnsupportedError(
+                f"[spec] {where}: dense_act_fn = {activation!r} of feed_forward_proj = {config['feed_forward_proj']!r} "
+                f"is not implemented, want one of {', '.join(T5_ACTIVATIONS)}"
+            )
+        is_gated = config.get("is_gated_act")
+        names = {field.name for field in fields(cls)} - {"is_gated", "dense_act_fn"}
         return cls(
-            vocab_size=_get(config, "vocab_size", where),
-            d_model=_get(config, "d_model", where),
-            d_kv=_get(config, "d_kv", where),
-            d_ff=_get(config, "d_ff", where),
-            num_layers=_get(config, "num_layers", where),
-            num_heads=_get(config, "num_heads", where),
-            relative_attention_num_buckets=config.get("relative_attention_num_buckets", 32),
-            relative_attention_max_distance=config.get("relative_attention_max_distance", 128),
-            is_gated=config.get("feed_forward_proj", "relu") == "gated-gelu",
-            layer_norm_epsilon=config.get("layer_norm_epsilon", 1e-6),
+            is_gated=bool(gate) if is_gated is None else is_gated,
+            dense_act_fn=T5_ACTIVATIONS[activation],
+            **{name: _get(config, name, where) for name in names},
         )
 
 
@@ -210,6 +225,7 @@ class VAESpec(_Record):
             MissingError, UnsupportedError: naming `where` and the key.
         """
         _check_implemented(config, VAE_IMPLEMENTED, where, required=("_class_name",))
+        config = {**_VAE_DEFAULTS, **config}
         channels = tuple(_get(config, "block_out_channels", where))
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             found = tuple(_get(config, key, where))
@@ -218,17 +234,17 @@ class VAESpec(_Record):
                     f"[spec] {where}: {key} is not implemented, got {found}, want {len(channels)} times {kind!r}"
                 )
         return cls(
-            in_channels=config.get("in_channels", 3),
-            out_channels=config.get("out_channels", 3),
+            in_channels=config["in_channels"],
+            out_channels=config["out_channels"],
             latent_channels=_get(config, "latent_channels", where),
             block_out_channels=channels,
-            layers_per_block=config.get("layers_per_block", 1),
-            norm_num_groups=config.get("norm_num_groups", 32),
-            scaling_factor=float(config.get("scaling_factor", 0.18215)),
+            layers_per_block=config["layers_per_block"],
+            norm_num_groups=config["norm_num_groups"],
+            scaling_factor=float(config["scaling_factor"]),
             shift_factor=float(config.get("shift_factor") or 0.0),
-            use_quant_conv=config.get("use_quant_conv", True),
-            use_post_quant_conv=config.get("use_post_quant_conv", True),
-            mid_block_add_attention=config.get("mid_block_add_attention", True),
+            use_quant_conv=config["use_quant_conv"],
+            use_post_quant_conv=config["use_post_quant_conv"],
+            mid_block_add_attention=config["mid_block_add_attention"],
         )
 
 
@@ -291,6 +307,53 @@ class ModelSpec:
             scheduler=NoiseSchedule.from_json(value["scheduler"], f"{where}.scheduler"),
             max_sequence_length=value["max_sequence_length"],
         )
+
+
+# What the constructors of diffusers 0.42 and transformers 5.24 take for a key that is absent.
+_PIXART_DEFAULTS: Final[dict[str, Any]] = {
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 28,
+    "cross_attention_dim": 1152,
+    "attention_bias": True,
+    "sample_size": 128,
+    "patch_size": 2,
+    "norm_eps": 1e-6,
+}
+_T5_DEFAULTS: Final[dict[str, Any]] = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "relu",
+}
+_VAE_DEFAULTS: Final[dict[str, Any]] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+
+
+def _without_aliases(config: Config, aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Rename the keys that stand for another key, unless that one is there too."""
+    renamed = {key: config[alias] for key, alias in aliases.items() if alias in config and key not in config}
+    return {**config, **renamed}
 
 
 def _get(config: Config, key: str, where: str) -> Any:

@@ -14,6 +14,7 @@ from typing import Final
 from moddit.errors import ShapeError
 from moddit.spec import PixArtSpec, T5Spec, VAESpec
 
+_LISTED: Final = 12  # differences that a message spells out
 TIMESTEP_CHANNELS: Final = 256  # width of the sinusoid of a timestep, resolution or aspect ratio (diffusers)
 ROUTER: Final = "transformer_blocks.{layer}.router.weight"
 KEEP_RATIO: Final = (
@@ -156,7 +157,8 @@ def check_names(found: Mapping[str, Sequence[int]], wanted: Mapping[str, TensorI
     """
     lines = sorted(_differences(found, wanted))
     if lines:
-        report = "\n  ".join(lines)
+        more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+        report = "\n  ".join([*lines[:_LISTED], *more])
         raise ShapeError(
             f"[tensors] {where}: {len(lines)} tensors differ from what the configuration says; "
             f"check that config.json belongs to these weights:\n  {report}"

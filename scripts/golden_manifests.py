@@ -115,7 +115,7 @@ def _spec(recipe: Recipe) -> ModelSpec:
         sampler=recipe.sampler,
     )
     transformer = PixArtSpec(3, 2, 8, 4, 8, 2, 8, 16, 8, 1.0, True, 1e-6, recipe.is_told_size)
-    text_encoder = T5Spec(64, 8, 4, 16, 1, 2, 32, 128, True, 1e-6)
+    text_encoder = T5Spec(64, 8, 4, 16, 1, 2, 32, 128, True, "gelu_new", 1e-6)
     vae = VAESpec(3, 3, 4, (8, 8, 8), 1, 4, 0.18215, 0.0, True, True, True)
     return ModelSpec(transformer, text_encoder, vae, schedule, 12)
 

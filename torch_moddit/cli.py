@@ -13,8 +13,9 @@ from accelerate import PartialState
 
 from moddit.errors import MissingError, ModditError, OutputExistsError
 from torch_moddit.data import Item, PictureFolder, Precomputed
-from torch_moddit.export import load_checkpoint, save_checkpoint
+from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
+from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
 

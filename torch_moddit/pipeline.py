@@ -6,7 +6,6 @@ Nothing of the sampling loop is written here. For a dense checkpoint every opera
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +17,13 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from moddit.errors import FormatError, MissingError, UnsupportedError
+from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, Sources
+from moddit.checkpoint.weights import read_json
+from moddit.errors import FormatError, UnsupportedError
 from moddit.samplers import NoiseSchedule
-from torch_moddit.export import load_checkpoint
+from torch_moddit.loading import as_sources, load_checkpoint
 from torch_moddit.model import BlockTrace, RoutedPixArt
 
-# Pipeline classes, and the longest caption each takes (the papers' own lengths, diffusers' defaults).
-PIPELINES: Final[Mapping[str, int]] = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 _SCHEDULERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "dpmpp-2m": ("DPMSolverMultistepScheduler", {}),
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
@@ -41,42 +40,38 @@ class ReferencePipeline:
     Args:
         pipeline: diffusers pipeline whose transformer is replaced by `model`.
         model: the transformer.
+        max_sequence_length: longest caption in tokens, </s> included; by default the pipeline's own limit.
     """
 
-    def __init__(self, pipeline: Any, model: RoutedPixArt) -> None:
+    def __init__(self, pipeline: Any, model: RoutedPixArt, max_sequence_length: int | None = None) -> None:
         self.pipeline = pipeline
         self.model = model
+        self.max_sequence_length = max_sequence_length or SEQUENCE_LENGTHS[type(pipeline).__name__]
         self._adapter = _Adapter(model)
         pipeline.register_modules(transformer=self._adapter)
         pipeline.set_progress_bar_config(disable=True)
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ReferencePipeline:
-        """Load every component of a diffusers folder, the transformer strictly.
+    def load(
+        cls, source: Path | Sources, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> ReferencePipeline:
+        """Load every component of a checkpoint, the transformer as `load_checkpoint`, the others by their libraries.
+
+        Args:
+            source: a pipeline folder, or all places of a checkpoint.
+            dtype: of the weights.
+            device: to put them on.
 
         Raises:
-            MissingError: a component is absent.
-            UnsupportedError: not a PixArt pipeline.
-            FormatError, ShapeError, ValueRangeError: as `load_checkpoint`.
+            InputError: a component is absent, damaged, or not of a PixArt pipeline.
         """
-        folder = Path(folder)
-        index = _read_index(folder)
-        pipeline_class = index["_class_name"]
-        if pipeline_class not in PIPELINES:
-            raise UnsupportedError(
-                f"[pipeline] {folder}: pipeline {pipeline_class!r} is not implemented, want one of {sorted(PIPELINES)}"
-            )
-        model = load_checkpoint(folder, dtype=dtype).to(device)
-        parts = {name: _load_part(folder, name, index, dtype) for name in ("tokenizer", "text_encoder", "vae")}
-        parts["scheduler"] = _load_part(folder, "scheduler", index, dtype)
-        pipeline = getattr(diffusers, pipeline_class)(transformer=_Adapter(model), **parts)
-        return cls(pipeline.to(device), model)
-
-    @property
-    def max_sequence_length(self) -> int:
-        """Longest caption in tokens, </s> included: the pipeline's own limit, or the tokenizer's if that is less."""
-        limit = PIPELINES[type(self.pipeline).__name__]
-        return min(limit, int(self.pipeline.tokenizer.model_max_length))
+        sources = as_sources(source)
+        sources.check()
+        model = load_checkpoint(sources, dtype=dtype).to(device)
+        names = ("tokenizer", "text_encoder", "vae", "scheduler")
+        parts = {name: _load_part(sources.component(name), sources.variant, dtype) for name in names}
+        pipeline = getattr(diffusers, sources.pipeline_class())(transformer=_Adapter(model), **parts)
+        return cls(pipeline.to(device), model, sources.max_sequence_length)
 
     @property
     def default_side(self) -> int:
@@ -236,29 +231,18 @@ class _Adapter(nn.Module):
         return (output,)
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"[pipeline] {path}: no such file; want a diffusers pipeline folder") from None
-    except json.JSONDecodeError as error:
-        raise FormatError(f"[pipeline] {path}: not JSON ({error})") from None
-    if not isinstance(index, dict) or "_class_name" not in index:
-        raise FormatError(f"[pipeline] {path}: no '_class_name'; want the index of a diffusers pipeline")
-    return index
-
-
-def _load_part(folder: Path, name: str, index: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """Load one component with the class that the index names."""
-    entry = index.get(name)
-    if not (isinstance(entry, list) and len(entry) == 2 and (folder / name).is_dir()):
-        raise MissingError(f"[pipeline] {folder}: component {name!r} is not there; want a whole pipeline folder")
+def _load_part(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
+    """Load one component with the class that the index of its pipeline names."""
+    index, name = folder.parent / INDEX, folder.name
+    entry = read_json(index).get(name)
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+        raise FormatError(f"[pipeline] {index}: component {name!r} is {entry!r}, want a library and a class")
     library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
     if library is None or not hasattr(library, entry[1]):
-        raise UnsupportedError(f"[pipeline] {folder}: component {name!r} is a {entry}, want diffusers or transformers")
+        raise UnsupportedError(f"[pipeline] {index}: component {name!r} is a {entry}, want diffusers or transformers")
     part: Any = getattr(library, entry[1])
-    if name in ("text_encoder", "vae"):
-        key = "dtype" if entry[0] == "transformers" else "torch_dtype"
-        return part.from_pretrained(folder / name, **{key: dtype}).eval()
-    return part.from_pretrained(folder / name)
+    if name not in ("text_encoder", "vae"):
+        return part.from_pretrained(folder)
+    has_variant = variant is not None and any(f".{variant}" in file.name for file in folder.iterdir())
+    key = "dtype" if entry[0] == "transformers" else "torch_dtype"
+    return part.from_pretrained(folder, variant=variant if has_variant else None, **{key: dtype}).eval()

@@ -76,22 +76,30 @@ def _attention_layer(spec: T5Spec, weights: Weights, x: Var, bias: Var, layer: i
 
 
 def _feed_forward_layer(spec: T5Spec, weights: Weights, x: Var, layer: int) -> Var:
-    """Norm, gated GELU or ReLU, residual. Shapes: x (1, L, d_model) float32 -> the same."""
+    """Norm, activation, gated or not, residual. Shapes: x (1, L, d_model) float32 -> the same."""
     name, tensor = f"block{layer:02}_ff", f"encoder.block.{layer}.layer.1."
     normed = cast(_rms_norm(spec, weights, x, tensor + "layer_norm", name + "_norm"), "fp16", name + "_norm_fp16")
     dense = tensor + "DenseReluDense."
     if spec.is_gated:
-        opened = mb.gelu(
-            x=linear(weights, normed, dense + "wi_0", name + "_wi_0"), mode="TANH_APPROXIMATION", name=name + "_gelu"
-        )
+        opened = _activate(spec, linear(weights, normed, dense + "wi_0", name + "_wi_0"), name)
         hidden = linear(weights, normed, dense + "wi_1", name + "_wi_1")
         # the product of two float16 numbers may leave float16's range
-        opened, hidden = cast(opened, "fp32", name + "_gelu_fp32"), cast(hidden, "fp32", name + "_wi_1_fp32")
-        hidden = mb.mul(x=opened, y=hidden, name=name + "_gated")
+        hidden = mb.mul(x=opened, y=cast(hidden, "fp32", name + "_wi_1_fp32"), name=name + "_gated")
     else:
-        hidden = mb.relu(x=linear(weights, normed, dense + "wi", name + "_wi"), name=name + "_relu")
-        hidden = cast(hidden, "fp32", name + "_relu_fp32")
+        hidden = _activate(spec, linear(weights, normed, dense + "wi", name + "_wi"), name)
     return mb.add(x=x, y=linear(weights, hidden, dense + "wo", name + "_wo"), name=name + "_residual")
+
+
+def _activate(spec: T5Spec, x: Var, name: str) -> Var:
+    """Apply the feed-forward layer's function. Shapes: x (1, L, d_ff) float16 -> the same in float32."""
+    name = f"{name}_{spec.dense_act_fn}"
+    if spec.dense_act_fn == "relu":
+        activated = mb.relu(x=x, name=name)
+    elif spec.dense_act_fn == "silu":
+        activated = mb.silu(x=x, name=name)
+    else:
+        activated = mb.gelu(x=x, mode="TANH_APPROXIMATION" if spec.dense_act_fn == "gelu_new" else "EXACT", name=name)
+    return cast(activated, "fp32", name + "_fp32")
 
 
 def _rms_norm(spec: T5Spec, weights: Weights, x: Var, tensor: str, name: str) -> Var:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from convert.coreml.compress import Blockwise, Palette, Plain, Scheme, Stored, compress
 from convert.names import constant_name
-from moddit.checkpoint.description import Part
+from moddit.checkpoint.parts import Part
 from moddit.checkpoint.precision import cast, widen
 from moddit.tensors import Role
 

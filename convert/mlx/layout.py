@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.mlx.quantize import quantize
-from moddit.checkpoint.description import Part
+from moddit.checkpoint.parts import Part
 from moddit.checkpoint.precision import DTYPES, cast, widen
 from moddit.checkpoint.safetensors import ITEM_BYTES
 from moddit.checkpoint.stored import StoredTensor

@@ -171,6 +171,7 @@ def build_text_encoder(spec: T5Spec, values: Values) -> Any:
         relative_attention_num_buckets=spec.relative_attention_num_buckets,
         relative_attention_max_distance=spec.relative_attention_max_distance,
         feed_forward_proj="gated-gelu" if spec.is_gated else "relu",
+        dense_act_fn=spec.dense_act_fn,
         layer_norm_epsilon=spec.layer_norm_epsilon,
         is_encoder_decoder=False,
         use_cache=False,

@@ -1,64 +1,136 @@
-"""Finds the folder of a checkpoint: the embedded one, a local one, or a repository of the Hugging Face Hub."""
+"""Finds checkpoints: the embedded one, local ones, and repositories of the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import importlib.resources
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
-from moddit.errors import MissingError
+from moddit.checkpoint.sources import COMPONENTS, LoraSource, Sources
+from moddit.errors import FormatError, MissingError, UnsupportedError
 
 EMBEDDED: Final = "checkpoints/shapes64"  # within the package moddit
-_REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+")
-_PATTERNS: Final = ("*.json", "*.safetensors", "tokenizer/*")  # of the files a conversion may need
+_REPOSITORY: Final = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_ALWAYS: Final = ("*.json", "tokenizer/*")  # of the files a conversion may need
+_VARIANTS: Final = "*.*.safetensors"  # "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a checkpoint is."""
+    """A checkpoint that is here."""
 
-    folder: Path
+    sources: Sources
     name: str  # for the provenance
 
 
-def find_checkpoint(path: str | None) -> Checkpoint:
+@dataclass(frozen=True)
+class _Place:
+    path: Path
+    name: str
+
+
+def find_checkpoint(
+    path: str | None,
+    *,
+    base: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    loras: Sequence[LoraSource] = (),
+    image_size: int | None = None,
+    max_sequence_length: int | None = None,
+) -> Checkpoint:
     """Find a checkpoint, downloading it if need be.
 
     Args:
-        path: a folder, or the id of a repository such as "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"; by default the
-            embedded checkpoint.
+        path: a folder or file, or the id of a repository such as "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", which may
+            end in "@" and a revision; by default the embedded checkpoint.
+        base: likewise, a pipeline for the components that the first has not.
+        revision: of the repository `path`: a branch, tag or commit.
+        variant: of the weight files, such as "fp16".
+        loras: adapters to merge into the transformer.
+        image_size: pixels that a transformer in the original layout was trained at.
+        max_sequence_length: text tokens, instead of the pipeline's own limit.
 
     Raises:
         MissingError: there is no such folder, or no such repository can be had.
+        FormatError, UnsupportedError: a path or revision of a form that is not understood.
     """
-    if path is None:
-        return _embedded()
-    if Path(path).exists() or not _REPOSITORY.fullmatch(path):
-        return Checkpoint(Path(path), path)
-    return _download(path)
+    main = _embedded() if path is None else _find(path, revision, variant)
+    other = None if base is None else _find(base, None, variant)
+    sources = Sources(main.path, other.path if other else None, variant, tuple(loras), image_size, max_sequence_length)
+    names = [main.name, *([f"base {other.name}"] if other else []), *(f"lora {lora}" for lora in loras)]
+    return Checkpoint(sources, ", ".join(names))
 
 
-def _embedded() -> Checkpoint:
+def _embedded() -> _Place:
     folder = Path(str(importlib.resources.files("moddit"))) / EMBEDDED
     if not folder.is_dir():
         raise MissingError(
             f"[source] {folder}: this installation has no embedded checkpoint; name one with --hf-path FOLDER"
         )
-    return Checkpoint(folder, f"moddit/{EMBEDDED}")
+    return _Place(folder, f"moddit/{EMBEDDED}")
 
 
-def _download(repository: str) -> Checkpoint:
+def _find(text: str, revision: str | None, variant: str | None) -> _Place:
+    path = _local_path(text)
+    match = _REPOSITORY.fullmatch(text)
+    if path.exists() or path.is_symlink() or match is None:
+        if revision is not None:
+            raise UnsupportedError(
+                f"[source] {text}: a place here, not an id of the Hub; leave out --revision {revision}"
+            )
+        return _Place(path, text)
+    if revision is not None and match["revision"] is not None:
+        raise FormatError(f"[source] {text}: got a second revision {revision!r}; name one of the two")
+    return _download(match["id"], revision or match["revision"], variant)
+
+
+def _local_path(text: str) -> Path:
+    parts = urlsplit(text)
+    if "://" in text:
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+            raise UnsupportedError(
+                f"[source] {text}: a URL; want a folder, a file or an id of the Hub such as owner/name"
+            )
+        text = unquote(parts.path)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise MissingError(f"[source] {text}: {error}") from None
+
+
+def _download(repository: str, revision: str | None, variant: str | None) -> _Place:
+    if variant is None:
+        folder = _snapshot(repository, revision, (*_ALWAYS, "*.safetensors"), (_VARIANTS,))
+    else:
+        files = (f"*.{variant}.safetensors", f"*.{variant}-*.safetensors")
+        folder = _snapshot(repository, revision, (*_ALWAYS, *files))
+        # A component without the variant is read without it, as in diffusers.
+        plain = [name for name in COMPONENTS if (folder / name).is_dir() and not _has_weights(folder / name)]
+        folder = _snapshot(repository, revision, tuple(f"{name}/*.safetensors" for name in plain)) if plain else folder
+    return _Place(folder, f"{repository}@{folder.name}")  # snapshots are named by their commit
+
+
+def _has_weights(folder: Path) -> bool:
+    return next(folder.glob("*.safetensors"), None) is not None
+
+
+def _snapshot(repository: str, revision: str | None, allowed: tuple[str, ...], ignored: tuple[str, ...] = ()) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        folder = huggingface_hub.snapshot_download(repository, allow_patterns=list(_PATTERNS))
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=list(allowed), ignore_patterns=list(ignored) or None
+        )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()
         raise MissingError(
             f"[source] {repository}: neither a folder here nor a repository that can be downloaded "
             f"({reason[0] if reason else type(error).__name__}); check the name, the network and your access"
         ) from None
-    return Checkpoint(Path(folder), f"{repository}@{Path(folder).name}")  # snapshots are named by their commit
+    return Path(folder)

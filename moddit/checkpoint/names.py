@@ -6,16 +6,14 @@ canonical tensors of the specification (moddit.tensors) decides whether it is ri
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
+from moddit.checkpoint.precision import DTYPE_NAMES
+from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import FormatError
 
-ROUTER: Final = re.compile(r"transformer_blocks\.(\d+)\.router\.weight")
-KEEP_RATIO: Final = re.compile(r"transformer_blocks\.(\d+)\.keep_ratio")
-
-# A second name of one tensor: dropped if its bytes are equal, and the only name in some files.
+# A second name of one tensor. Where both are there and differ, the encoder reads the second, as in transformers.
 ALIASES: Final[Mapping[str, Mapping[str, str]]] = {
     "transformer": {},
     "text_encoder": {"encoder.embed_tokens.weight": "shared.weight"},
@@ -30,24 +28,50 @@ _OLD_ATTENTION: Final[Mapping[str, str]] = {
     for kind in ("weight", "bias")
 }
 RENAMED: Final[Mapping[str, Mapping[str, str]]] = {"transformer": {}, "text_encoder": {}, "vae": _OLD_ATTENTION}
+_COMPARED_ROWS: Final = 1024
 
 
-def canonical_names(component: str, names: Iterable[str], where: str) -> dict[str, str]:
-    """Map the names in a file to canonical names; an alias keeps its own name if the tensor it repeats is there too.
+def canonical_tensors(
+    component: str, tensors: Mapping[str, StoredTensor], where: str
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Give the tensors of a component their canonical names.
+
+    Returns:
+        the tensors, and those that a second name made redundant with the reason.
 
     Raises:
         FormatError: two tensors of the file would have one canonical name.
     """
-    names = list(names)
-    renamed = {name: RENAMED[component].get(name, name) for name in names}
-    for alias, name in ALIASES[component].items():
-        if alias in renamed and name not in renamed:
-            renamed[alias] = name
-    taken: dict[str, str] = {}
-    for name, canonical in renamed.items():
-        if canonical in taken:
+    named: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        canonical = RENAMED[component].get(name, name)
+        if canonical in named:
             raise FormatError(
-                f"[{component}] {where}: {taken[canonical]!r} and {name!r} are both {canonical!r}; remove the wrong one"
+                f"[{component}] {where}: {named[canonical].name!r} and {name!r} are both {canonical!r}; remove the "
+                "wrong one"
             )
-        taken[canonical] = name
-    return renamed
+        named[canonical] = tensor
+    dropped = {}
+    for alias, name in ALIASES[component].items():
+        if alias not in named:
+            continue
+        second = named.pop(alias)
+        if name not in named:
+            named[name] = second
+        elif _is_equal(second, named[name]):
+            dropped[alias] = f"equal to {name}"
+        else:
+            named[name] = second
+            dropped[name] = f"differs from {alias}, which the encoder reads"
+    return named, dropped
+
+
+def _is_equal(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape) or one.dtype not in DTYPE_NAMES:
+        return False
+    rows = one.shape[0] if one.shape else 1
+    for first in range(0, rows, _COMPARED_ROWS):
+        last = min(rows, first + _COMPARED_ROWS)
+        if one.read(first, last).tobytes() != other.read(first, last).tobytes():
+            return False
+    return True

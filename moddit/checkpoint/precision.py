@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moddit.checkpoint.stored import StoredTensor
-from moddit.errors import ValueRangeError
+from moddit.errors import UnsupportedError, ValueRangeError
 
 DTYPES: Final[Mapping[str, str]] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # to safetensors' names
 DTYPE_NAMES: Final[Mapping[str, str]] = {code: name for name, code in DTYPES.items()}
@@ -62,3 +62,13 @@ def cast(raw: NDArray[Any], source: StoredTensor, dtype: str) -> NDArray[Any]:
             "large for float16 (65504); convert for MLX, with --dtype bfloat16 or float32"
         )
     return array
+
+
+def check_dtypes(component: str, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise UnsupportedError if a tensor's numbers are no floats of 16 or 32 bits."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPE_NAMES:
+            raise UnsupportedError(
+                f"[{component}] {tensor.path}: {name!r} has dtype {tensor.dtype}, want {', '.join(DTYPE_NAMES)}; "
+                "save the model in float16, bfloat16 or float32"
+            )

@@ -1,15 +1,51 @@
-"""A component's folder in a diffusers checkpoint: its configuration and its weights, whole or in shards."""
+"""The weight files of a component, found as diffusers and transformers find them, and the JSON beside them.
+
+Which of several files counts differs between the two: diffusers reads an index before a single file, transformers a
+single file before an index. Within an index both read every tensor of every file that it names, whatever it says about
+where a tensor is, and of a tensor that is there twice the one in the later file.
+
+Source: diffusers 0.42, models/modeling_utils.py, `from_pretrained`, and utils/hub_utils.py; transformers 5.24,
+modeling_utils.py, `_get_resolved_checkpoint_files`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from moddit.checkpoint.foreign import explain_folder
+from moddit.checkpoint.pickled import read_pickle
 from moddit.checkpoint.safetensors import read_tensors
 from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import FormatError, MissingError
+
+PICKLE_SUFFIXES: Final = (".bin", ".pth", ".pt", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a library names and ranks the weight files of a component."""
+
+    safe: str  # the single file, of safetensors
+    pickled: str  # the single file, of torch.save
+    index_first: bool  # read an index before a single file
+
+
+DIFFUSERS: Final = Naming("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", index_first=True)
+TRANSFORMERS: Final = Naming("model.safetensors", "pytorch_model.bin", index_first=False)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The opened weights of a component."""
+
+    tensors: Mapping[str, StoredTensor]  # by their names in the files
+    files: tuple[Path, ...]  # an index among them
+    notes: tuple[str, ...] = ()  # what a user should know, one sentence each
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -17,12 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingError: there is no such file.
-        FormatError: it is not a JSON object.
+        FormatError: it is not a JSON object, or cannot be read.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(f"[source] {path}: no such file; want a whole diffusers pipeline folder") from None
+        raise missing_file(path, "want a whole diffusers pipeline folder") from None
+    except OSError as error:
+        raise FormatError(f"[source] {path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise FormatError(f"[source] {path}: not JSON ({error}); copy or download the file again") from None
     if not isinstance(value, dict):
@@ -30,56 +68,114 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_weights(folder: Path, stem: str) -> tuple[dict[str, StoredTensor], list[Path]]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a configuration of diffusers, without the keys that it lists as standing for their defaults.
+
+    Raises:
+        MissingError, FormatError: as `read_json`.
+    """
+    config = read_json(path)
+    defaults = config.pop("_use_default_values", None) or ()
+    return {key: value for key, value in config.items() if key not in defaults}
+
+
+def read_file(path: Path) -> dict[str, StoredTensor]:
+    """Open one weight file, of safetensors or of torch.save, by its suffix.
+
+    Raises:
+        MissingError: there is no such file.
+        FormatError: it is damaged.
+    """
+    if not path.is_file():
+        raise missing_file(path, "copy or download the file again")
+    if path.suffix in PICKLE_SUFFIXES:
+        return dict(read_pickle(path))
+    return dict(read_tensors(path))
+
+
+def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> Weights:
     """Open the weights of a component.
 
     Args:
         folder: of the component.
-        stem: name of the weight file without its suffix.
-
-    Returns:
-        the tensors by their name in the files, and the files, an index among them.
+        naming: of the library that owns the component.
+        variant: such as "fp16", part of the file names; a component without such files is read without it.
 
     Raises:
-        MissingError: no safetensors files, or one that the index names is absent.
-        FormatError: a damaged file, or an index that disagrees with its files.
+        MissingError: no weight files, or one that the index names is absent.
+        FormatError: a damaged file or index.
     """
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        return _read_shards(index)
-    single = folder / f"{stem}.safetensors"
-    if not single.is_file():
-        found = sorted(path.name for path in folder.iterdir() if path.is_file())
-        raise MissingError(
-            f"[source] {single}: no such file, nor {index.name}; the folder has {', '.join(found) or 'no files'}; "
-            "save the model with save_pretrained(..., safe_serialization=True) and without a variant"
-        )
-    return dict(read_tensors(single)), [single]
+    for tried in dict.fromkeys((variant, None)):
+        found = [path for path in _candidates(folder, naming, tried) if path.is_file()]
+        if found:
+            notes = (
+                () if tried == variant else (f"{folder.name} has no variant {variant!r}: its plain weights are used",)
+            )
+            return _open(found[0], found[1:], notes)
+    for path in _candidates(folder, naming, variant):
+        if path.is_symlink():
+            raise missing_file(path, "")
+    raise explain_folder(folder, naming.safe)
 
 
-def _read_shards(index: Path) -> tuple[dict[str, StoredTensor], list[Path]]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(_is_file_name(name) for name in weight_map.values()):
-        raise FormatError(f"[source] {index}: weight_map is not an object of file names; download the file again")
-    shards = {name: read_tensors(index.parent / name) for name in sorted(set(weight_map.values()))}
+def missing_file(path: Path, wanted: str) -> MissingError:
+    """Make the error of an absent file; an interrupted download leaves a link whose target is not there yet."""
+    if path.is_symlink():
+        return MissingError(f"[source] {path}: a link to a file that is not there; download the checkpoint again")
+    return MissingError(f"[source] {path}: no such file; {wanted}")
+
+
+def _candidates(folder: Path, naming: Naming, variant: str | None) -> Iterator[Path]:
+    """List the files that could be the weights, the one that counts first."""
+    for single in (naming.safe, naming.pickled):
+        index = f"{single}.index.json"
+        names = [_with_variant(single, variant), _with_variant(index, variant)]
+        if naming.index_first:
+            names.reverse()
+        if variant is not None:  # diffusers before 0.31
+            names.append(f"{single}.{variant}.index.json")
+        yield from (folder / name for name in names)
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    stem, _, suffix = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{suffix}"
+
+
+def _open(path: Path, others: list[Path], notes: tuple[str, ...]) -> Weights:
+    if path.suffix != ".json":
+        return Weights(read_file(path), (path,), notes)
+    names = _shards(path)
+    absent = [name for name in names if not (path.parent / name).is_file()]
+    single = next((other for other in others if other.suffix != ".json"), None)
+    if absent and single is not None:
+        left = f"{path.name} is left over from another save: {single.name} is used"
+        return Weights(read_file(single), (single,), (*notes, left))
+    if absent:
+        raise missing_file(path.parent / absent[0], f"{path.name} lists it; download the checkpoint again")
+    if single is not None:
+        notes = (*notes, f"{path.parent.name} has {path.name} and {single.name}: the index is used, as in diffusers")
     tensors: dict[str, StoredTensor] = {}
-    for shard in shards.values():
-        repeated = tensors.keys() & shard.keys()
+    for name in names:
+        shard = read_file(path.parent / name)
+        repeated = sorted(tensors.keys() & shard.keys())
         if repeated:
-            raise FormatError(f"[source] {index}: tensors are in several files: {_listing(repeated)}")
+            notes = (*notes, f"{repeated[0]} is in several files of {path.parent.name}: the one in {name} is used")
         tensors |= shard
-    wrong = [name for name, file in weight_map.items() if name not in shards[file]]
-    wrong += tensors.keys() - weight_map.keys()
-    if wrong:
-        raise FormatError(
-            f"[source] {index}: index and files disagree about {_listing(wrong)}; download index and files again"
-        )
-    return tensors, [index, *(index.parent / name for name in shards)]
+    return Weights(tensors, (path, *(path.parent / name for name in names)), notes)
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
+        raise FormatError(f"[source] {index}: weight_map is not an object of file names; download the file again")
+    return sorted(set(weight_map.values()))
 
 
 def _is_file_name(value: object) -> bool:
-    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & {"/", "\\", "\0"}
-
-
-def _listing(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+    return (
+        isinstance(value, str)
+        and value not in ("", ".", "..")
+        and os.path.basename(value) == value
+        and (not set(value) & {"/", "\\", "\0"})
+    )

@@ -23,8 +23,9 @@ from recipes.shapes64.pipeline import TRAIN_TIMESTEPS, build_transformer, load_p
 from recipes.shapes64.runs import save_whole, write_folder
 from recipes.shapes64.text import tokenize
 from torch_moddit.data import Precomputed
-from torch_moddit.export import load_checkpoint, save_checkpoint
+from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
+from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedPixArt, Scoring
 from torch_moddit.pipeline import read_schedule
 from torch_moddit.trainee import Trainee

@@ -26,7 +26,7 @@ from moddit.manifest import read_manifest, verify_files
 from moddit.spec import ModelSpec
 from moddit.tensors import PRECISE_ROLES, Role, TensorInfo, text_encoder_tensors, transformer_tensors, vae_tensors
 from tests.convert.checkpoints import TEXT_ENCODER, TRANSFORMER, VAE, convert, edit_json, edit_weights
-from tests.tiny import KINDS, MAX_TOKENS, save_pipeline
+from tests.tiny import KINDS, save_pipeline
 
 MODELS = {"transformer": PixArtTransformer2DModel, "text_encoder": T5EncoderModel, "vae": AutoencoderKL}
 WIDE = {"num_attention_heads": 2, "attention_head_dim": 32, "cross_attention_dim": 64}  # groups of 64 fit
@@ -60,7 +60,7 @@ class TestTensors:
         verify_files(tmp_path / "bundle", manifest, hashes=True)
         assert (manifest.plan is not None) == routed
         assert manifest.spec.transformer.use_additional_conditions == (kind == "alpha-micro")
-        assert manifest.spec.max_sequence_length == MAX_TOKENS
+        assert manifest.spec.max_sequence_length == (300 if kind == "sigma" else 120)  # not the tokenizer's 16
         for name, model in MODELS.items():
             arrays = load_file(tmp_path / "bundle" / name / "model.safetensors")
             wanted = wanted_tensors(manifest.spec, name, routed=routed)

@@ -83,7 +83,7 @@ def _describe(source: Path) -> tuple[ModelSpec, RoutingPlan | None]:
     plan = configs["transformer"].pop("diffcr", None)
     spec = ModelSpec(
         transformer=PixArtSpec.from_diffusers(configs["transformer"], "transformer"),
-        text_encoder=T5Spec.from_diffusers(configs["text_encoder"], "text_encoder"),
+        text_encoder=T5Spec.from_transformers(configs["text_encoder"], "text_encoder"),
         vae=VAESpec.from_diffusers(configs["vae"], "vae"),
         scheduler=NoiseSchedule.from_diffusers(configs["scheduler"], "scheduler"),
         max_sequence_length=MAX_TOKENS,

@@ -134,8 +134,8 @@ def test_prompt_file_gives_a_picture_for_every_line_and_seed(routed_bundle: Path
 
 
 def test_a_text_that_may_be_cut_is_reported(routed_bundle: Path) -> None:
-    result = succeed(routed_bundle, "--prompt", "red " * 30, "--steps", "1", "-o", "a.png")
-    assert "warning: a text fills all 16 tokens" in result.stderr
+    result = succeed(routed_bundle, "--prompt", "red " * 300, "--steps", "1", "-o", "a.png")
+    assert "warning: a text fills all 300 tokens" in result.stderr
 
 
 def test_routes_are_drawn_beside_the_picture(routed_bundle: Path) -> None:

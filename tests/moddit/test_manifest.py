@@ -28,7 +28,7 @@ SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps"
 def bundle(tmp_path):
     spec = ModelSpec(
         transformer=PixArtSpec(2, 2, 4, 4, 4, 2, 8, 8, 6, 1.0, True, 1e-6, False),
-        text_encoder=T5Spec(10, 6, 3, 8, 1, 2, 32, 128, True, 1e-6),
+        text_encoder=T5Spec(10, 6, 3, 8, 1, 2, 32, 128, True, "gelu_new", 1e-6),
         vae=VAESpec(3, 3, 4, (8, 8), 1, 4, 0.5, 0.0, True, True, False),
         scheduler=NoiseSchedule.from_diffusers(SCHEDULER, "scheduler_config.json"),
         max_sequence_length=12,
@@ -73,8 +73,8 @@ def test_not_json(bundle):
     ("change", "error", "message"),
     [
         (lambda value: value.update(format="other"), FormatError, "not a moddit bundle"),
-        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 2"),
-        (lambda value: value.update(format_version=1), FormatError, "got 1, want 2; convert the checkpoint again"),
+        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 3"),
+        (lambda value: value.update(format_version=2), FormatError, "got 2, want 3; convert the checkpoint again"),
         (lambda value: value.update(more=1), FormatError, "'more'"),
         (lambda value: value.update(graphs={}), FormatError, r"manifest.json.graphs: got \[\]"),
         (lambda value: value["components"].pop("vae"), FormatError, "components"),

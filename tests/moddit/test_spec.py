@@ -1,8 +1,12 @@
 """Specifications are read strictly and survive JSON."""
 
+import inspect
 import json
+from typing import Any
 
 import pytest
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from transformers import T5Config
 
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from moddit.spec import PixArtSpec, T5Spec, VAESpec
@@ -22,6 +26,10 @@ T5 = {
 }  # fmt: skip
 
 
+def read(reader, config):
+    return (reader.from_transformers if reader is T5Spec else reader.from_diffusers)(config, "config.json")
+
+
 def test_pixart_xl():
     spec = PixArtSpec.from_diffusers(PIXART, "config.json")
     assert spec.hidden_size == 1152
@@ -38,7 +46,7 @@ def test_what_diffusers_derives_from_the_sample_size(sample_size, scale, additio
 
 @pytest.mark.parametrize(("reader", "config"), [(PixArtSpec, PIXART), (T5Spec, T5), (VAESpec, VAE)])
 def test_json_round_trip(reader, config):
-    spec = reader.from_diffusers(config, "config.json")
+    spec = read(reader, config)
     assert reader.from_json(json.loads(json.dumps(spec.to_json())), "manifest.json") == spec
     with pytest.raises(FormatError, match=r"manifest\.json"):
         reader.from_json(spec.to_json() | {"surprise": 1}, "manifest.json")
@@ -50,19 +58,69 @@ def test_json_round_trip(reader, config):
         (PixArtSpec, PIXART, {"_class_name": "FluxTransformer2DModel"}, "_class_name = 'FluxTransformer2DModel'"),
         (PixArtSpec, PIXART, {"norm_type": "layer_norm"}, "norm_type = 'layer_norm'"),
         (PixArtSpec, PIXART, {"cross_attention_dim": 768}, "cross_attention_dim"),
-        (T5Spec, T5, {"feed_forward_proj": "gated-silu"}, "feed_forward_proj = 'gated-silu'"),
-        (VAESpec, VAE, {"latents_mean": [0.0]}, "latents_mean"),
+        (PixArtSpec, PIXART, {"attention_type": "gated"}, "attention_type = 'gated'"),
+        (T5Spec, T5, {"feed_forward_proj": "gated-mish"}, "dense_act_fn = 'mish' of feed_forward_proj = 'gated-mish'"),
+        (T5Spec, T5, {"dense_act_fn": "quick_gelu"}, "dense_act_fn = 'quick_gelu' .*want one of relu, gelu"),
+        (T5Spec, T5, {"feed_forward_proj": "open-gelu"}, "feed_forward_proj = 'open-gelu'"),
+        (VAESpec, VAE, {"act_fn": "mish"}, "act_fn = 'mish'"),
         (VAESpec, VAE, {"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "down_block_types"),
     ],
 )
 def test_what_is_not_implemented_is_refused(reader, config, change, message):
     with pytest.raises(UnsupportedError, match=message):
-        reader.from_diffusers(config | change, "config.json")
+        read(reader, config | change)
 
 
 def test_missing_fields_are_named():
     with pytest.raises(MissingError, match=r"config\.json: field 'num_layers' is missing"):
-        PixArtSpec.from_diffusers({key: value for key, value in PIXART.items() if key != "num_layers"}, "config.json")
+        PixArtSpec.from_diffusers(PIXART | {"num_layers": None}, "config.json")
+    with pytest.raises(MissingError, match=r"field 'caption_channels' is missing"):
+        PixArtSpec.from_diffusers({key: value for key, value in PIXART.items() if key != "caption_channels"}, "x")
+
+
+def test_absent_fields_have_the_libraries_defaults():
+    transformer: Any = PixArtTransformer2DModel
+    defaults = {name: item.default for name, item in inspect.signature(transformer).parameters.items()}
+    spec = PixArtSpec.from_diffusers({"_class_name": "PixArtTransformer2DModel", "caption_channels": 8}, "x")
+    shared = spec.to_json().keys() & defaults.keys() - {"caption_channels", "interpolation_scale"}
+    left_open = {"use_additional_conditions"}
+    assert {name: spec.to_json()[name] for name in shared - left_open} == {
+        name: defaults[name] for name in shared - left_open
+    }
+    vae: Any = AutoencoderKL
+    defaults = {name: item.default for name, item in inspect.signature(vae).parameters.items()}
+    found = VAESpec.from_diffusers({"_class_name": "AutoencoderKL"}, "x").to_json()
+    assert {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()} == {
+        name: defaults[name] or 0.0 if name == "shift_factor" else defaults[name] for name in found
+    }
+    text_encoder = T5Config()
+    found = T5Spec.from_transformers({"model_type": "t5"}, "x").to_json()
+    assert (found.pop("is_gated"), found.pop("dense_act_fn")) == (False, "relu")
+    assert found == {name: getattr(text_encoder, name) for name in found}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"feed_forward_proj": "relu"},
+        {"feed_forward_proj": "gated-gelu"},
+        {"feed_forward_proj": "gated-silu"},
+        {"feed_forward_proj": "gelu"},
+        {"feed_forward_proj": "relu", "dense_act_fn": "gelu_new"},
+        {"feed_forward_proj": "gated-gelu", "dense_act_fn": "relu", "is_gated_act": False},
+        {"num_hidden_layers": 5, "num_layers": None},
+        {"hidden_size": 24, "num_attention_heads": 3, "head_dim": 8},
+    ],
+)
+def test_t5_as_transformers_reads_it(change):
+    names = ("num_layers", "d_model", "num_heads", "d_kv")
+    config = {key: value for key, value in (T5 | change).items() if value is not None}
+    if "hidden_size" in change:
+        config = {key: value for key, value in config.items() if key not in names[1:]}
+    wanted = T5Config(**config)
+    spec = T5Spec.from_transformers(config, "config.json")
+    assert (spec.is_gated, spec.dense_act_fn) == (wanted.is_gated_act, wanted.dense_act_fn)
+    assert [getattr(spec, name) for name in names] == [getattr(wanted, name) for name in names]
 
 
 def test_latent_sizes_are_whole_patches():

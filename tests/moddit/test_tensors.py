@@ -45,7 +45,7 @@ def test_text_encoder(feed_forward):
     )
     found = shapes(T5EncoderModel(config))
     found.pop("encoder.embed_tokens.weight", None)
-    check_names(found, text_encoder_tensors(T5Spec.from_diffusers(config.to_dict(), "test")), "test")
+    check_names(found, text_encoder_tensors(T5Spec.from_transformers(config.to_dict(), "test")), "test")
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -60,7 +60,7 @@ def test_vae(attention, channels, layers):
 
 
 def test_differences_are_reported_together():
-    spec = T5Spec(8, 4, 2, 8, 1, 2, 32, 128, True, 1e-6)
+    spec = T5Spec(8, 4, 2, 8, 1, 2, 32, 128, True, "gelu_new", 1e-6)
     found = {name: info.shape for name, info in text_encoder_tensors(spec).items()}
     found["shared.weight"] = (9, 4)
     found["stray"] = (1,)

@@ -63,7 +63,7 @@ def test_float16_weights_do_not_overflow() -> None:
 
 
 def _spec(reference: Any) -> T5Spec:
-    return T5Spec.from_diffusers(reference.config.to_dict(), "text_encoder")
+    return T5Spec.from_transformers(reference.config.to_dict(), "text_encoder")
 
 
 def _batch(lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from recipes.shapes64.__main__ import SMOKE, run_latents, run_text, run_vae
 from recipes.shapes64.dense import DenseSettings, DenseTrainer
 from recipes.shapes64.muon import GroupedMuon
 from recipes.shapes64.runs import Journal, shuffled
-from torch_moddit.export import load_checkpoint
+from torch_moddit.loading import load_checkpoint
 
 
 def test_grouped_muon_equals_torch() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline, PixArtTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from moddit.errors import (
@@ -23,7 +23,8 @@ from moddit.errors import (
 )
 from moddit.routing import RoutingPlan
 from tests import tiny
-from torch_moddit.export import load_checkpoint, read_keep_ratios, save_checkpoint
+from torch_moddit.export import save_checkpoint
+from torch_moddit.loading import load_checkpoint, read_keep_ratios
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
 
@@ -99,6 +100,35 @@ def test_half_precision_leaves_the_ratios(tmp_path: Path) -> None:
     assert next(pipeline.vae.parameters()).dtype == torch.float32
 
 
+def test_leftovers_are_left_out_as_in_diffusers(tmp_path: Path) -> None:
+    folder = tiny.save_pipeline(tmp_path / "m")
+    wanted = load_checkpoint(folder).transformer.state_dict()
+    _rewrite(folder, lambda t: t.update({"caption_projection.y_embedding": torch.zeros(120, 4096)}))
+    found = load_checkpoint(folder).transformer.state_dict()
+    assert found.keys() == wanted.keys()
+
+
+@pytest.mark.parametrize("with_pipeline", [False, True])
+def test_stock_diffusers_refuses_a_routed_folder(with_pipeline: bool, tmp_path: Path) -> None:
+    source = tiny.save_pipeline(tmp_path / "source", routed=False)
+    pipeline = tiny.make_pipeline() if with_pipeline else None
+    save_checkpoint(tmp_path / "m", routed(), source=None if with_pipeline else source, pipeline=pipeline)
+    with pytest.raises((AttributeError, ImportError, ValueError), match="RoutedPixArtTransformer2DModel"):
+        DiffusionPipeline.from_pretrained(tmp_path / "m")
+    with pytest.raises(NotImplementedError, match="routed_ada_norm_single"):
+        PixArtTransformer2DModel.from_pretrained(tmp_path / "m" / "transformer")
+    with pytest.raises((AttributeError, ImportError, ValueError), match="RoutedPixArtTransformer2DModel"):
+        AutoModel.from_pretrained(tmp_path / "m" / "transformer")
+    assert load_checkpoint(tmp_path / "m").plan == PLAN
+    assert ReferencePipeline.load(tmp_path / "m").model.plan == PLAN
+
+
+def test_the_name_that_routed_folders_had_before_is_read(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "m", routed())
+    edit_config(tmp_path / "m", _class_name="PixArtTransformer2DModel", norm_type="ada_norm_single")
+    assert load_checkpoint(tmp_path / "m").plan == PLAN
+
+
 def test_refuses_to_overwrite(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "m", routed())
     with pytest.raises(OutputExistsError):
@@ -144,7 +174,7 @@ DAMAGE: dict[str, tuple[Any, type[ModditError], str]] = {
         "missing     transformer_blocks.1.router.weight",
     ),
     "unexpected": (
-        lambda m: _rewrite(m, lambda t: t.update({"extra.weight": torch.zeros(2)})),
+        lambda m: _rewrite(m, lambda t: t.update({"extra.weight": t.pop("proj_out.bias")})),
         ShapeError,
         "unexpected  extra.weight",
     ),
@@ -161,12 +191,12 @@ DAMAGE: dict[str, tuple[Any, type[ModditError], str]] = {
     "ratio shape": (
         lambda m: _rewrite(m, lambda t: t.update({"transformer_blocks.0.keep_ratio": torch.ones(2)})),
         ShapeError,
-        "keep_ratio tensors do not fit",
+        "has shape \\[2\\], want \\[4\\]",
     ),
     "ratio value": (
-        lambda m: _rewrite(m, lambda t: t.update({"transformer_blocks.0.keep_ratio": torch.full((4,), 1.5)})),
+        lambda m: _rewrite(m, lambda t: t.update({"transformer_blocks.0.keep_ratio": torch.full((4,), float("nan"))})),
         ValueRangeError,
-        "keep_ratio out of range",
+        "want ratios of 0.1..1.0",
     ),
     "plan lost": (
         lambda m: edit_config(m, diffcr={"regions": 4, "keep_tenths": [[5] * 4] * 3}),
@@ -176,12 +206,12 @@ DAMAGE: dict[str, tuple[Any, type[ModditError], str]] = {
     "plan layers": (
         lambda m: edit_config(m, diffcr=RoutingPlan.uniform(2, 4, 5).to_json()),
         ShapeError,
-        "has 2 layers, the transformer 3",
+        "has 2 layers, want 3",
     ),
     "dense with routers": (
         _drop_plan,
-        ShapeError,
-        "unexpected  transformer_blocks.0.keep_ratio",
+        FormatError,
+        "has routers, but config.json has no 'diffcr' object",
     ),
     "architecture": (lambda m: edit_config(m, _class_name="DiTTransformer2DModel"), UnsupportedError, "DiT"),
     "truncated": (_truncate, FormatError, "truncated"),
@@ -189,7 +219,7 @@ DAMAGE: dict[str, tuple[Any, type[ModditError], str]] = {
     "no weights": (
         lambda m: (m / "transformer/diffusion_pytorch_model.safetensors").unlink(),
         MissingError,
-        "want safetensors weights",
+        "no such file, nor an index of shards",
     ),
     "not json": (lambda m: (m / "transformer/config.json").write_text("{"), FormatError, "not JSON"),
 }

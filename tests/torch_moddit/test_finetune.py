@@ -22,7 +22,6 @@ from moddit.samplers import NoiseSchedule
 from tests import tiny
 from torch_moddit import cli
 from torch_moddit.data import Item
-from torch_moddit.export import load_checkpoint, read_keep_ratios
 from torch_moddit.finetune import (
     FinetuneConfig,
     FinetuneResult,
@@ -30,6 +29,7 @@ from torch_moddit.finetune import (
     draw_stratified,
     finetune,
 )
+from torch_moddit.loading import load_checkpoint, read_keep_ratios
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline, read_schedule
 from torch_moddit.runfiles import list_checkpoints

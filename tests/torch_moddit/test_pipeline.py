@@ -45,7 +45,6 @@ def test_dense_pictures_are_those_of_diffusers(tmp_path: Path, kind: str, guidan
         output_type="np",
         clean_caption=False,
         use_resolution_binning=False,
-        max_sequence_length=tiny.MAX_TOKENS,
     ).images[0]
     picture = ReferencePipeline.load(folder).generate(
         PROMPT, "blue", seed=7, steps=4, guidance_scale=guidance_scale, height=40, width=24

@@ -14,6 +14,7 @@ from convert.verify.report import Report
 from convert.verify.verification import verify_bundle
 from moddit.manifest import describe_file, read_manifest, write_manifest
 from tests.convert.checkpoints import convert
+from tests.tiny import MAX_TOKENS
 
 PLAN: Final = [[10, 8, 8, 4], [5, 5, 5, 5], [10, 7, 7, 1]]  # [layers][regions]; two regions share a row
 # A width that every compression fits.
@@ -25,9 +26,9 @@ class Sources(Protocol):
 
 
 def to_coreml(source: Path, out: Path, *options: str) -> int:
-    """Run the command; return its exit status."""
+    """Run the command, for texts of MAX_TOKENS, since graphs are padded to the longest; return its exit status."""
     with quick_garbage():
-        return convert(source, out, "--to", "coreml", *options)
+        return convert(source, out, "--to", "coreml", "--max-sequence-length", str(MAX_TOKENS), *options)
 
 
 def make_bundle(source: Path, out: Path, *options: str) -> Path:

@@ -31,7 +31,7 @@ SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps"
              "beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "v_prediction"}  # fmt: skip
 SPEC = ModelSpec(
     transformer=PixArtSpec(2, 2, 4, 4, 4, 2, 8, 8, 6, 1.0, True, 1e-6, False),
-    text_encoder=T5Spec(10, 6, 3, 8, 1, 2, 32, 128, True, 1e-6),
+    text_encoder=T5Spec(10, 6, 3, 8, 1, 2, 32, 128, True, "gelu_new", 1e-6),
     vae=VAESpec(3, 3, 4, (8, 8), 1, 4, 0.5, 0.0, True, True, False),
     scheduler=NoiseSchedule.from_diffusers(SCHEDULER, "scheduler_config.json"),
     max_sequence_length=12,

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from moddit.checkpoint.safetensors import ITEM_BYTES, MAX_COUNT, format_header, parse_header, read_tensors
-from moddit.checkpoint.weights import read_weights
 from moddit.errors import FormatError, MissingError
 
 
@@ -186,49 +185,3 @@ class TestWrite:
         read = load_file(path)
         assert read["b"].tolist() == [[1.5, -2.0]]
         assert read["a"] == 7
-
-
-class TestShards:
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        save_file({"a": np.ones(2, np.float32)}, tmp_path / "one.safetensors")
-        save_file({"b": np.ones(3, np.float32)}, tmp_path / "two.safetensors")
-        self.index(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"})
-        return tmp_path
-
-    @staticmethod
-    def index(folder: Path, weight_map: Any) -> None:
-        (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-    def test_all_are_read(self, folder: Path) -> None:
-        tensors, files = read_weights(folder, "m")
-        assert sorted(tensors) == ["a", "b"]
-        assert [file.name for file in files] == ["m.safetensors.index.json", "one.safetensors", "two.safetensors"]
-
-    def test_a_missing_shard_is_named(self, folder: Path) -> None:
-        (folder / "two.safetensors").unlink()
-        with pytest.raises(MissingError, match=r"two\.safetensors: no such file"):
-            read_weights(folder, "m")
-
-    @pytest.mark.parametrize("names", [{"a": "one.safetensors", "c": "two.safetensors"}, {"b": "two.safetensors"}])
-    def test_an_index_that_is_wrong(self, folder: Path, names: Any) -> None:
-        save_file({"b": np.ones(3, np.float32), "d": np.ones(1, np.float32)}, folder / "two.safetensors")
-        self.index(folder, names)
-        with pytest.raises(FormatError, match=r"index and files disagree about .*d"):
-            read_weights(folder, "m")
-
-    def test_a_tensor_in_two_shards(self, folder: Path) -> None:
-        save_file({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)}, folder / "two.safetensors")
-        with pytest.raises(FormatError, match="in several files: a"):
-            read_weights(folder, "m")
-
-    @pytest.mark.parametrize("names", [{"a": "../one.safetensors"}, {"a": 1}, [], {"a": ".."}, {"a": ""}])
-    def test_a_shard_elsewhere_is_refused(self, folder: Path, names: Any) -> None:
-        self.index(folder, names)
-        with pytest.raises(FormatError, match="not an object of file names"):
-            read_weights(folder, "m")
-
-    def test_no_safetensors_at_all(self, tmp_path: Path) -> None:
-        (tmp_path / "m.bin").touch()
-        with pytest.raises(MissingError, match=r"nor m\.safetensors\.index\.json; the folder has m\.bin; save"):
-            read_weights(tmp_path, "m")

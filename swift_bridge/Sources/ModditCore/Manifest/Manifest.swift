@@ -15,7 +15,7 @@ public struct Manifest: Sendable, Hashable {
     /// Value of the field "format".
     public static let format = "moddit"
     /// The version that this reader knows.
-    public static let formatVersion = 2
+    public static let formatVersion = 3
     /// Name of the file in a bundle.
     public static let fileName = "manifest.json"
     /// Most bytes that a manifest may have.

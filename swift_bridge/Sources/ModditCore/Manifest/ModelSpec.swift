@@ -80,7 +80,7 @@ public struct T5Spec: Sendable, Hashable {
             field,
             [
                 "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets",
-                "relative_attention_max_distance", "is_gated", "layer_norm_epsilon",
+                "relative_attention_max_distance", "is_gated", "dense_act_fn", "layer_norm_epsilon",
             ])
         vocabularySize = try object.count("vocab_size", most: mostOfAny)
         width = try object.count("d_model", most: mostOfAny)
@@ -89,6 +89,7 @@ public struct T5Spec: Sendable, Hashable {
             _ = try object.count(name, most: mostOfAny)
         }
         _ = try object["is_gated"].bool()
+        _ = try object["dense_act_fn"].string()
         _ = try object["layer_norm_epsilon"].number()
     }
 }

@@ -1,0 +1,110 @@
+"""What DiffCR adds to a transformer: the snapped plan in its configuration, routers and keep ratios in its weights.
+
+The plan is the truth for inference; the ratios that it was snapped from are kept for the record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moddit.checkpoint.precision import check_dtypes, is_finite, widen
+from moddit.checkpoint.stored import StoredTensor
+from moddit.errors import FormatError, ShapeError, ValueRangeError
+from moddit.routing import RoutingPlan, snap
+
+PLAN_KEY: Final = "diffcr"
+# A class and a kind of block that diffusers has not, so that it refuses a routed folder and draws nothing wrong.
+ROUTED_CLASS: Final = "RoutedPixArtTransformer2DModel"
+ROUTED_NORM_TYPE: Final = "routed_ada_norm_single"
+# Routing by `RoutedPixArt.from_dense` doubles the MLP's last layer against the gate sigmoid(0) = 1/2.
+MLP_GAIN: Final = 2.0
+_ROUTER: Final = re.compile(r"transformer_blocks\.(\d+)\.router\.weight")
+_KEEP_RATIO: Final = re.compile(r"transformer_blocks\.(\d+)\.keep_ratio")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The learned keep ratios of a checkpoint."""
+
+    keep_ratio: NDArray[np.float32] | None  # [layers][regions]; None if the checkpoint has none
+    unused: Mapping[str, str]  # their names, with the reason why no bundle holds them
+    notes: tuple[str, ...]
+
+
+def take_plan(config: dict[str, Any], layers: int, where: str) -> RoutingPlan | None:
+    """Take the plan out of a transformer's configuration; None for a dense model.
+
+    Raises:
+        FormatError, ShapeError, ValueRangeError: it is damaged, or has another number of layers.
+    """
+    if PLAN_KEY not in config:
+        return None
+    where = f"{where}, {PLAN_KEY!r}"
+    plan = RoutingPlan.from_json(config.pop(PLAN_KEY), where)
+    if plan.layers != layers:
+        raise ShapeError(
+            f"[routing] {where}: keep_tenths has {plan.layers} layers, want {layers}, the transformer's num_layers"
+        )
+    return plan
+
+
+def check_timesteps(plan: RoutingPlan, num_train_timesteps: int, where: str) -> None:
+    """Raise ValueRangeError if a plan divides other timesteps than the scheduler has."""
+    if plan.num_train_timesteps != num_train_timesteps:
+        raise ValueRangeError(
+            f"[routing] {where}, {PLAN_KEY!r}: num_train_timesteps is {plan.num_train_timesteps}, "
+            f"want {num_train_timesteps}, the scheduler's"
+        )
+
+
+def check_dense(tensors: Mapping[str, StoredTensor], where: str) -> None:
+    """Raise FormatError if there are routers, or keep ratios, although there is no plan."""
+    if any(_ROUTER.fullmatch(name) or _KEEP_RATIO.fullmatch(name) for name in tensors):
+        raise FormatError(
+            f"[transformer] {where}: has routers, but config.json has no {PLAN_KEY!r} object with the routing plan; "
+            "export the checkpoint again"
+        )
+
+
+def take_keep_ratios(tensors: dict[str, StoredTensor], plan: RoutingPlan) -> Learned:
+    """Take the learned ratios out of `tensors`, checked against the plan, which alone counts for inference.
+
+    Raises:
+        ShapeError: ratios of other layers or regions than the plan's, or of some layers only.
+        UnsupportedError, ValueRangeError: they are not numbers.
+    """
+    found = {int(match[1]): tensors.pop(match[0]) for match in filter(None, map(_KEEP_RATIO.fullmatch, list(tensors)))}
+    if not found:
+        return Learned(None, {}, ())
+    rows = []
+    for layer, tensor in sorted(found.items()):
+        if layer >= plan.layers or tensor.shape != (plan.regions,):
+            raise ShapeError(
+                f"[transformer] {tensor.path}: {tensor.name!r} has shape {list(tensor.shape)}, want [{plan.regions}], "
+                f"the plan's regions, in layers 0..{plan.layers - 1}; export the checkpoint again"
+            )
+        rows.append(_read_ratios(tensor))
+    if len(rows) != plan.layers:
+        absent = ", ".join(str(layer) for layer in range(plan.layers) if layer not in found)
+        path = next(iter(found.values())).path
+        raise ShapeError(f"[transformer] {path}: keep_ratio of layers {absent} is missing, want all layers or none")
+    moved = [str(layer) for layer, row in enumerate(rows) if tuple(map(snap, row.tolist())) != plan.keep_tenths[layer]]
+    note = f"keep_ratio of layers {', '.join(moved)} snaps to other tenths than the plan in config.json, which counts"
+    unused = {tensor.name: "training only; the plan has its value in tenths" for tensor in found.values()}
+    return Learned(np.stack(rows), unused, (note,) if moved else ())
+
+
+def _read_ratios(tensor: StoredTensor) -> NDArray[np.float32]:
+    check_dtypes("transformer", {tensor.name: tensor})
+    values = tensor.read()
+    if not is_finite(values, tensor.dtype):
+        raise ValueRangeError(
+            f"[transformer] {tensor.path}: {tensor.name!r} is NaN or infinite, want ratios of 0.1..1.0"
+        )
+    return widen(values, tensor.dtype)

@@ -1,0 +1,69 @@
+"""The weights of one component, under canonical names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from moddit.checkpoint.precision import check_dtypes
+from moddit.checkpoint.stored import StoredTensor
+from moddit.tensors import Tensors, check_names
+
+
+@dataclass(frozen=True)
+class Part:
+    """The weights of one component."""
+
+    wanted: Tensors
+    tensors: Mapping[str, StoredTensor]  # the same names
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(info.shape) for info in self.wanted.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class ReadPart:
+    """A component's weights as they were found."""
+
+    part: Part
+    unused: Mapping[str, str]  # tensors that no bundle holds, with the reason
+    notes: tuple[str, ...] = ()  # what a user should know, one sentence each
+
+
+def finish_part(
+    component: str,
+    where: Path,
+    tensors: dict[str, StoredTensor],
+    wanted: Tensors,
+    unused: Mapping[str, str],
+    notes: tuple[str, ...],
+) -> ReadPart:
+    """Check a component's tensors, and leave out what is not of the model, as diffusers and transformers do.
+
+    If a wanted tensor is missing, nothing is left out: the names that are there may say why.
+
+    Args:
+        component: its name.
+        where: folder or file, for messages.
+        tensors: by canonical name.
+        wanted: the canonical tensors.
+        unused: what is left out already, with the reason.
+        notes: what a user should know already.
+
+    Raises:
+        ShapeError: tensors are missing or mis-shaped.
+        UnsupportedError: a tensor's numbers are no floats of 16 or 32 bits.
+    """
+    unexpected = sorted(tensors.keys() - wanted.keys()) if wanted.keys() <= tensors.keys() else []
+    unused = {**unused, **dict.fromkeys(unexpected, "not of this model; left out, as diffusers and transformers do")}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    check_names({name: tensor.shape for name, tensor in tensors.items()}, wanted, str(where))
+    check_dtypes(component, tensors)
+    return ReadPart(Part(wanted, tensors), unused, notes)

@@ -1,0 +1,95 @@
+"""Weights that torch.save wrote (.pth, .pt, .ckpt, .bin): read by torch, which executes nothing that is in them."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moddit.errors import FormatError, MissingError
+
+# Keys under which training programs put a model's weights beside the state of the training.
+NESTED: Final = ("state_dict", "model", "module", "params")
+_ADVICE: Final = "copy or download the file again"
+_DAMAGED: Final = (
+    *(RuntimeError, EOFError, OSError, struct.error, zipfile.BadZipFile),
+    *(ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError, OverflowError),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PickledTensor:
+    """One tensor of a file; its numbers are mapped into memory, not read, where the format allows it."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: Any  # torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.values.nbytes)
+
+    def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Read the rows first..last of the first axis, bfloat16 as its bits (uint16)."""
+        import torch
+
+        rows = self.values[first:last] if self.shape else self.values
+        rows = rows.contiguous()
+        array: NDArray[Any] = (rows.view(torch.uint16) if self.dtype == "BF16" else rows).numpy()
+        return np.array(array)  # a copy: the mapped pages can then be dropped
+
+
+def read_pickle(path: Path) -> dict[str, PickledTensor]:
+    """Read the weights in a file of torch.save, under their own names.
+
+    Raises:
+        MissingError: torch is not installed.
+        FormatError: the file is damaged, holds more than tensors and plain values, or no tensors.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise MissingError(
+            f"[source] {path}: reading this format needs torch; pip install torch, or save the weights as safetensors"
+        ) from None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError:
+        raise FormatError(
+            f"[source] {path}: not readable without executing what is in it, or damaged; save the weights alone, as "
+            "safetensors or torch.save(model.state_dict(), ...)"
+        ) from None
+    except _DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FormatError(f"[source] {path}: not a file of torch.save ({reason}); {_ADVICE}") from None
+    tensors = _tensors(found)
+    if not tensors:
+        raise FormatError(f"[source] {path}: has no tensors by name, got {_describe(found)}; want a state_dict")
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    return {
+        name: PickledTensor(path, name, names.get(value.dtype, str(value.dtype)), tuple(value.shape), value)
+        for name, value in tensors.items()
+    }
+
+
+def _tensors(found: object) -> dict[str, Any]:
+    """Pick the named tensors of a state dict, wherever training programs put one."""
+    if not isinstance(found, Mapping):
+        return {}
+    for key in NESTED:
+        if isinstance(found.get(key), Mapping) and (inner := _tensors(found[key])):
+            return inner
+    return {name: value for name, value in found.items() if isinstance(name, str) and hasattr(value, "untyped_storage")}
+
+
+def _describe(found: object) -> str:
+    return f"a dict with {sorted(map(str, found))[:5]}" if isinstance(found, Mapping) else type(found).__name__

@@ -1,0 +1,188 @@
+"""Where the parts of a checkpoint are: one pipeline folder, or a transformer and, elsewhere, the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from moddit.checkpoint.foreign import ADAPTER_FILES, check_suffix, explain_folder
+from moddit.checkpoint.weights import DIFFUSERS, PICKLE_SUFFIXES, read_config, read_json
+from moddit.errors import FormatError, InputError, MissingError, UnsupportedError
+from moddit.manifest import MANIFEST_NAME
+
+TRANSFORMER: Final = "transformer"
+COMPONENTS: Final = (TRANSFORMER, "text_encoder", "vae", "tokenizer", "scheduler")
+INDEX: Final = "model_index.json"
+# Text tokens that diffusers' pipelines read unless told otherwise, whatever the tokenizer's own limit.
+SEQUENCE_LENGTHS: Final = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
+
+
+@dataclass(frozen=True)
+class LoraSource:
+    """An adapter to merge into the transformer."""
+
+    path: Path
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.scale:g}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The places that a checkpoint is read from, all of them local."""
+
+    main: Path  # a pipeline's folder, a transformer's folder, or a file with a transformer
+    base: Path | None = None  # a pipeline's folder, for the components that `main` has not
+    variant: str | None = None  # of the weight files, such as "fp16"
+    loras: tuple[LoraSource, ...] = ()
+    image_size: int | None = None  # pixels a transformer in the original layout was trained at, if it does not say
+    max_sequence_length: int | None = None  # text tokens, instead of the pipeline's own limit
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the transformer is one file without a configuration."""
+        return self.main.is_file()
+
+    @property
+    def transformer(self) -> Path:
+        """The transformer's folder or file; raises as `component`."""
+        if self.is_file:
+            check_suffix(self.main)
+            if self.main.suffix not in (".safetensors", *PICKLE_SUFFIXES):
+                raise UnsupportedError(
+                    f"[source] {self.main}: not weights, want .safetensors or {', '.join(PICKLE_SUFFIXES)}"
+                )
+            return self.main
+        return self.main if _is_transformer(self.main) else self.component(TRANSFORMER)
+
+    @property
+    def roots(self) -> Iterator[Path]:
+        """The pipeline folders, the one that counts first."""
+        if not self.is_file and not _is_transformer(self.main):
+            yield self.main
+        if self.base is not None:
+            yield self.base
+
+    def has(self, name: str) -> bool:
+        """Say whether there is a component of this name."""
+        return any(_has(root, name) for root in self.roots)
+
+    def component(self, name: str) -> Path:
+        """Find the folder of a component: of `main`, or else of `base`.
+
+        Raises:
+            MissingError: neither has it.
+            InputError: `main` is something else than a checkpoint.
+        """
+        for root in self.roots:
+            if _has(root, name):
+                return root / name
+        raise self._explain(name)
+
+    def known_transformer(self) -> dict[str, Any]:
+        """Read the configuration of the base's own transformer, for what a single file leaves open; or nothing."""
+        for folder in (root / TRANSFORMER for root in self.roots):
+            if (folder / "config.json").is_file():
+                return read_config(folder / "config.json")
+        return {}
+
+    @property
+    def index(self) -> Path:
+        """The pipeline's index; raises MissingError if there is no pipeline folder."""
+        path = next((root / INDEX for root in self.roots if (root / INDEX).is_file()), None)
+        if path is None:
+            raise self._explain(INDEX)
+        return path
+
+    def pipeline_class(self) -> str:
+        """Read the class of the pipeline.
+
+        Raises:
+            MissingError: there is no pipeline folder.
+            UnsupportedError: its class is not PixArt's.
+        """
+        path = self.index
+        kind = read_json(path).get("_class_name")
+        if kind not in SEQUENCE_LENGTHS:
+            raise UnsupportedError(
+                f"[source] {path}: pipeline {kind!r} is not implemented, want {' or '.join(SEQUENCE_LENGTHS)}"
+            )
+        return str(kind)
+
+    def check(self) -> None:
+        """Raise if a place is not there, or a component in none of them."""
+        for place in filter(None, (self.main, self.base)):
+            if not place.exists():
+                raise MissingError(f"[source] {place}: no such folder")
+        if self.base is not None and not self.base.is_dir():
+            raise FormatError(f"[source] {self.base}: --base is a file, want a pipeline's folder")
+        self.pipeline_class()
+        for name in COMPONENTS if next(self.roots, None) == self.main else COMPONENTS[1:]:
+            self.component(name)
+
+    def _explain(self, name: str) -> InputError:
+        """Say why something is not there."""
+        where = f"[source] {self.main}"
+        if self.is_file or _is_transformer(self.main):
+            if self.base is None:
+                return MissingError(
+                    f"{where}: a transformer alone; name a pipeline that has the other components with --base FOLDER"
+                )
+            return MissingError(f"[source] {self.base}: component {name!r} is missing; want a whole pipeline as --base")
+        if (self.main / MANIFEST_NAME).is_file():
+            return MissingError(f"{where}: a bundle already; want a folder with {INDEX} and {', '.join(COMPONENTS)}")
+        if any((self.main / adapter).is_file() for adapter in ADAPTER_FILES):
+            return explain_folder(self.main, DIFFUSERS.safe)
+        if name == INDEX and not any((self.main / component).is_dir() for component in COMPONENTS):
+            return MissingError(
+                f"{where}: not a diffusers pipeline folder; want a folder with {INDEX} and {', '.join(COMPONENTS)}, "
+                "as save_pretrained of a PixArt pipeline writes it"
+            )
+        found = ", ".join(sorted(path.name for path in self.main.iterdir() if path.is_dir())) or "no folders"
+        what = "file" if name == INDEX else "component"
+        return MissingError(
+            f"{where}: {what} {name!r} is missing, got {found}, want {', '.join(COMPONENTS)}; save the whole pipeline, "
+            "or name one that has it with --base"
+        )
+
+
+@dataclass
+class SourceFiles:
+    """The files that a checkpoint was read from, by the names under which its hash counts them."""
+
+    sources: Sources
+    paths: dict[str, Path] = field(default_factory=dict)
+
+    def add(self, *paths: Path) -> None:
+        """Name files after where they are: "transformer/config.json", "base/vae/config.json"."""
+        for path in paths:
+            self.paths[self._label(path)] = path
+
+    def add_lora(self, index: int, lora: LoraSource, *paths: Path) -> None:
+        """Name the files of an adapter, with its strength."""
+        self.paths |= {f"lora{index}@{lora.scale:g}/{path.name}": path for path in paths}
+
+    def _label(self, path: Path) -> str:
+        main = self.sources.main
+        if self.sources.is_file:
+            main = main.parent
+        if path.is_relative_to(main):
+            return path.relative_to(main).as_posix()
+        assert self.sources.base is not None
+        return f"base/{path.relative_to(self.sources.base).as_posix()}"
+
+
+def _has(root: Path, name: str) -> bool:
+    """Say whether a pipeline's folder has a component, and its index, if it has one, does not leave it out."""
+    if not (root / name).is_dir():
+        return False
+    index = root / INDEX
+    return not index.is_file() or any(read_json(index).get(name) or ())
+
+
+def _is_transformer(folder: Path) -> bool:
+    """Say whether this is the folder of a transformer, not of a pipeline."""
+    return (folder / "config.json").is_file() and not (folder / INDEX).is_file() and not (folder / TRANSFORMER).is_dir()

@@ -1,0 +1,171 @@
+"""The transformer of a checkpoint, in diffusers' layout or the original one, dense or routed, with adapters merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moddit.checkpoint import original
+from moddit.checkpoint.diffcr import (
+    PLAN_KEY,
+    ROUTED_CLASS,
+    ROUTED_NORM_TYPE,
+    Learned,
+    check_dense,
+    check_timesteps,
+    take_keep_ratios,
+    take_plan,
+)
+from moddit.checkpoint.foreign import check_config, check_tensors
+from moddit.checkpoint.parts import ReadPart, finish_part
+from moddit.checkpoint.sources import SourceFiles, Sources
+from moddit.checkpoint.stored import StoredTensor
+from moddit.checkpoint.weights import DIFFUSERS, Weights, read_config, read_file, read_weights
+from moddit.errors import MissingError
+from moddit.routing import RoutingPlan
+from moddit.samplers import NoiseSchedule
+from moddit.spec import PixArtSpec
+from moddit.tensors import transformer_tensors
+
+CLASS: Final = "PixArtTransformer2DModel"
+NORM_TYPE: Final = "ada_norm_single"
+_OLD_CLASS: Final = "Transformer2DModel"  # before diffusers 0.29, which maps it by the kind of its blocks
+# Of every published PixArt, for a transformer that is read alone.
+USUAL_TIMESTEPS: Final = 1000
+USUAL_DOWNSCALE: Final = 8
+_CONDITIONS: Final = "adaln_single.emb.resolution_embedder."
+_MICRO_CONDITIONED: Final = 128  # latent pixels: a model of this size has conditions unless it says otherwise
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A transformer, checked in everything but the values of its weights."""
+
+    spec: PixArtSpec
+    plan: RoutingPlan | None  # None for a dense model
+    read: ReadPart
+    keep_ratio: NDArray[np.float32] | None = None  # [layers][regions], learned; the plan alone counts
+
+
+def read_transformer(
+    sources: Sources, files: SourceFiles, scheduler: NoiseSchedule | None, downscale: int | None
+) -> Transformer:
+    """Read the transformer of a checkpoint; weights are left on disk.
+
+    Args:
+        sources: where it is.
+        files: told what was read.
+        scheduler: of the pipeline, whose timesteps the plan divides; None if there is none.
+        downscale: picture pixels per latent pixel; None if there is no VAE.
+
+    Raises:
+        InputError: it is damaged, incomplete or not a PixArt.
+    """
+    place = sources.transformer
+    if not place.is_dir():
+        tensors = read_file(place)
+        files.add(place)
+        check_tensors({name: tensor.dtype for name, tensor in tensors.items()}, str(place))
+        if original.find_prefix(tensors) is not None:
+            return _read_original(place, tensors, sources, scheduler, downscale)
+        return _read_named(place, _config_of_file(sources, place), Weights(tensors, (place,)), scheduler)
+    path = place / "config.json"
+    config = read_config(path)
+    check_config(config, str(path))
+    weights = read_weights(place, DIFFUSERS, sources.variant)
+    files.add(path, *weights.files)
+    check_tensors({name: tensor.dtype for name, tensor in weights.tensors.items()}, str(place))
+    return _read_named(path, config, weights, scheduler)
+
+
+def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]) -> PixArtSpec:
+    """Read a transformer's configuration as diffusers does, ours for routed models included.
+
+    Args:
+        config: the parsed config.json, without the plan.
+        where: its path, for messages.
+        names: of the tensors, which say whether there are additional conditions where the configuration does not.
+
+    Raises:
+        MissingError, UnsupportedError, ShapeError: naming `where` and the key.
+    """
+    config = plain_config(config)
+    if config.get("use_additional_conditions") is None:
+        # diffusers expects them at this size, and a Sigma without them would fail in it.
+        is_conditioned = any(name.startswith(_CONDITIONS) for name in names)
+        config["use_additional_conditions"] = config.get("sample_size", 128) == _MICRO_CONDITIONED and is_conditioned
+    return PixArtSpec.from_diffusers(config, where)
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a configuration the class name and kind of blocks that diffusers has today, if it is a PixArt's."""
+    config = dict(config)
+    if config.get("_class_name") == ROUTED_CLASS:
+        config["_class_name"] = CLASS
+        if config.get("norm_type") == ROUTED_NORM_TYPE:
+            config["norm_type"] = NORM_TYPE
+    if (config.get("_class_name"), config.get("norm_type")) == (_OLD_CLASS, NORM_TYPE):
+        config["_class_name"] = CLASS
+    return config
+
+
+def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler: NoiseSchedule | None) -> Transformer:
+    """Read a transformer under diffusers' names; `where` is what messages about the configuration name."""
+    tensors = dict(weights.tensors)
+    plan_value = {PLAN_KEY: config.pop(PLAN_KEY)} if PLAN_KEY in config else {}
+    spec = read_spec(config, str(where), tensors)
+    plan = take_plan(plan_value, spec.num_layers, str(where))
+    learned = Learned(None, {}, ())
+    if plan is None:
+        check_dense(tensors, str(where.parent))
+    else:
+        if scheduler is not None:
+            check_timesteps(plan, scheduler.num_train_timesteps, str(where))
+        learned = take_keep_ratios(tensors, plan)
+    wanted = transformer_tensors(spec, routed=plan is not None)
+    notes = (*weights.notes, *learned.notes)
+    read = finish_part("transformer", where.parent, tensors, wanted, learned.unused, notes)
+    return Transformer(spec, plan, read, learned.keep_ratio)
+
+
+def _config_of_file(sources: Sources, place: Path) -> dict[str, Any]:
+    """Find the configuration of a single file in diffusers' names: beside it, or that of the base's own transformer."""
+    beside = place.parent / "config.json"
+    config = read_config(beside) if beside.is_file() else sources.known_transformer()
+    if not config:
+        raise MissingError(
+            f"[transformer] {place}: weights without a config.json; put that of the model beside them, or name a "
+            "pipeline of the same architecture, with its transformer, as --base"
+        )
+    return config
+
+
+def _read_original(
+    place: Path,
+    tensors: dict[str, StoredTensor],
+    sources: Sources,
+    scheduler: NoiseSchedule | None,
+    downscale: int | None,
+) -> Transformer:
+    found = original.rename(tensors, str(place))
+    downscale = downscale or USUAL_DOWNSCALE
+    timesteps = scheduler.num_train_timesteps if scheduler else USUAL_TIMESTEPS
+    spec = original.infer_spec(
+        found,
+        str(place),
+        is_alpha=sources.pipeline_class() == "PixArtAlphaPipeline",
+        latent_side=None if sources.image_size is None else sources.image_size // downscale,
+        known=sources.known_transformer(),
+    )
+    plan = original.infer_plan(found, spec.num_layers, timesteps, str(place))
+    wanted = transformer_tensors(spec, routed=plan is not None)
+    note = (
+        f"original layout of PixArt: {spec.num_attention_heads} heads, trained at {spec.sample_size * downscale} "
+        f"pixels, positions scaled by {spec.interpolation_scale:g}"
+    )
+    return Transformer(spec, plan, finish_part("transformer", place, found.tensors, wanted, found.unused, (note,)))
