@@ -1,0 +1,232 @@
+"""LoRA: files of small adapters of a transformer's layers, read strictly and merged into its weights.
+
+An adapter is two matrices, A with `rank` rows and B with as many columns; its layer's weight W becomes
+W + strength * B @ A. What a file does not say in full, or says of something else, is refused.
+
+Source: Hu et al., arXiv 2106.09685, section 4.1; peft/tuners/lora/layer.py; diffusers/loaders/peft.py
+`load_lora_adapter` and diffusers/loaders/lora_base.py, for the files and their names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from moddit.checkpoint.lora_names import REFUSED, TEXT_ENCODER, Layer, Layers, Piece, split_name
+from moddit.checkpoint.lora_strength import read_strengths
+from moddit.checkpoint.merged import Addition, MergedTensor, check_dtype
+from moddit.checkpoint.safetensors import FileTensor, read_tensors
+from moddit.checkpoint.stored import Rows, StoredTensor
+from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.tensors import TensorInfo
+
+DIFFUSERS_FILE: Final = "pytorch_lora_weights.safetensors"
+PEFT_FILE: Final = "adapter_model.safetensors"
+PEFT_CONFIG: Final = "adapter_config.json"
+# The layer that a routed checkpoint holds doubled, against its gate: see torch_moddit.model.
+_MLP_END: Final = re.compile(r"transformer_blocks\.\d+\.ff\.net\.2\.(weight|bias)")
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
+_NAMED: Final = 3  # names in a message, of perhaps hundreds
+
+_Pieces = dict[Piece, FileTensor]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file, checked in everything but the values of its adapters."""
+
+    files: tuple[Path, ...]  # all that it was read from
+    additions: Mapping[str, Addition]  # by canonical name of the tensor
+
+    def merge(self, tensors: Mapping[str, StoredTensor], *, mlp_gain: float = 1.0) -> dict[str, StoredTensor]:
+        """Replace the tensors that this LoRA changes by merged ones; more LoRAs may be merged into the result.
+
+        Args:
+            tensors: of the transformer, under canonical names.
+            mlp_gain: factor on the last layer of every MLP. 2 for a LoRA that was trained on a dense model, if the
+                checkpoint is a routed one: there this layer is twice the dense one's.
+
+        Raises:
+            MissingError: a tensor is absent.
+            UnsupportedError: a tensor that changes is neither float32, float16 nor bfloat16.
+        """
+        merged = dict(tensors)
+        for name, addition in self.additions.items():
+            if name not in tensors:
+                raise MissingError(f"[lora] {self.files[0]}: changes {name}, which the checkpoint does not have")
+            check_dtype(tensors[name])
+            gain = mlp_gain if _MLP_END.fullmatch(name) else 1.0
+            merged[name] = MergedTensor(tensors[name], replace(addition, strength=addition.strength * gain))
+        return merged
+
+
+def read_lora(path: Path, scale: float, wanted: Mapping[str, TensorInfo]) -> Lora:
+    """Read a LoRA; of its tensors, only the header and single numbers are read.
+
+    Args:
+        path: a safetensors file, or a folder in which diffusers or peft saved one.
+        scale: factor on all of it, 1 for what it was trained for.
+        wanted: the canonical tensors of the transformer that it is for.
+
+    Raises:
+        MissingError: no such file or folder, or a part of it is absent.
+        FormatError: a file is damaged, or holds no adapters.
+        UnsupportedError: other adapters than LoRA, or adapters of other layers than the transformer's.
+        ShapeError: an adapter does not fit its layer, or the configuration does not fit the adapters.
+        ValueRangeError: the scale or an alpha is NaN or infinite.
+    """
+    if not math.isfinite(scale):
+        raise ValueRangeError(f"[lora] {path}: the scale is not finite, got {scale}, want a number such as 1 or 0.7")
+    file, config = _find_files(path)
+    found = _group(read_tensors(file), file)
+    layers = _find_layers(found, Layers(wanted), file)
+    alphas = {module: pieces.pop(Piece.ALPHA) for module, pieces in found.items() if Piece.ALPHA in pieces}
+    _check_pairs(found, file)
+    strengths = read_strengths(file, config, alphas)
+    additions: dict[str, Addition] = {}
+    for module, pieces in found.items():
+        for name, addition in _additions(layers[module], pieces, wanted).items():
+            if name in additions:
+                raise FormatError(f"[lora] {file}: has two adapters of {name!r}; merge them one after the other")
+            strength = scale * strengths.of(module, layers[module].name, pieces[Piece.DOWN].shape[0])
+            additions[name] = replace(addition, strength=strength)
+    return Lora((file,) if config is None else (file, config), additions)
+
+
+def _find_files(path: Path) -> tuple[Path, Path | None]:
+    """Find the weights, and peft's configuration if it belongs to them."""
+    if path.is_dir():
+        path = _find_weights(path)
+    if path.suffix in _PICKLES:
+        raise UnsupportedError(
+            f"[lora] {path}: is a pickle, which may run code, want .safetensors; load it with torch.load(..., "
+            "weights_only=True) and save it with safetensors.torch.save_file"
+        )
+    config = path.with_name(PEFT_CONFIG)
+    if path.name != PEFT_FILE or not path.is_file():
+        return path, None
+    if not config.is_file():
+        raise MissingError(f"[lora] {config}: no such file, but it says how strong {path.name} is; copy it too")
+    return path, config
+
+
+def _find_weights(folder: Path) -> Path:
+    there = [folder / name for name in (DIFFUSERS_FILE, PEFT_FILE) if (folder / name).is_file()]
+    if len(there) > 1:
+        raise UnsupportedError(f"[lora] {folder}: has {DIFFUSERS_FILE} and {PEFT_FILE}; name the one that you mean")
+    there += sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
+    if not there:
+        names = _listing(sorted(file.name for file in folder.iterdir()), "entries")
+        raise MissingError(
+            f"[lora] {folder}: got {names}, want {DIFFUSERS_FILE} or {PEFT_FILE}; name the file, if it has another name"
+        )
+    return there[0]
+
+
+def _group(tensors: Mapping[str, FileTensor], file: Path) -> dict[str, _Pieces]:
+    """Group the tensors by layer, as the file names them; refuse what is no LoRA of a transformer."""
+    _check_kind(tensors, file)
+    found: dict[str, _Pieces] = {}
+    whole: list[str] = []
+    for name, tensor in tensors.items():
+        parts = split_name(name)
+        if parts is None:
+            whole.append(name)
+            continue
+        module, piece = parts
+        other = found.setdefault(module, {}).setdefault(piece, tensor)
+        if other is not tensor:
+            raise FormatError(f"[lora] {file}: {other.name!r} and {name!r} are both {piece.value} of one layer")
+        if piece is not Piece.ALPHA:
+            check_dtype(tensor)
+    if not found:
+        raise FormatError(
+            f"[lora] {file}: has no adapters, got {_listing(whole, 'tensors')}; perhaps it is a whole model, which is "
+            "converted by itself, or of another architecture"
+        )
+    if whole:
+        raise UnsupportedError(
+            f"[lora] {file}: has whole weights (modules_to_save) beside its adapters, got "
+            f"{_listing(whole, 'tensors')}; only adapters are merged"
+        )
+    return found
+
+
+def _check_kind(tensors: Mapping[str, FileTensor], file: Path) -> None:
+    if not tensors:
+        raise FormatError(f"[lora] {file}: has no tensors at all; copy or download the file again")
+    for kind, pattern in REFUSED.items():
+        names = list(filter(pattern.fullmatch, tensors))
+        if names:
+            raise UnsupportedError(
+                f"[lora] {file}: holds {kind}, got {_listing(names, 'tensors')}; only plain LoRA is merged"
+            )
+    names = [name for name in tensors if TEXT_ENCODER.fullmatch(name) and split_name(name)]
+    if names:
+        raise UnsupportedError(
+            f"[lora] {file}: adapts a text encoder, got {_listing(names, 'tensors')}; only the transformer's adapters "
+            "are merged: save a file without the others"
+        )
+
+
+def _find_layers(found: Iterable[str], layers: Layers, file: Path) -> dict[str, Layer]:
+    known = {module: layers.find(module) for module in found}
+    missing = [module for module, layer in known.items() if layer is None]
+    if missing:
+        raise UnsupportedError(
+            f"[lora] {file}: the transformer has no such layers: {_listing(missing, 'layers')}, want names such as "
+            f"{'transformer_blocks.0.attn1.to_q'!r}; the LoRA was made for another model"
+        )
+    return {module: layer for module, layer in known.items() if layer is not None}
+
+
+def _check_pairs(found: Mapping[str, _Pieces], file: Path) -> None:
+    halves = [module for module, pieces in found.items() if not pieces.keys() >= {Piece.DOWN, Piece.UP}]
+    if halves:
+        raise FormatError(
+            f"[lora] {file}: A or B is missing of {_listing(halves, 'layers')}, want both; download or save it again"
+        )
+
+
+def _additions(layer: Layer, pieces: _Pieces, wanted: Mapping[str, TensorInfo]) -> dict[str, Addition]:
+    """List what is added to a layer's tensors, at strength 1; a stack of matrices is taken apart by the rows of B."""
+    down, up, bias = pieces[Piece.DOWN], pieces[Piece.UP], pieces.get(Piece.BIAS)
+    counts = [wanted[f"{target}.weight"].shape[0] for target in layer.targets]
+    _check_shapes(layer, pieces, (sum(counts), *wanted[f"{layer.targets[0]}.weight"].shape[1:]))
+    result: dict[str, Addition] = {}
+    start = 0
+    for target, count in zip(layer.targets, counts, strict=True):
+        result[f"{target}.weight"] = Addition(Rows(up, start, start + count), down, 1.0)
+        if bias is not None:
+            if f"{target}.bias" not in wanted:
+                raise UnsupportedError(
+                    f"[lora] {bias.path}: {bias.name!r} is a bias, but {target} has none; train without lora_bias"
+                )
+            result[f"{target}.bias"] = Addition(Rows(bias, start, start + count), None, 1.0)
+        start += count
+    return result
+
+
+def _check_shapes(layer: Layer, pieces: _Pieces, shape: tuple[int, ...]) -> None:
+    """Compare the adapter's shapes with its layer's, (out, in) or (out, in, height, width)."""
+    down = pieces[Piece.DOWN]
+    rank = down.shape[0] if down.shape else 0
+    expected = {Piece.DOWN: (rank, *shape[1:]), Piece.UP: (shape[0], rank, *(1,) * len(shape[2:]))}
+    expected[Piece.BIAS] = shape[:1]
+    wrong = [piece for piece, tensor in pieces.items() if tensor.shape != expected[piece]]
+    if wrong or rank < 1:
+        got = ", ".join(f"{piece.value} {list(tensor.shape)}" for piece, tensor in pieces.items())
+        rest = "".join(f", {size}" for size in shape[1:])
+        raise ShapeError(
+            f"[lora] {down.path}: the adapter of {layer.name!r} does not fit, got {got}, want A [rank{rest}] and B "
+            f"[{shape[0]}, rank{', 1' * len(shape[2:])}] with a rank of 1 or more; the LoRA was made for another model"
+        )
+
+
+def _listing(names: list[str], what: str) -> str:
+    shown = ", ".join(map(repr, names[:_NAMED]))
+    return shown if len(names) <= _NAMED else f"{shown}, ... ({len(names)} {what})"

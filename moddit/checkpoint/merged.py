@@ -1,0 +1,136 @@
+"""Tensors with something added: merged row by row while they are read, so that nothing merged is ever held.
+
+Source: peft/tuners/lora/layer.py `get_delta_weight` and `merge`, for what a LoRA adds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moddit.checkpoint.precision import DTYPE_NAMES, is_finite, widen
+from moddit.checkpoint.stored import StoredTensor
+from moddit.errors import UnsupportedError, ValueRangeError
+
+_FLOAT_BYTES: Final = 4
+_CHUNK_BYTES: Final = 1 << 20  # merged at once, so that no read needs much more than what it returns
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What is added to a tensor: strength * up @ down, or strength * up where there is no `down` (a bias)."""
+
+    up: StoredTensor  # B: (out, rank), of a convolution (out, rank, 1, 1); of a bias (out,)
+    down: StoredTensor | None  # A: (rank, in), of a convolution (rank, in, height, width)
+    strength: float
+
+    def read_down(self) -> NDArray[np.float32] | None:
+        """Read A, (rank, in * height * width).
+
+        Raises:
+            ValueRangeError: it is not finite.
+            FormatError: the file does not hold it any more.
+        """
+        return None if self.down is None else _read_finite(self.down).reshape(self.down.shape[0], -1)
+
+    def rows(self, first: int, last: int, down: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """Compute the rows first..last of what is added; of B only these are read.
+
+        Args:
+            first: row.
+            last: row after the last.
+            down: what `read_down` returned.
+
+        Shapes:
+            down (rank, in) -> (last - first, in); without it -> (last - first,)
+
+        Raises:
+            ValueRangeError: B or the product is not finite.
+            FormatError: the file does not hold B any more.
+        """
+        up = _read_finite(self.up, first, last)
+        with np.errstate(over="ignore", invalid="ignore"):
+            change = up * np.float32(self.strength)
+            if down is not None:
+                change = change.reshape(last - first, -1) @ down
+        if not np.isfinite(change).all():
+            raise ValueRangeError(
+                f"[lora] {self.up.path}: {self.up.name!r} at strength {self.strength:g} is too large for float32; "
+                "use a smaller scale"
+            )
+        return change
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """A tensor with an addition, as a tensor of float32; the base may be one itself."""
+
+    base: StoredTensor
+    addition: Addition
+
+    @property
+    def path(self) -> Path:
+        return self.base.path
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def dtype(self) -> str:
+        return "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * _FLOAT_BYTES
+
+    def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Read and merge the rows first..last of the first axis.
+
+        Raises:
+            ValueRangeError: the addition is not finite.
+            FormatError: a file does not hold its part any more.
+        """
+        rows, *rest = self.shape
+        last = rows if last is None else last
+        merged = np.empty((last - first, *rest), np.float32)
+        down = self.addition.read_down()
+        step = max(1, _CHUNK_BYTES // max(1, _FLOAT_BYTES * math.prod(rest)))
+        for start in range(first, last, step):
+            stop = min(last, start + step)
+            part = widen(self.base.read(start, stop), self.base.dtype)
+            change = self.addition.rows(start, stop, down).reshape(part.shape)
+            np.add(part, change, out=merged[start - first : stop - first])
+        return merged
+
+
+def check_dtype(tensor: StoredTensor) -> None:
+    """Check that numbers can be added.
+
+    Raises:
+        UnsupportedError: they are neither float32, float16 nor bfloat16.
+    """
+    if tensor.dtype not in DTYPE_NAMES:
+        raise UnsupportedError(
+            f"[lora] {tensor.path}: {tensor.name!r} has dtype {tensor.dtype}, want {', '.join(DTYPE_NAMES)}; "
+            "save it in float16, bfloat16 or float32"
+        )
+
+
+def _read_finite(tensor: StoredTensor, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
+    raw = tensor.read(first, last)
+    if not is_finite(raw, tensor.dtype):
+        raise ValueRangeError(
+            f"[lora] {tensor.path}: tensor {tensor.name!r} is not finite (NaN or infinity); the file is damaged or "
+            "its training diverged"
+        )
+    return widen(raw, tensor.dtype)
