@@ -60,19 +60,21 @@ class Plain:
 
 @dataclass(frozen=True)
 class Blockwise:
-    """value = scale * number, symmetric around zero."""
+    """value = scale * (number - offset), where zero is one of the values."""
 
-    numbers: NDArray[np.int8]  # (rows, columns)
-    scales: NDArray[np.float16]  # (rows, blocks)
+    numbers: NDArray[np.uint8]  # (rows, columns)
+    scales: NDArray[np.float16]  # (rows, blocks), all positive
+    offsets: NDArray[np.uint8]  # (rows, blocks)
     bits: int  # 4 or 8
 
     @property
     def nbytes(self) -> int:
-        return self.numbers.size * self.bits // 8 + self.scales.nbytes
+        return sum(-(-part.size * self.bits // 8) for part in (self.numbers, self.offsets)) + self.scales.nbytes
 
     def values(self) -> NDArray[np.float32]:
         rows, blocks = self.scales.shape
         scaled = self.numbers.reshape(rows, blocks, -1).astype(np.float32)
+        scaled -= self.offsets[:, :, None]
         scaled *= self.scales[:, :, None].astype(np.float32)
         return scaled.reshape(self.numbers.shape)
 
@@ -107,17 +109,20 @@ def compress(matrix: NDArray[np.float32], scheme: Scheme) -> Stored:
 
 
 def _scale_blocks(matrix: NDArray[np.float32], bits: int, block: int) -> Blockwise:
-    """Scale each block so that its largest number, with its sign, becomes the most negative integer."""
+    """Scale each block so that its largest number, with its sign, becomes one end of the integers.
+
+    The offset leaves one more integer on that side than on the other. Scales are positive: Core ML refuses others in
+    its operation `quantize`, and of weights nobody says what becomes of them.
+    """
     rows, columns = matrix.shape
     blocks = matrix.reshape(rows, columns // block, block)
     low, high = blocks.min(axis=2), blocks.max(axis=2)
-    largest = np.where(-low > high, low, high)
-    bottom = -(1 << (bits - 1))
-    scales = (largest / bottom).astype(np.float16)
-    scales = np.where(np.abs(scales) < _SMALLEST_SCALE, _SMALLEST_SCALE, scales)
-    numbers = np.rint(blocks / scales[:, :, None].astype(np.float32))
-    numbers = np.clip(numbers, bottom, -bottom - 1).astype(np.int8)
-    return Blockwise(numbers.reshape(rows, columns), scales, bits)
+    half = 1 << (bits - 1)
+    offsets = np.where(-low > high, half, half - 1).astype(np.uint8)
+    scales = np.maximum(np.maximum(-low, high).astype(np.float32) / half, _SMALLEST_SCALE).astype(np.float16)
+    numbers = np.rint(blocks / scales[:, :, None].astype(np.float32)) + offsets[:, :, None]
+    numbers = np.clip(numbers, 0, 2 * half - 1).astype(np.uint8)
+    return Blockwise(numbers.reshape(rows, columns), scales, offsets, bits)
 
 
 def _fit_palettes(matrix: NDArray[np.float32], bits: int) -> Palette:

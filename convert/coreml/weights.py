@@ -26,7 +26,8 @@ Array = NDArray[Any]
 COMPRESSED_COMPONENTS: Final = frozenset({"transformer", "text_encoder"})
 _FULL_PRECISION: Final = frozenset({Role.ROUTER})  # small, and computed in float32
 _INTEGERS: Final = {
-    (Blockwise, 4): types.np_int4_dtype,
+    (Blockwise, 4): types.np_uint4_dtype,
+    (Blockwise, 8): np.uint8,
     (Palette, 4): types.np_uint4_dtype,
     (Palette, 6): types.np_uint6_dtype,
 }
@@ -115,12 +116,13 @@ def _emit_plain(array: Array, dtype: str, name: str) -> Var:
 
 
 def _emit_blockwise(stored: Blockwise, dtype: str, name: str) -> Var:
-    numbers = stored.numbers
-    if stored.bits == 4:
-        numbers = numbers.astype(_INTEGERS[Blockwise, 4])
+    integers = _INTEGERS[Blockwise, stored.bits]
     scales = stored.scales if dtype == "fp16" else stored.scales.astype(np.float32)
     return mb.constexpr_blockwise_shift_scale(
-        data=shared_const(numbers, name + "_numbers"), scale=shared_const(scales, name + "_scales"), name=name
+        data=shared_const(stored.numbers.astype(integers), name + "_numbers"),
+        scale=shared_const(scales, name + "_scales"),
+        offset=shared_const(stored.offsets.astype(integers), name + "_offsets"),
+        name=name,
     )
 
 

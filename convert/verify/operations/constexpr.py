@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convert.verify.blobs import unpack
 from convert.verify.operations.registry import Ints, operation
-from moddit.errors import FormatError
+from moddit.errors import FormatError, ValueRangeError
 
 
 @operation("constexpr_cast", dtypes=("output_dtype",), mixed=("source_val",))
@@ -25,7 +25,16 @@ def cast(source_val: Tensor, output_dtype: str) -> Tensor:
 
 @operation("constexpr_blockwise_shift_scale", dtypes=("scale",), mixed=("data", "offset"))
 def shift_and_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -> Tensor:
-    """Give scale * (data - offset), where each scale and offset holds for a block of the data."""
+    """Give scale * (data - offset), where each scale and offset holds for a block of the data.
+
+    Scales have to be positive: Core ML refuses others in `quantize`, and of weights nobody says what becomes of them.
+    """
+    wrong = scale[~(scale > 0)]  # NaN too
+    if wrong.numel():
+        raise ValueRangeError(
+            f"scale: {wrong.numel()} of {scale.numel()} are not positive, the first is {float(wrong[0]):.3g}, want all "
+            "above 0; convert the checkpoint again"
+        )
     values = data.float()
     if offset is not None:
         values = values - _spread(offset.float(), data.shape)

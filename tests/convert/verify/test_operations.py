@@ -477,6 +477,19 @@ class TestCompressed:
 
         check(tmp_path, build, {"x": draw(1)}, expected)
 
+    @pytest.mark.parametrize("wrong", [-0.5, 0.0, np.nan])
+    def test_a_scale_that_is_not_positive(self, wrong: float, tmp_path: Path) -> None:
+        scale = np.array([[0.5], [wrong], [1], [wrong]], np.float16)
+
+        def build(x: Any) -> Any:
+            weight = mb.constexpr_blockwise_shift_scale(data=np.ones((4, 2), np.int8), scale=scale, name="weight")
+            return mb.linear(x=x, weight=weight, name="y")
+
+        package = save(tmp_path, {"main": (build, {"x": draw(1, 2)})})
+        wanted = rf"'weight' of type constexpr_\S+ scale: 2 of 4 are not positive, the first is {wrong:.3g}, want"
+        with pytest.raises(ValueRangeError, match=wanted):
+            trace(package, {"x": draw(1, 2)})
+
     def test_tables(self, tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         indices = {bits: rng.integers(0, 1 << bits, (6, 10)) for bits in (1, 2, 3, 4, 6, 8)}

@@ -18,7 +18,7 @@ from convert.cli import main
 from convert.coreml import text_encoder, transformer, vae
 from convert.verify.functions import EXACT_TOLERANCE
 from convert.verify.report import Report
-from moddit.errors import FormatError, InputError, MissingError, ParityError, ShapeError
+from moddit.errors import FormatError, InputError, MissingError, ParityError, ShapeError, ValueRangeError
 from moddit.graphs import ROLES
 from moddit.manifest import read_manifest, write_manifest
 from tests.convert.checkpoints import convert, edit_json
@@ -234,14 +234,14 @@ class TestManifest:
         assert failures(verify(bundle)) == [f"transformer/{REGION}/t250", "transformer/px32x32_batch2_region3/t750"]
 
 
-def place_of(bundle: Path, package: str, constant: str) -> tuple[Path, int]:
-    """Find the numbers of a constant: file and offset."""
+def place_of(bundle: Path, package: str, constant: str, parameter: str = "source_val") -> tuple[Path, int]:
+    """Find the numbers of a constant, or one parameter of a compressed one: file and offset."""
     places = set()
 
     def look(model: Any) -> None:
         for function in model.mlProgram.functions:
             (item,) = (item for item in block(model, function).operations if item.outputs[0].name == constant)
-            value = item.attributes["val"] if item.type == "const" else item.inputs["source_val"].arguments[0].value
+            value = item.attributes["val"] if item.type == "const" else item.inputs[parameter].arguments[0].value
             places.add(value.blobFileValue.offset)
 
     edit(bundle / package, look)
@@ -287,6 +287,19 @@ class TestWeights:
         assert any(item.case.startswith(role) for item in failed)
         assert all(item.exact_error <= EXACT_TOLERANCE for item in failed)
         assert all(item.stored_error is not None and item.stored_error > EXACT_TOLERANCE for item in failed)
+
+
+def test_a_negative_scale(source: Path, tmp_path: Path) -> None:
+    """As packages had them before; one bit of one scale."""
+    bundle = make_bundle(source, tmp_path / "bundle", "--compress", "int8")
+    path, start = place_of(bundle, TRANSFORMER, "transformer_blocks_1_ff_net_2_weight", "scale")
+    data = bytearray(path.read_bytes())
+    data[start + 1] ^= 0x80  # the sign of the first
+    path.write_bytes(data)
+    refresh_manifest(bundle)
+    wanted = r"Transformer.mlpackage: .*'transformer_blocks_1_ff_net_2_weight' .* scale: 1 of 96 are not positive"
+    with pytest.raises(ValueRangeError, match=wanted):
+        verify(bundle)
 
 
 def double_the_gate(scores: Any, dtype: str, name: str) -> Any:
