@@ -1,4 +1,4 @@
-"""Every kind of saved program, read back blob by blob."""
+"""Every kind of saved program, read back: by Apple's own loader, which infers all types again, and blob by blob."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+from coremltools.converters.mil.frontend.milproto import load
 from coremltools.proto import MIL_pb2, Model_pb2
 from numpy.typing import NDArray
 
 from convert.coreml.compress import Scheme
 from convert.coreml.package import MODEL_FILE, WEIGHT_FILE
 from convert.verify.blobs import BlobFile
+from convert.verify.interpreter import Arithmetic, Interpreter
 from tests.convert.coreml.bundles import Sources, make_bundle
 
 SHIFT_SCALE: Final = "constexpr_blockwise_shift_scale"
@@ -52,6 +54,44 @@ def exported(
 def block_of(function: Any) -> Any:
     (found,) = function.block_specializations.values()
     return found
+
+
+def test_apple_s_loader_infers_the_same_types(exported: tuple[Scheme, dict[Path, Any]]) -> None:
+    """It raises where a type that it infers contradicts the saved one, or where an operation refuses its arguments."""
+    _, models = exported
+    assert len(models) >= 4
+    for package, model in models.items():
+        program = load.load(model, model.specificationVersion, str((package / WEIGHT_FILE).parent))
+        assert program.functions.keys() == model.mlProgram.functions.keys()
+        for name, function in program.functions.items():
+            saved = model.mlProgram.functions[name]
+            assert list(function.inputs) == [item.name for item in saved.inputs]
+            assert [output.name for output in function.outputs] == list(block_of(saved).outputs)
+
+
+def test_apple_s_loader_can_tell(exported: tuple[Scheme, dict[Path, Any]]) -> None:
+    _, models = exported
+    package, model = next(iter(models.items()))
+    changed = Model_pb2.Model()
+    changed.CopyFrom(model)
+    name = next(iter(changed.mlProgram.functions))
+    linear = next(item for item in block_of(changed.mlProgram.functions[name]).operations if item.type == "linear")
+    linear.outputs[0].type.tensorType.dimensions[0].constant.size += 1
+    with pytest.raises(AssertionError, match="Mismatch between var types"):
+        load.load(changed, changed.specificationVersion, str((package / WEIGHT_FILE).parent))
+
+
+def test_apple_s_formulas_decompress_to_what_the_interpreter_reads(exported: tuple[Scheme, dict[Path, Any]]) -> None:
+    _, models = exported
+    for package, model in models.items():
+        program = load.load(model, model.specificationVersion, str((package / WEIGHT_FILE).parent))
+        interpreter = Interpreter(package, Arithmetic.EXACT)
+        constants = interpreter.constants(interpreter.default_function)
+        for operation in program.functions[interpreter.default_function].operations:
+            if operation.op_type in (SHIFT_SCALE, LOOK_UP):
+                wanted = operation.materialized_val_inference()
+                found = constants[operation.outputs[0].name]
+                assert np.array_equal(found.astype(wanted.dtype), wanted), operation.outputs[0].name
 
 
 def constants_of(package: Path, model: Any, kind: str, parameter: str) -> dict[str, NDArray[Any]]:
