@@ -16,7 +16,8 @@ def block_flops(spec: PixArtSpec, kept: int, text_tokens: int) -> int:
 
     With n tokens, C channels and L text tokens it is n (28 C^2 + 4 n C + 4 L C): self-attention's four projections
     (8 C^2), cross-attention's query and output projections (4 C^2), the MLP of ratio four (16 C^2), and the two matrix
-    products of each attention (4 n C and 4 L C). The text's keys and values are computed once per picture and left out.
+    products of each attention (4 n C and 4 L C). The text's keys and values (4 L C^2) are left out: MLX computes them
+    once per picture. Packages for Core ML do so in every step, which this does not count.
     """
     width = spec.hidden_size
     return kept * (28 * width * width + 4 * kept * width + 4 * text_tokens * width)

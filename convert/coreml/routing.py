@@ -4,7 +4,9 @@ Scores and their ranking are float32 in every form. Two forms select the same to
 
 - ROWS: top-k, gather and scatter of rows. Core ML does not say how its top-k breaks ties; in float32 they are rare.
 - ONEHOT: ranks by comparing all pairs of scores, then moves tokens by products with matrices of zeros and ones. No
-  operation that the Neural Engine lacks, but N^2 comparisons, and exact only up to MAX_ONEHOT_TOKENS.
+  top-k, sort, gather or scatter, for which the Neural Engine has no place; but N^2 comparisons, exact only up to
+  MAX_ONEHOT_TOKENS. Scores, comparisons and sinusoid are float32 here too, which the Neural Engine does not compute:
+  Core ML has to run these elsewhere, in every layer. How much that costs, nobody has measured.
 """
 
 from __future__ import annotations
