@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from convert.backends import VERIFY_MODULES, WRITE_MODULES, check_installed
+from convert.verify.device_process import TIMEOUT
+from convert.verify.framework import UNITS
 from moddit.errors import ParityError
 from moddit.manifest import Manifest, read_manifest
 
@@ -29,6 +31,19 @@ PROMPT = "a large red circle on the left and a small blue square on the right on
 )
 @click.option("--picture/--no-picture", default=True, show_default=True, help="Compare a whole picture too.")
 @click.option("--on-device", is_flag=True, help="macOS: compile, predict and time every function with Core ML instead.")
+@click.option(
+    "--compute-units",
+    type=click.Choice(UNITS),
+    help="With --on-device: where Core ML may compute. [default: what the manifest says]",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    default=TIMEOUT,
+    show_default=True,
+    help="With --on-device: that a function may take, its first load included.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     bundle: Path,
@@ -38,17 +53,24 @@ def command(
     guidance_scale: float,
     picture: bool,
     on_device: bool,
+    compute_units: str | None,
+    timeout: float,
     as_json: bool,
 ) -> None:
     """Run every function of BUNDLE, from its saved packages alone, and compare with PyTorch.
 
     Works on any machine. The report goes to standard output and to parity.json in the bundle, the pictures to
     verify-*.png beside it. The exit status is 1 if something differs by more than rounding.
+
+    With --on-device each function runs in a process of its own: one that crashes or does not end is reported, and the
+    others run nevertheless. The exit status is 1 then too.
     """
+    if compute_units is not None and not on_device:
+        raise click.UsageError("--compute-units means something with --on-device only")
     check_installed(*WRITE_MODULES, *VERIFY_MODULES)
     manifest = read_manifest(bundle)
     if on_device:
-        _verify_on_device(bundle, manifest, as_json)
+        _verify_on_device(bundle, manifest, compute_units, timeout, as_json)
         return
     from convert.verify.generation import Request
     from convert.verify.verification import verify_bundle
@@ -66,10 +88,14 @@ def command(
         raise ParityError(f"[verify] {bundle}: does not compute what the reference does; convert the checkpoint again")
 
 
-def _verify_on_device(bundle: Path, manifest: Manifest, as_json: bool) -> None:
+def _verify_on_device(bundle: Path, manifest: Manifest, units: str | None, timeout: float, as_json: bool) -> None:
     from convert.verify.device import check_on_device
 
-    report = check_on_device(bundle, manifest)
+    report = check_on_device(bundle, manifest, units, seconds=timeout, told=_tell)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
     if not report.passed:
-        raise ParityError(f"[verify] {bundle}: Core ML's predictions differ from the reference")
+        raise ParityError(f"[verify] {bundle}: with Core ML these failed: {'; '.join(report.failures)}")
+
+
+def _tell(what: str) -> None:
+    click.echo(what, err=True)

@@ -21,8 +21,13 @@ class Package:
     """An .mlpackage whose model has been read."""
 
     path: Path
-    folder: Path  # of the model's file
+    file: Path  # of the model
     model: Any  # Model_pb2.Model, with an ML program
+
+    @property
+    def folder(self) -> Path:
+        """That of the model's file."""
+        return self.file.parent
 
     def find_file(self, name: str) -> Path:
         """Give the path of a file that the program names.
@@ -55,7 +60,7 @@ def read_package(path: Path) -> Package:
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
         raise UnsupportedError(f"[coreml] {file}: kind of model, got {kind}, want mlProgram")
-    return Package(path, file.parent, model)
+    return Package(path, file, model)
 
 
 def _find_model(path: Path) -> Path:

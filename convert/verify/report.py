@@ -56,7 +56,7 @@ class Report:
             "picture_decibels": {item.value: bound for item, bound in PICTURE_DECIBELS.items()},
             "tool_versions": dict(self.tool_versions),
         }
-        return cast(dict[str, Any], _finite(value))
+        return cast(dict[str, Any], finite(value))
 
     def to_text(self) -> str:
         """Write a table of all functions, and a line about the picture."""
@@ -92,12 +92,12 @@ class Report:
         )
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     """Replace numbers that JSON cannot hold: equal pictures have infinite PSNR, and float16 may overflow."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
