@@ -36,6 +36,65 @@ open class MLModel {
     open func prediction(from input: any MLFeatureProvider) async throws -> any MLFeatureProvider { throw NoCoreML() }
 }
 
+// Source: developer.apple.com/documentation/coreml/mlcomputeplan-1w21n
+/// Where a model's operations would run.
+public class MLComputePlan {
+    public struct DeviceUsage: Sendable {
+        public let preferred: MLComputeDevice
+        public let supported: [MLComputeDevice]
+    }
+
+    public let modelStructure: MLModelStructure
+
+    private init(_ modelStructure: MLModelStructure) {
+        self.modelStructure = modelStructure
+    }
+
+    public static func load(
+        contentsOf url: URL, configuration: MLModelConfiguration
+    ) async throws -> MLComputePlan { throw NoCoreML() }
+
+    public func deviceUsage(for operation: MLModelStructure.Program.Operation) -> DeviceUsage? { nil }
+}
+
+// Source: developer.apple.com/documentation/coreml/mlmodelstructure-swift.enum
+public enum MLModelStructure: Sendable {
+    case program(Program)
+    case unsupported
+
+    /// Functions by name, each a block of operations.
+    public struct Program: Sendable {
+        public struct Operation: Sendable {
+            public let operatorName: String
+        }
+
+        public struct Block: Sendable {
+            public let operations: [Operation]
+        }
+
+        public struct Function: Sendable {
+            public let block: Block
+        }
+
+        public let functions: [String: Function]
+    }
+}
+
+// Source: developer.apple.com/documentation/coreml/mlcomputedevice
+public enum MLComputeDevice: Sendable {
+    case cpu(MLCPUComputeDevice)
+    case gpu(MLGPUComputeDevice)
+    case neuralEngine(MLNeuralEngineComputeDevice)
+}
+
+// Source: developer.apple.com/documentation/coreml/mlcpucomputedevice and its siblings
+/// The CPU.
+public final class MLCPUComputeDevice: Sendable {}
+/// A GPU.
+public final class MLGPUComputeDevice: Sendable {}
+/// The Neural Engine.
+public final class MLNeuralEngineComputeDevice: Sendable {}
+
 // Source: developer.apple.com/documentation/coreml/mlfeatureprovider
 /// Inputs or outputs of a model.
 public protocol MLFeatureProvider {

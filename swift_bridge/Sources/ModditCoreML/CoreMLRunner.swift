@@ -26,6 +26,15 @@ public struct CoreMLRunner: PackageRunning {
         self.models = models
     }
 
+    /// Says that there is no Core ML, where that is so.
+    ///
+    /// - Throws: `ModditError.unsupported` there.
+    public static func checkAvailable() throws(ModditError) {
+        #if !canImport(CoreML)
+        throw .unsupported("[coreml] Core ML is not available on this system; pictures need macOS 15 or iOS 18")
+        #endif
+    }
+
     /// Finds a package.
     ///
     /// - Throws: `ModditError.missing` if it is not one of the bundle's.

@@ -81,6 +81,30 @@ public actor ManagedModel {
         }
     }
 
+    /// Asks Core ML where it would run a function's operations; the package is compiled, and nothing loaded.
+    ///
+    /// - Throws: `ModditError.compute` if Core ML cannot tell.
+    public func plan(_ function: String) async throws -> Placement {
+        let compiled = try await compile()
+        do {
+            return try await plan(compiled.url, function)
+        } catch let error as ModditError where compiled.origin == .cache {
+            // as for a load: an older system may have compiled it
+            guard case .compute = error, !Task.isCancelled else { throw error }
+            try cache.remove(hash)
+            return try await plan(compile().url, function)
+        }
+    }
+
+    private func plan(_ url: URL, _ function: String) async throws -> Placement {
+        do {
+            return try await LoadedModel.plan(
+                url, package: package.path, function: function, computeUnits: computeUnits)
+        } catch {
+            throw failure("plan function \(function) of", error)
+        }
+    }
+
     private func model(_ function: String) async throws -> LoadedModel {
         if let resident, resident.function == function { return resident.model }
         resident = nil  // before the other one is loaded: memory for two is not needed

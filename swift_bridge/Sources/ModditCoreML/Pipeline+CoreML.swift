@@ -44,7 +44,7 @@ extension Pipeline {
         folder: URL, options: CoreMLOptions = CoreMLOptions(),
         report: @escaping @Sendable (CoreMLEvent) -> Void = { _ in }
     ) throws(ModditError) -> Pipeline {
-        try checkCoreML()
+        try CoreMLRunner.checkAvailable()
         let bundle = try ModelBundle(folder: folder)
         if options.verifiesHashes { try bundle.verify(hashes: true) }
         let runner = try CoreMLRunner(bundle, options: options) { report(.loaded($0)) }
@@ -68,12 +68,5 @@ extension Pipeline {
                 "moddit": PictureMetadata.packageVersion,
                 "system": ProcessInfo.processInfo.operatingSystemVersionString,
             ])
-    }
-
-    /// Says that there is no Core ML, where that is so.
-    private static func checkCoreML() throws(ModditError) {
-        #if !canImport(CoreML)
-        throw .unsupported("[coreml] Core ML is not available on this system; pictures need macOS 15 or iOS 18")
-        #endif
     }
 }

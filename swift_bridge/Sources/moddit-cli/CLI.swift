@@ -6,7 +6,7 @@ import ModditCore
 /// Results go to standard output, progress and errors to standard error. Exit status 0 done, 1 failed, 2 wrong usage.
 @main
 struct CLI {
-    static let commands = [Generate.command, Info.command, Tokens.command, Schedule.command]
+    static let commands = [Generate.command, Info.command, Tokens.command, Schedule.command, Plan.command]
 
     static var help: String {
         let lines = commands.map { command in
@@ -55,6 +55,7 @@ struct CLI {
         case Info.command.name: try Info.run(arguments)
         case Tokens.command.name: try Tokens.run(arguments)
         case Schedule.command.name: try Schedule.run(arguments)
+        case Plan.command.name: try await Plan.run(arguments)
         default: try await Generate.run(arguments)
         }
     }
@@ -84,6 +85,12 @@ struct CLI {
         }
         return PictureSize(height: height, width: width)
     }
+}
+
+extension Option {
+    static let computeUnits = Option(
+        name: "compute-units", value: "NAME",
+        help: "\(ComputeUnits.allCases.map(\.rawValue).joined(separator: ", ")).  [default: the bundle's]")
 }
 
 /// Options that say what picture.

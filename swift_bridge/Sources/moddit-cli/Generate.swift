@@ -16,9 +16,7 @@ enum Generate {
                 help: "1 or less turns guidance off.  [default: \(GenerationSettings.defaultGuidanceScale)]"),
             PictureOptions.sampler,
         ] + PictureOptions.size + [
-            Option(
-                name: "compute-units", value: "NAME",
-                help: "\(ComputeUnits.allCases.map(\.rawValue).joined(separator: ", ")).  [default: the bundle's]"),
+            .computeUnits,
             Option(name: "reduce-memory", value: nil, help: "Keep one part of the model in memory at a time."),
             Option(name: "output", value: "FILE", help: "PNG to write.  [default: picture.png]"),
             Option(name: "overwrite", value: nil, help: "Replace a file that exists."), .json,

@@ -57,6 +57,10 @@ struct ArgumentsTests {
         #expect(await CLI.run(["generate", "--bundle", "/absent", "--prompt", "x"]) == 1)
         #expect(await CLI.run(["generate", "--bundle", "/absent"]) == 2)
         #expect(await CLI.run(["generate", "--bundle", "/absent", "--prompt", "x", "--height", "8"]) == 2)
+        #expect(await CLI.run(["plan", "--help"]) == 0)
+        #expect(await CLI.run(["plan"]) == 2)
+        #expect(await CLI.run(["plan", "--bundle", "/absent", "--compute-units", "npu"]) == 2)
+        #expect(await CLI.run(["plan", "--bundle", "/absent", "--compute-units", "cpuOnly"]) == 1)
         #expect(await CLI.run(["tokens", "x"]) == 2)
         #expect(await CLI.run(["tokens", "x", "--tokenizer", "/absent"]) == 1)
     }

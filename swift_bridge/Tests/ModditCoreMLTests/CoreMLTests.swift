@@ -46,6 +46,20 @@ struct CoreMLTests {
         #expect(first == second)
     }
 
+    /// Whether a plan heeds the function that its configuration names, which Apple does not say: nobody has run this yet.
+    @Test(.enabled(if: hasCoreML && bundle != nil)) func plansKnowEveryFunction() async throws {
+        let cache = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString)")
+        defer { try? FileManager.default.removeItem(at: cache) }
+        let bundle = try ModelBundle(folder: try #require(bundle))
+        let runner = try CoreMLRunner(bundle, options: CoreMLOptions(computeUnits: .cpuOnly, cacheFolder: cache))
+        for package in try bundle.graphs().packages.values.joined() {
+            for function in package.functions {
+                let placement = try await runner.model(package).plan(function.name)
+                #expect(placement.operations.values.contains { $0["CPU"] != nil }, "\(function.name)")
+            }
+        }
+    }
+
     private func draw(_ options: CoreMLOptions) async throws -> (Data, [LoadReport]) {
         let (events, continuation) = AsyncStream.makeStream(of: CoreMLEvent.self)
         let pipeline = try Pipeline.open(folder: try #require(bundle), options: options) { continuation.yield($0) }

@@ -1,0 +1,108 @@
+import Foundation
+import ModditCore
+import ModditCoreML
+
+/// `moddit-cli plan`: where Core ML would run each operation.
+enum Plan {
+    static let command = Command(
+        name: "plan", summary: "Print the compute unit of every operation, by function.", argument: nil,
+        options: [
+            .bundle, .computeUnits,
+            Option(name: "function", value: "NAME", help: "Ask for functions of this name only.  [default: all]"),
+            .json,
+        ])
+
+    /// Gives the placement of a function, or fails.
+    typealias Ask = (Package, GraphFunction) async throws -> Placement
+
+    static func run(_ arguments: Arguments) async throws -> String {
+        let options = CoreMLOptions(computeUnits: try arguments.choice("compute-units"))
+        _ = try arguments.required(Option.bundle.name)
+        try CoreMLRunner.checkAvailable()
+        let bundle = try CLI.bundle(arguments)
+        let runner = try CoreMLRunner(bundle, options: options)
+        let graphs = try bundle.graphs()
+        let plans = try await Plans(graphs, only: arguments.values["function"], note: CLI.note) { package, function in
+            try await runner.model(package).plan(function.name)
+        }
+        let units = options.computeUnits ?? graphs.computeUnits
+        let output = arguments.flags.contains("json") ? plans.json(units).text : plans.text(units)
+        guard plans.failures.isEmpty else {
+            print(output)
+            throw ModditError.compute("[plan] no plan of \(plans.failures.joined(separator: "; "))")
+        }
+        return output
+    }
+}
+
+/// The plans of a bundle's functions.
+struct Plans: Sendable, Equatable {
+    /// Those that there are.
+    let placements: [Placement]
+    /// Package and name of the functions without one.
+    let failures: [String]
+
+    /// Asks for the plan of every function, or of those with a name; one that fails is noted, and the others are asked.
+    ///
+    /// - Throws: `ModditError.missing` if no function has the name; `CancellationError`.
+    init(_ graphs: Graphs, only name: String?, note: (String) -> Void, ask: Plan.Ask) async throws {
+        let packages = PackageRole.allCases.flatMap { graphs.packages[$0] ?? [] }
+        var (placements, failures): ([Placement], [String]) = ([], [])
+        for package in packages {
+            for function in package.functions where name == nil || function.name == name {
+                let place = "\(package.path), \(function.name)"
+                note("planning \(place)")
+                do {
+                    placements.append(try await ask(package, function))
+                } catch let error as CancellationError {
+                    throw error
+                } catch {
+                    note("error: \((error as? ModditError)?.message ?? error.localizedDescription)")
+                    failures.append(place)
+                }
+            }
+        }
+        if let name, placements.isEmpty, failures.isEmpty {
+            let known = Set(packages.flatMap(\.functions).map(\.name)).sorted().joined(separator: ", ")
+            throw ModditError.missing("[plan] no function '\(name)', want one of \(known)")
+        }
+        self.placements = placements
+        self.failures = failures
+    }
+
+    /// Everything, for machines.
+    func json(_ units: ComputeUnits) -> JSON {
+        let items = placements.map { placement in
+            JSON.object([
+                "package": .string(placement.package),
+                "function": .string(placement.function),
+                "operations": .object(
+                    placement.operations.mapValues { devices in .object(devices.mapValues { .integer($0) }) }),
+            ])
+        }
+        return .object([
+            "compute_units": .string(units.rawValue), "placements": .array(items),
+            "failures": .array(failures.map { .string($0) }),
+        ])
+    }
+
+    /// A paragraph for each function: first what selects and moves tokens, which few compute units have.
+    func text(_ units: ComputeUnits) -> String {
+        let paragraphs = placements.map { placement in
+            """
+            operations of \(placement.package), \(placement.function)
+              top-k, gather, scatter: \(Self.list(placement.operations.filter { Placement.selecting.contains($0.key) }))
+              others: \(Self.list(placement.operations.filter { !Placement.selecting.contains($0.key) }))
+            """
+        }
+        return (["compute units: \(units.rawValue)"] + paragraphs).joined(separator: "\n")
+    }
+
+    private static func list(_ operations: [String: [String: Int]]) -> String {
+        let parts = operations.sorted { $0.key < $1.key }.map { kind, devices in
+            "\(kind) "
+                + devices.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")
+        }
+        return parts.isEmpty ? "none" : parts.joined(separator: "; ")
+    }
+}

@@ -1,0 +1,91 @@
+import Foundation
+import Testing
+
+@testable import ModditCore
+@testable import moddit_cli
+
+struct PlanTests {
+    private static let graphs = """
+        {"minimum_os": {"iOS": "18.0", "macOS": "15.0"}, "compute_units": "cpuAndGPU", "routing": "rows", "packages": {
+        "text_encoder": [\(package("Text", ["encode"]))], "transformer": [\(package("Model", ["first", "second"]))],
+        "vae_decoder": [\(package("Decoder", ["px8x8"]))], "vae_encoder": [\(package("Encoder", ["px8x8"]))]},
+        "denoisers": [{"function": "first", "height": 8, "width": 8, "batch": 1, "regions": [0], "capacities": [4]}],
+        "trained_plan": null}
+        """
+
+    private static func package(_ name: String, _ functions: [String]) -> String {
+        let feature = #"{"x": {"shape": [1], "dtype": "float32"}}"#
+        let items = functions.map { #"{"name": "\#($0)", "inputs": \#(feature), "outputs": \#(feature)}"# }
+        return #"{"path": "\#(name).mlpackage", "functions": [\#(items.joined(separator: ", "))]}"#
+    }
+
+    private func graphs() throws -> Graphs {
+        let value = try JSON.parse(Data(Self.graphs.utf8), place: "graphs", component: "test")
+        return try Graphs(JSONField(value, place: "graphs", component: "test"))
+    }
+
+    /// A plan with one operation on the GPU, and in the transformer what selects tokens.
+    private func place(_ package: Package, _ function: GraphFunction) -> Placement {
+        var placement = Placement(package: package.path, function: function.name)
+        placement.count("const", on: nil)
+        placement.count("ios18.linear", on: "GPU")
+        if package.path == "Model.mlpackage" {
+            for device in ["CPU", "GPU", "CPU", nil] { placement.count("ios17.gather", on: device) }
+            placement.count("ios17.topk", on: "CPU")
+        }
+        return placement
+    }
+
+    @Test func everyFunctionOfEveryPackage() async throws {
+        var notes: [String] = []
+        let plans = try await Plans(try graphs(), only: nil, note: { notes.append($0) }) { place($0, $1) }
+        #expect(
+            plans.placements.map { "\($0.package) \($0.function)" } == [
+                "Text.mlpackage encode", "Model.mlpackage first", "Model.mlpackage second", "Decoder.mlpackage px8x8",
+                "Encoder.mlpackage px8x8",
+            ])
+        #expect(plans.failures.isEmpty)
+        #expect(notes.count == 5)
+        #expect(
+            plans.text(.cpuOnly).hasPrefix(
+                """
+                compute units: cpuOnly
+                operations of Text.mlpackage, encode
+                  top-k, gather, scatter: none
+                  others: linear GPU 1
+                operations of Model.mlpackage, first
+                  top-k, gather, scatter: gather CPU 2, GPU 1, unknown 1; topk CPU 1
+                  others: linear GPU 1
+
+                """))
+        #expect(plans.json(.all).text.contains(#""operations": {"gather": {"CPU": 2, "GPU": 1, "unknown": 1}"#))
+        #expect(plans.json(.all).text.contains(#""compute_units": "all""#))
+    }
+
+    @Test func oneThatFailsDoesNotStopTheOthers() async throws {
+        var notes: [String] = []
+        let plans = try await Plans(try graphs(), only: nil, note: { notes.append($0) }) { package, function in
+            if function.name == "first" { throw ModditError.compute("[coreml] cannot plan it") }
+            return place(package, function)
+        }
+        #expect(plans.placements.map(\.function) == ["encode", "second", "px8x8", "px8x8"])
+        #expect(plans.failures == ["Model.mlpackage, first"])
+        #expect(notes.contains("error: [coreml] cannot plan it"))
+        #expect(plans.json(.all).text.contains(#""failures": ["Model.mlpackage, first"]"#))
+    }
+
+    @Test func functionsOfOneName() async throws {
+        let plans = try await Plans(try graphs(), only: "px8x8", note: { _ in }) { place($0, $1) }
+        #expect(plans.placements.map(\.package) == ["Decoder.mlpackage", "Encoder.mlpackage"])
+        let wanted = ModditError.missing("[plan] no function 'main', want one of encode, first, px8x8, second")
+        await #expect(throws: wanted) {
+            _ = try await Plans(try graphs(), only: "main", note: { _ in }) { place($0, $1) }
+        }
+    }
+
+    @Test func interruption() async throws {
+        await #expect(throws: CancellationError.self) {
+            _ = try await Plans(try graphs(), only: nil, note: { _ in }) { _, _ in throw CancellationError() }
+        }
+    }
+}
