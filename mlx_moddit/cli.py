@@ -38,6 +38,7 @@ from mlx_moddit.settings import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, Settings
 from mlx_moddit.stages import Encoded, Stage, Step
 from moddit.errors import FormatError, MissingError, ModditError, ValueRangeError
 from moddit.manifest import read_manifest
+from moddit.paths import expand
 from moddit.samplers import SAMPLERS
 
 INTERRUPTED: Final = 130
@@ -146,7 +147,7 @@ class _Job:
 
 
 def _generate(options: dict[str, Any]) -> Report:
-    repeated = None if options["config_from"] is None else read_metadata(Path(options["config_from"]))
+    repeated = None if options["config_from"] is None else read_metadata(expand(options["config_from"]))
     chosen, dtype = options["model"], options["dtype"]
     if repeated is not None:
         chosen = repeated.model.path if chosen is None else chosen
@@ -169,7 +170,7 @@ def _generate(options: dict[str, Any]) -> Report:
 
 
 def _folder(model: str | None) -> Path:
-    return embedded_bundle() if model is None else Path(model)
+    return embedded_bundle() if model is None else expand(model)
 
 
 def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None) -> _Job:
@@ -199,7 +200,7 @@ def _prompts(options: dict[str, Any]) -> list[str]:
     if file is None:
         return [] if options["prompt"] is None else [options["prompt"]]
     try:
-        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
+        text = sys.stdin.read() if file == STDIN else expand(file).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MissingError(f"[prompts] {file}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

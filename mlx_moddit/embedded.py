@@ -17,6 +17,7 @@ from typing import Final
 import moddit
 from moddit.errors import FormatError, MissingError, StorageError
 from moddit.manifest import FORMAT_VERSION, MANIFEST_NAME, hash_file
+from moddit.paths import expand
 
 CACHE_VARIABLE: Final = "MODDIT_CACHE"
 CHECKPOINT: Final = Path(moddit.__file__).parent / "checkpoints" / "shapes64"
@@ -29,7 +30,7 @@ _HINT: Final = (
 def cache_folder() -> Path:
     """Find the folder for what can be made again: MODDIT_CACHE, or the user's cache folder of this system."""
     if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
+        return expand(chosen)
     if platform.system() == "Darwin":
         return Path.home() / "Library" / "Caches" / "moddit"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moddit"

@@ -16,6 +16,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from mlx_moddit.metadata import Metadata
 from mlx_moddit.settings import Settings
 from moddit.errors import FormatError, MissingError, OutputExistsError, StorageError, ValueRangeError
+from moddit.paths import expand
 
 DEFAULT_PATTERN: Final = "{prompt}-{seed}.png"
 FIELDS: Final = ("prompt", "seed", "index")
@@ -29,11 +30,12 @@ def name_files(pattern: str, settings: Sequence[Settings]) -> tuple[Path, ...]:
 
     Args:
         pattern: a path in which {seed}, {index} (0, 1, ...) and {prompt} (shortened to letters, digits and hyphens)
-            stand for those of the picture; numbers take a width, as in {index:03}.
+            stand for those of the picture; numbers take a width, as in {index:03}. A leading ~ is the home folder.
         settings: of each picture.
 
     Raises:
         ValueRangeError: another field in braces, a name that is not of a PNG, or one name for two pictures.
+        MissingError: the home folder of an unknown user.
     """
     try:
         used = [
@@ -42,7 +44,7 @@ def name_files(pattern: str, settings: Sequence[Settings]) -> tuple[Path, ...]:
         if any(field not in FIELDS or conversion for field, conversion in used):
             raise ValueError("unknown field")
         paths = tuple(
-            Path(pattern.format(prompt=_shorten(item.prompt), seed=item.seed, index=index))
+            expand(pattern.format(prompt=_shorten(item.prompt), seed=item.seed, index=index))
             for index, item in enumerate(settings)
         )
     except ValueError as error:
