@@ -20,17 +20,11 @@ from tqdm import tqdm
 import moddit
 from mlx_moddit import info as bundle_info
 from mlx_moddit.embedded import embedded_bundle
-from mlx_moddit.images import (
-    DEFAULT_PATTERN,
-    check_outputs,
-    name_files,
-    read_metadata,
-    save_image,
-    save_picture,
-)
+from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
 from mlx_moddit.load import DTYPES
 from mlx_moddit.memory import peak_rss_bytes
 from mlx_moddit.metadata import Metadata, ModelReference, versions
+from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_files
 from mlx_moddit.pipeline import Pipeline, Run, default_dtype, spread_seeds
 from mlx_moddit.report import Report, SavedPicture
 from mlx_moddit.routes import draw_routes
@@ -84,10 +78,9 @@ def main() -> None:
 @click.option(
     "-o",
     "--output",
-    default=DEFAULT_PATTERN,
-    show_default=True,
     metavar="PATTERN",
-    help="File to write; {prompt}, {seed} and {index} are filled in.",
+    help=f"File to write; {{prompt}}, {{seed}} and {{index}} are filled in.  [default: {DEFAULT_PATTERN}, and a number "
+    "where two would be the same]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.option(
@@ -183,15 +176,17 @@ def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None
     given = {name: values[name] for name in names if name in values}
     complete = [Settings.complete(pipeline.bundle.spec, prompt, **given) for prompt in prompts]
     settings = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
-    routes = options["save_routes"]
+    output, routes = options["output"], options["save_routes"]
     job = _Job(
         settings=settings,
-        paths=name_files(options["output"], settings),
+        paths=default_names(settings) if output is None else name_files(output, settings),
         route_paths=None if routes is None else name_files(routes, settings),
         overwrite=options["overwrite"],
     )
-    if job.route_paths is not None and set(job.paths) & set(job.route_paths):
-        raise ValueRangeError(f"[output] --save-routes and --output name the same file, {job.paths[0]}")
+    routes_keys = set(map(file_key, job.route_paths or ()))
+    for path in job.paths:
+        if file_key(path) in routes_keys:
+            raise ValueRangeError(f"[output] --save-routes and --output name the same file, {path}")
     return job
 
 

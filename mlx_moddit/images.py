@@ -1,12 +1,9 @@
-"""Picture files: where they go, writing them whole or not at all, and reading back how they were made."""
+"""Picture files: writing them whole or not at all, and reading back how they were made."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -14,51 +11,10 @@ from typing import Final
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from mlx_moddit.metadata import Metadata
-from mlx_moddit.settings import Settings
-from moddit.errors import FormatError, MissingError, OutputExistsError, StorageError, ValueRangeError
-from moddit.paths import expand
+from moddit.errors import FormatError, MissingError, OutputExistsError, StorageError
 
-DEFAULT_PATTERN: Final = "{prompt}-{seed}.png"
-FIELDS: Final = ("prompt", "seed", "index")
 CHUNK: Final = "moddit"
 CHUNK_FOR_PEOPLE: Final = "parameters"
-_LONGEST_NAME: Final = 60  # characters of a prompt in a file name
-
-
-def name_files(pattern: str, settings: Sequence[Settings]) -> tuple[Path, ...]:
-    """Fill in the pattern of an output for each picture.
-
-    Args:
-        pattern: a path in which {seed}, {index} (0, 1, ...) and {prompt} (shortened to letters, digits and hyphens)
-            stand for those of the picture; numbers take a width, as in {index:03}. A leading ~ is the home folder.
-        settings: of each picture.
-
-    Raises:
-        ValueRangeError: another field in braces, a name that is not of a PNG, or one name for two pictures.
-        MissingError: the home folder of an unknown user.
-    """
-    try:
-        used = [
-            (field, conversion) for _, field, _, conversion in string.Formatter().parse(pattern) if field is not None
-        ]
-        if any(field not in FIELDS or conversion for field, conversion in used):
-            raise ValueError("unknown field")
-        paths = tuple(
-            expand(pattern.format(prompt=_shorten(item.prompt), seed=item.seed, index=index))
-            for index, item in enumerate(settings)
-        )
-    except ValueError as error:
-        wanted = ", ".join(f"{{{field}}}" for field in FIELDS)
-        raise ValueRangeError(f"[output] cannot read pattern {pattern!r} ({error}), want only {wanted}") from None
-    for path in paths:
-        if path.suffix.lower() != ".png":
-            raise ValueRangeError(f"[output] {path} is not the name of a PNG, want one that ends in .png")
-    name, count = Counter(paths).most_common(1)[0]
-    if count > 1:
-        raise ValueRangeError(
-            f"[output] {count} pictures would be called {name}; use {{seed}} or {{index}} in the name"
-        )
-    return paths
 
 
 def check_outputs(paths: Sequence[Path], *, overwrite: bool) -> None:
@@ -69,9 +25,13 @@ def check_outputs(paths: Sequence[Path], *, overwrite: bool) -> None:
         StorageError: a folder cannot be made or written to.
     """
     for path in paths:
-        if path.is_dir():
+        try:
+            is_there, is_folder = path.exists(), path.is_dir()
+        except OSError as error:  # a folder that may not be searched, or a name that is too long
+            raise StorageError(f"[output] cannot write {path}: {error.strerror}") from None
+        if is_folder:
             raise OutputExistsError(f"[output] {path} is a folder, want the name of a file")
-        if path.exists() and not overwrite:
+        if is_there and not overwrite:
             raise OutputExistsError(f"[output] {path} exists; choose another name or allow it with --overwrite")
     for folder in {path.parent for path in paths}:
         try:
@@ -129,8 +89,3 @@ def read_metadata(path: Path) -> Metadata:
     if text is None:
         raise MissingError(f"[metadata] {path}: a {kind} without moddit's settings; want a PNG as moddit wrote it")
     return Metadata.from_text(text, str(path))
-
-
-def _shorten(prompt: str) -> str:
-    words = re.sub(r"[^0-9a-z]+", "-", prompt.lower()).strip("-")
-    return words[:_LONGEST_NAME].rstrip("-") or "picture"

@@ -133,6 +133,13 @@ def test_prompt_file_gives_a_picture_for_every_line_and_seed(routed_bundle: Path
     assert read_metadata(Path(names[2])).settings.prompt == "blue square"
 
 
+def test_prompts_without_latin_letters_do_not_stop_a_run(routed_bundle: Path) -> None:
+    arguments = ("--prompt-file", "-", "--steps", "1")
+    result = succeed(routed_bundle, *arguments, input="красный круг\n猫\n🐱\n🐶\n")
+    assert result.stdout.splitlines() == ["красный-круг-0.png", "猫-0.png", "picture-0.png", "picture-0-2.png"]
+    assert read_metadata(Path("picture-0-2.png")).settings.prompt == "🐶"
+
+
 def test_a_text_that_may_be_cut_is_reported(routed_bundle: Path) -> None:
     result = succeed(routed_bundle, "--prompt", "red " * 300, "--steps", "1", "-o", "a.png")
     assert "warning: a text fills all 300 tokens" in result.stderr
@@ -158,6 +165,8 @@ FAILURES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "kind": (("--prompt", "a", "-o", "a.jpg"), "ends in .png"),
     "collision": (("--prompt", "a", "-o", "a.png", "--num-images", "2"), "2 pictures would be called a.png"),
     "same file": (("--prompt", "a", "-o", "a.png", "--save-routes", "a.png"), "name the same file, a.png"),
+    "same file on a Mac": (("--prompt", "a", "-o", "a.png", "--save-routes", "A.PNG"), "name the same file, a.png"),
+    "long name": (("--prompt", "a", "-o", "a" * 300 + ".png"), "is too long, got 304 bytes"),
     "exists": (("--prompt", "a", "-o", "old.png"), "old.png exists"),
     "routes exist": (("--prompt", "a", "-o", "new.png", "--save-routes", "old.png"), "old.png exists"),
     "no prompts": (("--prompt-file", "absent.txt"), "absent.txt: no such file"),
