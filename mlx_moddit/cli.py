@@ -74,6 +74,11 @@ def main() -> None:
 @click.option("--num-images", type=click.IntRange(1), default=1, show_default=True, help="Pictures for each seed.")
 @click.option("--height", type=click.IntRange(1), help="Pixels.  [default: the model's]")
 @click.option("--width", type=click.IntRange(1), help="Pixels.  [default: the model's]")
+@click.option(
+    "--resolution-binning/--no-resolution-binning",
+    default=None,
+    help="Generate at the nearest size the model was trained at, then resize and crop.  [default: keep the size]",
+)
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="[default: the model's]")
 @click.option(
     "-o",
@@ -168,7 +173,7 @@ def _folder(model: str | None) -> Path:
 
 def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None) -> _Job:
     """Work out settings and names of all pictures: from options, then the repeated picture, then defaults."""
-    names = ("negative_prompt", "steps", "guidance_scale", "height", "width", "sampler")
+    names = ("negative_prompt", "steps", "guidance_scale", "height", "width", "sampler", "resolution_binning")
     values = {} if repeated is None else repeated.settings.to_json()
     values |= {name: options[name] for name in names if options[name] is not None}
     prompts = _prompts(options) or [values["prompt"]]

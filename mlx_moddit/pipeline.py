@@ -101,6 +101,7 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         sampler: str | None = None,
+        resolution_binning: bool = False,
         routes: bool = False,
         on_stage: Callable[[Stage], None] | None = None,
     ) -> Result:
@@ -117,6 +118,8 @@ class Pipeline:
             height: pixels, a multiple of `spec.pixels_per_patch`; by default the size the model was trained at.
             width: likewise.
             sampler: "dpmpp-2m", "ddim" or "euler"; by default the model's own.
+            resolution_binning: generate at the size of the nearest aspect ratio that PixArt was trained at, then resize
+                and crop to height and width, which may be any; what diffusers calls `use_resolution_binning`.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.
 
@@ -133,6 +136,7 @@ class Pipeline:
             height=height,
             width=width,
             sampler=sampler,
+            resolution_binning=resolution_binning,
         )
         settings = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(settings, routes=routes, on_stage=on_stage)

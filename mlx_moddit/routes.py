@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from moddit.routing import RoutingPlan
 
@@ -97,7 +97,8 @@ def draw_routes(picture: Image.Image, routes: Sequence[RegionRoutes]) -> Image.I
     pen = ImageDraw.Draw(sheet)
     for index, (panel, lines) in enumerate(panels):
         left = MARGIN + index * (width + MARGIN)
-        sheet.paste(panel.resize((width, height), Image.Resampling.NEAREST), (left, top))
+        # fit: a picture that was cropped after it was generated shows the middle of the grid
+        sheet.paste(ImageOps.fit(panel, (width, height), Image.Resampling.NEAREST), (left, top))
         pen.multiline_text((left, MARGIN), "\n".join(lines), INK, font)
     sheet.paste(scale.resize((SCALE_WIDTH, height), Image.Resampling.NEAREST), (right, top))
     for share, text in ((0.0, "100 %"), (0.5, "50 %"), (1.0, "0 %")):

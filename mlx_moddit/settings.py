@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Final, Self
 
+from moddit.bins import Size, bin_size
 from moddit.errors import FormatError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
 from moddit.samplers import SAMPLERS
@@ -14,7 +15,7 @@ from moddit.spec import ModelSpec
 
 DEFAULT_STEPS: Final = 20
 DEFAULT_GUIDANCE_SCALE: Final = 4.5
-_TYPES: Final = {"str": (str,), "int": (int,), "float": (int, float)}
+_TYPES: Final = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Settings:
     height: int  # pixels
     width: int  # pixels
     sampler: str
+    # Fields with a default came later: a picture's file leaves them out where they have it.
+    resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("height", 1), ("width", 1), ("seed", SEED_MIN)):
@@ -61,12 +64,14 @@ class Settings:
         height: int | None = None,
         width: int | None = None,
         sampler: str | None = None,
+        resolution_binning: bool = False,
     ) -> Self:
         """Fill in the model's own size and sampler where none is given, and check the rest against the model.
 
         Raises:
             ShapeError: a side is not made of whole patches; the message names the nearest sides that are.
-            ValueRangeError, UnsupportedError: any other setting that cannot be used.
+            UnsupportedError: an unknown sampler, or resolution binning for a model without a table of sizes.
+            ValueRangeError: any other setting that cannot be used.
         """
         settings = cls(
             prompt=prompt,
@@ -77,6 +82,7 @@ class Settings:
             height=spec.default_side if height is None else height,
             width=spec.default_side if width is None else width,
             sampler=spec.scheduler.sampler if sampler is None else sampler,
+            resolution_binning=resolution_binning,
         )
         settings.check_size(spec)
         return settings
@@ -90,37 +96,53 @@ class Settings:
         """The texts to encode, in the order of the batch: negative first, as in diffusers."""
         return (self.negative_prompt, self.prompt) if self.is_guided else (self.prompt,)
 
+    def generated_size(self, spec: ModelSpec) -> Size:
+        """Find the height and width to generate at, pixels; with resolution binning the picture is resized from it.
+
+        Raises:
+            UnsupportedError: resolution binning, and the model has no table of sizes.
+        """
+        if self.resolution_binning:
+            return bin_size(spec.transformer.sample_size, self.height, self.width)
+        return self.height, self.width
+
     def check_size(self, spec: ModelSpec) -> None:
-        """Check that both sides are multiples of what one patch covers.
+        """Check that both sides of what is generated are multiples of what one patch covers.
 
         Raises:
             ShapeError: naming the nearest sides that are.
+            UnsupportedError: as `generated_size`.
         """
         unit = spec.pixels_per_patch
-        for name, side in (("height", self.height), ("width", self.width)):
+        for name, side in zip(("height", "width"), self.generated_size(spec), strict=True):
             if side % unit:
                 below = side // unit * unit
                 nearest = f"{below} or {below + unit}" if below else f"{unit}"
                 raise ShapeError(f"[settings] {name} is not a multiple of {unit} pixels, got {side}, want {nearest}")
 
     def to_json(self) -> dict[str, Any]:
-        """Write every field."""
-        return asdict(self)
+        """Write every field, but those that have their default."""
+        values = asdict(self)
+        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
     @classmethod
     def from_json(cls, value: object, where: str) -> Self:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, now or before a field with a default came.
 
         Raises:
             FormatError: unknown or missing fields, or values of another type.
             ValueRangeError, UnsupportedError: a value that is not allowed.
         """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(value, Mapping) or set(value) != set(names):
+        names = {field.name for field in fields(cls)}
+        required = {field.name for field in fields(cls) if field.default is MISSING}
+        if not isinstance(value, Mapping) or not required <= set(value) <= names:
             found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-            raise FormatError(f"[settings] {where}: got {found}, want an object with exactly {sorted(names)}")
+            optional = sorted(names - required)
+            raise FormatError(
+                f"[settings] {where}: got {found}, want an object with {sorted(required)} and at most {optional}"
+            )
         for field in fields(cls):
             allowed = _TYPES[str(field.type)]
-            if type(value[field.name]) not in allowed:
+            if field.name in value and type(value[field.name]) not in allowed:
                 raise FormatError(f"[settings] {where}: {field.name} = {value[field.name]!r}, want {field.type}")
         return cls(**value)

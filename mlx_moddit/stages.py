@@ -22,6 +22,7 @@ from mlx_moddit.settings import Settings
 from mlx_moddit.t5 import T5Encoder
 from mlx_moddit.tokenizer import Tokenizer
 from mlx_moddit.vae import AutoencoderKL
+from moddit.bins import resize_and_crop
 from moddit.errors import UnsupportedError
 from moddit.noise import torch_randn
 from moddit.samplers import SamplerTable, build_table
@@ -133,7 +134,7 @@ class Generation:
                 if shared != replace(item, seed=0):
                     shared, conditions = replace(item, seed=0), None
                 latents, conditions = yield from self._denoise(picture, item, rows, conditions, routes)
-                yield from self._decode(picture, latents)
+                yield from self._decode(picture, item, latents)
 
     def _encode(self, texts: tuple[str, ...]) -> Generator[Stage, None, Arrays]:
         """Encode the texts of one picture in one batch, which therefore depends on nothing but its settings."""
@@ -184,10 +185,12 @@ class Generation:
         self._free((latents,))
         return latents, conditions
 
-    def _decode(self, picture: int, latents: mx.array) -> Generator[Stage, None, None]:
+    def _decode(self, picture: int, settings: Settings, latents: mx.array) -> Generator[Stage, None, None]:
         model: AutoencoderKL = yield from self._model("vae", self.bundle.vae)
         image = model.decode(latents)[0]
         del model
+        if settings.resolution_binning:
+            image = resize(image, settings.height, settings.width)
         pixels = mx.round(mx.clip(image / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
         is_finite = mx.all(mx.isfinite(image))
         yield Decoded((pixels, is_finite), picture, pixels, is_finite)
@@ -213,7 +216,7 @@ class Generation:
 
     def _prepare(self, model: PixArt, settings: Settings, rows: Arrays, table: SamplerTable) -> Conditions:
         downscale = self.bundle.spec.vae.downscale
-        height, width = settings.height, settings.width
+        height, width = settings.generated_size(self.bundle.spec)
         size = Size(height, width, height / width) if self.bundle.spec.transformer.use_additional_conditions else None
         return model.prepare(rows, table.timesteps, height // downscale, width // downscale, size=size)
 
@@ -224,9 +227,23 @@ class Generation:
             -> (1, h, w, C) float32
         """
         spec = self.bundle.spec
-        sides = (settings.height // spec.vae.downscale, settings.width // spec.vae.downscale)
+        sides = (side // spec.vae.downscale for side in settings.generated_size(spec))
         noise = torch_randn((1, spec.transformer.in_channels, *sides), settings.seed)
         return mx.array(noise.transpose(0, 2, 3, 1))
+
+
+def resize(image: mx.array, height: int, width: int) -> mx.array:
+    """Scale a picture until it covers a size, and crop the middle (see `moddit.bins`).
+
+    Shapes:
+        image (H, W, C) float -> (height, width, C)
+    """
+    rows, columns = resize_and_crop((image.shape[0], image.shape[1]), (height, width))
+    for axis, taps in enumerate((rows, columns)):
+        weight = mx.array(taps.weight).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        lower, upper = (mx.take(image, mx.array(index), axis=axis) for index in (taps.lower, taps.upper))
+        image = lower * (1 - weight) + upper * weight
+    return image
 
 
 def predict(

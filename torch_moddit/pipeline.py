@@ -1,7 +1,8 @@
 """The reference pipeline: diffusers' own PixArt pipeline around the routed transformer, the truth for parity.
 
 Nothing of the sampling loop is written here. For a dense checkpoint every operation is that of `PixArtSigmaPipeline` or
-`PixArtAlphaPipeline` with `use_resolution_binning=False` and `clean_caption=False`, and so are the pictures.
+`PixArtAlphaPipeline` with `clean_caption=False` and, unless asked for, `use_resolution_binning=False`, and so are the
+pictures.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moddit.bins import bin_size
 from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, Sources
 from moddit.checkpoint.weights import read_json
 from moddit.errors import FormatError, UnsupportedError
@@ -95,6 +97,7 @@ class ReferencePipeline:
         sampler: str | None = None,
         height: int | None = None,
         width: int | None = None,
+        resolution_binning: bool = False,
         latents: Tensor | None = None,
         record: Record | None = None,
         on_step: OnStep | None = None,
@@ -110,7 +113,9 @@ class ReferencePipeline:
             sampler: "dpmpp-2m", "ddim" or "euler"; the checkpoint's own scheduler by default.
             height: pixels; by default the size the model was trained at.
             width: likewise.
-            latents: noise to start from, (1, C, H / f, W / f), instead of the seed's.
+            resolution_binning: generate at the nearest size PixArt was trained at, then resize and crop to height and
+                width (diffusers' `use_resolution_binning`).
+            latents: noise to start from, (1, C, H / f, W / f) of the size to generate at, instead of the seed's.
             record: called after each block of each step.
             on_step: called after each step.
 
@@ -118,8 +123,12 @@ class ReferencePipeline:
             -> (height, width, 3), 0..1
 
         Raises:
-            UnsupportedError: an unknown sampler.
+            UnsupportedError: an unknown sampler, resolution binning for a model without a table of sizes, or a size
+                that diffusers' resizing loses.
         """
+        wanted = (height or self.default_side, width or self.default_side)
+        if resolution_binning:
+            bin_size(self.model.spec.sample_size, *wanted)
         pipeline = self.pipeline
         original = pipeline.scheduler
         if sampler is not None:
@@ -139,13 +148,18 @@ class ReferencePipeline:
                 callback=None if on_step is None else lambda step, t, x: on_step(step, float(t), x),
                 callback_steps=1,
                 clean_caption=False,
-                use_resolution_binning=False,
+                use_resolution_binning=resolution_binning,
                 max_sequence_length=self.max_sequence_length,
             ).images
         finally:
             pipeline.register_modules(scheduler=original)
             self._adapter.start(None)
         picture: NDArray[np.float32] = pictures[0]
+        if resolution_binning and picture.shape[:2] != wanted:
+            raise UnsupportedError(
+                f"[pipeline] diffusers resized the picture to {picture.shape[:2]}, want {wanted}; it loses a pixel to "
+                "rounding at this size, choose another"
+            )
         return picture
 
 

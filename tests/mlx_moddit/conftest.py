@@ -31,5 +31,17 @@ def dense_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def table_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A routed model of 256 pixels, with a table of sizes and a VAE that divides sides by 8."""
+    channels, blocks = (8, 8, 8, 8), ("DownEncoderBlock2D",) * 4
+    vae = {
+        "block_out_channels": channels,
+        "down_block_types": blocks,
+        "up_block_types": ("UpDecoderBlock2D",) * len(blocks),
+    }
+    return make_bundle(tmp_path_factory.mktemp("table"), transformer={"sample_size": 32}, vae=vae, keep_tenths=PLAN)
+
+
+@pytest.fixture(scope="session")
 def micro_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("micro"), kind="alpha-micro")

@@ -107,6 +107,18 @@ def test_options_override_the_repeated_picture(routed_bundle: Path) -> None:
     assert settings.prompt == PROMPT
 
 
+def test_config_from_repeats_resolution_binning(table_bundle: Path) -> None:
+    size = ("--height", "100", "--width", "151", "--steps", "1")
+    succeed(table_bundle, "--prompt", PROMPT, *size, "--resolution-binning", "-o", "first.png")
+    with Image.open("first.png") as image:
+        assert image.size == (151, 100)
+    assert run("generate", "--config-from", "first.png", "-o", "again.png").exit_code == 0
+    assert Path("again.png").read_bytes() == Path("first.png").read_bytes()
+    plain = run("generate", "--config-from", "first.png", "-o", "plain.png", "--no-resolution-binning")
+    assert plain.exit_code == 1
+    assert "height is not a multiple of 16 pixels, got 100" in plain.stderr
+
+
 def test_config_from_notices_another_model(routed_bundle: Path, dense_bundle: Path) -> None:
     shutil.copytree(routed_bundle, "model")
     succeed(Path("model"), *FAST, "-o", "first.png")
@@ -160,6 +172,7 @@ def test_overwrite_replaces(routed_bundle: Path) -> None:
 
 FAILURES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "size": (("--prompt", "a", "--height", "31"), "height is not a multiple of 4 pixels, got 31, want 28 or 32"),
+    "binning": (("--prompt", "a", "--resolution-binning"), "not defined for a model of sample_size 16"),
     "steps": (("--prompt", "a", "--steps", "2000"), "steps out of range"),
     "pattern": (("--prompt", "a", "-o", "{step}.png"), "want only {prompt}, {seed}, {index}"),
     "kind": (("--prompt", "a", "-o", "a.jpg"), "ends in .png"),

@@ -52,3 +52,11 @@ def test_drawing_shows_the_picture_and_every_region_beside_it() -> None:
     for panel, wanted in zip(panels[1:], (frequency, 1 - frequency), strict=True):
         corners = panel[[[0, 0], [-1, -1]], [[0, -1], [0, -1]]]
         assert np.array_equal(corners, colour_map(wanted))
+
+
+def test_drawing_of_a_cropped_picture_shows_the_middle_of_the_grid() -> None:
+    frequency = np.array([[0.0, 0.0], [0.3, 0.4], [0.6, 0.7], [1.0, 1.0]])
+    sheet = np.array(draw_routes(Image.new("RGB", (256, 256)), [RegionRoutes(0, 0, 999, 1, frequency)]))
+    left, top = MARGIN + 256 + MARGIN, sheet.shape[0] - MARGIN - 256
+    panel = sheet[top : top + 256, left : left + 256]
+    assert np.array_equal(panel[::255, ::255], colour_map(frequency[1:3]))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,40 @@ def test_texts_are_negative_first_and_alone_without_guidance(spec: ModelSpec) ->
 
 def test_json_round_trip(spec: ModelSpec) -> None:
     settings = Settings.complete(spec, "ein großer Kreis", seed=2**64 - 1, guidance_scale=3)
-    assert Settings.from_json(settings.to_json(), "here") == settings
+    for item in (settings, replace(settings, resolution_binning=True)):
+        assert Settings.from_json(item.to_json(), "here") == item
+
+
+def test_settings_that_came_later_are_left_out_and_filled_in(spec: ModelSpec) -> None:
+    settings = Settings.complete(spec, "a circle")
+    assert sorted(settings.to_json()) == [
+        "guidance_scale",
+        "height",
+        "negative_prompt",
+        "prompt",
+        "sampler",
+        "seed",
+        "steps",
+        "width",
+    ]
+    assert replace(settings, resolution_binning=True).to_json() == settings.to_json() | {"resolution_binning": True}
+
+
+def test_binning_takes_any_size_and_generates_at_one_of_the_table(spec: ModelSpec) -> None:
+    trained = replace(spec, transformer=replace(spec.transformer, sample_size=32))
+    settings = Settings.complete(trained, "a circle", height=333, width=501, resolution_binning=True)
+    assert (settings.height, settings.width) == (333, 501)
+    assert settings.generated_size(trained) == (208, 304)
+    with pytest.raises(UnsupportedError, match="sample_size 16"):
+        Settings.complete(spec, "a circle", resolution_binning=True)
+    with pytest.raises(UnsupportedError, match="sample_size 16"):
+        settings.check_size(spec)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": "1"}, {"steps": 2.5}, {"steps": True}, {"prompt": None}, {"lora": 1}], ids=str
+    "changes",
+    [{"seed": "1"}, {"steps": 2.5}, {"steps": True}, {"prompt": None}, {"lora": 1}, {"resolution_binning": 1}],
+    ids=str,
 )
 def test_json_of_another_shape_is_refused(spec: ModelSpec, changes: dict[str, Any]) -> None:
     value = Settings.complete(spec, "a circle").to_json()

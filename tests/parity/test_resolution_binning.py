@@ -1,0 +1,101 @@
+"""Pictures of sizes that PixArt was not trained at, snapped to its table of sizes and resized back, as diffusers does.
+
+The wanted pictures are those of diffusers' own pipelines with `use_resolution_binning=True`, their default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from mlx_moddit.pipeline import Pipeline
+from moddit.errors import UnsupportedError
+from tests import tiny
+from tests.parity.bridge import psnr
+from tests.parity.roads import run_mlx, run_reference, to_bundle
+
+PROMPT: Final = "a large red circle"
+SETTINGS: Final[dict[str, Any]] = {"negative_prompt": "small green", "seed": 11, "steps": 3, "guidance_scale": 4.5}
+# Rounding to 256 levels alone is 58.9 dB; a size, a resize or a condition that differs costs tens of dB.
+BINNED_PSNR: Final = 55.0  # dB
+# VAEs that make a table's pictures of few latent pixels: 256 pixels of 32, and 1024 pixels of 32
+VAES: Final[dict[int, dict[str, Any]]] = {
+    32: {"block_out_channels": (8,) * 4, "down_block_types": ("DownEncoderBlock2D",) * 4},
+    128: {"block_out_channels": (4,) * 6, "down_block_types": ("DownEncoderBlock2D",) * 6},
+}
+for _vae in VAES.values():
+    _vae["up_block_types"] = ("UpDecoderBlock2D",) * len(_vae["block_out_channels"])
+
+
+@pytest.mark.parametrize("kind", ["sigma", "alpha"])
+@pytest.mark.parametrize(("height", "width"), [(200, 300), (301, 97), (64, 64), (256, 256), (None, None)], ids=str)
+def test_sizes_off_the_table_equal_diffusers(tmp_path: Path, kind: str, height: int | None, width: int | None) -> None:
+    reference = tiny.make_pipeline(kind, transformer={"sample_size": 32}, vae=VAES[32])
+    reference.save_pretrained(tmp_path / "model")
+    size = {"height": height, "width": width}
+    wanted = run_diffusers(reference, **size)
+    assert wanted.shape == (height or 256, width or 256, 3)
+
+    bundle = to_bundle(tmp_path / "model", tmp_path / "bundle")
+    found = run_mlx(bundle, PROMPT, **SETTINGS, **size, resolution_binning=True).picture
+    assert psnr(found, wanted) > BINNED_PSNR
+
+    again = run_reference(tmp_path / "model", PROMPT, **SETTINGS, **size, resolution_binning=True).picture
+    assert np.array_equal(again, wanted)
+
+
+def test_conditions_of_alpha_at_1024_are_those_of_the_binned_size(tmp_path: Path) -> None:
+    reference = tiny.make_pipeline("alpha-micro", vae=VAES[128])
+    reference.save_pretrained(tmp_path / "model")
+    size = {"height": 300, "width": 500}
+    wanted = run_diffusers(reference, **size)
+    bundle = to_bundle(tmp_path / "model", tmp_path / "bundle")
+    found = run_mlx(bundle, PROMPT, **SETTINGS, **size, resolution_binning=True).picture
+    assert psnr(found, wanted) > BINNED_PSNR
+
+
+def test_a_routed_model_bins_as_the_reference_does(tmp_path: Path) -> None:
+    folder = tiny.save_pipeline(tmp_path / "model", transformer={"sample_size": 32}, vae=VAES[32])
+    settings = {**SETTINGS, "height": 200, "width": 300, "resolution_binning": True}
+    wanted = run_reference(folder, PROMPT, **settings)
+    found = run_mlx(to_bundle(folder, tmp_path / "bundle"), PROMPT, **settings)
+    assert found.latents[0].shape == (1, 4, 26, 38)  # 208x304 pixels
+    assert psnr(found.picture, wanted.picture) > BINNED_PSNR
+
+
+def test_models_without_a_table_are_refused_by_both(tmp_path: Path) -> None:
+    folder = tiny.save_pipeline(tmp_path / "model")  # of sample_size 16
+    for run in (
+        lambda: run_reference(folder, PROMPT, resolution_binning=True),
+        lambda: Pipeline.load(to_bundle(folder, tmp_path / "bundle")).generate(PROMPT, resolution_binning=True),
+    ):
+        with pytest.raises(UnsupportedError, match="sample_size 16, want one of 32, 64, 128, 256"):
+            run()
+
+
+def test_a_size_that_diffusers_loses_is_whole_on_mlx_and_refused_by_the_reference(tmp_path: Path) -> None:
+    folder = tiny.save_pipeline(tmp_path / "model", transformer={"sample_size": 32}, vae=VAES[32])
+    settings = {**SETTINGS, "height": 128, "width": 472, "steps": 1, "resolution_binning": True}
+    assert run_mlx(to_bundle(folder, tmp_path / "bundle"), PROMPT, **settings).picture.shape == (128, 472, 3)
+    with pytest.raises(UnsupportedError, match=r"diffusers resized the picture to \(128, 1\), want \(128, 472\)"):
+        run_reference(folder, PROMPT, **settings)
+
+
+def run_diffusers(pipeline: Any, **size: int | None) -> NDArray[np.float32]:
+    settings = {**SETTINGS, **size}
+    pictures = pipeline(
+        PROMPT,
+        num_inference_steps=settings.pop("steps"),
+        generator=torch.Generator("cpu").manual_seed(settings.pop("seed")),
+        output_type="np",
+        use_resolution_binning=True,
+        clean_caption=False,
+        max_sequence_length=tiny.MAX_TOKENS,
+        **settings,
+    ).images
+    return pictures[0]
