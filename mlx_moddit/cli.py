@@ -28,7 +28,13 @@ from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_file
 from mlx_moddit.pipeline import Pipeline, Run, default_dtype, spread_seeds
 from mlx_moddit.report import Report, SavedPicture
 from mlx_moddit.routes import draw_routes
-from mlx_moddit.settings import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, Settings
+from mlx_moddit.settings import (
+    DEFAULT_GUIDANCE_SCALE,
+    DEFAULT_STEPS,
+    DEFAULT_VAE_TILE_SIZE,
+    Settings,
+    choose_tile,
+)
 from mlx_moddit.stages import Encoded, Stage, Step
 from moddit.errors import FormatError, MissingError, ModditError, ValueRangeError
 from moddit.manifest import read_manifest
@@ -93,7 +99,18 @@ def main() -> None:
     type=click.Choice(list(DTYPES)),
     help="Precision to compute in.  [default: as stored, on a CPU float32]",
 )
-@click.option("--low-ram", is_flag=True, help="Keep one component in memory at a time.")
+@click.option("--low-ram", is_flag=True, help="Keep one component in memory at a time, and decode in tiles.")
+@click.option(
+    "--vae-tiling/--no-vae-tiling",
+    default=None,
+    help="Decode the picture in tiles: less memory, slightly other pixels.  [default: with --low-ram]",
+)
+@click.option(
+    "--vae-tile-size",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help=f"Side of a tile; turns tiling on.  [default: {DEFAULT_VAE_TILE_SIZE}]",
+)
 @click.option("--save-routes", metavar="PATTERN", help="Draw which tokens each region keeps into a second PNG.")
 @click.option(
     "--config-from",
@@ -123,14 +140,24 @@ def generate(**options: Any) -> None:
 @click.option("--model", metavar="DIR", help="Bundle to describe.  [default: the embedded model]")
 @click.option("--height", type=click.IntRange(1), help="Pixels, for capacities and memory.  [default: the model's]")
 @click.option("--width", type=click.IntRange(1), help="Pixels, for capacities and memory.  [default: the model's]")
+@click.option(
+    "--vae-tile-size",
+    type=click.IntRange(1),
+    default=DEFAULT_VAE_TILE_SIZE,
+    show_default=True,
+    metavar="PIXELS",
+    help="Side of a tile, for memory with --vae-tiling.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def info(model: str | None, height: int | None, width: int | None, as_json: bool) -> None:
+def info(model: str | None, height: int | None, width: int | None, vae_tile_size: int, as_json: bool) -> None:
     """Describe a bundle: components, capacities per region, memory."""
     with exit_on_error():
         manifest = read_manifest(_folder(model))
-        settings = Settings.complete(manifest.spec, "", height=height, width=width)
+        settings = Settings.complete(manifest.spec, "", height=height, width=width, vae_tile_size=vae_tile_size)
         compute = bundle_info.Compute(is_gpu=mx.default_device() != mx.cpu, dtype=default_dtype())
-        facts = bundle_info.describe(manifest, compute, height=settings.height, width=settings.width)
+        facts = bundle_info.describe(
+            manifest, compute, height=settings.height, width=settings.width, tile=vae_tile_size
+        )
     click.echo(json.dumps(facts, indent=2) if as_json else bundle_info.write(facts))
 
 
@@ -178,7 +205,7 @@ def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None
     values |= {name: options[name] for name in names if options[name] is not None}
     prompts = _prompts(options) or [values["prompt"]]
     seeds = spread_seeds(options["seeds"] or [values.get("seed", 0)], options["num_images"])
-    given = {name: values[name] for name in names if name in values}
+    given = {name: values[name] for name in names if name in values} | {"vae_tile_size": _tile(options, repeated)}
     complete = [Settings.complete(pipeline.bundle.spec, prompt, **given) for prompt in prompts]
     settings = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
     output, routes = options["output"], options["save_routes"]
@@ -193,6 +220,15 @@ def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None
         if file_key(path) in routes_keys:
             raise ValueRangeError(f"[output] --save-routes and --output name the same file, {path}")
     return job
+
+
+def _tile(options: dict[str, Any], repeated: Metadata | None) -> int | None:
+    """Choose the VAE's tiles; a picture that is repeated at its own size keeps its pixels, with --low-ram too."""
+    keeps_size = all(options[name] is None for name in ("height", "width", "resolution_binning"))
+    default = DEFAULT_VAE_TILE_SIZE if options["low_ram"] else None
+    if repeated is not None and (keeps_size or repeated.settings.vae_tile_size is not None):
+        default = repeated.settings.vae_tile_size
+    return choose_tile(options["vae_tiling"], options["vae_tile_size"], default)
 
 
 def _prompts(options: dict[str, Any]) -> list[str]:

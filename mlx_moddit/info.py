@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from mlx_moddit.report import MB, align
+from mlx_moddit.settings import DEFAULT_VAE_TILE_SIZE
+from moddit.bins import Size
 from moddit.cost import activation_bytes, kept_flops_share
 from moddit.manifest import Component, Manifest
 from moddit.samplers import build_table
@@ -33,7 +35,9 @@ class Compute:
     dtype: str | None  # to compute in; None for the stored one
 
 
-def describe(manifest: Manifest, compute: Compute, *, height: int, width: int) -> dict[str, Any]:
+def describe(
+    manifest: Manifest, compute: Compute, *, height: int, width: int, tile: int = DEFAULT_VAE_TILE_SIZE
+) -> dict[str, Any]:
     """Gather the facts about a bundle as JSON; capacities and memory are for pictures of one size.
 
     Args:
@@ -41,6 +45,7 @@ def describe(manifest: Manifest, compute: Compute, *, height: int, width: int) -
         compute: where to estimate memory for.
         height: pixels.
         width: pixels.
+        tile: side of the VAE's tiles, pixels, for what decoding with --vae-tiling needs.
 
     Raises:
         ShapeError: the model cannot make pictures of this size.
@@ -66,7 +71,8 @@ def describe(manifest: Manifest, compute: Compute, *, height: int, width: int) -
         "mean_keep_ratio": 1.0 if plan is None else plan.mean_keep_ratio,
         "kept_flops_share": kept_flops_share(spec.transformer, plan, timesteps, tokens, spec.max_sequence_length),
         "device": "gpu" if compute.is_gpu else "cpu",
-        "memory_estimate_bytes": _memory(manifest, compute, tokens, height, width),
+        "vae_tile_size": tile,
+        "memory_estimate_bytes": _memory(manifest, compute, tokens, (height, width), tile),
         "provenance": asdict(manifest.provenance),
     }
 
@@ -89,7 +95,11 @@ def write(facts: dict[str, Any]) -> str:
             f"{facts['max_sequence_length']} text tokens; {facts['sampler']}, {facts['prediction_type']}.",
         ],
         _routing(facts),
-        [f"Memory for {width}x{height}, guided, on a {facts['device'].upper()}:", *align(memory)],
+        [
+            f"Memory for {width}x{height}, guided, on a {facts['device'].upper()}; tiled is with --vae-tiling, which "
+            f"--low-ram turns on, and tiles of {facts['vae_tile_size']} pixels:",
+            *align(memory),
+        ],
         [f"Made from {facts['provenance']['source']} at {facts['provenance']['created']}"],
     ]
     return "\n\n".join("\n".join(part) for part in parts)
@@ -121,12 +131,12 @@ def _component(item: Component) -> dict[str, Any]:
     return {"parameters": item.parameters, "bytes": sum(info.bytes for info in item.files), "stored_as": stored}
 
 
-def _memory(manifest: Manifest, compute: Compute, tokens: int, height: int, width: int) -> dict[str, int]:
+def _memory(manifest: Manifest, compute: Compute, tokens: int, size: Size, tile: int) -> dict[str, int]:
     """Estimate the peak of each stage: the weights of its component, and the activations alive at once.
 
     "all_in_memory" is the peak where components stay for the next picture; the others are peaks with low_ram.
     """
-    spec, vae = manifest.spec.transformer, manifest.spec.vae
+    spec = manifest.spec.transformer
     weights = {name: _weight_bytes(item, compute.dtype) for name, item in manifest.components.items()}
     itemsize = ITEM_BYTES[compute.dtype or manifest.components["transformer"].dtype or "float32"]
     rows = activation_bytes(spec, tokens, tokens, batch=GUIDED_BATCH, itemsize=itemsize)
@@ -134,17 +144,35 @@ def _memory(manifest: Manifest, compute: Compute, tokens: int, height: int, widt
     # MLX's attention on a CPU holds the scores of all heads; on Metal it is fused.
     scores = 0 if compute.is_gpu else GUIDED_BATCH * spec.num_attention_heads * tokens * tokens * ITEM_BYTES["float32"]
     denoise = BLOCK_COPIES * rows + text + scores
-    copies = DECODER_COPIES_GPU if compute.is_gpu else DECODER_COPIES_CPU
-    widest = max(vae.block_out_channels[:2])  # the second reaches full size before it is narrowed to the first
-    decode = copies * height * width * widest * ITEM_BYTES["float32"]
-    if vae.mid_block_add_attention:  # one wide head, which is fused nowhere
-        decode += (height * width // vae.downscale**2) ** 2 * ITEM_BYTES["float32"]
+    decode = _decoder_bytes(manifest, compute, size)
+    tiled = decode
+    if max(size) > tile:
+        # beside the tile: the bands that are done, and the picture that they become
+        picture = size[0] * size[1] * manifest.spec.vae.out_channels * ITEM_BYTES["float32"]
+        tiled = min(decode, _decoder_bytes(manifest, compute, (min(size[0], tile), min(size[1], tile))) + 2 * picture)
+    everything = weights["text_encoder"] + weights["transformer"] + weights["vae"]
     return {
         "encode": weights["text_encoder"],
         "denoise": weights["transformer"] + denoise,
         "decode": weights["vae"] + decode,
-        "all_in_memory": weights["text_encoder"] + weights["transformer"] + weights["vae"] + max(denoise, decode),
+        "decode_tiled": weights["vae"] + tiled,
+        "all_in_memory": everything + max(denoise, decode),
+        "all_in_memory_tiled": everything + max(denoise, tiled),
     }
+
+
+def _decoder_bytes(manifest: Manifest, compute: Compute, size: Size) -> int:
+    """Estimate the activations of the VAE's decoder that are alive at once, for a picture or tile of a size."""
+    vae, (height, width) = manifest.spec.vae, size
+    # float16 is widened to float32 (`layers.without_overflow`)
+    dtype = compute.dtype or manifest.components["vae"].dtype
+    itemsize = ITEM_BYTES["bfloat16" if dtype == "bfloat16" else "float32"]
+    copies = DECODER_COPIES_GPU if compute.is_gpu else DECODER_COPIES_CPU
+    widest = max(vae.block_out_channels[:2])  # the second reaches full size before it is narrowed to the first
+    total = copies * height * width * widest * itemsize
+    if vae.mid_block_add_attention:  # one wide head, which is fused nowhere
+        total += (height * width // vae.downscale**2) ** 2 * itemsize
+    return total
 
 
 def _weight_bytes(item: Component, dtype: str | None) -> int:

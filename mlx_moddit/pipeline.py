@@ -23,7 +23,13 @@ from PIL import Image
 from mlx_moddit.load import DTYPES, Bundle, load_bundle
 from mlx_moddit.memory import Meter, StageCost, peak_rss_bytes
 from mlx_moddit.routes import RegionRoutes, RouteCounter
-from mlx_moddit.settings import DEFAULT_GUIDANCE_SCALE, DEFAULT_STEPS, Settings
+from mlx_moddit.settings import (
+    DEFAULT_GUIDANCE_SCALE,
+    DEFAULT_STEPS,
+    DEFAULT_VAE_TILE_SIZE,
+    Settings,
+    choose_tile,
+)
 from mlx_moddit.stages import Decoded, Encoded, Generation, Loaded, Prepared, Stage, Step
 from moddit.errors import ModditError, UnsupportedError, ValueRangeError
 
@@ -73,8 +79,8 @@ class Pipeline:
             path: the bundle's folder.
             dtype: "float16", "bfloat16" or "float32", to compute in. By default the stored one on a GPU, and float32 on
                 a CPU, where MLX takes 30 times as long for half precision.
-            low_ram: keep one component in memory at a time, and the text encoder's blocks one by one; costs reading
-                the weights again for every picture.
+            low_ram: keep one component in memory at a time, and the text encoder's blocks one by one, and decode
+                pictures of more than 512 pixels in tiles; costs reading the weights again for every picture.
 
         Raises:
             MissingError, FormatError, UnsupportedError: the folder is not a bundle that can be used.
@@ -102,6 +108,8 @@ class Pipeline:
         width: int | None = None,
         sampler: str | None = None,
         resolution_binning: bool = False,
+        vae_tiling: bool | None = None,
+        vae_tile_size: int | None = None,
         routes: bool = False,
         on_stage: Callable[[Stage], None] | None = None,
     ) -> Result:
@@ -120,6 +128,9 @@ class Pipeline:
             sampler: "dpmpp-2m", "ddim" or "euler"; by default the model's own.
             resolution_binning: generate at the size of the nearest aspect ratio that PixArt was trained at, then resize
                 and crop to height and width, which may be any; what diffusers calls `use_resolution_binning`.
+            vae_tiling: decode the picture in tiles, which bounds memory and changes pixels a little (diffusers'
+                `enable_vae_tiling`); by default only with `low_ram`. Pictures of one tile are decoded in one piece.
+            vae_tile_size: side of a tile, pixels, a multiple of `4 * spec.vae.downscale`; by default 512.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.
 
@@ -137,6 +148,7 @@ class Pipeline:
             width=width,
             sampler=sampler,
             resolution_binning=resolution_binning,
+            vae_tile_size=choose_tile(vae_tiling, vae_tile_size, DEFAULT_VAE_TILE_SIZE if self.low_ram else None),
         )
         settings = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(settings, routes=routes, on_stage=on_stage)
@@ -191,7 +203,7 @@ class Run:
                     self._meter.begin()
         except RuntimeError as error:
             raise ModditError(
-                f"[pipeline] MLX could not compute: {error}; a smaller picture, or low_ram, needs less memory"
+                f"[pipeline] MLX could not compute: {error}; a smaller picture, vae_tiling or low_ram needs less memory"
             ) from error
         finally:
             self._stages.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Final, Self
 
+from mlx_moddit.vae import TILE_PARTS
 from moddit.bins import Size, bin_size
 from moddit.errors import FormatError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
@@ -15,7 +16,8 @@ from moddit.spec import ModelSpec
 
 DEFAULT_STEPS: Final = 20
 DEFAULT_GUIDANCE_SCALE: Final = 4.5
-_TYPES: Final = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+DEFAULT_VAE_TILE_SIZE: Final = 512  # pixels
+_TYPES: Final = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "int | None": (int, type(None))}
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Settings:
     sampler: str
     # Fields with a default came later: a picture's file leaves them out where they have it.
     resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
+    vae_tile_size: int | None = (
+        None  # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("height", 1), ("width", 1), ("seed", SEED_MIN)):
@@ -39,6 +44,8 @@ class Settings:
                 raise ValueRangeError(
                     f"[settings] {name} out of range, got {getattr(self, name)}, want {least} or more"
                 )
+        if self.vae_tile_size is not None and self.vae_tile_size < 1:
+            raise ValueRangeError(f"[settings] vae_tile_size out of range, got {self.vae_tile_size}, want 1 or more")
         if self.seed > SEED_MAX:
             raise ValueRangeError(f"[settings] seed out of range, got {self.seed}, want at most {SEED_MAX}")
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
@@ -65,11 +72,15 @@ class Settings:
         width: int | None = None,
         sampler: str | None = None,
         resolution_binning: bool = False,
+        vae_tile_size: int | None = None,
     ) -> Self:
         """Fill in the model's own size and sampler where none is given, and check the rest against the model.
 
+        A tile that holds the whole picture is dropped: it would change nothing.
+
         Raises:
-            ShapeError: a side is not made of whole patches; the message names the nearest sides that are.
+            ShapeError: a side is not made of whole patches, or a tile not of what can overlap; the message names the
+                nearest sides that are.
             UnsupportedError: an unknown sampler, or resolution binning for a model without a table of sizes.
             ValueRangeError: any other setting that cannot be used.
         """
@@ -83,8 +94,11 @@ class Settings:
             width=spec.default_side if width is None else width,
             sampler=spec.scheduler.sampler if sampler is None else sampler,
             resolution_binning=resolution_binning,
+            vae_tile_size=vae_tile_size,
         )
-        settings.check_size(spec)
+        settings.check(spec)
+        if vae_tile_size is not None and vae_tile_size >= max(settings.generated_size(spec)):
+            return replace(settings, vae_tile_size=None)
         return settings
 
     @property
@@ -106,19 +120,18 @@ class Settings:
             return bin_size(spec.transformer.sample_size, self.height, self.width)
         return self.height, self.width
 
-    def check_size(self, spec: ModelSpec) -> None:
-        """Check that both sides of what is generated are multiples of what one patch covers.
+    def check(self, spec: ModelSpec) -> None:
+        """Check the sizes against a model: sides of what is generated in patches, and a tile in quarters that overlap.
 
         Raises:
             ShapeError: naming the nearest sides that are.
             UnsupportedError: as `generated_size`.
         """
-        unit = spec.pixels_per_patch
-        for name, side in zip(("height", "width"), self.generated_size(spec), strict=True):
-            if side % unit:
-                below = side // unit * unit
-                nearest = f"{below} or {below + unit}" if below else f"{unit}"
-                raise ShapeError(f"[settings] {name} is not a multiple of {unit} pixels, got {side}, want {nearest}")
+        height, width = self.generated_size(spec)
+        _check_multiple("height", height, spec.pixels_per_patch)
+        _check_multiple("width", width, spec.pixels_per_patch)
+        if self.vae_tile_size is not None:
+            _check_multiple("vae_tile_size", self.vae_tile_size, TILE_PARTS * spec.vae.downscale)
 
     def to_json(self) -> dict[str, Any]:
         """Write every field, but those that have their default."""
@@ -146,3 +159,32 @@ class Settings:
             if field.name in value and type(value[field.name]) not in allowed:
                 raise FormatError(f"[settings] {where}: {field.name} = {value[field.name]!r}, want {field.type}")
         return cls(**value)
+
+
+def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None) -> int | None:
+    """Combine the wish for tiles and their size, either of which a user may leave open.
+
+    Args:
+        tiling: whether to decode in tiles.
+        tile_size: pixels; asks for tiles.
+        default: size of the tiles, pixels, or None for none, where a user says neither.
+
+    Raises:
+        ValueRangeError: a size of tiles that are not wanted.
+    """
+    if tiling is False:
+        if tile_size is not None:
+            raise ValueRangeError(
+                f"[settings] vae_tile_size {tile_size} without effect, since vae_tiling is off; leave one of them out"
+            )
+        return None
+    if tile_size is not None:
+        return tile_size
+    return default or DEFAULT_VAE_TILE_SIZE if tiling else default
+
+
+def _check_multiple(name: str, side: int, unit: int) -> None:
+    if side % unit:
+        below = side // unit * unit
+        nearest = f"{below} or {below + unit}" if below else f"{unit}"
+        raise ShapeError(f"[settings] {name} is not a multiple of {unit} pixels, got {side}, want {nearest}")

@@ -105,7 +105,7 @@ class Generation:
 
         Per picture: Loaded for every component that is not in memory, Encoded and Prepared if the picture before it did
         not share them, Step for every step, Decoded. A step's arrays depend on those of the step before, so a caller
-        evaluates `stage.arrays` once per stage.
+        evaluates `stage.arrays` once per stage. Only a picture that is decoded in tiles is computed before its stage.
 
         Args:
             settings: one for each picture.
@@ -117,7 +117,7 @@ class Generation:
         if routes and self.bundle.plan is None:
             raise UnsupportedError(f"[pipeline] {self.bundle.folder}: the model is dense, it has no routes to show")
         for item in settings:
-            item.check_size(self.bundle.spec)
+            item.check(self.bundle.spec)
             build_table(self.bundle.spec.scheduler, item.sampler, item.steps)
         return self._stages(settings, routes)
 
@@ -187,7 +187,8 @@ class Generation:
 
     def _decode(self, picture: int, settings: Settings, latents: mx.array) -> Generator[Stage, None, None]:
         model: AutoencoderKL = yield from self._model("vae", self.bundle.vae)
-        image = model.decode(latents)[0]
+        tile = settings.vae_tile_size
+        image = model.decode(latents, tile=None if tile is None else tile // self.bundle.spec.vae.downscale)[0]
         del model
         if settings.resolution_binning:
             image = resize(image, settings.height, settings.width)

@@ -15,6 +15,7 @@ from moddit.spec import VAESpec
 
 EPS = 1e-6  # of every group norm
 LOGVAR_RANGE = (-30.0, 20.0)
+TILE_PARTS = 4  # tiles overlap by one part of so many; every part must be made of whole latent pixels
 
 
 class Resnet(nn.Module):
@@ -197,8 +198,9 @@ class AutoencoderKL(nn.Module):
 
         Args:
             latents: as the sampler leaves them.
-            tile: decode squares of this side (latent pixels, at least 4) one by one and blend them where they overlap:
-                bounds memory, and changes the picture a little, as norms see one tile at a time. None: all at once.
+            tile: decode squares of this side (latent pixels, a multiple of TILE_PARTS) one by one and blend them where
+                they overlap: bounds memory, and changes the picture a little, as norms see one tile at a time. Computed
+                at once, not lazily. None: in one piece.
 
         Shapes:
             latents (B, h, w, latent_channels) -> pictures (B, H, W, out_channels) float32, about -1..1, not clipped
@@ -216,8 +218,10 @@ class AutoencoderKL(nn.Module):
 
     def _decode_tiles(self, x: mx.array, tile: int) -> mx.array:
         """Do as diffusers' `tiled_decode`: tiles overlap by a quarter and fade into those above and to the left."""
-        stride, side = tile * 3 // 4, tile * self.spec.downscale
-        blend = side // 4  # picture pixels
+        assert tile > 0
+        assert tile % TILE_PARTS == 0, "otherwise tiles do not meet where they are cut"
+        stride, side = tile - tile // TILE_PARTS, tile * self.spec.downscale
+        blend = side // TILE_PARTS  # picture pixels
         bands: list[mx.array] = []
         above: list[mx.array] = []
         for top in range(0, x.shape[1], stride):

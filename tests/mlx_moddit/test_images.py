@@ -36,7 +36,8 @@ def test_metadata_of_before_there_were_later_settings_is_read() -> None:
     text = (
         '{"version": 1, "settings": {"prompt": "a", "negative_prompt": "", "seed": 7, "steps": 20,'
         ' "guidance_scale": 4.5, "height": 32, "width": 48, "sampler": "dpmpp-2m"},'
-        ' "model": {"path": null, "fingerprint": "ab", "source": "x"}, "dtype": null, "versions": {"moddit": "0.1.0", "mlx": "0.32.4"}}'
+        ' "model": {"path": null, "fingerprint": "ab", "source": "x"}, "dtype": null,'
+        ' "versions": {"moddit": "0.1.0", "mlx": "0.32.4"}}'
     )
     metadata = Metadata.from_text(text, "a picture")
     assert metadata.settings == Settings("a", "", 7, 20, 4.5, 32, 48, "dpmpp-2m")

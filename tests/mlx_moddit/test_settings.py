@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlx_moddit.settings import Settings
+from mlx_moddit.settings import DEFAULT_VAE_TILE_SIZE, Settings, choose_tile
 from moddit.errors import FormatError, ModditError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.manifest import read_manifest
 from moddit.spec import ModelSpec
@@ -40,6 +40,8 @@ def test_size_error_names_the_nearest_sides(spec: ModelSpec, side: int, nearest:
         ({"guidance_scale": float("nan")}, ValueRangeError),
         ({"guidance_scale": -1.0}, ValueRangeError),
         ({"height": 0}, ValueRangeError),
+        ({"vae_tile_size": 0}, ValueRangeError),
+        ({"vae_tile_size": 12}, ShapeError),
         ({"sampler": "plms"}, UnsupportedError),
         ({"negative_prompt": "\udc80"}, ValueRangeError),
     ],
@@ -58,7 +60,7 @@ def test_texts_are_negative_first_and_alone_without_guidance(spec: ModelSpec) ->
 
 def test_json_round_trip(spec: ModelSpec) -> None:
     settings = Settings.complete(spec, "ein großer Kreis", seed=2**64 - 1, guidance_scale=3)
-    for item in (settings, replace(settings, resolution_binning=True)):
+    for item in (settings, replace(settings, resolution_binning=True), replace(settings, vae_tile_size=16)):
         assert Settings.from_json(item.to_json(), "here") == item
 
 
@@ -85,12 +87,65 @@ def test_binning_takes_any_size_and_generates_at_one_of_the_table(spec: ModelSpe
     with pytest.raises(UnsupportedError, match="sample_size 16"):
         Settings.complete(spec, "a circle", resolution_binning=True)
     with pytest.raises(UnsupportedError, match="sample_size 16"):
-        settings.check_size(spec)
+        settings.check(spec)
+
+
+def test_tiles_are_made_of_quarters_that_overlap(spec: ModelSpec) -> None:
+    # the VAE halves each side, and a quarter of a tile must be made of whole latent pixels
+    with pytest.raises(ShapeError, match="vae_tile_size is not a multiple of 8 pixels, got 20, want 16 or 24"):
+        Settings.complete(spec, "a circle", vae_tile_size=20)
+
+
+@pytest.mark.parametrize(("height", "width", "kept"), [(32, 32, None), (32, 24, None), (16, 36, 32), (36, 36, 32)])
+def test_a_tile_that_holds_the_whole_picture_is_none(
+    spec: ModelSpec, height: int, width: int, kept: int | None
+) -> None:
+    settings = Settings.complete(spec, "a circle", height=height, width=width, vae_tile_size=32)
+    assert settings.vae_tile_size == kept
+
+
+def test_with_binning_the_generated_picture_is_tiled(spec: ModelSpec) -> None:
+    trained = replace(spec, transformer=replace(spec.transformer, sample_size=32))
+    settings = Settings.complete(trained, "", height=32, width=32, resolution_binning=True, vae_tile_size=128)
+    assert settings.vae_tile_size == 128  # of 256 pixels
+
+
+@pytest.mark.parametrize(
+    ("tiling", "size", "default", "chosen"),
+    [
+        (None, None, None, None),
+        (None, None, 256, 256),
+        (None, 128, None, 128),
+        (None, 128, 256, 128),
+        (True, None, None, DEFAULT_VAE_TILE_SIZE),
+        (True, None, 256, 256),
+        (True, 128, 256, 128),
+        (False, None, 256, None),
+    ],
+)
+def test_tiling_and_its_size_may_be_left_open(
+    tiling: bool | None, size: int | None, default: int | None, chosen: int | None
+) -> None:
+    assert choose_tile(tiling, size, default) == chosen
+
+
+def test_a_size_of_tiles_that_are_not_wanted_is_refused() -> None:
+    with pytest.raises(ValueRangeError, match="vae_tile_size 128 without effect, since vae_tiling is off"):
+        choose_tile(False, 128, None)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"seed": "1"}, {"steps": 2.5}, {"steps": True}, {"prompt": None}, {"lora": 1}, {"resolution_binning": 1}],
+    [
+        {"seed": "1"},
+        {"steps": 2.5},
+        {"steps": True},
+        {"prompt": None},
+        {"lora": 1},
+        {"resolution_binning": 1},
+        {"vae_tile_size": "8"},
+        {"vae_tile_size": True},
+    ],
     ids=str,
 )
 def test_json_of_another_shape_is_refused(spec: ModelSpec, changes: dict[str, Any]) -> None:
