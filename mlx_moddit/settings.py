@@ -117,7 +117,7 @@ class Settings:
             UnsupportedError: resolution binning, and the model has no table of sizes.
         """
         if self.resolution_binning:
-            return bin_size(spec.transformer.sample_size, self.height, self.width)
+            return bin_size(spec.transformer.sample_size, spec.default_side, self.height, self.width)
         return self.height, self.width
 
     def check(self, spec: ModelSpec) -> None:

@@ -1,8 +1,10 @@
 """The picture sizes that PixArt was trained at, by aspect ratio, and the way from them to the size that is wanted.
 
 Source: diffusers `pipelines/pixart_alpha/pipeline_pixart_{alpha,sigma}.py` (tables) and `image_processor.py`
-(`classify_height_width_bin`, `resize_and_crop_tensor`). Deviations: pixels that are cropped away are never computed; a
-side that falls short by a rounding of the scale is whole, where diffusers returns a picture of one row or column.
+(`classify_height_width_bin`, `resize_and_crop_tensor`). Deviations: a model trained at another size than its
+table's is refused (diffusers goes by `sample_size` alone, which means the table's pixels with a VAE that divides by 8);
+pixels that are cropped away are never computed; a side that falls short by a rounding of the scale is whole, where
+diffusers returns a picture of one row or column.
 """
 
 from __future__ import annotations
@@ -80,11 +82,12 @@ BINS: Final[Mapping[int, Mapping[float, Size]]] = {
 }
 
 
-def bin_size(sample_size: int, height: int, width: int) -> Size:
+def bin_size(sample_size: int, default_side: int, height: int, width: int) -> Size:
     """Find the size that a model was trained at whose aspect ratio is nearest to the one asked for.
 
     Args:
         sample_size: of the transformer, latent pixels.
+        default_side: of the square picture the model was trained on, pixels.
         height: pixels.
         width: pixels.
 
@@ -92,7 +95,7 @@ def bin_size(sample_size: int, height: int, width: int) -> Size:
         height and width, pixels
 
     Raises:
-        UnsupportedError: nobody has published sizes for such a model.
+        UnsupportedError: nobody has published sizes for such a model, or they are those of larger or smaller pictures.
     """
     if sample_size not in BINS:
         raise UnsupportedError(
@@ -100,6 +103,11 @@ def bin_size(sample_size: int, height: int, width: int) -> Size:
             f"{', '.join(map(str, BINS))}; generate without it"
         )
     table = BINS[sample_size]
+    if table[1.0] != (default_side, default_side):
+        raise UnsupportedError(
+            f"[bins] resolution binning is not defined for a model of sample_size {sample_size} that was trained on "
+            f"pictures of {default_side} pixels, want {table[1.0][0]}; generate without it"
+        )
     return table[min(table, key=lambda ratio: abs(ratio - height / width))]
 
 

@@ -128,7 +128,7 @@ class ReferencePipeline:
         """
         wanted = (height or self.default_side, width or self.default_side)
         if resolution_binning:
-            bin_size(self.model.spec.sample_size, *wanted)
+            bin_size(self.model.spec.sample_size, self.default_side, *wanted)
         pipeline = self.pipeline
         original = pipeline.scheduler
         if sampler is not None:

@@ -79,8 +79,13 @@ def test_settings_that_came_later_are_left_out_and_filled_in(spec: ModelSpec) ->
     assert replace(settings, resolution_binning=True).to_json() == settings.to_json() | {"resolution_binning": True}
 
 
+def of_256_pixels(spec: ModelSpec) -> ModelSpec:
+    vae = replace(spec.vae, block_out_channels=(8,) * 4)
+    return replace(spec, transformer=replace(spec.transformer, sample_size=32), vae=vae)
+
+
 def test_binning_takes_any_size_and_generates_at_one_of_the_table(spec: ModelSpec) -> None:
-    trained = replace(spec, transformer=replace(spec.transformer, sample_size=32))
+    trained = of_256_pixels(spec)
     settings = Settings.complete(trained, "a circle", height=333, width=501, resolution_binning=True)
     assert (settings.height, settings.width) == (333, 501)
     assert settings.generated_size(trained) == (208, 304)
@@ -105,7 +110,7 @@ def test_a_tile_that_holds_the_whole_picture_is_none(
 
 
 def test_with_binning_the_generated_picture_is_tiled(spec: ModelSpec) -> None:
-    trained = replace(spec, transformer=replace(spec.transformer, sample_size=32))
+    trained = of_256_pixels(spec)
     settings = Settings.complete(trained, "", height=32, width=32, resolution_binning=True, vae_tile_size=128)
     assert settings.vae_tile_size == 128  # of 256 pixels
 

@@ -33,13 +33,18 @@ def test_tables_are_those_of_diffusers_in_their_order(sample_size: int) -> None:
 @given(st.sampled_from(sorted(TABLES)), SIDES, SIDES)
 def test_the_bin_is_the_one_that_diffusers_chooses(sample_size: int, height: int, width: int) -> None:
     wanted = PixArtImageProcessor.classify_height_width_bin(height, width, TABLES[sample_size])
-    assert bin_size(sample_size, height, width) == wanted
+    assert bin_size(sample_size, 8 * sample_size, height, width) == wanted
 
 
 @pytest.mark.parametrize("sample_size", [8, 16, 127])
 def test_models_without_a_table_are_refused(sample_size: int) -> None:
     with pytest.raises(UnsupportedError, match=f"sample_size {sample_size}, want one of 32, 64, 128, 256"):
-        bin_size(sample_size, 64, 64)
+        bin_size(sample_size, 8 * sample_size, 64, 64)
+
+
+def test_models_of_another_size_than_their_table_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="sample_size 32 that was trained on pictures of 64 pixels, want 256"):
+        bin_size(32, 64, 64, 64)
 
 
 def apply(picture: NDArray[np.float32], wanted: Size) -> NDArray[np.float32]:

@@ -15,6 +15,8 @@ from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, T5EncoderModel
 
 from mlx_moddit.load import Bundle, load_bundle
+from mlx_moddit.settings import Settings
+from moddit.errors import UnsupportedError
 from moddit.routing import select
 from moddit.samplers import build_table
 from tests.parity.bridge import PICTURE_PSNR, STAGE_TOLERANCE, psnr, relative_error, to_nchw
@@ -118,3 +120,9 @@ def test_plan_is_the_checkpoints(bundle: Bundle) -> None:
 
 def _nhwc(array: np.ndarray[Any, np.dtype[np.float32]]) -> mx.array:
     return mx.array(array.transpose(0, 2, 3, 1))
+
+
+def test_resolution_binning_is_refused(bundle: Bundle) -> None:
+    # sample_size is that of models of 256 pixels, whose pictures would be four times as large as all it has seen
+    with pytest.raises(UnsupportedError, match="trained on pictures of 64 pixels, want 256"):
+        Settings.complete(bundle.spec, PROMPTS[0], resolution_binning=True)
