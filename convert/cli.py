@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -31,6 +30,7 @@ from moddit.checkpoint.hub import find_checkpoint
 from moddit.checkpoint.precision import DTYPES
 from moddit.checkpoint.sources import LoraSource
 from moddit.errors import ModditError
+from moddit.paths import expand
 
 SOURCES: Final = ("hf-checkpoint",)
 BACKENDS: Final = ("mlx", "coreml")
@@ -69,8 +69,8 @@ class _LoraType(click.ParamType[LoraSource]):
             return value
         text = str(value)
         path, colon, scale = text.rpartition(":")
-        if not colon or Path(text).expanduser().exists():
-            return LoraSource(Path(text).expanduser())
+        if not colon or expand(text).exists():
+            return LoraSource(expand(text))
         try:
             strength = float(scale)
         except ValueError:
@@ -81,7 +81,7 @@ class _LoraType(click.ParamType[LoraSource]):
                 param,
                 ctx,
             )
-        return LoraSource(Path(path).expanduser(), strength)
+        return LoraSource(expand(path), strength)
 
 
 @click.command(
@@ -129,7 +129,7 @@ class _LoraType(click.ParamType[LoraSource]):
 @click.option(
     "--out",
     "--mlx-path",
-    type=click.Path(path_type=Path),
+    metavar="FOLDER",
     help="Folder of the bundle, which must not exist. [default: mlx_model or coreml_model]",
 )
 @click.option(
@@ -211,7 +211,7 @@ def command(
     /,
     source_kind: str,
     backend: str,
-    out: Path | None,
+    out: str | None,
     overwrite: bool,
     as_json: bool,
     **choices: Any,
@@ -223,12 +223,13 @@ def command(
     """
     assert source_kind in SOURCES
     _refuse_foreign_options(context, backend)
-    out = out or Path(f"{backend}_model")
+    folder = expand(out or f"{backend}_model")
     write = _make_writer(backend, choices)
-    check_free(out, overwrite=overwrite)  # before anything is downloaded
+    check_free(folder, overwrite=overwrite)  # before anything is downloaded
     checkpoint = find_checkpoint(choices["hf_path"], **{name: choices[name] for name in _CHECKPOINT})
     with ExitStack() as bars:
-        summary = Summary(convert(checkpoint, out, write, overwrite=overwrite, progress=partial(_progress_bar, bars)))
+        progress = partial(_progress_bar, bars)
+        summary = Summary(convert(checkpoint, folder, write, overwrite=overwrite, progress=progress))
     click.echo(json.dumps(summary.to_json(), indent=2) if as_json else summary.to_text())
 
 

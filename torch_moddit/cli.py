@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from moddit.errors import MissingError, ModditError, OutputExistsError
+from moddit.paths import expand
 from torch_moddit.data import Item, PictureFolder, Precomputed
 from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
@@ -20,7 +21,16 @@ from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
 
 _DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+class _Path(click.Path):
+    """A path in which `~` stands for a home folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(expand(str(value)), param, ctx)
+
+
+_FOLDER = _Path(exists=True, file_okay=False, path_type=Path)
 _SHARE = click.FloatRange(0, 1)
 _COUNT = click.IntRange(min=1)
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -30,9 +40,7 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.option("--model", type=_FOLDER, required=True, help="Diffusers pipeline folder to start from.")
 @click.option("--images", type=_FOLDER, help="Pictures with captions: metadata.jsonl, or NAME.txt beside NAME.png.")
 @click.option("--latents", type=_FOLDER, help="Precomputed latents and text states instead (see torch_moddit.data).")
-@click.option(
-    "--out", "output", type=click.Path(path_type=Path), required=True, help="Folder of the run and its result."
-)
+@click.option("--out", "output", type=_Path(path_type=Path), required=True, help="Folder of the run and its result.")
 @click.option("--steps", type=_COUNT, required=True, help="Optimizer steps.")
 @click.option(
     "--batch-size", type=_COUNT, default=_DEFAULTS["batch_size"], help="Samples of one process in one micro-step."

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from moddit.checkpoint.sources import COMPONENTS, LoraSource, Sources
 from moddit.errors import FormatError, MissingError, UnsupportedError
+from moddit.paths import expand
 
 EMBEDDED: Final = "checkpoints/shapes64"  # within the package moddit
 _REPOSITORY: Final = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -97,10 +98,7 @@ def _local_path(text: str) -> Path:
                 f"[source] {text}: a URL; want a folder, a file or an id of the Hub such as owner/name"
             )
         text = unquote(parts.path)
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise MissingError(f"[source] {text}: {error}") from None
+    return expand(text)
 
 
 def _download(repository: str, revision: str | None, variant: str | None) -> _Place:

@@ -6,7 +6,7 @@ PixArt's own code, where queries, keys and values are one matrix.
 
 Source of the names: peft/tuners/lora/layer.py (`lora_A`, `lora_B`), diffusers/utils/state_dict_utils.py (older ones),
 sd-scripts/networks/lora.py and OneTrainer/modules/module/LoRAModule.py (`lora_unet_`, `lora_transformer_`),
-LyCORIS/lycoris/modules (`hada_`, `lokr_`, `diff`), PixArt-sigma/tools/convert_pixart_to_diffusers.py (PixArt's own).
+LyCORIS/lycoris/modules (`hada_`, `lokr_`, `diff`); PixArt's own are those of moddit.checkpoint.original.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from moddit.checkpoint.original import BLOCK_MODULES, MODULES
 from moddit.tensors import TensorInfo
 
 
@@ -68,28 +69,6 @@ _FLAT_PREFIXES: Final = ("lora_transformer_", "lora_unet_", "lycoris_")
 # Of diffusers' old attention processors: their adapters are named after the attention that they belong to.
 _RENAMED: Final[Mapping[str, str]] = {r"\.processor\.": ".", r"\.to_out$": ".to_out.0"}
 _BLOCK: Final = re.compile(r"transformer_blocks\.(\d+)\..+")
-_PIXART_BLOCK: Final[Mapping[str, tuple[str, ...]]] = {
-    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-    "attn.proj": ("attn1.to_out.0",),
-    "cross_attn.q_linear": ("attn2.to_q",),
-    "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
-    "cross_attn.proj": ("attn2.to_out.0",),
-    "mlp.fc1": ("ff.net.0.proj",),
-    "mlp.fc2": ("ff.net.2",),
-}
-_PIXART: Final[Mapping[str, str]] = {
-    "x_embedder.proj": "pos_embed.proj",
-    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
-    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
-    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
-    "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
-    "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
-    "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
-    "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
-    "t_block.1": "adaln_single.linear",
-    "final_layer.linear": "proj_out",
-}
 
 
 def split_name(name: str) -> tuple[str, Piece] | None:
@@ -134,9 +113,9 @@ def _pixart_names(modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
     names = {
         f"blocks.{block}.{old}": tuple(f"transformer_blocks.{block}.{name}" for name in new)
         for block in blocks
-        for old, new in _PIXART_BLOCK.items()
+        for old, new in BLOCK_MODULES.items()
     }
-    names |= {old: (new,) for old, new in _PIXART.items()}
+    names |= {old: (new,) for old, new in MODULES.items()}
     return {old: new for old, new in names.items() if there.issuperset(new)}
 
 

@@ -29,7 +29,7 @@ HEAD_WIDTH: Final = 72  # of every published PixArt
 PIXELS_PER_SCALE: Final = 64  # latent pixels that one unit of interpolation_scale stands for
 
 # Modules outside the blocks, and within a block; each has a weight and may have a bias.
-_MODULES: Final[Mapping[str, str]] = {
+MODULES: Final[Mapping[str, str]] = {
     "x_embedder.proj": "pos_embed.proj",
     "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
     "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
@@ -42,7 +42,7 @@ _MODULES: Final[Mapping[str, str]] = {
     "y_embedder.y_proj.fc2": "caption_projection.linear_2",
     "final_layer.linear": "proj_out",
 }
-_BLOCK_MODULES: Final[Mapping[str, tuple[str, ...]]] = {  # several: the rows of one matrix, divided
+BLOCK_MODULES: Final[Mapping[str, tuple[str, ...]]] = {  # several: the rows of one matrix, divided
     "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
     "attn.proj": ("attn1.to_out.0",),
     "cross_attn.q_linear": ("attn2.to_q",),
@@ -113,8 +113,8 @@ def _take(original: Original, name: str, tensor: StoredTensor) -> bool:
         original.tensors["scale_shift_table"] = tensor
         return True
     module, _, kind = name.rpartition(".")
-    if module in _MODULES and kind in _KINDS:
-        original.tensors[f"{_MODULES[module]}.{kind}"] = tensor
+    if module in MODULES and kind in _KINDS:
+        original.tensors[f"{MODULES[module]}.{kind}"] = tensor
         return True
     match = _BLOCK.fullmatch(name)
     return match is not None and _take_of_block(original, int(match[1]), match[2], name, tensor)
@@ -130,9 +130,9 @@ def _take_of_block(original: Original, layer: int, rest: str, name: str, tensor:
         original.unused[name] = "the plan has its value in tenths"
         return True
     module, _, kind = rest.rpartition(".")
-    if module not in _BLOCK_MODULES or kind not in _KINDS:
+    if module not in BLOCK_MODULES or kind not in _KINDS:
         return False
-    targets = _BLOCK_MODULES[module]
+    targets = BLOCK_MODULES[module]
     rows = tensor.shape[0] if tensor.shape else 0
     if rows % len(targets):
         raise ShapeError(f"[transformer] {tensor.path}: {name!r} has {rows} rows, want {len(targets)} equal parts")

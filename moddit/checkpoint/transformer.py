@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moddit.checkpoint import original
 from moddit.checkpoint.diffcr import (
+    MLP_GAIN,
     PLAN_KEY,
     ROUTED_CLASS,
     ROUTED_NORM_TYPE,
@@ -22,8 +23,9 @@ from moddit.checkpoint.diffcr import (
     take_plan,
 )
 from moddit.checkpoint.foreign import check_config, check_tensors
+from moddit.checkpoint.lora import read_lora
 from moddit.checkpoint.parts import ReadPart, finish_part
-from moddit.checkpoint.sources import SourceFiles, Sources
+from moddit.checkpoint.sources import LoraSource, SourceFiles, Sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.checkpoint.weights import DIFFUSERS, Weights, read_config, read_file, read_weights
 from moddit.errors import MissingError
@@ -66,21 +68,47 @@ def read_transformer(
     Raises:
         InputError: it is damaged, incomplete or not a PixArt.
     """
+    found, gain = _read_base(sources, files, scheduler, downscale)
+    return _merge_loras(found, sources.loras, files, gain)
+
+
+def _read_base(
+    sources: Sources, files: SourceFiles, scheduler: NoiseSchedule | None, downscale: int | None
+) -> tuple[Transformer, float]:
+    """Read the transformer without adapters; also return how much stronger the last layers of its MLPs are.
+
+    Only our own routed models have them doubled: those of DiffCR's authors start from the dense model's.
+    """
     place = sources.transformer
     if not place.is_dir():
         tensors = read_file(place)
         files.add(place)
         check_tensors({name: tensor.dtype for name, tensor in tensors.items()}, str(place))
         if original.find_prefix(tensors) is not None:
-            return _read_original(place, tensors, sources, scheduler, downscale)
-        return _read_named(place, _config_of_file(sources, place), Weights(tensors, (place,)), scheduler)
+            return _read_original(place, tensors, sources, scheduler, downscale), 1.0
+        found = _read_named(place, _config_of_file(sources, place), Weights(tensors, (place,)), scheduler)
+        return found, 1.0 if found.plan is None else MLP_GAIN
     path = place / "config.json"
     config = read_config(path)
     check_config(config, str(path))
     weights = read_weights(place, DIFFUSERS, sources.variant)
     files.add(path, *weights.files)
     check_tensors({name: tensor.dtype for name, tensor in weights.tensors.items()}, str(place))
-    return _read_named(path, config, weights, scheduler)
+    found = _read_named(path, config, weights, scheduler)
+    return found, 1.0 if found.plan is None else MLP_GAIN
+
+
+def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceFiles, gain: float) -> Transformer:
+    part, notes = found.read.part, found.read.notes
+    for index, source in enumerate(loras):
+        lora = read_lora(source.path, source.scale, part.wanted)
+        files.add_lora(index, source, *lora.files)
+        part = replace(part, tensors=lora.merge(part.tensors, mlp_gain=gain))
+        notes = (*notes, f"{source.path} is merged into {len(lora.additions)} tensors at {source.scale:g}")
+    if loras and gain != 1:
+        doubled = f"the last layers of the MLPs take {gain:g} times an adapter, as they have in routed models"
+        notes = (*notes, doubled)
+    return replace(found, read=replace(found.read, part=part, notes=notes))
 
 
 def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]) -> PixArtSpec:

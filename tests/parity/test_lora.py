@@ -23,14 +23,17 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from moddit.checkpoint.description import describe_transformer
 from moddit.checkpoint.lora import read_lora
+from moddit.checkpoint.sources import LoraSource, Sources
 from moddit.checkpoint.stored import StoredTensor
-from moddit.checkpoint.weights import read_weights
+from moddit.checkpoint.weights import DIFFUSERS, read_weights
 from moddit.routing import RoutingPlan
 from moddit.spec import PixArtSpec
 from moddit.tensors import transformer_tensors
 from tests import tiny
-from torch_moddit.export import load_checkpoint, save_checkpoint
+from torch_moddit.export import save_checkpoint
+from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedPixArt
 
 SCALE: Final = 0.7
@@ -81,7 +84,7 @@ def merge(path: Path, folder: Path, kind: str = "sigma", scale: float = SCALE) -
     """Merge a LoRA of ours into a saved dense model."""
     model = tiny.make_transformer(kind)
     model.save_pretrained(folder / "dense")
-    tensors, _ = read_weights(folder / "dense", "diffusion_pytorch_model")
+    tensors = read_weights(folder / "dense", DIFFUSERS).tensors
     lora = read_lora(path, scale, wanted(model))
     assert lora.additions
     return lora.merge(tensors)
@@ -310,12 +313,10 @@ def test_dense_lora_on_a_routed_checkpoint(tmp_path: Path) -> None:
     routed = RoutedPixArt.from_dense(dense, plan)
 
     save_checkpoint(tmp_path / "routed", RoutedPixArt.from_dense(tiny.make_transformer(), plan))
-    folder = tmp_path / "routed/transformer"
-    tensors, _ = read_weights(folder, "diffusion_pytorch_model")
-    merged = read_lora(tmp_path / "lora", SCALE, wanted(dense)).merge(tensors, mlp_gain=2)
+    sources = Sources(tmp_path / "routed", loras=(LoraSource(tmp_path / "lora", SCALE),))
+    merged = describe_transformer(sources).read.part.tensors
     check({name: tensor for name, tensor in merged.items() if "router" not in name}, _without_routers(routed))
-    loaded = load_checkpoint(tmp_path / "routed")
-    loaded.transformer.load_state_dict({name: torch.from_numpy(tensor.read()) for name, tensor in merged.items()})
+    loaded = load_checkpoint(sources)
     with torch.no_grad():
         found = loaded(*inputs)
     assert (found - routed(*inputs)).abs().max() < OUTPUT_TOLERANCE

@@ -103,7 +103,6 @@ def run_diffusers(pipeline: Any, **size: int | None) -> NDArray[np.float32]:
         output_type="np",
         use_resolution_binning=True,
         clean_caption=False,
-        max_sequence_length=tiny.MAX_TOKENS,
         **settings,
     ).images
     return pictures[0]
