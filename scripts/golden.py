@@ -16,13 +16,15 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from tokenizers import Tokenizer
 
 import moddit
-from moddit.checkpoint.sentencepiece import make_tokenizer, read_vocabulary
+from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.golden import format_golden, write_goldens
 from scripts.golden_captions import ODDITIES, SENTENCES, make_captions
 from scripts.golden_manifests import describe, make_bundles
@@ -32,7 +34,6 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 FOLDER: Final = ROOT / "swift_bridge/Tests/ModditCoreTests/Golden"
 EMBEDDED: Final = ROOT / "moddit/checkpoints/shapes64/tokenizer/tokenizer.json"
 TOKENIZER: Final = "tokenizer.json"
-EXTRA_IDS: Final = 100
 MAX_LENGTH: Final = 16  # tokens of a caption
 MASKS: Final = tuple(f"{left}<mask>{right}" for left in ("", "a", "a ") for right in ("", "b", " b", "<mask>"))
 VARIANT_TEXTS: Final = (*(text for text in ODDITIES if len(text) < 60), *MASKS, *SENTENCES[:2], " aaaa  aab", "Éa ÄÖ")
@@ -55,7 +56,9 @@ def write(folder: Path) -> None:
 
 def shrink(model: Path, folder: Path) -> None:
     """Write the tokenizer that the converter makes of a SentencePiece model, in as few bytes as it takes."""
-    value = make_tokenizer(read_vocabulary(model), EXTRA_IDS)
+    with TemporaryDirectory() as temporary:
+        shutil.copy(model, Path(temporary, "spiece.model"))
+        value = json.loads(read_tokenizer(Path(temporary)).text)
     value["model"]["vocab"] = [[piece, round(score, 4)] for piece, score in value["model"]["vocab"]]
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     (folder / TOKENIZER).write_text(text + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 from moddit.checkpoint.foreign import check_config, check_tensors
 from moddit.checkpoint.names import canonical_tensors
 from moddit.checkpoint.parts import Part, ReadPart, finish_part
-from moddit.checkpoint.sources import SEQUENCE_LENGTHS, SourceFiles, Sources
+from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, SourceFiles, Sources
 from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.checkpoint.transformer import Transformer, read_transformer
 from moddit.checkpoint.weights import DIFFUSERS, TRANSFORMERS, Naming, read_config, read_json, read_weights
@@ -47,7 +47,7 @@ def describe(sources: Sources) -> Description:
     files = SourceFiles(sources)
     pipeline = sources.pipeline_class()
     files.add(sources.index)
-    tokenizer = read_tokenizer(sources.component("tokenizer"))
+    tokenizer = read_tokenizer(sources.component("tokenizer"), sources.class_of("tokenizer") or "T5Tokenizer")
     files.add(*tokenizer.files)
     scheduler = read_scheduler(sources, files)
     text_encoder, text_part = _read_text_encoder(sources, files)
@@ -90,16 +90,10 @@ def read_scheduler(sources: Sources, files: SourceFiles) -> NoiseSchedule:
     path = folder / "scheduler_config.json"
     config = read_config(path)
     files.add(path)
-    index = folder.parent / "model_index.json"
-    entry = read_json(index).get("scheduler") if index.is_file() else None
-    if (
-        isinstance(entry, list)
-        and len(entry) == 2
-        and isinstance(entry[1], str)
-        and entry[1] != config.get("_class_name")
-    ):
-        config["_class_name"] = entry[1]
-        path = index  # for messages about the class
+    named = sources.class_of("scheduler")
+    if named is not None and named != config.get("_class_name"):
+        config["_class_name"] = named
+        path = folder.parent / INDEX  # for messages about the class
     return NoiseSchedule.from_diffusers(config, str(path))
 
 

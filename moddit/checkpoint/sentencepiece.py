@@ -1,25 +1,24 @@
-"""T5's vocabulary in SentencePiece's format, as most PixArt checkpoints have it, to the format of `tokenizers`.
+"""T5's vocabulary in SentencePiece's format, as most PixArt checkpoints have it.
 
-Source: google/sentencepiece, src/sentencepiece_model.proto (fields and their numbers);
-huggingface/transformers, T5Tokenizer (what it makes of them).
+Source: google/sentencepiece, src/sentencepiece_model.proto (fields and their numbers).
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from moddit.errors import FormatError, UnsupportedError
 
-EXTRA_IDS: Final = 100  # sentinel tokens that T5 adds behind the vocabulary, unless the checkpoint says otherwise
 SPECIAL: Final = ("<pad>", "</s>", "<unk>")  # with the numbers 0, 1, 2
-_SPACE: Final = "▁"
 _UNIGRAM: Final = 1  # TrainerSpec.ModelType
+# SentencePiece.Type
+_NORMAL: Final = 1
+_CONTROL: Final = 3
+_USER_DEFINED: Final = 4
 # Wire types of protocol buffers, to the size of the field where it is fixed.
 _VARINT: Final = 0
 _BYTES: Final = 2
@@ -32,6 +31,7 @@ class Vocabulary:
 
     pieces: tuple[tuple[str, float], ...]  # with their log probabilities
     charsmap: bytes  # compiled normalisation of characters; may be empty
+    added: tuple[tuple[str, bool], ...] = ()  # control pieces and those of the user; whether it is a control piece
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -56,69 +56,38 @@ def read_vocabulary(path: Path) -> Vocabulary:
     return vocabulary
 
 
-def make_tokenizer(vocabulary: Vocabulary, extra_ids: int) -> dict[str, Any]:
-    """Make the object of `tokenizer.json` as transformers' T5Tokenizer does."""
-    extra = [f"<extra_id_{index}>" for index in range(extra_ids - 1, -1, -1)]
-    pieces = [*vocabulary.pieces, *((name, 0.0) for name in extra)]
-    special = [*enumerate(SPECIAL), *enumerate(extra, len(vocabulary.pieces))]
-    metaspace = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": "always", "split": True}
-    charsmap = base64.b64encode(vocabulary.charsmap).decode()
-    text, other, end = ({"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}, SPECIAL[1])
-    stop = {"SpecialToken": {"id": end, "type_id": 0}}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added_token(number, name) for number, name in special],
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap} if charsmap else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [text, stop],
-            "pair": [text, stop, other, stop],
-            "special_tokens": {end: {"id": end, "ids": [1], "tokens": [end]}},
-        },
-        "decoder": metaspace,
-        "model": {"type": "Unigram", "unk_id": 2, "vocab": [list(piece) for piece in pieces], "byte_fallback": False},
-    }
-
-
-def format_tokenizer(tokenizer: dict[str, Any]) -> bytes:
-    """Write `tokenizer.json`."""
-    return json.dumps(tokenizer, ensure_ascii=False, indent=2).encode()
-
-
-def _added_token(number: int, name: str) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": number, "content": name, **flags, "special": True}
-
-
 def _parse_model(data: bytes) -> tuple[Vocabulary, int]:
     """ModelProto: 1 = pieces, 2 = trainer_spec (3 = model_type), 3 = normalizer_spec (2 = precompiled_charsmap)."""
     pieces: list[tuple[str, float]] = []
+    added: list[tuple[str, bool]] = []
     model_type: int | bytes = _UNIGRAM
     charsmap = b""
     for number, value in _fields(data):
         if number == 1:
-            pieces.append(_parse_piece(_message(value)))
+            name, score, kind = _parse_piece(_message(value))
+            pieces.append((name, score))
+            if kind in (_CONTROL, _USER_DEFINED):
+                added.append((name, kind == _CONTROL))
         elif number == 2:
             model_type = next((found for key, found in _fields(_message(value)) if key == 3), _UNIGRAM)
         elif number == 3:
             charsmap = next((_message(found) for key, found in _fields(_message(value)) if key == 2), b"")
     if not isinstance(model_type, int):
         raise ValueError("model_type is not a number")
-    return Vocabulary(tuple(pieces), charsmap), model_type
+    return Vocabulary(tuple(pieces), charsmap, tuple(added)), model_type
 
 
-def _parse_piece(data: bytes) -> tuple[str, float]:
-    """SentencePiece: 1 = piece, 2 = score."""
-    name, score = "", 0.0
+def _parse_piece(data: bytes) -> tuple[str, float, int]:
+    """SentencePiece: 1 = piece, 2 = score, 3 = type."""
+    name, score, kind = "", 0.0, _NORMAL
     for number, value in _fields(data):
         if number == 1:
             name = _message(value).decode()
         elif number == 2:
             (score,) = struct.unpack("<f", _message(value))
-    return name, score
+        elif number == 3 and isinstance(value, int):
+            kind = value
+    return name, score, kind
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -82,6 +82,20 @@ class Sources:
                 return root / name
         raise self._explain(name)
 
+    def class_of(self, name: str) -> str | None:
+        """Read the class of a component in the index of its pipeline; None if there is no index. Raises as `component`.
+
+        Raises:
+            FormatError: the index has something else than a library and a class.
+        """
+        index = self.component(name).parent / INDEX
+        if not index.is_file():
+            return None
+        entry = read_json(index).get(name)
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+            raise FormatError(f"[source] {index}: component {name!r} is {entry!r}, want a library and a class")
+        return str(entry[1])
+
     def known_transformer(self) -> dict[str, Any]:
         """Read the configuration of the base's own transformer, for what a single file leaves open; or nothing."""
         for folder in (root / TRANSFORMER for root in self.roots):

@@ -1,16 +1,31 @@
-"""The tokenizer of a checkpoint."""
+"""The tokenizer of a checkpoint, made as transformers makes it and written in the format of the `tokenizers` library.
+
+transformers' T5Tokenizer takes the vocabulary and the map of characters from a folder, and the tokens that it adds; all
+else is its own, whatever tokenizer.json says.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from moddit.checkpoint.sentencepiece import EXTRA_IDS, format_tokenizer, make_tokenizer, read_vocabulary
+from moddit.checkpoint.added_tokens import T5_NAMED, AddedToken, Declarations, list_added_tokens
+from moddit.checkpoint.sentencepiece import Vocabulary, read_vocabulary
 from moddit.checkpoint.weights import read_json
-from moddit.errors import FormatError, MissingError
+from moddit.errors import FormatError, MissingError, UnsupportedError
 
-MAX_EXTRA_IDS: Final = 10_000
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+T5_CLASSES: Final = ("T5Tokenizer", "T5TokenizerFast")
+PLAIN_CLASSES: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")  # tokenizer.json as it is
+_BESIDE: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_UNKNOWN: Final = 2  # number of T5's <unk>
+_SPACE: Final = "▁"
 
 
 @dataclass(frozen=True)
@@ -19,52 +34,158 @@ class TokenizerFile:
 
     text: bytes  # tokenizer.json
     size: int  # tokens, numbered from 0
-    max_length: int | None  # tokens of a text, if the checkpoint limits them
-    files: tuple[Path, ...]  # that it was read from, the settings last
+    files: tuple[Path, ...]  # that it was read from
 
 
-def read_tokenizer(folder: Path) -> TokenizerFile:
-    """Read `tokenizer.json`, or `spiece.model` where there is none, and `tokenizer_config.json`.
+def read_tokenizer(folder: Path, kind: str = T5_CLASSES[0]) -> TokenizerFile:
+    """Read the tokenizer in a folder.
+
+    Args:
+        folder: with `tokenizer.json`, or `spiece.model` where there is none, and the files beside them.
+        kind: its class in transformers.
 
     Raises:
         MissingError: neither file is there.
-        FormatError: it is not a tokenizer.
-        UnsupportedError: it is not one of T5's kind.
+        FormatError: a file is damaged, or does not end every text with one token.
+        UnsupportedError: a class or model of another kind than T5's.
     """
-    path, spiece, settings = (folder / name for name in ("tokenizer.json", "spiece.model", "tokenizer_config.json"))
-    config = read_json(settings) if settings.is_file() else {}
-    if path.is_file():
-        text, value = path.read_bytes(), read_json(path)
-    elif spiece.is_file():
-        path, value = spiece, make_tokenizer(read_vocabulary(spiece), _extra_ids(config, settings))
-        text = format_tokenizer(value)
-    else:
+    path, spiece = folder / "tokenizer.json", folder / "spiece.model"
+    if not path.is_file() and not spiece.is_file():
         found = sorted(entry.name for entry in folder.iterdir())
         raise MissingError(
             f"[tokenizer] {path}: no such file, nor {spiece.name}, got {', '.join(found) or 'no files'}; "
             "save the tokenizer again with save_pretrained"
         )
-    files = (path, settings) if settings.is_file() else (path,)
-    return TokenizerFile(text, _count_tokens(value, path), _max_length(config), files)
+    value = read_json(path) if path.is_file() else None
+    beside = {name: read_json(folder / name) for name in _BESIDE if (folder / name).is_file()}
+    serialized = [] if value is None else value.get("added_tokens", [])
+    if not isinstance(serialized, list):
+        raise FormatError(f"[tokenizer] {path}: added_tokens is no list; save the tokenizer again")
+    config, special_map, added = (beside.get(name, {}) for name in _BESIDE)
+    declarations = Declarations(config, special_map, added, tuple(serialized), folder)
+    if kind in T5_CLASSES:
+        vocabulary = read_vocabulary(spiece) if value is None else _read_vocabulary(path, value)
+        tokenizer = _make_t5(vocabulary, declarations, has_sentinels=value is not None)
+    elif kind in PLAIN_CLASSES and value is not None:
+        tokenizer = _load_plain(path, declarations)
+    else:
+        raise UnsupportedError(
+            f"[tokenizer] {folder}: class {kind} is not implemented, want {', '.join(T5_CLASSES)}; save it as one"
+        )
+    source = spiece if value is None else path
+    _check(tokenizer, source)
+    text = tokenizer.to_str(pretty=True).encode()
+    files = (source, *(folder / name for name in beside))
+    return TokenizerFile(text, tokenizer.get_vocab_size(with_added_tokens=True), files)
 
 
-def _count_tokens(value: dict[str, Any], path: Path) -> int:
-    model, added = value.get("model"), value.get("added_tokens")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocabulary, list | dict) or not isinstance(added, list):
-        raise FormatError(f"[tokenizer] {path}: not a tokenizer, want model.vocab and added_tokens; save it again")
-    numbers = [token.get("id") for token in added if isinstance(token, dict)]
-    return max(len(vocabulary), *(number + 1 for number in numbers if isinstance(number, int)), 0)
+def _make_t5(vocabulary: Vocabulary, declarations: Declarations, *, has_sentinels: bool) -> Tokenizer:
+    """Build what transformers' T5Tokenizer builds, of tokenizer.json or of a SentencePiece model without sentinels."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    where, count = declarations.where, declarations.extra_ids()
+    sentinels = [f"<extra_id_{index}>" for index in range(count)]
+    pieces = list(vocabulary.pieces)
+    extra = [AddedToken(name) for name in sentinels]
+    if not has_sentinels:
+        pieces += [(name, 0.0) for name in reversed(sentinels)]
+        extra = [*(AddedToken(piece, special=special) for piece, special in vocabulary.added), *extra]
+    elif (listed := declarations.legacy_extra()) is not None:
+        extra = _with_sentinels(listed, extra, where)
+    try:
+        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=_UNKNOWN, byte_fallback=False))
+        if vocabulary.charsmap:
+            tokenizer.normalizer = normalizers.Precompiled(vocabulary.charsmap)
+    except Exception as error:  # noqa: BLE001 # the library raises nothing narrower
+        raise FormatError(f"[tokenizer] {where}: not a vocabulary of T5 ({error}); save the tokenizer again") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always", split=True)]
+    )
+    tokenizer.decoder = decoders.Metaspace(_SPACE, prepend_scheme="always", split=True)
+    tokens = list_added_tokens(declarations, T5_NAMED, extra)
+    _add(tokenizer, tokens)
+    end = T5_NAMED["eos_token"]
+    number = tokenizer.token_to_id(_name(declarations, "eos_token", end))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, number)]
+    )
+    return tokenizer
 
 
-def _max_length(config: dict[str, Any]) -> int | None:
-    length = config.get("model_max_length")
-    # transformers writes 1e30 for "no limit"
-    return length if isinstance(length, int) and 0 < length < 1 << 31 else None
+def _with_sentinels(listed: list[AddedToken], sentinels: list[AddedToken], where: Path) -> list[AddedToken]:
+    """Complete the special tokens that a folder lists with T5's sentinels, unless it lists those itself."""
+    count = sum("<extra_id_" in token.content for token in listed)
+    if count and sentinels and count != len(sentinels):
+        raise FormatError(
+            f"[tokenizer] {where / 'special_tokens_map.json'}: lists {count} extra ids, want {len(sentinels)} as "
+            "extra_ids says; transformers refuses it too, save the tokenizer again"
+        )
+    return listed if count else [*listed, *sentinels]
 
 
-def _extra_ids(config: dict[str, Any], path: Path) -> int:
-    count = config.get("extra_ids", EXTRA_IDS)
-    if type(count) is not int or not 0 <= count <= MAX_EXTRA_IDS:
-        raise FormatError(f"[tokenizer] {path}: extra_ids is {count!r}, want an integer in 0..{MAX_EXTRA_IDS}")
-    return count
+def _load_plain(path: Path, declarations: Declarations) -> Tokenizer:
+    """Take tokenizer.json as it is, with the tokens that the folder adds."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # noqa: BLE001 # the library raises nothing narrower
+        raise FormatError(f"[tokenizer] {path}: not a tokenizer ({error}); save it again") from None
+    _add(tokenizer, list_added_tokens(declarations, {}, ()))
+    return tokenizer
+
+
+def _add(tokenizer: Tokenizer, tokens: tuple[AddedToken, ...]) -> None:
+    from tokenizers import AddedToken as LibraryToken
+
+    tokenizer.add_tokens([LibraryToken(**token.fields()) for token in tokens])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+
+def _check(tokenizer: Tokenizer, path: Path) -> None:
+    """Try the tokenizer: every text must end with one token, whose number it has."""
+    try:
+        end = tokenizer.encode("").ids
+    except Exception as error:  # noqa: BLE001 # the library raises nothing narrower
+        raise FormatError(f"[tokenizer] {path}: encodes nothing ({error}); save the tokenizer again") from None
+    if len(end) != 1 or end[0] >= tokenizer.get_vocab_size(with_added_tokens=True):
+        raise FormatError(f"[tokenizer] {path}: the empty text has tokens {end}, want the end token only")
+
+
+def _read_vocabulary(path: Path, value: dict[str, Any]) -> Vocabulary:
+    """Read the pieces and the map of characters of tokenizer.json."""
+    model = value.get("model")
+    pieces = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(pieces, list) or not all(map(_is_piece, pieces)):
+        raise FormatError(
+            f"[tokenizer] {path}: not a tokenizer of T5, want model.vocab with pieces and scores; save it again"
+        )
+    if len(pieces) <= _UNKNOWN:
+        raise FormatError(f"[tokenizer] {path}: has {len(pieces)} pieces, want <pad>, </s>, <unk> and more")
+    return Vocabulary(tuple((piece, float(score)) for piece, score in pieces), _charsmap(path, value.get("normalizer")))
+
+
+def _is_piece(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        return False
+    return isinstance(value[1], (int, float)) and math.isfinite(value[1])
+
+
+def _charsmap(path: Path, normalizer: object) -> bytes:
+    """Find the map of characters, alone or in a sequence; other normalizers are not T5Tokenizer's."""
+    steps: list[Any] = [normalizer]
+    if isinstance(normalizer, dict) and normalizer.get("type") == "Sequence":
+        steps = normalizer["normalizers"] if isinstance(normalizer.get("normalizers"), list) else []
+    for step in steps:
+        if isinstance(step, dict) and step.get("type") == "Precompiled" and "precompiled_charsmap" in step:
+            try:
+                return base64.b64decode(step["precompiled_charsmap"] or "", validate=True)
+            except (binascii.Error, TypeError, ValueError):
+                raise FormatError(f"[tokenizer] {path}: precompiled_charsmap is damaged; save it again") from None
+    return b""
+
+
+def _name(declarations: Declarations, key: str, default: str) -> str:
+    found = declarations.config.get(key, declarations.special_map.get(key, default))
+    return str(found["content"]) if isinstance(found, dict) and "content" in found else str(found or default)

@@ -133,12 +133,13 @@ class TestCheckpoint:
         refuse(damaged, damaged / file, found, "is not implemented", wanted)
 
     def test_more_tokens_than_the_text_encoder_knows(self, damaged: Path, refuse: Callable[..., None]) -> None:
-        edit_json(damaged / "tokenizer" / "tokenizer.json", lambda value: value["added_tokens"].append({"id": 48}))
+        more = [{"id": 44 + index, "content": f"<{index}>"} for index in range(5)]
+        edit_json(damaged / "tokenizer" / "tokenizer.json", lambda value: value["added_tokens"].extend(more))
         refuse(damaged, "tokenizer.json: has 49 tokens, the text encoder's vocab_size is 48")
 
     def test_a_tokenizer_of_another_kind(self, damaged: Path, refuse: Callable[..., None]) -> None:
         (damaged / "tokenizer" / "tokenizer.json").write_text("{}")
-        refuse(damaged, "tokenizer.json: not a tokenizer, want model.vocab")
+        refuse(damaged, "tokenizer.json: not a tokenizer of T5, want model.vocab")
 
 
 class TestPlan:

@@ -1,13 +1,17 @@
-"""A SentencePiece vocabulary becomes the tokenizer that transformers makes of it."""
+"""A tokenizer's folder becomes the tokenizer that transformers makes of it."""
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import T5Tokenizer
@@ -19,8 +23,12 @@ from tests.convert.checkpoints import convert
 from tests.tiny import save_pipeline
 
 PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁red", -4.0), ("▁é", -5.5)]
-PIECES += [(letter, -9.25) for letter in "abcdefghijklmnopqrstuvwxyz,"]
-TYPES = {"<pad>": 3, "</s>": 3, "<unk>": 2}  # control, unknown
+PIECES += [(letter, -9.25) for letter in "abcdefghijklmnopqrstuvwxyz,"] + [("<mine>", 0.0)]
+# T5's own map of characters (nmt_nfkc), as the Swift package is tested with it.
+GOLDEN = Path(__file__).parents[3] / "swift_bridge/Tests/ModditCoreTests/Golden/tokenizer.json"
+CHARSMAP = base64.b64decode(json.loads(GOLDEN.read_text(encoding="utf-8"))["normalizer"]["precompiled_charsmap"])
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+TYPES = {"<mine>": 4, "<pad>": 3, "</s>": 3, "<unk>": 2}  # control, unknown
 
 
 def field(number: int, value: int | float | bytes) -> bytes:
@@ -53,29 +61,130 @@ def write_model(
     return folder
 
 
-@pytest.mark.parametrize("extra_ids", [0, 3, 100])
-def test_equals_transformers(tmp_path: Path, extra_ids: int) -> None:
-    write_model(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"extra_ids": extra_ids, "model_max_length": 512}))
-    found = read_tokenizer(tmp_path)
-    # transformers appends the extra tokens where it reads spiece.model, before it makes the tokenizer
-    extra = [(f"<extra_id_{index}>", 0.0) for index in range(extra_ids - 1, -1, -1)]
-    wanted = T5Tokenizer(vocab=[*PIECES, *extra], extra_ids=extra_ids)
+TEXTS = ("red", "a red, é", "<extra_id_3> red <extra_id_0>", "<mask>red <new> x<lora>y", "</s> <pad> RED", "", "  a ")
+# What folders of published checkpoints, and people's own, say of added tokens.
+EXTRA = [f"<extra_id_{index}>" for index in range(100)]
+DECLARED = {"content": "<lora>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
+FOLDERS: dict[str, dict[str, Any]] = {
+    "nothing beside it": {},
+    "no extra ids": {"tokenizer_config.json": {"extra_ids": 0, "model_max_length": 512}},
+    "three extra ids": {"tokenizer_config.json": {"extra_ids": 3}},
+    "added_tokens_decoder": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {
+                "0": {"content": "<pad>", "special": True},
+                "900": DECLARED | {"special": True},
+                "901": {"content": "<new>", "special": False},
+            }
+        }
+    },
+    "additional_special_tokens": {"tokenizer_config.json": {"additional_special_tokens": ["<new>", "<mask>"]}},
+    "extra_special_tokens": {"tokenizer_config.json": {"extra_special_tokens": ["<mask>", *EXTRA]}},
+    "extra_special_tokens by name": {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<new>"}}},
+    "a token of the model's own": {"tokenizer_config.json": {"lora_token": "<lora>", "extra_ids": 2}},
+    "the legacy files": {
+        "tokenizer_config.json": {"extra_ids": 100, "model_max_length": 77},
+        "special_tokens_map.json": {
+            "additional_special_tokens": EXTRA,
+            "eos_token": {"content": "</s>", "lstrip": False, "normalized": True, "rstrip": False, "special": True},
+            "mask_token": "<mask>",
+        },
+        "added_tokens.json": {"<extra_id_0>": 132, "<new>": 133, "<lora>": 134},
+    },
+    "legacy special tokens without the extra ids": {
+        "special_tokens_map.json": {"additional_special_tokens": ["<mask>", "<new>"]}
+    },
+    "other names of the special tokens": {"tokenizer_config.json": {"unk_token": "<unk>", "cls_token": "<new>"}},
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("form", ["spiece.model", "tokenizer.json", "both"])
+def test_equals_transformers(tmp_path: Path, form: str, name: str) -> None:
+    folder = write_model(tmp_path / "folder", charsmap=CHARSMAP)
+    if form != "spiece.model":
+        # a tokenizer.json as transformers writes it, which another program gave a token
+        T5Tokenizer.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+        value = json.loads((tmp_path / "saved" / "tokenizer.json").read_text(encoding="utf-8"))
+        value["added_tokens"].append({"id": 900, "special": False, "content": "x<lora>", **FLAGS})
+        value["pre_tokenizer"] = None  # T5Tokenizer has its own
+        (folder / "tokenizer.json").write_text(json.dumps(value), encoding="utf-8")
+    if form == "tokenizer.json":
+        (folder / "spiece.model").unlink()
+    for file, content in FOLDERS[name].items():
+        (folder / file).write_text(json.dumps(content))
+    wanted = T5Tokenizer.from_pretrained(folder)
+    found = read_tokenizer(folder)
     value, reference = json.loads(found.text), json.loads(wanted.backend_tokenizer.to_str())
     for each in (value, reference):
-        each["added_tokens"].sort(key=lambda token: token["id"])
         each["model"]["vocab"] = [(piece, round(score, 6)) for piece, score in each["model"]["vocab"]]
     assert value == reference
-    assert (found.size, found.max_length) == (len(PIECES) + extra_ids, 512)
+    assert found.size == len(wanted)
+    ours = tokenizers.Tokenizer.from_str(found.text.decode())
+    assert [ours.encode(text).ids for text in TEXTS] == [wanted(text).input_ids for text in TEXTS]
+    assert {path.name for path in found.files} == {
+        "spiece.model" if form == "spiece.model" else "tokenizer.json",
+        *FOLDERS[name],
+    }
 
 
-def test_has_t5_s_hundred_extra_tokens_by_default(tmp_path: Path) -> None:
-    assert read_tokenizer(write_model(tmp_path)).size == len(PIECES) + 100
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_plain_classes_take_the_file_as_it_is(tmp_path: Path, kind: str) -> None:
+    T5Tokenizer.from_pretrained(write_model(tmp_path / "model")).save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "tokenizer.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["normalizer"] = {"type": "Replace", "pattern": {"String": "blue"}, "content": "red"}
+    path.write_text(json.dumps(value), encoding="utf-8")
+    (tmp_path / "saved" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "mask_token": "<new>"}))
+    wanted: Any = getattr(transformers, kind).from_pretrained(tmp_path / "saved")
+    ours = tokenizers.Tokenizer.from_str(read_tokenizer(tmp_path / "saved", kind).text.decode())
+    texts = (*TEXTS, "blue")
+    assert [ours.encode(text).ids for text in texts] == [wanted(text).input_ids for text in texts]
+    assert ours.encode("blue").ids == ours.encode("red").ids
+
+
+def test_a_class_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="class CLIPTokenizer is not implemented, want T5Tokenizer"):
+        read_tokenizer(write_model(tmp_path), "CLIPTokenizer")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer.json", {"model": {"vocab": {"a": 1}}}, "not a tokenizer of T5, want model.vocab with pieces"),
+        ("tokenizer.json", {"model": {"vocab": [["a", "b"]]}}, "not a tokenizer of T5"),
+        ("tokenizer.json", {"model": {"vocab": [["a", 1e999]]}}, "not a tokenizer of T5"),
+        ("tokenizer.json", {"model": {"vocab": [["a", 1]]}}, "has 1 pieces"),
+        ("tokenizer.json", {"model": 3}, "not a tokenizer of T5"),
+        ("tokenizer.json", {"added_tokens": 3}, "added_tokens is no list"),
+        ("tokenizer.json", {"added_tokens": [3]}, "added_tokens is 3, which is not what transformers writes"),
+        ("tokenizer.json", {"added_tokens": [{"id": -1, "content": "a"}]}, "the number of a token is -1"),
+        ("tokenizer.json", {"added_tokens": [{"id": 1, "content": 3}]}, "a token is"),
+        ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "charsmap is damaged"),
+        ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAA="}}, "not a vocabulary"),
+        ("tokenizer_config.json", {"extra_ids": -1}, r"extra_ids is -1, want an integer in 0\.\."),
+        ("tokenizer_config.json", {"added_tokens_decoder": []}, r"added_tokens_decoder is \[\]"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"a": "b"}}, "the number of a token is 'a'"),
+        ("tokenizer_config.json", {"eos_token": 3}, "a token is 3"),
+        ("tokenizer_config.json", {"extra_special_tokens": "x"}, "extra_special_tokens is 'x'"),
+        ("special_tokens_map.json", {"eos_token": ["a"]}, r"a token is \['a'\]"),
+        ("special_tokens_map.json", {"additional_special_tokens": ["<extra_id_0>"]}, "lists 1 extra ids, want 100"),
+        ("added_tokens.json", {"a": "b"}, "the number of a token is 'b'"),
+    ],
+)
+def test_damage(tmp_path: Path, file: str, change: dict[str, Any], message: str) -> None:
+    T5Tokenizer.from_pretrained(write_model(tmp_path / "model")).save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "tokenizer_config.json").write_text("{}")
+    path = tmp_path / "saved" / file
+    value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps(value | change), encoding="utf-8")
+    with pytest.raises(FormatError, match=message):
+        read_tokenizer(tmp_path / "saved")
 
 
 def test_keeps_the_map_of_characters(tmp_path: Path) -> None:
-    normalizer = json.loads(read_tokenizer(write_model(tmp_path, charsmap=b"\0\1\2\xff")).text)["normalizer"]
-    assert normalizer == {"type": "Precompiled", "precompiled_charsmap": "AAEC/w=="}
+    normalizer = json.loads(read_tokenizer(write_model(tmp_path, charsmap=CHARSMAP)).text)["normalizer"]
+    assert normalizer == {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(CHARSMAP).decode()}
 
 
 def test_converts_a_checkpoint_without_tokenizer_json(tmp_path: Path) -> None:
@@ -92,12 +201,6 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         read_tokenizer(write_model(tmp_path, model_type=2))
     with pytest.raises(UnsupportedError, match=r"first tokens \('</s>', '<pad>', '<unk>'\) is not implemented"):
         read_tokenizer(write_model(tmp_path, [PIECES[1], PIECES[0], *PIECES[2:]]))
-
-
-def test_a_bad_count_of_extra_tokens(tmp_path: Path) -> None:
-    (write_model(tmp_path) / "tokenizer_config.json").write_text('{"extra_ids": -1}')
-    with pytest.raises(FormatError, match=r"tokenizer_config\.json: extra_ids is -1, want an integer in 0\.\."):
-        read_tokenizer(tmp_path)
 
 
 def test_a_cut_model_is_refused(tmp_path: Path) -> None:
