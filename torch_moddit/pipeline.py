@@ -21,11 +21,17 @@ from torch import Tensor, nn
 from moddit.bins import bin_size
 from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, Sources
 from moddit.checkpoint.weights import read_json
-from moddit.errors import FormatError, UnsupportedError
+from moddit.errors import MissingError, UnsupportedError
 from moddit.samplers import NoiseSchedule
 from torch_moddit.loading import as_sources, load_checkpoint
 from torch_moddit.model import BlockTrace, RoutedPixArt
 
+# Classes of the components of a checkpoint without an index.
+_USUAL: Final[Mapping[str, tuple[str, str]]] = {
+    "tokenizer": ("transformers", "T5Tokenizer"),
+    "text_encoder": ("transformers", "T5EncoderModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
 _SCHEDULERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "dpmpp-2m": ("DPMSolverMultistepScheduler", {}),
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
@@ -71,6 +77,8 @@ class ReferencePipeline:
         sources.check()
         model = load_checkpoint(sources, dtype=dtype).to(device)
         names = ("tokenizer", "text_encoder", "vae", "scheduler")
+        for name in names:
+            sources.class_of(name)  # refuses an index that is damaged
         parts = {name: _load_part(sources.component(name), sources.variant, dtype) for name in names}
         pipeline = getattr(diffusers, sources.pipeline_class())(transformer=_Adapter(model), **parts)
         return cls(pipeline.to(device), model, sources.max_sequence_length)
@@ -246,17 +254,26 @@ class _Adapter(nn.Module):
 
 
 def _load_part(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
-    """Load one component with the class that the index of its pipeline names."""
+    """Load one component with the class that the index of its pipeline names, or else the usual one."""
     index, name = folder.parent / INDEX, folder.name
-    entry = read_json(index).get(name)
-    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
-        raise FormatError(f"[pipeline] {index}: component {name!r} is {entry!r}, want a library and a class")
-    library = {"diffusers": diffusers, "transformers": transformers}.get(entry[0])
-    if library is None or not hasattr(library, entry[1]):
-        raise UnsupportedError(f"[pipeline] {index}: component {name!r} is a {entry}, want diffusers or transformers")
-    part: Any = getattr(library, entry[1])
+    entry = read_json(index).get(name) if index.is_file() else None
+    library_name, class_name = entry or _USUAL.get(name) or ("diffusers", _scheduler_class(folder))
+    library = {"diffusers": diffusers, "transformers": transformers}.get(library_name)
+    if library is None or not hasattr(library, class_name):
+        raise UnsupportedError(
+            f"[pipeline] {index}: component {name!r} is a {library_name}.{class_name}, want diffusers or transformers"
+        )
+    part: Any = getattr(library, class_name)
     if name not in ("text_encoder", "vae"):
         return part.from_pretrained(folder)
     has_variant = variant is not None and any(f".{variant}" in file.name for file in folder.iterdir())
-    key = "dtype" if entry[0] == "transformers" else "torch_dtype"
+    key = "dtype" if library is transformers else "torch_dtype"
     return part.from_pretrained(folder, variant=variant if has_variant else None, **{key: dtype}).eval()
+
+
+def _scheduler_class(folder: Path) -> str:
+    path = folder / "scheduler_config.json"
+    found = read_json(path).get("_class_name")
+    if not isinstance(found, str):
+        raise MissingError(f"[pipeline] {path}: field '_class_name' is missing; save the scheduler again")
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
+from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtSigmaPipeline
 from diffusers.models.embeddings import PatchEmbed
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from moddit.errors import MissingError
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
 from moddit.tensors import text_encoder_tensors, transformer_tensors, vae_tensors
+from torch_moddit.loading import make_transformer
 from torch_moddit.model import Record, RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline, make_scheduler
 
@@ -119,27 +120,13 @@ class Reference:
             transformer=self.transformer.transformer,
             scheduler=make_scheduler(schedule, schedule.sampler),
         )
-        return ReferencePipeline(parts, self.transformer)
+        return ReferencePipeline(parts, self.transformer, self.spec.max_sequence_length)
 
 
 def build_transformer(spec: PixArtSpec, plan: RoutingPlan | None, values: Values) -> RoutedPixArt:
     """Build the transformer, with routers where there is a plan."""
     with torch.device("meta"):
-        dense = PixArtTransformer2DModel(
-            num_attention_heads=spec.num_attention_heads,
-            attention_head_dim=spec.attention_head_dim,
-            in_channels=spec.in_channels,
-            out_channels=spec.out_channels,
-            num_layers=spec.num_layers,
-            cross_attention_dim=spec.cross_attention_dim,
-            attention_bias=spec.attention_bias,
-            sample_size=spec.sample_size,
-            patch_size=spec.patch_size,
-            norm_eps=spec.norm_eps,
-            caption_channels=spec.caption_channels,
-            interpolation_scale=spec.interpolation_scale,
-            use_additional_conditions=spec.use_additional_conditions,
-        )
+        dense = make_transformer(spec)
         model = RoutedPixArt(dense, plan)
     _load(model.transformer, transformer_tensors(spec, routed=plan is not None), values)
     _restore_buffers(model.transformer, spec)

@@ -63,7 +63,7 @@ def finish_part(
     """
     unexpected = sorted(tensors.keys() - wanted.keys()) if wanted.keys() <= tensors.keys() else []
     unused = {**unused, **dict.fromkeys(unexpected, "not of this model; left out, as diffusers and transformers do")}
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in unexpected}
     check_names({name: tensor.shape for name, tensor in tensors.items()}, wanted, str(where))
     check_dtypes(component, tensors)
     return ReadPart(Part(wanted, tensors), unused, notes)
