@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from moddit.checkpoint.sources import COMPONENTS, LoraSource, Sources
+from moddit.checkpoint.sources import WEIGHTED, LoraSource, Sources
 from moddit.errors import FormatError, MissingError, UnsupportedError
 from moddit.paths import expand
 
@@ -108,7 +108,7 @@ def _download(repository: str, revision: str | None, variant: str | None) -> _Pl
         files = (f"*.{variant}.safetensors", f"*.{variant}-*.safetensors")
         folder = _snapshot(repository, revision, (*_ALWAYS, *files))
         # A component without the variant is read without it, as in diffusers.
-        plain = [name for name in COMPONENTS if (folder / name).is_dir() and not _has_weights(folder / name)]
+        plain = [name for name in WEIGHTED if (folder / name).is_dir() and not _has_weights(folder / name)]
         folder = _snapshot(repository, revision, tuple(f"{name}/*.safetensors" for name in plain)) if plain else folder
     return _Place(folder, f"{repository}@{folder.name}")  # snapshots are named by their commit
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moddit.checkpoint.precision import check_dtypes
 from moddit.checkpoint.stored import StoredTensor
+from moddit.errors import UnsupportedError
 from moddit.tensors import Tensors, check_names
 
 
@@ -59,8 +60,13 @@ def finish_part(
 
     Raises:
         ShapeError: tensors are missing or mis-shaped.
-        UnsupportedError: a tensor's numbers are no floats of 16 or 32 bits.
+        UnsupportedError: weights of another model, or numbers that are no floats of 16 or 32 bits.
     """
+    if not wanted.keys() & tensors.keys():
+        raise UnsupportedError(
+            f"[{component}] {where}: weights of another model, got {len(tensors)} tensors such as "
+            f"{min(tensors, default='none')!r}, want {next(iter(wanted))!r} and the others of a PixArt's {component}"
+        )
     unexpected = sorted(tensors.keys() - wanted.keys()) if wanted.keys() <= tensors.keys() else []
     unused = {**unused, **dict.fromkeys(unexpected, "not of this model; left out, as diffusers and transformers do")}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in unexpected}

@@ -13,7 +13,8 @@ from moddit.errors import FormatError, InputError, MissingError, UnsupportedErro
 from moddit.manifest import MANIFEST_NAME
 
 TRANSFORMER: Final = "transformer"
-COMPONENTS: Final = (TRANSFORMER, "text_encoder", "vae", "tokenizer", "scheduler")
+WEIGHTED: Final = (TRANSFORMER, "text_encoder", "vae")
+COMPONENTS: Final = (*WEIGHTED, "tokenizer", "scheduler")
 INDEX: Final = "model_index.json"
 # Text tokens that diffusers' pipelines read unless told otherwise, whatever the tokenizer's own limit.
 SEQUENCE_LENGTHS: Final = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
@@ -180,13 +181,10 @@ class SourceFiles:
         self.paths |= {f"lora{index}@{lora.scale:g}/{path.name}": path for path in paths}
 
     def _label(self, path: Path) -> str:
-        main = self.sources.main
-        if self.sources.is_file:
-            main = main.parent
-        if path.is_relative_to(main):
-            return path.relative_to(main).as_posix()
-        assert self.sources.base is not None
-        return f"base/{path.relative_to(self.sources.base).as_posix()}"
+        main, base = self.sources.main, self.sources.base
+        roots = {main.parent if self.sources.is_file else main: "", **({base: "base/"} if base is not None else {})}
+        root = max(filter(path.is_relative_to, roots), key=lambda item: len(item.parts))  # one may be in the other
+        return f"{roots[root]}{path.relative_to(root).as_posix()}"
 
 
 def _has(root: Path, name: str) -> bool:

@@ -86,7 +86,7 @@ def _read_base(
         check_tensors({name: tensor.dtype for name, tensor in tensors.items()}, str(place))
         if original.find_prefix(tensors) is not None:
             return _read_original(place, tensors, sources, scheduler, downscale), 1.0
-        found = _read_named(place, _config_of_file(sources, place), Weights(tensors, (place,)), scheduler)
+        found = _read_named(place, _config_of_file(sources, place, files), Weights(tensors, (place,)), scheduler)
         return found, 1.0 if found.plan is None else MLP_GAIN
     path = place / "config.json"
     config = read_config(path)
@@ -161,10 +161,12 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     return Transformer(spec, plan, read, learned.keep_ratio)
 
 
-def _config_of_file(sources: Sources, place: Path) -> dict[str, Any]:
+def _config_of_file(sources: Sources, place: Path, files: SourceFiles) -> dict[str, Any]:
     """Find the configuration of a single file in diffusers' names: beside it, or that of the base's own transformer."""
     beside = place.parent / "config.json"
     config = read_config(beside) if beside.is_file() else sources.known_transformer()
+    if beside.is_file():
+        files.add(beside)
     if not config:
         raise MissingError(
             f"[transformer] {place}: weights without a config.json; put that of the model beside them, or name a "
