@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from convert.cli import main
+from tests import tiny
+from tests.parity.published import _adapter, original_names, save
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,6 +49,28 @@ def test_commands_then_the_program_run_in_order(folder: Path) -> None:
     assert (folder / "routes.png").read_bytes().startswith(b"\x89PNG")
     (program,) = (text for kind, text in BLOCKS if kind == "python")
     assert run(folder, ["-c", program]) == "(64, 64, 3)\n"
+
+
+def test_commands_for_checkpoints_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same commands, with tiny checkpoints of the same layout for the names in them."""
+    monkeypatch.chdir(tmp_path)
+    whole = save(tmp_path, transformer={"num_attention_heads": 2, "attention_head_dim": 32, "cross_attention_dim": 64})
+    one = save(tmp_path / "one")
+    tiny.make_transformer(seed=8).save_pretrained("512" / Path("transformer"))
+    torch.save(original_names(tiny.make_transformer(seed=8).state_dict()), "fine-tune.pth")
+    _adapter(tmp_path, "style", 2).rename("style.safetensors")
+    one.rename("sigma-folder")
+    places = {
+        "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": str(whole),
+        "PixArt-alpha/PixArt-Sigma-XL-2-512-MS": "512",
+        "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers": "sigma-folder",
+    }
+    (block,) = (text for kind, text in BLOCKS if kind == "bash")
+    for line in block.splitlines():
+        program, flag, module, *arguments = [places.get(word, word) for word in shlex.split(line)]
+        assert (program, flag, module) == ("python", "-m", "convert")
+        assert main(arguments) == 0
+    assert {"sigma-mlx", "sigma512-mlx", "mine-mlx"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_make_targets_exist() -> None:
