@@ -21,7 +21,7 @@ import moddit
 from mlx_moddit import info as bundle_info
 from mlx_moddit.embedded import embedded_bundle
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
-from mlx_moddit.load import DTYPES
+from mlx_moddit.load import DTYPE_NAMES, STORED
 from mlx_moddit.memory import peak_rss_bytes
 from mlx_moddit.metadata import Metadata, ModelReference, versions
 from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_files
@@ -96,8 +96,8 @@ def main() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 @click.option(
     "--dtype",
-    type=click.Choice(list(DTYPES)),
-    help="Precision to compute in.  [default: as stored, on a CPU float32]",
+    type=click.Choice(DTYPE_NAMES),
+    help="Precision to compute in.  [default: stored, on a CPU float32]",
 )
 @click.option("--low-ram", is_flag=True, help="Keep one component in memory at a time, and decode in tiles.")
 @click.option(
@@ -154,7 +154,8 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
     with exit_on_error():
         manifest = read_manifest(_folder(model))
         settings = Settings.complete(manifest.spec, "", height=height, width=width, vae_tile_size=vae_tile_size)
-        compute = bundle_info.Compute(is_gpu=mx.default_device() != mx.cpu, dtype=default_dtype())
+        dtype = default_dtype()
+        compute = bundle_info.Compute(mx.default_device() != mx.cpu, None if dtype == STORED else dtype)
         facts = bundle_info.describe(
             manifest, compute, height=settings.height, width=settings.width, tile=vae_tile_size
         )

@@ -33,7 +33,9 @@ from moddit.tensors import (
 )
 
 BACKEND: Final = "mlx"
+STORED: Final = "stored"  # the dtype of each component, as its files have it
 DTYPES: Final = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+DTYPE_NAMES: Final = (STORED, *DTYPES)
 
 M = TypeVar("M", bound=nn.Module)
 

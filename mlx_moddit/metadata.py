@@ -42,7 +42,7 @@ class Metadata:
 
     settings: Settings
     model: ModelReference
-    dtype: str | None  # computed in; None for the stored one
+    dtype: str  # computed in, or "stored"
     versions: Mapping[str, str]  # of moddit and MLX
 
     def to_json(self) -> dict[str, Any]:

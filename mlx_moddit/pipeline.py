@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlx_moddit.load import DTYPES, Bundle, load_bundle
+from mlx_moddit.load import DTYPE_NAMES, DTYPES, STORED, Bundle, load_bundle
 from mlx_moddit.memory import Meter, StageCost, peak_rss_bytes
 from mlx_moddit.routes import RegionRoutes, RouteCounter
 from mlx_moddit.settings import (
@@ -77,23 +77,25 @@ class Pipeline:
 
         Args:
             path: the bundle's folder.
-            dtype: "float16", "bfloat16" or "float32", to compute in. By default the stored one on a GPU, and float32 on
-                a CPU, where MLX takes 30 times as long for half precision.
+            dtype: "float16", "bfloat16" or "float32", to compute in, or "stored" for what the files have. By default
+                "stored" on a GPU, and "float32" on a CPU, where MLX takes 30 times as long for half precision.
             low_ram: keep one component in memory at a time, and the text encoder's blocks one by one, and decode
                 pictures of more than 512 pixels in tiles; costs reading the weights again for every picture.
 
         Raises:
             MissingError, FormatError, UnsupportedError: the folder is not a bundle that can be used.
         """
-        if dtype is not None and dtype not in DTYPES:
-            raise UnsupportedError(f"[pipeline] dtype {dtype!r} is unknown, want one of {', '.join(DTYPES)}")
         name = default_dtype() if dtype is None else dtype
-        return cls(load_bundle(path, None if name is None else DTYPES[name]), low_ram=low_ram)
+        if name not in DTYPE_NAMES:
+            raise UnsupportedError(f"[pipeline] dtype {name!r} is unknown, want one of {', '.join(DTYPE_NAMES)}")
+        return cls(load_bundle(path, DTYPES.get(name)), low_ram=low_ram)
 
     @property
-    def dtype(self) -> str | None:
-        """Name of the dtype it computes in; None for the stored one."""
-        return next((name for name, dtype in DTYPES.items() if dtype == self.bundle.dtype), None)
+    def dtype(self) -> str:
+        """What it computes in, as `load` takes it."""
+        asked = self.bundle.dtype
+        # MLX's dtypes cannot be compared with None
+        return STORED if asked is None else next(name for name, dtype in DTYPES.items() if dtype == asked)
 
     def generate(
         self,
@@ -244,7 +246,7 @@ class Run:
         if not stage.is_finite.item():
             raise ModditError(
                 f"[pipeline] the picture of seed {settings.seed} has values that are not finite; "
-                f"try dtype float32 (now {self._pipeline.dtype or 'the stored one'})"
+                f"try dtype float32 (now {self._pipeline.dtype})"
             )
         routes = self._routes.result() if self._routes is not None else ()
         picture = Picture(settings, np.array(stage.pixels), tuple(self._step_seconds), routes)
@@ -264,6 +266,6 @@ def spread_seeds(seed: int | Sequence[int], num_images: int) -> tuple[int, ...]:
     return tuple(int(number) + offset for number in first for offset in range(num_images))
 
 
-def default_dtype() -> str | None:
-    """Name the dtype to compute in where the user names none: the stored one (None), on a CPU float32."""
-    return "float32" if mx.default_device() == mx.cpu else None
+def default_dtype() -> str:
+    """Name the dtype to compute in where the user names none: the stored one, on a CPU float32."""
+    return "float32" if mx.default_device() == mx.cpu else STORED

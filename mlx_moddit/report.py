@@ -42,7 +42,7 @@ class Report:
     costs: tuple[StageCost, ...]
     peak_rss_bytes: int
     model: ModelReference
-    dtype: str | None
+    dtype: str  # computed in, or "stored"
     device: str
     versions: Mapping[str, str]
 
@@ -66,7 +66,7 @@ class Report:
         total = sum(cost.seconds for cost in self.costs)
         rows.append(("total", f"{total:.2f}", f"{max((cost.peak_bytes for cost in self.costs), default=0) / MB:.0f}"))
         steps = [seconds for picture in self.pictures for seconds in picture.step_seconds]
-        facts = f"process peak {self.peak_rss_bytes / MB:.0f} MB, {self.device}, dtype {self.dtype or 'as stored'}"
+        facts = f"process peak {self.peak_rss_bytes / MB:.0f} MB, {self.device}, dtype {self.dtype}"
         if steps:
             facts = f"{len(steps)} steps, median {median(steps) * 1e3:.1f} ms a step, {facts}"
         return "\n".join([*align(rows), facts])

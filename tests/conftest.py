@@ -1,10 +1,13 @@
-"""What all tests share: offline, two threads, a fast BLAS under MLX, MLX graphs compiled only where a test asks."""
+"""What all tests share: offline, two threads, a fast BLAS under MLX, the device and the precisions they run in."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import settings
@@ -13,30 +16,76 @@ from scripts import fast_blas
 
 # Before any test imports torch, MLX or a Hugging Face library.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["MLX_DISABLE_COMPILE"] = "1"  # on CPUs every graph would start a C++ compiler for seconds
+os.environ["MLX_ENABLE_TF32"] = "0"  # GPUs that have it would multiply float32 in 19 bits, which no tolerance allows
+IS_MAC: Final = platform.system() == "Darwin"
+if not IS_MAC:  # on CPUs every graph would start a C++ compiler for seconds; the fixture `mlx_compile` does so
+    os.environ["MLX_DISABLE_COMPILE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-BLAS = fast_blas.load()
+BLAS: Final = fast_blas.load()
+STARTUP: Final = Path(__file__).parent / "startup"
 
 settings.register_profile("moddit", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("moddit")
 
 
-def pytest_report_header() -> str:
-    return f"MLX runs on {'Metal and ' if platform.system() == 'Darwin' else ''}{BLAS}"
+def pytest_addoption(parser: pytest.Parser) -> None:
+    from tests.startup.sitecustomize import DEVICES
+
+    parser.addoption(
+        "--device",
+        choices=DEVICES,
+        default="default",
+        help="where MLX computes: its default, a CPU, or its default under the name of a GPU, as on a Mac",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from tests.startup import sitecustomize
+
+    device = config.getoption("device")
+    os.environ[sitecustomize.VARIABLE] = device
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
+    sitecustomize.choose_device(device)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"MLX runs on {'Metal and ' if IS_MAC else ''}{BLAS}; --device {config.getoption('device')}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if platform.system() == "Darwin":
+    if IS_MAC:
         return
     for item in items:
         if item.get_closest_marker("mac"):
             item.add_marker(pytest.mark.skip(reason="needs a Mac"))
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Store bundles in every precision where the program computes in what is stored, on a CPU in float32 alone."""
+    if "stored_dtype" not in metafunc.fixturenames:
+        return
+    device = metafunc.config.getoption("device")
+    is_cpu = device == "cpu" or (device == "default" and not IS_MAC)
+    names = ["float32"] if is_cpu else ["float32", "float16", "bfloat16"]
+    metafunc.parametrize("stored_dtype", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def stored_dtype(request: pytest.FixtureRequest) -> str:
+    """Name the dtype that bundles are stored in; without another wish the program computes in it too."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def mlx_compile() -> Iterator[None]:
-    """Compile MLX graphs in this test."""
+    """Compile MLX graphs in this test; on a Mac all tests do."""
+    if IS_MAC:
+        yield
+        return
+    if shutil.which("g++") is None:
+        pytest.skip("MLX compiles for a CPU with g++, which is not here")
     import mlx.core as mx
 
     mx.enable_compile()

@@ -29,7 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, arguments: list[str]) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+    paths = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "default"}
     result = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -20,6 +21,7 @@ from mlx_moddit import cli
 from mlx_moddit.images import read_metadata
 from mlx_moddit.stages import Step
 from moddit.manifest import MANIFEST_NAME
+from tests.mlx_moddit.conftest import make_bundle
 
 PROMPT: Final = "a large red circle"
 FAST: Final = ("--prompt", PROMPT, "--steps", "2")
@@ -85,6 +87,32 @@ def test_json_is_one_object_of_a_fixed_shape(routed_bundle: Path) -> None:
     assert report["model"]["path"] == str(routed_bundle)
     assert report["dtype"] == "float32"
     assert report["versions"]["moddit"] == moddit.__version__
+
+
+@pytest.mark.parametrize(("device", "dtype"), [(mx.cpu, "float32"), (mx.gpu, "stored")], ids=["cpu", "gpu"])
+def test_dtype_and_device_are_reported(
+    routed_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: mx.DeviceType, dtype: str
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
+    result = succeed(routed_bundle, *FAST, "-o", "a.png")
+    assert result.stderr.endswith(f"{mx.Device(device, 0)}, dtype {dtype}\n")
+    assert read_metadata(Path("a.png")).dtype == dtype
+    facts = json.loads(run("info", "--model", str(routed_bundle), "--json").stdout)
+    assert facts["device"] == ("gpu" if device == mx.gpu else "cpu")
+    text = run("info", "--model", str(routed_bundle)).stdout
+    assert f"guided, on a {facts['device'].upper()}:" in text
+
+
+def test_a_picture_of_a_gpu_is_repeated_in_its_precision_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path, "float16")
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    succeed(bundle, *FAST, "-o", "first.png")
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu, 0))
+    result = run("generate", "--config-from", "first.png", "-o", "again.png")
+    assert result.exit_code == 0, result.output
+    assert Path("again.png").read_bytes() == Path("first.png").read_bytes()
 
 
 def test_config_from_repeats_the_file_byte_for_byte(routed_bundle: Path) -> None:
@@ -285,7 +313,8 @@ def test_info_describes_the_bundle(routed_bundle: Path) -> None:
 
 def command(*arguments: str) -> tuple[list[str], dict[str, str]]:
     root = str(Path(moddit.__file__).parents[1])
-    return [sys.executable, "-m", "mlx_moddit", *arguments], {**os.environ, "PYTHONPATH": root}
+    paths = os.pathsep.join([os.environ["PYTHONPATH"], root])
+    return [sys.executable, "-m", "mlx_moddit", *arguments], {**os.environ, "PYTHONPATH": paths}
 
 
 def test_as_a_program(routed_bundle: Path) -> None:

@@ -14,7 +14,7 @@ from mlx_moddit.settings import Settings
 from moddit.errors import FormatError, MissingError, ModditError, OutputExistsError, StorageError
 
 SETTINGS = Settings("Ein großer Kreis, rot!", "blau", 7, 20, 4.5, 32, 48, "dpmpp-2m")
-METADATA = Metadata(SETTINGS, ModelReference("some/bundle", "ab" * 32, "folder"), None, {"moddit": "1", "mlx": "2"})
+METADATA = Metadata(SETTINGS, ModelReference("some/bundle", "ab" * 32, "folder"), "stored", {"moddit": "1", "mlx": "2"})
 IMAGE = Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3))
 
 

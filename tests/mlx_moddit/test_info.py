@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlx_moddit.info import Compute, describe, write
@@ -33,12 +34,12 @@ def test_facts_of_a_dense_bundle(dense_bundle: Path) -> None:
     assert "Dense: every layer processes all 64 tokens" in write(facts)
 
 
-def test_quantised_components_say_so(dense_bundle: Path) -> None:
+def test_quantised_components_say_so(dense_bundle: Path, stored_dtype: str) -> None:
     manifest = read_manifest(dense_bundle)
     part = replace(manifest.components["transformer"], quantization=Quantization(4, 64, "affine", ()))
     manifest = replace(manifest, components={**manifest.components, "transformer": part})
     facts = describe(manifest, CPU, height=32, width=32)
-    assert facts["components"]["transformer"]["stored_as"] == "4-bit in groups of 64, rest float32"
+    assert facts["components"]["transformer"]["stored_as"] == f"4-bit in groups of 64, rest {stored_dtype}"
 
 
 def test_sizes_that_the_model_cannot_make_are_refused(dense_bundle: Path) -> None:
@@ -49,7 +50,9 @@ def test_sizes_that_the_model_cannot_make_are_refused(dense_bundle: Path) -> Non
 @pytest.mark.parametrize("side", [64, 128])
 def test_memory_estimate_is_within_a_factor_of_two_on_a_cpu(dense_bundle: Path, side: int) -> None:
     facts = describe(read_manifest(dense_bundle), CPU, height=side, width=side)
-    result = Pipeline.load(dense_bundle, low_ram=True).generate("a circle", height=side, width=side, steps=2)
+    with mx.stream(mx.cpu):
+        pipeline = Pipeline.load(dense_bundle, dtype=CPU.dtype, low_ram=True)
+        result = pipeline.generate("a circle", height=side, width=side, steps=2)
     measured = {cost.name: cost.peak_bytes for cost in result.costs}
     for stage in ("denoise", "decode"):
         assert 0.5 < facts["memory_estimate_bytes"][stage] / measured[stage] < 2, stage
@@ -57,8 +60,9 @@ def test_memory_estimate_is_within_a_factor_of_two_on_a_cpu(dense_bundle: Path, 
 
 def test_dtype_decides_what_weights_need(dense_bundle: Path) -> None:
     manifest = read_manifest(dense_bundle)
-    full, half = (
+    full, half, stored = (
         describe(manifest, Compute(is_gpu=True, dtype=dtype), height=32, width=32)["memory_estimate_bytes"]["encode"]
-        for dtype in ("float32", "float16")
+        for dtype in ("float32", "float16", None)
     )
     assert full == 2 * half
+    assert stored == sum(info.bytes for info in manifest.components["text_encoder"].files)

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_moddit.load import DTYPE_NAMES, DTYPES
 from mlx_moddit.pipeline import Pipeline, Result, spread_seeds
 from mlx_moddit.settings import Settings
 from mlx_moddit.stages import LOW_RAM_CACHE_BYTES, Decoded, Encoded, Loaded, Prepared, Stage, Step
@@ -172,8 +173,8 @@ def test_routes_count_what_the_plan_keeps(pipeline: Pipeline) -> None:
         assert (item.first_timestep, item.last_timestep) == (item.region * 250, item.region * 250 + 249)
 
 
-def test_routes_of_a_plan_that_keeps_everything_are_one(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path, keep_tenths=[[10, 10]] * 3)
+def test_routes_of_a_plan_that_keeps_everything_are_one(tmp_path: Path, stored_dtype: str) -> None:
+    bundle = make_bundle(tmp_path, stored_dtype, keep_tenths=[[10, 10]] * 3)
     routes = Pipeline.load(bundle).generate(PROMPT, steps=3, routes=True).pictures[0].routes
     assert [item.region for item in routes] == [1, 0]
     assert all((item.frequency == 1).all() for item in routes)
@@ -210,22 +211,39 @@ def test_bad_settings_are_refused_before_anything_is_loaded(
     assert stages == []
 
 
+@pytest.mark.parametrize(("device", "dtype"), [(mx.cpu, "float32"), (mx.gpu, "stored")], ids=["cpu", "gpu"])
+def test_dtype_is_the_stored_one_on_a_gpu_and_float32_on_a_cpu(
+    routed_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: mx.DeviceType, dtype: str
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
+    assert Pipeline.load(routed_bundle).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPE_NAMES)
+def test_dtype_is_what_was_asked_for(routed_bundle: Path, stored_dtype: str, dtype: str) -> None:
+    pipeline = Pipeline.load(routed_bundle, dtype=dtype)
+    assert pipeline.dtype == dtype
+    assert pipeline.bundle.transformer().dtype == DTYPES[stored_dtype if dtype == "stored" else dtype]
+
+
 def test_unknown_dtype_is_refused(routed_bundle: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"'int8'.*float16"):
         Pipeline.load(routed_bundle, dtype="int8")
 
 
-def test_half_precision_is_near_float32(pipeline: Pipeline, routed_bundle: Path) -> None:
-    half = Pipeline.load(routed_bundle, dtype="float16").generate(PROMPT, steps=2, guidance_scale=1)
-    full = pipeline.generate(PROMPT, steps=2, guidance_scale=1)
+def test_half_precision_is_near_float32(routed_bundle: Path) -> None:
+    half, full = (
+        Pipeline.load(routed_bundle, dtype=dtype).generate(PROMPT, steps=2, guidance_scale=1)
+        for dtype in ("float16", "float32")
+    )
     # Some tokens near the boundary are routed otherwise, so only most of the picture is near.
     assert np.median(np.abs(half.images[0].astype(int) - full.images[0].astype(int))) <= 4
 
 
-def test_values_that_are_not_finite_are_an_error_not_a_black_picture(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path, routed=False)
+def test_values_that_are_not_finite_are_an_error_not_a_black_picture(tmp_path: Path, stored_dtype: str) -> None:
+    bundle = make_bundle(tmp_path, stored_dtype, routed=False)
     edit_tensors(bundle, "transformer", {"proj_out.bias": mx.full((32,), float("inf"))})
-    with pytest.raises(ModditError, match=r"seed 3 has values that are not finite.*float32"):
+    with pytest.raises(ModditError, match=r"seed 3 has values that are not finite.*float32 \(now (float32|stored)\)"):
         Pipeline.load(bundle).generate(PROMPT, seed=3, steps=1)
 
 

@@ -28,7 +28,7 @@ class Road:
     outputs: list[list[NDArray[np.float32]]] = field(default_factory=list)  # [steps][layers] (B, N, C), reference only
 
 
-def to_bundle(folder: Path, bundle: Path, *, dtype: str = "float32") -> Path:
+def to_bundle(folder: Path, bundle: Path, dtype: str = "float32") -> Path:
     """Convert a checkpoint with the command that a user would give."""
     arguments = ["--from", "hf-checkpoint", "--hf-path", str(folder), "--to", "mlx", "--out", str(bundle)]
     assert main([*arguments, "--dtype", dtype]) == 0
@@ -57,7 +57,7 @@ def run_reference(folder: Path, prompt: str, **settings: Any) -> Road:
 
 
 def run_mlx(bundle: Path, prompt: str, **settings: Any) -> Road:
-    """Generate with MLX in float32."""
+    """Generate with MLX as a user does who names no precision: on a CPU in float32, on a GPU in the stored one."""
     road = Road()
 
     def keep(stage: Stage) -> None:
@@ -65,7 +65,7 @@ def run_mlx(bundle: Path, prompt: str, **settings: Any) -> Road:
             road.latents.append(np.array(stage.latents).transpose(0, 3, 1, 2))
             road.kept.append([np.array(layer).astype(np.int64) for layer in stage.kept])
 
-    pipeline = Pipeline.load(bundle, dtype="float32")
+    pipeline = Pipeline.load(bundle)
     result = pipeline.generate(prompt, routes=pipeline.bundle.plan is not None, on_stage=keep, **settings)
     road.picture = result.images[0].astype(np.float32) / np.float32(255)
     return road

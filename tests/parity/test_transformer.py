@@ -15,8 +15,9 @@ from mlx_moddit.pixart import PixArt, Size
 from moddit.embeddings import position_embedding, sinusoid
 from moddit.errors import ShapeError, ValueRangeError
 from moddit.spec import PixArtSpec
+from moddit.tensors import transformer_tensors
 from tests import tiny
-from tests.parity.bridge import STAGE_TOLERANCE, copy_weights, relative_error, to_nchw
+from tests.parity.bridge import STAGE_TOLERANCES, copy_weights, relative_error, round_weights, to_nchw
 
 TIMESTEPS = (999.0, 499.5, 20.0, 0.0)  # fractional ones are Euler's
 LENGTHS = (9, 3)  # text tokens of the two rows
@@ -54,37 +55,39 @@ def test_position_embedding_equals_diffusers(grid: tuple[int, int], interpolatio
 
 @pytest.mark.parametrize(("kind", "switches"), SWITCHES, ids=str)
 class TestDense:
-    def test_conditioning_equals_diffusers(self, kind: str, switches: dict[str, Any]) -> None:
-        reference, model = _pair(kind, switches)
+    def test_conditioning_equals_diffusers(self, stored_dtype: str, kind: str, switches: dict[str, Any]) -> None:
+        reference, model = _pair(kind, switches, stored_dtype)
         added = _added(reference, rows=len(TIMESTEPS))
         with torch.no_grad():
             timesteps = torch.tensor(TIMESTEPS)
             table, embedded = reference.adaln_single(timesteps, added, len(TIMESTEPS), torch.float32)
         found_table, found_embedded = model.adaln_single(TIMESTEPS, _size(model))
-        assert relative_error(found_table.reshape(len(TIMESTEPS), -1), table) < STAGE_TOLERANCE
-        assert relative_error(found_embedded, embedded) < STAGE_TOLERANCE
+        assert relative_error(found_table.reshape(len(TIMESTEPS), -1), table) < STAGE_TOLERANCES[stored_dtype]
+        assert relative_error(found_embedded, embedded) < STAGE_TOLERANCES[stored_dtype]
 
     @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24), (20, 12)])
-    def test_every_block_equals_diffusers(self, kind: str, switches: dict[str, Any], height: int, width: int) -> None:
-        reference, model = _pair(kind, switches)
+    def test_every_block_equals_diffusers(
+        self, stored_dtype: str, kind: str, switches: dict[str, Any], height: int, width: int
+    ) -> None:
+        reference, model = _pair(kind, switches, stored_dtype)
         latents, text, mask = _inputs(height, width)
         conditions = model.prepare(_rows(text), TIMESTEPS, height, width, size=_size(model))
         x = model.embed(_nhwc(latents), conditions)
         for layer, wanted in enumerate(_reference_blocks(reference, latents, text, mask, TIMESTEPS[1])):
             x = model.run_block(x, layer, 1, conditions)
-            assert relative_error(x, wanted) < STAGE_TOLERANCE, layer
+            assert relative_error(x, wanted) < STAGE_TOLERANCES[stored_dtype], layer
 
     @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24), (20, 12)])
     def test_output_equals_diffusers_at_every_step(
-        self, kind: str, switches: dict[str, Any], height: int, width: int
+        self, stored_dtype: str, kind: str, switches: dict[str, Any], height: int, width: int
     ) -> None:
-        reference, model = _pair(kind, switches)
+        reference, model = _pair(kind, switches, stored_dtype)
         latents, text, mask = _inputs(height, width)
         conditions = model.prepare(_rows(text), TIMESTEPS, height, width, size=_size(model))
         for step, timestep in enumerate(TIMESTEPS):
             wanted = _run(reference, latents, text, mask, timestep)
             found = model(_nhwc(latents), step, conditions)
-            assert relative_error(to_nchw(found), wanted) < STAGE_TOLERANCE, timestep
+            assert relative_error(to_nchw(found), wanted) < STAGE_TOLERANCES[stored_dtype], timestep
 
 
 class TestPrepare:
@@ -105,11 +108,12 @@ class TestPrepare:
             model.prepare([mx.zeros((3, tiny.TEXT_WIDTH))], TIMESTEPS, 16, 16, size=size)
 
 
-def _pair(kind: str, switches: dict[str, Any]) -> tuple[Any, PixArt]:
+def _pair(kind: str, switches: dict[str, Any], dtype: str = "float32") -> tuple[Any, PixArt]:
     reference = tiny.make_transformer(kind, **switches)
     config = {**reference.config, "_class_name": "PixArtTransformer2DModel"}
     spec = PixArtSpec.from_diffusers(config, "transformer")
-    return reference, copy_weights(PixArt(spec, None), reference.state_dict())
+    model = copy_weights(PixArt(spec, None), reference.state_dict())
+    return reference, round_weights(model, transformer_tensors(spec, routed=False), dtype)
 
 
 def _inputs(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,8 +9,9 @@ import torch
 
 from mlx_moddit.vae import AutoencoderKL, sample
 from moddit.spec import VAESpec
+from moddit.tensors import vae_tensors
 from tests import tiny
-from tests.parity.bridge import STAGE_TOLERANCE, copy_weights, relative_error, to_nchw
+from tests.parity.bridge import STAGE_TOLERANCES, copy_weights, relative_error, round_weights, to_nchw
 
 SWITCHES: list[dict[str, Any]] = [
     {},
@@ -28,37 +29,37 @@ SWITCHES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
 class TestAutoencoder:
-    def test_decode_equals_diffusers(self, switches: dict[str, Any]) -> None:
-        reference, vae = _pair(switches)
+    def test_decode_equals_diffusers(self, stored_dtype: str, switches: dict[str, Any]) -> None:
+        reference, vae = _pair(switches, stored_dtype)
         latents = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             wanted = reference.decode(latents / reference.config.scaling_factor).sample
         found = vae.decode(mx.array(latents.permute(0, 2, 3, 1).numpy()))
-        assert relative_error(to_nchw(found), wanted) < STAGE_TOLERANCE
+        assert relative_error(to_nchw(found), wanted) < STAGE_TOLERANCES[stored_dtype]
 
-    def test_encode_equals_diffusers(self, switches: dict[str, Any]) -> None:
-        reference, vae = _pair(switches)
+    def test_encode_equals_diffusers(self, stored_dtype: str, switches: dict[str, Any]) -> None:
+        reference, vae = _pair(switches, stored_dtype)
         images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(2)) * 2 - 1
         with torch.no_grad():
             wanted = reference.encode(images).latent_dist
         mean, logvar = vae.encode(mx.array(images.permute(0, 2, 3, 1).numpy()))
-        assert relative_error(to_nchw(mean), wanted.mean) < STAGE_TOLERANCE
-        assert relative_error(to_nchw(logvar), wanted.logvar) < STAGE_TOLERANCE
+        assert relative_error(to_nchw(mean), wanted.mean) < STAGE_TOLERANCES[stored_dtype]
+        assert relative_error(to_nchw(logvar), wanted.logvar) < STAGE_TOLERANCES[stored_dtype]
         drawn = sample(mean, logvar, mx.ones_like(mean))
-        assert relative_error(to_nchw(drawn), wanted.mean + wanted.std) < STAGE_TOLERANCE
+        assert relative_error(to_nchw(drawn), wanted.mean + wanted.std) < STAGE_TOLERANCES[stored_dtype]
 
 
 @pytest.mark.parametrize("tile", [4, 8, 12])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20), (17, 9), (8, 8), (13, 3)])
-def test_decoding_in_tiles_equals_diffusers(height: int, width: int, tile: int) -> None:
-    reference, vae = _pair({"sample_size": 2 * tile})
+def test_decoding_in_tiles_equals_diffusers(stored_dtype: str, height: int, width: int, tile: int) -> None:
+    reference, vae = _pair({"sample_size": 2 * tile}, stored_dtype)
     reference.enable_tiling()  # of half as many latent pixels
     latents = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = reference.decode(latents / reference.config.scaling_factor).sample
     found = vae.decode(mx.array(latents.permute(0, 2, 3, 1).numpy()), tile=tile)
     assert found.shape == (1, 2 * height, 2 * width, 3)
-    assert relative_error(to_nchw(found), wanted) < STAGE_TOLERANCE
+    assert relative_error(to_nchw(found), wanted) < STAGE_TOLERANCES[stored_dtype]
 
 
 def test_scale_undoes_the_scaling_of_decode() -> None:
@@ -79,7 +80,8 @@ def test_half_precision_decodes_nearly_the_same(dtype: mx.Dtype) -> None:
     assert relative_error(to_nchw(found), wanted) < 0.05  # bfloat16 keeps 8 bits; some ten layers
 
 
-def _pair(switches: dict[str, Any]) -> tuple[Any, AutoencoderKL]:
+def _pair(switches: dict[str, Any], dtype: str = "float32") -> tuple[Any, AutoencoderKL]:
     reference = tiny.make_vae(**switches)
     spec = VAESpec.from_diffusers({**reference.config, "_class_name": "AutoencoderKL"}, "vae")
-    return reference, copy_weights(AutoencoderKL(spec), reference.state_dict())
+    vae = copy_weights(AutoencoderKL(spec), reference.state_dict())
+    return reference, round_weights(vae, vae_tensors(spec), dtype)
