@@ -1,6 +1,6 @@
-# Everything runs in .venv, made on first use. Targets: setup generate test golden swift-test lint nightly verify-mac clean
+# Everything runs in .venv, made on first use by scripts/environment.sh with Python 3.11, 3.12 or 3.13; PYTHON=python3.13
+# names one. Targets: setup generate test golden swift-test lint nightly mac-wheels verify-mac clean
 
-PYTHON ?= python3
 PROMPT ?= a large red circle on the left and a small blue square on the right on a white background
 SEED ?= 0
 OUT ?= out
@@ -8,7 +8,6 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-STAMP := $(VENV)/.setup-done
 MODEL := $(OUT)/shapes64-mlx
 PICTURE := $(OUT)/shapes64.png
 FAST := scripts/fast_blas.py
@@ -18,21 +17,16 @@ IS_MAC := test "$$(uname -s)" = Darwin
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup generate test golden swift-test lint nightly verify-mac clean
-
-setup: $(STAMP)
+.PHONY: setup generate test golden swift-test lint nightly mac-wheels verify-mac clean
+.NOTPARALLEL:
 
 # The pinned development environment, and on Linux the libraries for a fast BLAS under MLX where they can be had.
-$(STAMP): pyproject.toml constraints.txt scripts/install_system.sh $(FAST)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moddit needs Python 3.11 or newer; set PYTHON=")'
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -q -c constraints.txt -e '.[mlx,convert,coreml,train,dev]'
-	sh scripts/install_system.sh
-	$(PY) $(FAST) build
-	touch $(STAMP)
+setup:
+	@sh scripts/environment.sh setup
 
-# The embedded checkpoint, converted, and a picture of PROMPT.
-generate: setup
+# The embedded checkpoint, converted, and a picture of PROMPT, in an environment of what that takes and nothing else.
+generate:
+	@sh scripts/environment.sh generate
 	$(PY) -m convert --from hf-checkpoint --to mlx --out $(MODEL) --overwrite
 	$(PY) $(FAST) run mlx_moddit generate --model $(MODEL) --prompt '$(PROMPT)' --seed $(SEED) --output $(PICTURE) --overwrite
 	@echo "The picture of \"$(PROMPT)\" is $(PICTURE)"
