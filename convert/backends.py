@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from convert.coreml.native import check_native_libraries
 from convert.coreml.recipe import Recipe as CoreMLRecipe
 from convert.mlx.layout import Recipe as MLXRecipe
 from convert.mlx.writer import write_components
@@ -57,10 +58,12 @@ def check_installed(*modules: str) -> None:
     """Check that modules are there, before anything is downloaded or written.
 
     Raises:
-        MissingError: they are not.
+        MissingError: they are not, or coremltools lacks its native libraries.
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingError(f"[coreml] {', '.join(missing)} not installed; pip install 'moddit[coreml]'")
+    if "coremltools" in modules:
+        check_native_libraries()
     # Keep coremltools from saying on Linux that it cannot run models here, and that torch is newer than it.
     logging.getLogger("coremltools").setLevel(logging.ERROR)

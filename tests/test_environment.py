@@ -27,7 +27,7 @@ def python(version: str, architecture: str = "arm64") -> str:
     case "$1 $2" in
     "-c import platform"*) echo "{version} {architecture}" ;;
     "-c import sys"*) cat "$(dirname "$0")/base" 2>/dev/null || echo "$0" ;;
-    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "$0" >"$3/bin/base" && echo "venv {version}" >>log ;;
+    "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "$0" >"$3/bin/base"; echo "venv {version}" >>log ;;
     "-m pip") [ ! -e broken ] || exit 1; for last in "$@"; do :; done; echo "pip $last" >>log ;;
     *) echo "run $*" >>log ;;
     esac

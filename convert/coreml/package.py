@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import coremltools as ct
+from coremltools.converters.mil.backend.mil import load
 from coremltools.converters.mil.mil import Program, types
 from coremltools.proto import Model_pb2
 
 import moddit
+from convert.coreml.native import LIBRARIES, incomplete
 from convert.coreml.target import OPSET
 from convert.output import storage_errors
 from moddit.errors import StorageError
@@ -50,6 +52,7 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
     """Save a program as a package.
 
     Raises:
+        MissingError: coremltools could not load its native library.
         StorageError: the disk is full, or cannot be written.
     """
     with _quiet(), _scratch(path.parent), storage_errors(path):
@@ -64,6 +67,8 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
                 package_dir=str(path),
             )
         except RuntimeError as error:  # of coremltools' writer of weights
+            if load.BlobWriter is None:
+                raise incomplete(LIBRARIES[0]) from error
             raise StorageError(f"[coreml] {path}: cannot be written ({error}); is the disk full?") from error
     _describe(path, summary)
     functions = tuple(_signature(name, function) for name, function in program.functions.items())
