@@ -50,7 +50,7 @@ golden: setup
 # The Swift package, with a Swift that is installed first where there is none; skipped where it cannot be (status 77).
 swift-test:
 	@scripts/swift_linux.sh test -j 1 || { status=$$?; test $$status = 77 || exit $$status; \
-		echo 'The Swift package was not tested: no Swift 6 here, for the reason above'; }
+		echo 'The Swift package was not tested, for the reason above'; }
 
 # Without ruff's cache: it keeps old verdicts on the order of imports when a module is added. Types also as a Mac has them.
 lint: setup

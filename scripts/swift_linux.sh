@@ -4,13 +4,13 @@
 #     scripts/swift_linux.sh test -j 1
 #     scripts/swift_linux.sh run moddit-cli tokens "a red circle"
 #
-# Swift 6 on PATH (a Mac with Xcode) is used as it is. Otherwise root on Debian gets one: a minimal Debian trixie with
-# its package swiftlang, installed once (500 MB to download, 3.5 GB unpacked) in MODDIT_SWIFT_ROOT, by default a folder of
-# the user's cache. The mirror is the machine's own. Nothing outside that folder changes, and nothing stays mounted: the
-# mounts belong to this process alone, and go with it however it ends.
+# Swift 6 on PATH is used as it is; on a Mac the package needs macOS 15, and its tests Xcode 16. Otherwise root on Debian
+# gets one: a minimal Debian trixie with its package swiftlang, installed once (500 MB to download, 3.5 GB unpacked) in
+# MODDIT_SWIFT_ROOT, by default a folder of the user's cache. The mirror is the machine's own. Nothing outside that folder
+# changes, and nothing stays mounted: the mounts belong to this process alone, and go with it however it ends.
 #
-# Exit status: that of swift; 77, after one line that says why, where there is no Swift and it cannot be installed, or
-# may not: MODDIT_SWIFT_INSTALL=0 uses only what is there.
+# Exit status: that of swift; 77, after one line that says why, where Swift cannot do it, or is not there and cannot be
+# installed, or may not: MODDIT_SWIFT_INSTALL=0 uses only what is there.
 set -eu
 PATH=$PATH:/usr/sbin:/sbin # chroot, debootstrap
 
@@ -23,7 +23,7 @@ marker=$root/.moddit-installed # written last: a folder without it is half an in
 log=$root.log
 
 skip() {
-    echo "No Swift here: $1" >&2
+    echo "Swift is skipped: $*" >&2
     exit 77
 }
 
@@ -32,9 +32,24 @@ has_swift() {
         swift --version 2>/dev/null | grep -Eq 'Swift version ([6-9]|[1-9][0-9])\.'
 }
 
+# What a Mac needs for a command of swift. The Command Line Tools alone cannot build tests: they have no XCTest.
+check_mac() {
+    version=$(sw_vers -productVersion)
+    [ "${version%%.*}" -ge 15 ] || skip "the package needs macOS 15 or newer; this is macOS $version"
+    has_swift || skip "Swift 6 is not on PATH, or does not run; install Xcode 16 or newer"
+    [ "$1" = test ] || return 0
+    tools=$(xcode-select -p 2>/dev/null) || skip "no developer tools are chosen; the tests need Xcode 16 or newer"
+    case $tools in
+    *CommandLineTools*)
+        skip "the Command Line Tools cannot build tests; install Xcode 16 or newer and choose it," \
+            "sudo xcode-select -s /Applications/Xcode.app"
+        ;;
+    esac
+}
+
 # The checks that cost nothing, before anything is installed.
 check_machine() {
-    [ "$(uname -s)" = Linux ] || skip "Swift 6 is not on PATH; install it (on a Mac, Xcode 16 or newer)"
+    [ "$(uname -s)" = Linux ] || skip "Swift 6 is not on PATH; install it"
     [ "$(sed -n 's/^ID=//p' /etc/os-release 2>/dev/null)" = debian ] ||
         skip "Swift 6 is not on PATH, and only Debian can install it by itself"
     [ "$(id -u)" = 0 ] || skip "Swift 6 is not on PATH, and only root can install it by itself"
@@ -102,6 +117,7 @@ in_system() {
 }
 
 cd "$repository/swift_bridge"
+[ "$(uname -s)" != Darwin ] || check_mac "$1"
 if has_swift; then
     exec nice swift "$@"
 fi
