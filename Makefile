@@ -38,7 +38,7 @@ test: setup
 	$(IS_MAC) || $(PY) -m pytest -m "$(QUICK)" $(AS_GPU) $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory swift-test
 
-nightly: setup
+nightly: setup mac-wheels
 	$(PY) -m pytest $(PYTEST_ARGS)
 	$(IS_MAC) || $(PY) -m pytest $(AS_GPU) $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory swift-test
@@ -58,6 +58,10 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --platform darwin --cache-dir .mypy_cache/darwin
+
+# That each pin has a wheel for a Mac, for every Python; asks the package index, and needs no Mac.
+mac-wheels: setup
+	$(PY) -m scripts.mac_wheels
 
 # What needs a Mac: MLX on Metal. Runs the tests of MLX with the thresholds they have on Linux, and those marked "mac".
 verify-mac: setup
