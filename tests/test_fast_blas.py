@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts import fast_blas
+from tests.machines import make_machine, run_script
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = str(ROOT / "scripts/fast_blas.py")
@@ -25,7 +27,8 @@ print(pathlib.Path("/proc/self/maps").read_text())
 def run(folder: Path, *arguments: str) -> str:
     (folder / "probe.py").write_text(PROBE)
     command = [sys.executable, LAUNCHER, "run", "probe", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    environment = {**os.environ, "PYTHONPATH": ""}  # what conftest puts there may load MLX first
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="MLX has its own BLAS elsewhere")
@@ -42,6 +45,53 @@ def test_mlx_uses_openblas_where_the_stub_was_built(tmp_path: Path) -> None:
 @pytest.mark.skipif(platform.system() != "Linux", reason="reads /proc")
 def test_launcher_passes_options_on_and_runs_the_module_as_main(tmp_path: Path) -> None:
     assert run(tmp_path, "-h", "--steps", "4").startswith("['-h', '--steps', '4'] __main__\n")
+
+
+def test_a_mac_has_its_own_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr(fast_blas, "bundled_blas", lambda: None)
+    assert fast_blas.load() == "Accelerate"
+    assert fast_blas.build() == "MLX needs no other BLAS here."
+
+
+def test_without_a_stub_modules_run_on_the_slow_blas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What `make generate` does where there is no OpenBLAS, which it does not install."""
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr(fast_blas, "STUB", tmp_path / "stub.so")
+    monkeypatch.setattr(fast_blas, "bundled_blas", lambda: tmp_path / "libblas.so")
+    assert fast_blas.load().startswith("the reference BLAS of its wheel (slow")
+    (tmp_path / "probe.py").write_text("print(__name__)")
+    copy = tmp_path / "fast_blas.py"
+    copy.write_text(Path(LAUNCHER).read_text().replace('Path(sys.prefix, "lib", ', f'Path("{tmp_path}", '))
+    done = subprocess.run(
+        [sys.executable, str(copy), "run", "probe"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "__main__\n"
+
+
+@pytest.mark.parametrize(
+    ("programs", "installed", "errors"),
+    [
+        ({"uname": "echo Darwin"}, False, ""),
+        ({"uname": "echo Linux", "ldconfig": "echo libopenblas.so.0", "gcc": ""}, False, ""),
+        ({"uname": "echo Linux", "ldconfig": "", "gcc": "", "id": "echo 1000"}, False, "install: libopenblas0-pthread"),
+        ({"uname": "echo Linux", "ldconfig": "", "gcc": "", "id": "echo 0", "apt-get": 'echo "$*" >>apt'}, True, ""),
+        ({"uname": "echo Linux", "ldconfig": "", "gcc": "", "id": "echo 0", "apt-get": "exit 1"}, False, "slow"),
+    ],
+    ids=["mac", "there", "not root", "root", "no network"],
+)
+def test_system_packages_are_installed_where_they_may_be(
+    tmp_path: Path, programs: dict[str, str], installed: bool, errors: str
+) -> None:
+    machine = make_machine(tmp_path / "bin", programs)
+    (tmp_path / "install.sh").write_text(
+        # its own PATH would find this machine's programs
+        (ROOT / "scripts/install_system.sh").read_text().replace("PATH=$PATH:/usr/sbin:/sbin", f"cd '{tmp_path}'")
+    )
+    done = run_script(tmp_path / "install.sh", machine=machine)
+    assert done.returncode == 0
+    assert errors in done.stderr
+    assert (tmp_path / "apt").exists() == installed
 
 
 def test_build_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

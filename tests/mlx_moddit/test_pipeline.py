@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import mlx.core as mx
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_moddit.load import DTYPE_NAMES, DTYPES
+from mlx_moddit.memory import peak_rss_bytes
 from mlx_moddit.pipeline import Pipeline, Result, spread_seeds
 from mlx_moddit.settings import Settings
 from mlx_moddit.stages import LOW_RAM_CACHE_BYTES, Decoded, Encoded, Loaded, Prepared, Stage, Step
@@ -245,6 +247,13 @@ def test_values_that_are_not_finite_are_an_error_not_a_black_picture(tmp_path: P
     edit_tensors(bundle, "transformer", {"proj_out.bias": mx.full((32,), float("inf"))})
     with pytest.raises(ModditError, match=r"seed 3 has values that are not finite.*float32 \(now (float32|stored)\)"):
         Pipeline.load(bundle).generate(PROMPT, seed=3, steps=1)
+
+
+@pytest.mark.parametrize(("system", "unit"), [("Linux", 1024), ("Darwin", 1)])
+def test_resident_size_is_in_bytes_on_every_system(monkeypatch: pytest.MonkeyPatch, system: str, unit: int) -> None:
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
+    assert peak_rss_bytes() == 7 * unit
 
 
 def test_spread_seeds() -> None:

@@ -1,0 +1,49 @@
+"""MLX's compiled kernels, which all tests run where they can, against the same operations one by one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import mlx.core as mx
+import pytest
+
+from mlx_moddit.pipeline import Pipeline
+from tests.mlx_moddit.test_cli import FAST, command
+from tests.parity.bridge import PICTURE_PSNRS, psnr
+
+IS_MAC: Final = platform.system() == "Darwin"
+compiles = pytest.mark.skipif(
+    "MLX_DISABLE_COMPILE" in os.environ or not (IS_MAC or shutil.which("g++")),
+    reason="MLX compiles for a CPU with g++ on x86-64",
+)
+
+
+@compiles
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_compiled_kernels_give_the_same_picture(dense_bundle: Path, dtype: str) -> None:
+    pictures = []
+    for change in (mx.disable_compile, mx.enable_compile):
+        change()
+        try:
+            result = Pipeline.load(dense_bundle, dtype=dtype).generate("a large red circle", steps=2)
+        finally:
+            mx.enable_compile()
+        pictures.append(result.images[0] / 255)
+    assert psnr(*pictures) > PICTURE_PSNRS[dtype]
+
+
+@compiles
+@pytest.mark.skipif(IS_MAC, reason="Metal keeps its kernels elsewhere")
+def test_the_program_is_compiled(dense_bundle: Path, tmp_path: Path) -> None:
+    arguments, environment = command("generate", "--model", str(dense_bundle), *FAST, "-o", str(tmp_path / "a.png"))
+    subprocess.run(arguments, env={**environment, "TMPDIR": str(tmp_path)}, capture_output=True, check=True)
+    assert list(tmp_path.glob("mlx/**/*.so"))
+
+
+def test_float32_is_not_rounded_to_tf32() -> None:
+    assert os.environ["MLX_ENABLE_TF32"] == "0"  # read by MLX when it first multiplies
