@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -300,6 +303,22 @@ def test_shell_trains_on_pictures(tmp_path: Path, dense: Path) -> None:
     assert model.plan.mean_keep_ratio == pytest.approx(0.5)
     assert read_keep_ratios(out / "model") is not None
     assert ReferencePipeline.load(out / "model").generate("a red circle", steps=2).shape == (32, 32, 3)
+
+
+def test_two_processes_share_a_run(tmp_path: Path, dense: Path) -> None:
+    for index in range(4):
+        Image.new("RGB", (16, 16), (60 * index, 0, 99)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text("a small blue square")
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "torch_moddit.finetune")
+    files = ("--model", dense, "--images", tmp_path, "--out", tmp_path / "out", "--height", "16", "--width", "16")
+    command = [sys.executable, "-m", *launch, *map(str, files), "--steps", "3", "--batch-size", "2", "--log-every", "1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["samples"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
+    assert done.stdout.splitlines() == [str(tmp_path / "out" / "model")]  # one of them writes it
+    assert load_checkpoint(tmp_path / "out" / "model").plan is not None
 
 
 def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:
