@@ -64,8 +64,9 @@ mac-wheels: setup
 	$(PY) -m scripts.mac_wheels
 
 # What needs a Mac: MLX on Metal. Runs the tests of MLX with the thresholds they have on Linux, and those marked "mac".
-verify-mac: setup
-	$(IS_MAC) || { echo 'verify-mac runs on macOS only' >&2; exit 2; }
+verify-mac:
+	@$(IS_MAC) || { echo 'verify-mac runs on macOS only' >&2; exit 2; }
+	$(MAKE) --no-print-directory setup
 	$(PY) -m pytest tests/mlx_moddit tests/parity $(PYTEST_ARGS)
 	$(PY) -m pytest -m mac $(PYTEST_ARGS)
 

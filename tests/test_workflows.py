@@ -39,7 +39,8 @@ def test_targets_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["macos.yml", "swift.yml"])
 def test_a_hosted_mac_must_pass_what_needs_no_gpu_and_nothing_else(name: str) -> None:
-    required, allowed = [], []
+    required: list[str] = []
+    allowed: list[str] = []
     for job in jobs(WORKFLOWS[name]):
         if "runs-on: macos" not in job:
             continue

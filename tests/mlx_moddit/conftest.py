@@ -13,7 +13,7 @@ from tests.tiny import save_pipeline
 PLAN: Final = [[10, 8, 6, 4], [5, 5, 5, 5], [10, 7, 3, 1]]  # [layers][regions] of `routed_bundle`
 
 
-def make_bundle(folder: Path, dtype: str, **pipeline: Any) -> Path:
+def make_bundle(folder: Path, dtype: str = "float32", **pipeline: Any) -> Path:
     source = save_pipeline(folder / "source", **pipeline)
     command = ["--from", "hf-checkpoint", "--hf-path", str(source), "--out", str(folder / "bundle")]
     assert convert([*command, "--dtype", dtype]) == 0

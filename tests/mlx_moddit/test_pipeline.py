@@ -250,8 +250,11 @@ def test_values_that_are_not_finite_are_an_error_not_a_black_picture(tmp_path: P
 
 
 @pytest.mark.parametrize(("system", "unit"), [("Linux", 1024), ("Darwin", 1)])
-def test_resident_size_is_in_bytes_on_every_system(monkeypatch: pytest.MonkeyPatch, system: str, unit: int) -> None:
+def test_resident_size_is_in_bytes_on_every_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, unit: int
+) -> None:
     monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr("mlx_moddit.memory.STATUS", tmp_path / "absent", raising=False)
     monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
     assert peak_rss_bytes() == 7 * unit
 
