@@ -11,6 +11,7 @@ import click
 import torch
 from accelerate import PartialState
 
+from moddit.checkpoint.hub import find_checkpoint
 from moddit.errors import MissingError, ModditError, OutputExistsError
 from moddit.paths import expand
 from torch_moddit.data import Item, PictureFolder, Precomputed
@@ -37,7 +38,10 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 120})
-@click.option("--model", type=_FOLDER, required=True, help="Diffusers pipeline folder to start from.")
+@click.option("--model", required=True, metavar="FOLDER|ID", help="Checkpoint to start from, as --hf-path of convert.")
+@click.option("--base", metavar="FOLDER|ID", help="Pipeline that has the components which --model has not.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the Hub.")
+@click.option("--variant", metavar="NAME", help="Read model.NAME.safetensors where a component has it, such as fp16.")
 @click.option("--images", type=_FOLDER, help="Pictures with captions: metadata.jsonl, or NAME.txt beside NAME.png.")
 @click.option("--latents", type=_FOLDER, help="Precomputed latents and text states instead (see torch_moddit.data).")
 @click.option("--out", "output", type=_Path(path_type=Path), required=True, help="Folder of the run and its result.")
@@ -103,7 +107,10 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.option("--workers", type=click.IntRange(min=0), default=_DEFAULTS["workers"], help="Processes that read data.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT/model if it is there.")
 def command(
-    model: Path,
+    model: str,
+    base: str | None,
+    revision: str | None,
+    variant: str | None,
     images: Path | None,
     latents: Path | None,
     output: Path,
@@ -123,8 +130,9 @@ def command(
     if (output / "model").exists() and not overwrite:
         raise OutputExistsError(f"[finetune] {output / 'model'} exists; choose another folder or pass --overwrite")
     config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
-    reference = ReferencePipeline.load(model)
-    routed = load_checkpoint(model)
+    sources = find_checkpoint(model, base=base, revision=revision, variant=variant).sources
+    reference = ReferencePipeline.load(sources)
+    routed = load_checkpoint(sources)
     start: Any = routed if config.mode is Mode.FIXED else _dense(routed, model)
     dataset, null = _dataset(reference, images, latents, height, width)
     result = finetune(
@@ -141,7 +149,7 @@ def command(
     save_checkpoint(
         output / "model",
         result.model,
-        source=model,
+        source=sources,
         keep_ratio=result.keep_ratio,
         dtype=_TYPES[dtype],
         overwrite=overwrite,
@@ -158,9 +166,9 @@ def main() -> None:
         sys.exit(1)
 
 
-def _dense(routed: RoutedPixArt, folder: Path) -> Any:
+def _dense(routed: RoutedPixArt, model: str) -> Any:
     if routed.plan is not None:
-        raise MissingError(f"[finetune] {folder}: the model is routed already; want a dense one, or --mode fixed")
+        raise MissingError(f"[finetune] {model}: the model is routed already; want a dense one, or --mode fixed")
     return routed.transformer
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moddit.checkpoint.diffcr import PLAN_KEY, ROUTED_CLASS, ROUTED_NORM_TYPE
-from moddit.checkpoint.sources import INDEX, TRANSFORMER
+from moddit.checkpoint.sources import INDEX, TRANSFORMER, Sources, as_sources
 from moddit.checkpoint.transformer import CLASS as DENSE_CLASS
 from moddit.checkpoint.weights import read_json
 from moddit.errors import OutputExistsError, StorageError
@@ -37,7 +37,7 @@ def save_checkpoint(
     folder: Path,
     model: RoutedPixArt,
     *,
-    source: Path | None = None,
+    source: Path | Sources | None = None,
     pipeline: Any = None,
     keep_ratio: Tensor | None = None,
     dtype: torch.dtype | None = None,
@@ -49,7 +49,7 @@ def save_checkpoint(
     Args:
         folder: of the pipeline.
         model: routed or dense.
-        source: pipeline folder whose other components are copied.
+        source: checkpoint whose other components are copied.
         pipeline: diffusers pipeline whose other components are saved, instead of `source`; with neither, only
             `transformer/` is written.
         keep_ratio: learned ratios [layers][regions], stored beside the routers; the plan stored is the model's.
@@ -64,11 +64,9 @@ def save_checkpoint(
 
     def write(target: Path) -> None:
         if source is not None:
-            shutil.copytree(source, target, dirs_exist_ok=True, ignore=_ignore_transformer(source))
-            _name_transformer(target / INDEX, model)
+            _write_index(target / INDEX, model, _copy_others(target, as_sources(source)))
         elif pipeline is not None:
-            _save_others(target, pipeline, dtype)
-            _name_transformer(target / INDEX, model)
+            _write_index(target / INDEX, model, _save_others(target, pipeline, dtype))
         write_transformer(target / TRANSFORMER, model, keep_ratio, dtype, max_shard_size)
 
     write_whole(folder, write, overwrite=overwrite)
@@ -127,8 +125,25 @@ def write_whole(folder: Path, write: Callable[[Path], None], *, overwrite: bool)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _save_others(target: Path, pipeline: Any, dtype: torch.dtype | None) -> None:
-    """Save every component of a diffusers pipeline but the transformer, and `model_index.json`."""
+def _write_index(path: Path, model: RoutedPixArt, index: dict[str, Any]) -> None:
+    """Write a pipeline's index, with the class of this transformer."""
+    index[TRANSFORMER] = ["diffusers", DENSE_CLASS] if model.plan is None else ["torch_moddit", ROUTED_CLASS]
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_others(target: Path, sources: Sources) -> dict[str, Any]:
+    """Copy every component of a checkpoint but the transformer; return the index of the pipeline that they make."""
+    index: dict[str, Any] = {}
+    for root in reversed(list(sources.roots)):  # the first one counts, and is copied over the others
+        shutil.copytree(root, target, dirs_exist_ok=True, ignore=_ignore_transformer(root))
+        if (root / INDEX).is_file():
+            found = read_json(root / INDEX)
+            index |= {key: value for key, value in found.items() if not isinstance(value, list) or any(value)}
+    return index
+
+
+def _save_others(target: Path, pipeline: Any, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Save every component of a diffusers pipeline but the transformer; return its index."""
     index: dict[str, Any] = {"_class_name": type(pipeline).__name__}
     for name, part in sorted(pipeline.components.items()):
         component: Any = part
@@ -138,14 +153,7 @@ def _save_others(target: Path, pipeline: Any, dtype: torch.dtype | None) -> None
         if isinstance(component, torch.nn.Module) and dtype is not None:
             component = copy.deepcopy(component).to(dtype)
         component.save_pretrained(target / name)
-    (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _name_transformer(index: Path, model: RoutedPixArt) -> None:
-    """Name the transformer's class in a pipeline's index."""
-    value = read_json(index)
-    value[TRANSFORMER] = ["diffusers", DENSE_CLASS] if model.plan is None else ["torch_moddit", ROUTED_CLASS]
-    index.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    return index
 
 
 def _ignore_transformer(source: Path) -> Callable[[str, list[str]], list[str]]:

@@ -12,7 +12,7 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
 from moddit.checkpoint.description import describe_transformer
-from moddit.checkpoint.sources import Sources
+from moddit.checkpoint.sources import Sources, as_sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import ValueRangeError
 from moddit.spec import PixArtSpec
@@ -46,11 +46,6 @@ def read_keep_ratios(source: Path | Sources) -> Tensor | None:
     """
     ratios = describe_transformer(as_sources(source)).keep_ratio
     return None if ratios is None else torch.from_numpy(ratios)
-
-
-def as_sources(source: Path | Sources) -> Sources:
-    """Take a folder as a checkpoint with nothing else."""
-    return source if isinstance(source, Sources) else Sources(Path(source))
 
 
 def make_transformer(spec: PixArtSpec) -> Any:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moddit.bins import bin_size
-from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, Sources
+from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, Sources, as_sources
 from moddit.checkpoint.weights import read_json
 from moddit.errors import MissingError, UnsupportedError
 from moddit.samplers import NoiseSchedule
-from torch_moddit.loading import as_sources, load_checkpoint
+from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace, RoutedPixArt
 
 # Classes of the components of a checkpoint without an index.

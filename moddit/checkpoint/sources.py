@@ -164,6 +164,11 @@ class Sources:
         )
 
 
+def as_sources(source: Path | Sources) -> Sources:
+    """Take a folder as a checkpoint with nothing else."""
+    return source if isinstance(source, Sources) else Sources(Path(source))
+
+
 @dataclass
 class SourceFiles:
     """The files that a checkpoint was read from, by the names under which its hash counts them."""

@@ -336,6 +336,24 @@ def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:
     assert load_checkpoint(tmp_path / "out" / "model").plan == RoutingPlan.uniform(3, 4, 3)
 
 
+def test_shell_starts_from_a_transformer_and_a_base(tmp_path: Path, dense: Path) -> None:
+    """As the paper's own model is published, Sigma 512: a transformer, and a pipeline for the rest."""
+    tiny.make_transformer("alpha", seed=8).save_pretrained(tmp_path / "one" / "transformer")
+    data = tmp_path / "data"
+    data.mkdir()
+    tensors = {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)}
+    save_file(tensors, data / "0.safetensors")
+    files = ("--model", tmp_path / "one", "--base", dense, "--latents", data, "--out", tmp_path / "out")
+    code, output = run(*files, "--steps", 1, "--batch-size", 2, "--caption-dropout", 0)
+    assert code == 0, output
+    found = ReferencePipeline.load(tmp_path / "out" / "model")
+    assert found.model.plan is not None
+    assert found.generate("a red circle", steps=2).shape == (32, 32, 3)
+    index = json.loads((tmp_path / "out" / "model" / "model_index.json").read_text())
+    assert index["transformer"] == ["torch_moddit", "RoutedPixArtTransformer2DModel"]
+    assert index["text_encoder"] == ["transformers", "T5EncoderModel"]
+
+
 def test_shell_tells_what_is_wrong(
     tmp_path: Path, dense: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
