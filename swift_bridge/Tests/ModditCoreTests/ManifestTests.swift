@@ -57,8 +57,9 @@ struct ManifestTests {
     /// Each change, and the kind and a part of the error it must give.
     @Test(arguments: [
         ("format", JSON.string("other"), "format", "not a moddit bundle"),
-        ("format_version", .integer(3), "format", "format_version is unknown"),
-        ("format_version", .string("2"), "format", "format_version is unknown"),
+        ("format_version", .integer(Manifest.formatVersion - 1), "format", "format_version is unknown"),
+        ("format_version", .integer(Manifest.formatVersion + 1), "format", "format_version is unknown"),
+        ("format_version", .string("3"), "format", "format_version is unknown"),
         ("backend", .string("tflite"), "unsupported", "'mlx' or 'coreml'"),
         ("plan.keep_tenths.0.0", .integer(11), "valueRange", "want 1...10"),
         ("plan.regions", .integer(3), "shape", "4 regions"),
@@ -71,6 +72,7 @@ struct ManifestTests {
         ("spec.transformer.cross_attention_dim", .integer(17), "unsupported", "hidden size"),
         ("spec.transformer.in_channels", .integer(5), "shape", "latent_channels"),
         ("spec.text_encoder.d_model", .integer(9), "shape", "caption_channels"),
+        ("spec.text_encoder.dense_act_fn", .integer(1), "format", "want a text"),
         ("spec.vae.block_out_channels", .array(Array(repeating: .integer(1), count: 64)), "shape", "64 numbers"),
         ("spec.vae.out_channels", .integer(4), "unsupported", "want 3"),
         ("spec.vae.scaling_factor", .integer(0), "valueRange", "more than 0"),
