@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moddit.errors import FormatError, MissingError, StorageError, ValueRangeError
+from moddit.errors import FormatError, MissingError, OutputExistsError, StorageError, ValueRangeError
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from tests import tiny
@@ -352,6 +353,15 @@ def test_shell_starts_from_a_transformer_and_a_base(tmp_path: Path, dense: Path)
     index = json.loads((tmp_path / "out" / "model" / "model_index.json").read_text())
     assert index["transformer"] == ["torch_moddit", "RoutedPixArtTransformer2DModel"]
     assert index["text_encoder"] == ["transformers", "T5EncoderModel"]
+
+
+def test_every_path_of_the_shell_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("data", "out/model"):
+        (tmp_path / name).mkdir(parents=True)
+    for data in ("--images=~/data", "--latents=~/data"):  # --model and --base are find_checkpoint's
+        with pytest.raises(OutputExistsError, match=re.escape(f"{tmp_path / 'out' / 'model'} exists")):
+            run("--model=~/model", data, "--out=~/out", "--steps=1")
 
 
 def test_shell_tells_what_is_wrong(

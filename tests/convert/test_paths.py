@@ -1,0 +1,48 @@
+"""A leading ~ is the user's home folder wherever a conversion takes a path; shells leave it behind `--option=`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from convert.cli import main
+from moddit.manifest import read_manifest
+from tests import tiny
+from tests.parity.published import _adapter, save
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, with another as the user's home."""
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "home"
+
+
+def test_every_path(home: Path) -> None:
+    save(home)  # home/model
+    tiny.make_transformer(seed=8).save_pretrained(home / "fine-tune")
+    for name, rank in (("style", 2), ("person", 3)):
+        shutil.copy(_adapter(home, name, rank), home / f"{name}.safetensors")
+    places = (
+        "--hf-path=~/fine-tune",
+        "--base=~/model",
+        "--lora=~/style.safetensors",
+        "--lora=~/person.safetensors:0.5",
+    )
+    assert main(["--from=hf-checkpoint", *places, "--out=~/new/bundle"]) == 0
+    assert read_manifest(home / "new" / "bundle").plan is None
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--hf-path", "--base", "--lora", "--out"])
+def test_the_home_of_an_unknown_user_is_one_line(home: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--from=hf-checkpoint", f"{option}=~no-such-user/x.safetensors"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: [path] ~no-such-user/x.safetensors: cannot find the home folder of ~no-such-user")
+    assert len(error.splitlines()) == 1
+    assert list(Path().iterdir()) == []
