@@ -12,6 +12,8 @@ from typing import Final
 
 import pytest
 
+from convert.coreml.target import MINIMUM_OS
+from scripts import mac_wheels
 from tests.machines import add_program, make_machine, run_script
 
 ROOT: Final = Path(__file__).parents[1]
@@ -190,4 +192,20 @@ class TestPython:
         project = (ROOT / "pyproject.toml").read_text()
         assert 'requires-python = ">=3.11,<3.14"' in project
         assert re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project) == ["3.11", "3.12", "3.13"]
-        assert "Python 3.11, 3.12 or 3.13" in (ROOT / "README.md").read_text()
+        for file in ("README.md", "Makefile", SCRIPT):
+            assert "Python 3.11, 3.12 or 3.13" in (ROOT / file).read_text(), file
+
+
+def test_the_readme_says_what_a_mac_needs_as_the_programs_do() -> None:
+    first = (ROOT / "README.md").read_text().partition("```sh")[0]  # before the first command
+    assert "a Mac with Apple Silicon" in first
+    found = re.search(r"macOS (\d+) for MLX, macOS (\d+) and\s+Xcode (\d+) for Core ML and Swift", first)
+    assert found is not None
+    for_mlx, for_coreml, xcode = found.groups()
+    assert f'"${{major:-{for_mlx}}}" -ge {for_mlx} ]' in (ROOT / SCRIPT).read_text()
+    assert f"macosx_{for_mlx}_0_arm64" == mac_wheels.PLATFORM
+    assert MINIMUM_OS["macOS"] == f"{for_coreml}.0"
+    assert f".macOS(.v{for_coreml})" in (ROOT / "swift_bridge/Package.swift").read_text()
+    swift = (ROOT / "scripts/swift_linux.sh").read_text()
+    assert f"-ge {for_coreml} ] || skip" in swift
+    assert set(re.findall(r"Xcode (\d+)", swift)) == {xcode}

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,16 @@ from mlx_moddit.pipeline import Pipeline
 from tests.mlx_moddit.test_cli import FAST, command
 from tests.parity.bridge import PICTURE_PSNRS, psnr
 
+ROOT: Final = Path(__file__).parents[2]
 IS_MAC: Final = platform.system() == "Darwin"
+# What the tests set, on a machine that is not here.
+SETTINGS: Final = """
+import os, platform, sys
+system, machine = sys.argv[1:]
+platform.system, platform.machine = lambda: system, lambda: machine
+import tests.conftest
+print(os.environ.get("MLX_DISABLE_COMPILE"), os.environ["MLX_ENABLE_TF32"])
+"""
 compiles = pytest.mark.skipif(
     "MLX_DISABLE_COMPILE" in os.environ or not (IS_MAC or shutil.which("g++")),
     reason="MLX compiles for a CPU with g++ on x86-64",
@@ -47,3 +57,14 @@ def test_the_program_is_compiled(dense_bundle: Path, tmp_path: Path) -> None:
 
 def test_float32_is_not_rounded_to_tf32() -> None:
     assert os.environ["MLX_ENABLE_TF32"] == "0"  # read by MLX when it first multiplies
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "disabled"),
+    [("Darwin", "arm64", None), ("Linux", "x86_64", None), ("Linux", "aarch64", "1")],
+)
+def test_kernels_are_compiled_wherever_that_works(system: str, machine: str, disabled: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLX_")}
+    command = [sys.executable, "-c", SETTINGS, system, machine]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{disabled} 0\n"
