@@ -17,7 +17,8 @@ from moddit.paths import expand
 EMBEDDED: Final = "checkpoints/shapes64"  # within the package moddit
 _REPOSITORY: Final = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _ALWAYS: Final = ("*.json", "tokenizer/*")  # of the files a conversion may need
-_VARIANTS: Final = "*.*.safetensors"  # "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors"
+_KINDS: Final = ("safetensors", "bin")  # of weight files, the better first
+_VARIANTS: Final = tuple(f"*.*.{kind}" for kind in _KINDS)  # "model.fp16.bin", "model.fp16-00001-of-00002.safetensors"
 
 
 @dataclass(frozen=True)
@@ -102,28 +103,37 @@ def _local_path(text: str) -> Path:
 
 
 def _download(repository: str, revision: str | None, variant: str | None) -> _Place:
-    if variant is None:
-        folder = _snapshot(repository, revision, (*_ALWAYS, "*.safetensors"), (_VARIANTS,))
-    else:
-        files = (f"*.{variant}.safetensors", f"*.{variant}-*.safetensors")
-        folder = _snapshot(repository, revision, (*_ALWAYS, *files))
-        # A component without the variant is read without it, as in diffusers.
-        plain = [name for name in WEIGHTED if (folder / name).is_dir() and not _has_weights(folder / name)]
-        folder = _snapshot(repository, revision, tuple(f"{name}/*.safetensors" for name in plain)) if plain else folder
+    """Download what a conversion reads: of the kinds of weights, for each component the first that it has."""
+    first, *others = [(kind, name) for name in dict.fromkeys((variant, None)) for kind in _KINDS]
+    folder = _snapshot(repository, revision, (*_ALWAYS, *_patterns("", *first)), first[1])
+    for kind, name in others:
+        bare = [place for place in WEIGHTED if (folder / place).is_dir() and not _has_weights(folder / place)]
+        patterns = tuple(pattern for place in bare for pattern in _patterns(f"{place}/", kind, name))
+        if patterns:
+            folder = _snapshot(repository, revision, patterns, name)
     return _Place(folder, f"{repository}@{folder.name}")  # snapshots are named by their commit
 
 
+def _patterns(folder: str, kind: str, variant: str | None) -> tuple[str, ...]:
+    if variant is None:
+        return (f"{folder}*.{kind}",)
+    return (f"{folder}*.{variant}.{kind}", f"{folder}*.{variant}-*.{kind}")
+
+
 def _has_weights(folder: Path) -> bool:
-    return next(folder.glob("*.safetensors"), None) is not None
+    return any(path.suffix.removeprefix(".") in _KINDS for path in folder.iterdir())
 
 
-def _snapshot(repository: str, revision: str | None, allowed: tuple[str, ...], ignored: tuple[str, ...] = ()) -> Path:
+def _snapshot(repository: str, revision: str | None, allowed: tuple[str, ...], variant: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=list(allowed), ignore_patterns=list(ignored) or None
+            repository,
+            revision=revision,
+            allow_patterns=list(allowed),
+            ignore_patterns=list(_VARIANTS) if variant is None else None,
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from moddit.checkpoint.description import describe
 from moddit.checkpoint.hub import find_checkpoint
@@ -124,10 +126,28 @@ def test_variants_are_not_downloaded_unless_asked_for(tmp_path: Path, hub: list[
 def test_a_variant_and_what_has_none(tmp_path: Path, hub: list[dict[str, Any]]) -> None:
     publish(tmp_path, "owner/name", _save_variant(tmp_path, "transformer", "text_encoder", sharded=True))
     found = find_checkpoint("owner/name", variant="fp16")
-    assert [call["allow"] for call in hub[1:]] == [["vae/*.safetensors"]]
+    variants = ["vae/*.fp16.bin", "vae/*.fp16-*.bin"]
+    assert [call["allow"] for call in hub[1:]] == [variants, ["vae/*.safetensors"]]
     description = describe(found.sources)
     assert description.notes == ("vae has no variant 'fp16': its plain weights are used",)
     assert {tensor.dtype for tensor in description.parts["transformer"].tensors.values()} == {"F16"}
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_pickles_are_downloaded_where_there_is_nothing_better(
+    tmp_path: Path, hub: list[dict[str, Any]], variant: str | None
+) -> None:
+    model = save(tmp_path) if variant is None else _save_variant(tmp_path, "text_encoder")
+    stem = "model" if variant is None else f"model.{variant}"
+    weights = model / f"text_encoder/{stem}.safetensors"
+    torch.save(load_file(weights), weights.with_name(f"pytorch_{stem}.bin"))
+    weights.unlink()
+    for other in ("vae/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.old.bin"):
+        (model / other).write_bytes(b"not wanted")
+    publish(tmp_path, "owner/name", model)
+    found = find_checkpoint("owner/name", variant=variant)
+    assert [path.name for path in found.sources.main.rglob("*.bin")] == [f"pytorch_{stem}.bin"]
+    assert describe(found.sources).parts["text_encoder"].parameters > 0
 
 
 def test_two_places_and_adapters_make_the_name(tmp_path: Path, hub: list[dict[str, Any]]) -> None:
