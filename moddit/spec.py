@@ -1,7 +1,7 @@
-"""What a model is: the dimensions and scale factors of its components, read strictly from diffusers' configurations.
+"""What a model is: the dimensions and scale factors of its components, read from the configurations of its libraries.
 
-A field has no default where a checkpoint decides. Keys of a diffusers configuration that change the computation must
-have a value that is implemented here; anything else is an error that names the file, the key and the value.
+Absent keys have the library's default. Keys that change the computation must have a value that is implemented here;
+anything else is an error that names the file, the key and the value.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 
-from moddit.manifest import Manifest
+from moddit.manifest import FORMAT_VERSION, Manifest
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -24,6 +24,12 @@ def read_example() -> dict[str, Any]:
 def test_the_example_is_a_manifest() -> None:
     value = read_example()
     assert json.loads(json.dumps(Manifest.from_json(value, "docs/format.md").to_json())) == value
+
+
+def test_the_page_is_about_this_version() -> None:
+    text = (DOCS / "format.md").read_text(encoding="utf-8")
+    assert f"This page describes version {FORMAT_VERSION} " in text
+    assert f"`format_version` the integer `{FORMAT_VERSION}`" in text
 
 
 def test_the_schema_accepts_the_example_and_nothing_else() -> None:
