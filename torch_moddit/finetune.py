@@ -333,8 +333,8 @@ class Trainer:
             raise MissingError("[finetune] the dataset gives pixels: pass `vae`")
         encoded = self.vae.encode(pixels.to(self.accelerator.device, self.vae.dtype)).latent_dist
         noise = torch.randn(encoded.mean.shape, generator=generator).to(encoded.mean)
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        latents: Tensor = (encoded.mean + encoded.std * noise - shift) * self.vae.config.scaling_factor
+        # without the VAE's shift_factor: diffusers' pipelines of PixArt decode without it
+        latents: Tensor = (encoded.mean + encoded.std * noise) * self.vae.config.scaling_factor
         return latents
 
     def _loader(self, dataset: Any) -> DataLoader[Item]:

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -304,6 +305,22 @@ def test_shell_trains_on_pictures(tmp_path: Path, dense: Path) -> None:
     assert model.plan.mean_keep_ratio == pytest.approx(0.5)
     assert read_keep_ratios(out / "model") is not None
     assert ReferencePipeline.load(out / "model").generate("a red circle", steps=2).shape == (32, 32, 3)
+
+
+def test_shift_of_the_vae_is_not_used_as_in_the_pipelines(tmp_path: Path, dense: Path) -> None:
+    """diffusers' pipelines of PixArt decode without it: what is trained on must not have it either."""
+    shutil.copytree(dense, tmp_path / "shifted")
+    path = tmp_path / "shifted/vae/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shift_factor": 0.4}))
+    Image.new("RGB", (16, 16), (80, 0, 99)).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("a small blue square")
+    routers = []
+    for model in (dense, tmp_path / "shifted"):
+        files = ("--model", model, "--images", tmp_path, "--out", tmp_path / f"out-{model.name}")
+        code, output = run(*files, "--steps", 1, "--batch-size", 1, "--height", 16, "--width", 16)
+        assert code == 0, output
+        routers.append(load_checkpoint(tmp_path / f"out-{model.name}" / "model").transformer.state_dict())
+    assert all(torch.equal(routers[1][name], value) for name, value in routers[0].items())
 
 
 def test_two_processes_share_a_run(tmp_path: Path, dense: Path) -> None:
