@@ -116,7 +116,11 @@ def test_a_leftover_index_whose_shards_are_gone(naming: Naming, tmp_path: Path) 
     save_shards(tmp_path, f"{naming.safe}.index.json", {"x-1.safetensors": {"a": 1}})
     (tmp_path / "x-1.safetensors").unlink()
     save(tmp_path / naming.safe, {"a": 2})
-    assert read(read_weights(tmp_path, naming)) == {"a": 2}
+    weights = read_weights(tmp_path, naming)
+    assert read(weights) == {"a": 2}
+    assert weights.files == (tmp_path / naming.safe,)
+    told = f"{naming.safe}.index.json is left over from another save: {naming.safe} is used"
+    assert weights.notes == ((told,) if naming.index_first else ())  # the other library does not look at it
 
 
 @NAMING
