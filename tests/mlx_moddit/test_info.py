@@ -66,3 +66,15 @@ def test_dtype_decides_what_weights_need(dense_bundle: Path) -> None:
     )
     assert full == 2 * half
     assert stored == sum(info.bytes for info in manifest.components["text_encoder"].files)
+
+
+def test_the_decoder_needs_half_in_bfloat16_and_widens_float16(dense_bundle: Path) -> None:
+    manifest = read_manifest(dense_bundle)
+    full, half, narrow = (
+        describe(manifest, Compute(is_gpu=True, dtype=dtype), height=64, width=64)["memory_estimate_bytes"]["decode"]
+        for dtype in ("float32", "float16", "bfloat16")
+    )
+    weights = manifest.components["vae"].parameters
+    assert weights is not None
+    assert full == 2 * narrow
+    assert full - half == 2 * weights  # bytes: of the weights alone
