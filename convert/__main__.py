@@ -2,7 +2,23 @@
 
 import sys
 
-from convert.cli import main
+from moddit.signals import end_on_stop, uninterrupted
+
+
+def main() -> int:
+    """Run the command line; a signal that asks it to end leaves nothing half written.
+
+    Returns:
+        the exit status.
+    """
+    return end_on_stop(_run)
+
+
+def _run() -> int:
+    with uninterrupted():  # the libraries that this loads may swallow exceptions
+        from convert import cli
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,6 +16,7 @@ from convert.mlx.writer import write_components
 from convert.output import Written
 from moddit.checkpoint.description import Description
 from moddit.errors import MissingError
+from moddit.signals import uninterrupted
 
 WRITE_MODULES: Final = ("coremltools",)
 VERIFY_MODULES: Final = ("torch", "diffusers", "transformers", "tokenizers", "PIL")
@@ -39,13 +40,13 @@ def coreml_writer(recipe: CoreMLRecipe, *, verify: bool) -> Write:
     check_installed(*WRITE_MODULES, *(VERIFY_MODULES if verify else ()))
 
     def write(description: Description, folder: Path, advance: Callable[[int], object]) -> Written:
-        from convert.coreml.writer import write_packages
-
+        with uninterrupted():  # coremltools swallows exceptions while it is imported
+            from convert.coreml.writer import write_packages
         written, values = write_packages(description, folder, recipe, advance)
         if not verify:
             return written.with_note("not verified, and no reference.npz to compare the weights with later")
-        from convert.verify.verification import verify_written
-
+        with uninterrupted():
+            from convert.verify.verification import verify_written
         assert written.graphs is not None
         report = verify_written(folder, description.spec, written.plan, written.graphs, values)
         worst = max(outcome.exact_error for outcome in report.outcomes)

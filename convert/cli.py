@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
-from types import FrameType
 from typing import Any, Final
 
 import click
@@ -17,13 +15,12 @@ from click.core import ParameterSource
 from tqdm import tqdm
 
 from convert.backends import Write, coreml_writer, mlx_writer
-from convert.conversion import convert
+from convert.conversion import Conversion, check_out, convert
 from convert.coreml.compress import Scheme
 from convert.coreml.recipe import Recipe as CoreMLRecipe
 from convert.coreml.recipe import Routing, Size
 from convert.mlx.layout import Recipe as MLXRecipe
 from convert.mlx.quantize import BITS, GROUP_SIZES
-from convert.output import check_free
 from convert.summary import Summary
 from convert.verify.command import command as verify_command
 from moddit.checkpoint.hub import find_checkpoint
@@ -31,6 +28,7 @@ from moddit.checkpoint.precision import DTYPES
 from moddit.checkpoint.sources import LoraSource
 from moddit.errors import ModditError
 from moddit.paths import expand
+from moddit.signals import end_on_stop
 
 SOURCES: Final = ("hf-checkpoint",)
 BACKENDS: Final = ("mlx", "coreml")
@@ -42,7 +40,6 @@ _OWN: Final = {
 }
 # Options that say what the checkpoint is, as `find_checkpoint` has them.
 _CHECKPOINT: Final = ("base", "revision", "variant", "loras", "image_size", "max_sequence_length")
-_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _SizeType(click.ParamType[Size]):
@@ -225,12 +222,21 @@ def command(
     _refuse_foreign_options(context, backend)
     folder = expand(out or f"{backend}_model")
     write = _make_writer(backend, choices)
-    check_free(folder, overwrite=overwrite)  # before anything is downloaded
+    check_out(folder, overwrite=overwrite)  # before anything is downloaded
     checkpoint = find_checkpoint(choices["hf_path"], **{name: choices[name] for name in _CHECKPOINT})
     with ExitStack() as bars:
         progress = partial(_progress_bar, bars)
-        summary = Summary(convert(checkpoint, folder, write, overwrite=overwrite, progress=progress))
-    click.echo(json.dumps(summary.to_json(), indent=2) if as_json else summary.to_text())
+        report = _json_summary if as_json else _text_summary
+        text = convert(checkpoint, folder, write, report, overwrite=overwrite, progress=progress)
+    click.echo(text)
+
+
+def _json_summary(conversion: Conversion) -> str:
+    return json.dumps(Summary(conversion).to_json(), indent=2)
+
+
+def _text_summary(conversion: Conversion) -> str:
+    return Summary(conversion).to_text()
 
 
 def _refuse_foreign_options(context: click.Context, backend: str) -> None:
@@ -272,43 +278,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program, name = command, "python -m convert"
     if arguments[:1] == [VERIFY]:
         program, name, arguments = verify_command, f"{name} {VERIFY}", arguments[1:]
+    return end_on_stop(partial(_run, program, name, arguments))
+
+
+def _run(program: click.Command, name: str, arguments: list[str]) -> int:
     try:
-        with _stop_signals():
-            program.main(arguments, prog_name=name, standalone_mode=False)
+        program.main(arguments, prog_name=name, standalone_mode=False)
     except ModditError as error:
         click.echo(f"error: {error}", err=True)
         return 1
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except _StoppedError as stopped:
-        click.echo("interrupted: nothing was kept", err=True)
-        return 128 + stopped.number
     return 0
-
-
-class _StoppedError(BaseException):
-    """A signal asked the process to end; not an Exception, as KeyboardInterrupt is none."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-
-@contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Turn the signals that end a process into an exception, so that all is cleaned up."""
-
-    def stop(number: int, _: FrameType | None) -> None:
-        for other in _STOP_SIGNALS:
-            signal.signal(other, signal.SIG_IGN)  # a second one must not stop the cleaning up
-        raise _StoppedError(number)
-
-    before = [(number, signal.signal(number, stop)) for number in _STOP_SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _progress_bar(bars: ExitStack, what: str, total: int) -> Callable[[int], object]:

@@ -1,6 +1,25 @@
-"""`python -m mlx_moddit`."""
+"""`python -m mlx_moddit`, and the command `mlx_moddit`."""
 
-from mlx_moddit.cli import main
+import sys
+
+from moddit.signals import end_on_stop, uninterrupted
+
+
+def main() -> int:
+    """Run the command line; a signal that asks it to end leaves nothing half written.
+
+    Returns:
+        the exit status.
+    """
+    return end_on_stop(_run)
+
+
+def _run() -> int:
+    with uninterrupted():  # the libraries that this loads may swallow exceptions
+        from mlx_moddit import cli
+    cli.main(prog_name="mlx_moddit")
+    return 0
+
 
 if __name__ == "__main__":
-    main(prog_name="mlx_moddit")
+    sys.exit(main())

@@ -41,7 +41,6 @@ from moddit.manifest import read_manifest
 from moddit.paths import expand
 from moddit.samplers import SAMPLERS
 
-INTERRUPTED: Final = 130
 STDIN: Final = "-"
 
 
@@ -53,9 +52,6 @@ def exit_on_error() -> Iterator[None]:
     except ModditError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,7 +11,8 @@ from typing import Final
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from mlx_moddit.metadata import Metadata
-from moddit.errors import FormatError, MissingError, OutputExistsError, StorageError
+from moddit.errors import FormatError, MissingError, StorageError
+from moddit.files import check_file, new_file, storage_errors
 
 CHUNK: Final = "moddit"
 CHUNK_FOR_PEOPLE: Final = "parameters"
@@ -25,14 +26,8 @@ def check_outputs(paths: Sequence[Path], *, overwrite: bool) -> None:
         StorageError: a folder cannot be made or written to.
     """
     for path in paths:
-        try:
-            is_there, is_folder = path.exists(), path.is_dir()
-        except OSError as error:  # a folder that may not be searched, or a name that is too long
-            raise StorageError(f"[output] cannot write {path}: {error.strerror}") from None
-        if is_folder:
-            raise OutputExistsError(f"[output] {path} is a folder, want the name of a file")
-        if is_there and not overwrite:
-            raise OutputExistsError(f"[output] {path} exists; choose another name or allow it with --overwrite")
+        with storage_errors(path):  # a folder that may not be searched, or a name that is too long
+            check_file(path, overwrite=overwrite)
     for folder in {path.parent for path in paths}:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -57,18 +52,8 @@ def save_image(path: Path, image: Image.Image, text: PngImagePlugin.PngInfo | No
         OutputExistsError: the file has appeared since `check_outputs`, and `overwrite` is off.
         StorageError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                image.save(file, format="PNG", pnginfo=text)
-            if path.exists() and not overwrite:
-                raise OutputExistsError(f"[output] {path} has appeared meanwhile; it is left as it is")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"[output] cannot write {path}: {error.strerror or error}") from None
+    with new_file(path, overwrite=overwrite) as file, storage_errors(path):
+        image.save(file, format="PNG", pnginfo=text)
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.errors import MissingError, ModditError, OutputExistsError
 from moddit.paths import expand
+from moddit.signals import end_on_stop
 from torch_moddit.data import Item, PictureFolder, Precomputed
 from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
@@ -159,11 +160,19 @@ def command(
 
 def main() -> None:
     """Run the command; failures that a user or a file can cause end with one line and exit status 1."""
+    sys.exit(end_on_stop(_run))
+
+
+def _run() -> int:
     try:
-        command.main(standalone_mode=True)
+        command.main(standalone_mode=False)
     except ModditError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return 0
 
 
 def _dense(routed: RoutedPixArt, model: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,7 @@ from moddit.checkpoint.diffcr import PLAN_KEY, ROUTED_CLASS, ROUTED_NORM_TYPE
 from moddit.checkpoint.sources import INDEX, TRANSFORMER, Sources, as_sources
 from moddit.checkpoint.transformer import CLASS as DENSE_CLASS
 from moddit.checkpoint.weights import read_json
-from moddit.errors import OutputExistsError, StorageError
+from moddit.files import new_folder, storage_errors
 from moddit.tensors import KEEP_RATIO
 from torch_moddit.model import RoutedPixArt
 
@@ -69,7 +68,9 @@ def save_checkpoint(
             _write_index(target / INDEX, model, _save_others(target, pipeline, dtype))
         write_transformer(target / TRANSFORMER, model, keep_ratio, dtype, max_shard_size)
 
-    write_whole(folder, write, overwrite=overwrite)
+    may_replace = is_checkpoint if overwrite else None
+    with new_folder(folder, kind="checkpoint", may_replace=may_replace) as target, storage_errors(folder):
+        write(target)
 
 
 def write_transformer(
@@ -101,28 +102,9 @@ def write_transformer(
         (folder / SHARD_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_whole(folder: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
-    """Fill a new folder beside `folder` and rename it, so that readers see the old one or the whole new one.
-
-    Raises:
-        OutputExistsError: `folder` exists and may not be replaced.
-        StorageError: disk full, or no permission.
-    """
-    if folder.exists() and not overwrite:
-        raise OutputExistsError(f"[export] {folder} exists; choose another folder or allow overwriting")
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise StorageError(f"[export] cannot write {folder}: {error}; free space or choose another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+def is_checkpoint(folder: Path) -> bool:
+    """Say whether a folder is a checkpoint: only such a folder is ever replaced."""
+    return any((folder / name).is_file() for name in (INDEX, f"{TRANSFORMER}/config.json"))
 
 
 def _write_index(path: Path, model: RoutedPixArt, index: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ from coremltools.proto import Model_pb2
 import moddit
 from convert.coreml.native import LIBRARIES, incomplete
 from convert.coreml.target import OPSET
-from convert.output import storage_errors
 from moddit.errors import StorageError
+from moddit.files import storage_errors
 from moddit.graphs import Feature, GraphFunction, Package
 
 AUTHOR: Final = "moddit"

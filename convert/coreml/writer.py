@@ -20,9 +20,10 @@ from convert.coreml.transformer import TransformerGraph
 from convert.coreml.vae import build_decoder, build_encoder
 from convert.coreml.variants import list_functions, merge_rows
 from convert.coreml.weights import Weights
-from convert.output import Written, check_space, storage_errors
+from convert.output import Written
 from moddit.checkpoint.description import Description
 from moddit.errors import ValueRangeError
+from moddit.files import check_space, storage_errors
 from moddit.graphs import Graphs, Package, size_name
 from moddit.manifest import Component, Quantization, describe_file
 from moddit.routing import RoutingPlan

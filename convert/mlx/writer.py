@@ -11,9 +11,10 @@ from typing import Final
 import numpy as np
 
 from convert.mlx.layout import Recipe, Slot, plan_slots
-from convert.output import Written, check_space, storage_errors
+from convert.output import Written
 from moddit.checkpoint.description import Description
 from moddit.checkpoint.safetensors import format_header
+from moddit.files import check_space, storage_errors
 from moddit.manifest import Component, FileInfo, Quantization
 
 BACKEND: Final = "mlx"

@@ -12,6 +12,7 @@ from convert.verify.device_process import TIMEOUT
 from convert.verify.framework import UNITS
 from moddit.errors import ParityError
 from moddit.manifest import Manifest, read_manifest
+from moddit.signals import uninterrupted
 
 PROMPT = "a large red circle on the left and a small blue square on the right on a white background"
 
@@ -72,9 +73,9 @@ def command(
     if on_device:
         _verify_on_device(bundle, manifest, compute_units, timeout, as_json)
         return
-    from convert.verify.generation import Request
-    from convert.verify.verification import verify_bundle
-
+    with uninterrupted():  # the libraries that this loads may swallow exceptions
+        from convert.verify.generation import Request
+        from convert.verify.verification import verify_bundle
     request = None
     if picture:
         side = manifest.spec.default_side
@@ -89,8 +90,8 @@ def command(
 
 
 def _verify_on_device(bundle: Path, manifest: Manifest, units: str | None, timeout: float, as_json: bool) -> None:
-    from convert.verify.device import check_on_device
-
+    with uninterrupted():
+        from convert.verify.device import check_on_device
     report = check_on_device(bundle, manifest, units, seconds=timeout, told=_tell)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
     if not report.passed:

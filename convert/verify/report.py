@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from convert.output import storage_errors
 from convert.verify.functions import EXACT_TOLERANCE, TIE_MARGIN, Outcome
 from convert.verify.generation import PICTURE_DECIBELS
 from convert.verify.interpreter import Arithmetic
+from moddit.files import storage_errors
 
 REPORT_NAME: Final = "parity.json"
 

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convert.output import storage_errors
 from convert.verify.bundle import Packages
 from convert.verify.functions import Outcome, check_case, list_cases
 from convert.verify.generation import Request, generate, measure_psnr, reference_file
@@ -23,6 +22,7 @@ from convert.verify.reference import Reference, Values
 from convert.verify.report import REPORT_NAME, Picture, Report, decibels
 from convert.verify.weights import read_values
 from moddit.errors import FormatError, ParityError
+from moddit.files import storage_errors
 from moddit.graphs import Graphs
 from moddit.manifest import Manifest, verify_files
 from moddit.routing import RoutingPlan

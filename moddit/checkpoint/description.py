@@ -29,6 +29,7 @@ class Description:
     parts: Mapping[str, Part]
     tokenizer: bytes  # tokenizer.json
     files: Mapping[str, Path]  # all that it was read from, by the names under which its hash counts them
+    states: Mapping[Path, tuple[int, int, int]]  # of these files when they were read
     unused: Mapping[str, str]  # "component/tensor" to the reason why no bundle holds it
     notes: tuple[str, ...]  # what a user should know, one sentence each
 
@@ -68,6 +69,7 @@ def describe(sources: Sources) -> Description:
         {name: part.part for name, part in read.items()},
         tokenizer.text,
         files.paths,
+        files.states,
         {f"{name}/{key}": reason for name, part in read.items() for key, reason in part.unused.items()},
         tuple(note for part in read.values() for note in part.notes),
     )

@@ -175,21 +175,31 @@ class SourceFiles:
 
     sources: Sources
     paths: dict[str, Path] = field(default_factory=dict)
+    states: dict[Path, tuple[int, int, int]] = field(default_factory=dict)  # when they were first read
 
     def add(self, *paths: Path) -> None:
         """Name files after where they are: "transformer/config.json", "base/vae/config.json"."""
         for path in paths:
             self.paths[self._label(path)] = path
+            self.states.setdefault(path, file_state(path))
 
     def add_lora(self, index: int, lora: LoraSource, *paths: Path) -> None:
         """Name the files of an adapter, with its strength."""
-        self.paths |= {f"lora{index}@{lora.scale:g}/{path.name}": path for path in paths}
+        for path in paths:
+            self.paths[f"lora{index}@{lora.scale:g}/{path.name}"] = path
+            self.states.setdefault(path, file_state(path))
 
     def _label(self, path: Path) -> str:
         main, base = self.sources.main, self.sources.base
         roots = {main.parent if self.sources.is_file else main: "", **({base: "base/"} if base is not None else {})}
         root = max(filter(path.is_relative_to, roots), key=lambda item: len(item.parts))  # one may be in the other
         return f"{roots[root]}{path.relative_to(root).as_posix()}"
+
+
+def file_state(path: Path) -> tuple[int, int, int]:
+    """Tell one state of a file from another: which file it is, its size and when it was written."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _has(root: Path, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,11 +18,11 @@ import numpy as np
 import pytest
 
 import moddit
-from convert import output
 from convert.cli import main
 from convert.mlx import writer
 from moddit.checkpoint import hub
 from moddit.errors import FormatError, StorageError
+from moddit.files import storage_errors
 from moddit.manifest import read_manifest
 from tests.convert.checkpoints import TEXT_ENCODER, TRANSFORMER, VAE, convert, edit_json, edit_weights
 from tests.tiny import save_pipeline
@@ -276,7 +277,7 @@ class TestOutput:
         rename = Path.rename
 
         def fail(path: Path, target: Path) -> Path:
-            if ".partial-" in path.name:
+            if path.name.endswith(".partial"):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return rename(path, target)
 
@@ -326,9 +327,31 @@ class TestOutput:
         with (
             Path("/dev/full").open("wb", buffering=0) as file,
             pytest.raises(StorageError, match="disk is full"),
-            output.storage_errors(Path("out")),
+            storage_errors(Path("out")),
         ):
             writer._write_all(file, b"x")
+
+    def test_a_source_that_changes_meanwhile(
+        self, damaged: Path, monkeypatch: pytest.MonkeyPatch, refuse: Callable[..., None]
+    ) -> None:
+        write = writer.write_components
+
+        def edit(*arguments: Any, **options: Any) -> Any:
+            written = write(*arguments, **options)
+            edit_weights(damaged / VAE, lambda tensors: tensors["quant_conv.bias"].__setitem__(0, 0.5))
+            return written
+
+        monkeypatch.setattr("convert.backends.write_components", edit)
+        refuse(damaged, damaged / VAE, "has changed during the conversion; start again")
+
+    def test_nothing_can_fail_once_the_bundle_is_there(
+        self, source: Path, monkeypatch: pytest.MonkeyPatch, refuse: Callable[..., None]
+    ) -> None:
+        def fail(_: object) -> None:
+            raise FormatError("no summary")
+
+        monkeypatch.setattr("convert.cli.Summary", fail)
+        refuse(source, "no summary")
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     @pytest.mark.parametrize("place", ["writer._write_all", "conversion.hash_source"])
@@ -346,11 +369,11 @@ class TestOutput:
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
-        assert [path.name for path in tmp_path.iterdir()] == [f".bundle.partial-{process.pid}"]
+        assert [re.sub("[0-9a-f]{8}", "TOKEN", path.name) for path in tmp_path.iterdir()] == [".bundle.TOKEN.partial"]
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 128 + number
-        assert errors == "interrupted: nothing was kept\n"
+        assert errors == "interrupted\n"
         assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import moddit
+from mlx_moddit import __main__ as program
 from mlx_moddit import cli
 from mlx_moddit.images import read_metadata
 from mlx_moddit.stages import Step
@@ -285,20 +286,26 @@ def test_routes_of_a_dense_model_are_refused(dense_bundle: Path) -> None:
     assert "the model is dense" in result.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_keeps_finished_pictures_and_nothing_else(
-    routed_bundle: Path, work_folder: Path, monkeypatch: pytest.MonkeyPatch
+    routed_bundle: Path,
+    work_folder: Path,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     progress = cli._Progress.__call__
 
     def interrupt(self: Any, stage: Any) -> None:
         progress(self, stage)
         if isinstance(stage, Step) and stage.picture == 1:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(cli._Progress, "__call__", interrupt)
-    result = generate(routed_bundle, *FAST, "--num-images", "3", "-o", "{seed}.png")
-    assert result.exit_code == 130
-    assert result.stderr.splitlines() == ["interrupted"]
+    options = ("--model", str(routed_bundle), *FAST, "--num-images", "3", "-o", "{seed}.png")
+    monkeypatch.setattr("sys.argv", ["mlx_moddit", "generate", *options])
+    assert program.main() == 128 + number
+    assert capsys.readouterr().err.splitlines() == ["interrupted"]
     assert [path.name for path in work_folder.iterdir()] == ["0.png"]
 
 

@@ -100,14 +100,14 @@ def test_folders_are_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot make folder"):
         check_outputs([tmp_path / "file" / "b" / "new.png"], overwrite=False)
-    with pytest.raises(StorageError, match=r"cannot write .*File name too long"):
+    with pytest.raises(StorageError, match=r"cannot be written \(File name too long\)"):
         check_outputs([tmp_path / ("b" * 300) / "new.png"], overwrite=False)
 
 
 def test_a_file_that_appears_meanwhile_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("theirs")
-    with pytest.raises(OutputExistsError, match="meanwhile"):
+    with pytest.raises(OutputExistsError, match="exists; choose another name"):
         save_image(path, IMAGE, overwrite=False)
     assert path.read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,251 @@
+"""Files and folders that appear whole or not at all, whatever stops the program.
+
+    with new_file(path, overwrite=False) as file: ...       a file object; the file is there when the block has ended
+    with new_folder(path, kind="bundle", may_replace=is_bundle) as folder: ...  an empty folder, which becomes `path`
+
+What is being written lies beside its target under a name of its own, `.NAME.TOKEN.partial`, and its writer locks it.
+At the end it is renamed. A folder that is replaced is first moved aside (`.old`), so that at every moment one of the
+two is whole; the renames of a swap are done under a lock of the parent folder, and signals wait until it is over.
+What a writer leaves that dies in between (SIGKILL, a power cut) is put right by the next one, or by `recover`: a
+target that was moved aside comes back, everything else of a dead writer is removed. A writer is dead when nobody
+holds its lock, which the kernel gives back; process numbers are not asked, since containers share them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from moddit.errors import ModditError, OutputExistsError, StorageError
+from moddit.signals import raise_if_stopped, uninterrupted
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_WITHOUT_LOCKS: Final = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_TOKEN_BYTES: Final = 4  # short, since file systems allow 255 bytes of a name
+PARTIAL: Final = "partial"  # being written
+OLD: Final = "old"  # whole, moved aside in a swap
+TRASH: Final = "trash"  # being removed
+
+
+@contextmanager
+def new_file(target: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
+    """Give a file to write, which becomes `target` when the block ends and is removed when it fails.
+
+    Raises:
+        OutputExistsError: `target` exists, and may not be replaced; a folder never is.
+        StorageError: it cannot be written, or the disk is full.
+    """
+    target = absolute(target)
+    partial = _name(target, PARTIAL)
+    with ExitStack() as stack:
+        with storage_errors(target):
+            _prepare(target)
+            stack.callback(_remove, partial)
+            with _locked(target.parent):  # nobody may take it for a dead writer's before it is locked
+                file = stack.enter_context(partial.open("xb"))
+                _lock(file.fileno())
+        yield file
+        raise_if_stopped()
+        with storage_errors(target):
+            file.flush()
+            os.fsync(file.fileno())
+            with uninterrupted(), _locked(target.parent):
+                check_file(target, overwrite=overwrite)
+                partial.replace(target)
+
+
+@contextmanager
+def new_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] | None) -> Iterator[Path]:
+    """Give an empty folder beside `target`, which becomes `target` when the block ends and is removed when it fails.
+
+    Args:
+        target: of the finished folder.
+        kind: what the folder is, for messages, such as "bundle".
+        may_replace: says whether a folder at `target` is of this kind and may be replaced; None if nothing may.
+
+    Raises:
+        OutputExistsError: `target` exists, and may not be replaced.
+        StorageError: it cannot be written, or the disk is full.
+    """
+    target = absolute(target)
+    partial = _name(target, PARTIAL)
+    with ExitStack() as stack:
+        with storage_errors(target):
+            check_folder(target, kind=kind, may_replace=may_replace)
+            _prepare(target)
+            stack.callback(_remove, partial)
+            with _locked(target.parent):  # nobody may take it for a dead writer's before it is locked
+                partial.mkdir()
+                stack.enter_context(_locked(partial))
+        yield partial
+        raise_if_stopped()
+        with storage_errors(target), uninterrupted():
+            with _locked(target.parent):
+                check_folder(target, kind=kind, may_replace=may_replace)  # somebody may have made it meanwhile
+                trash = _swap(partial, target)
+            if trash is not None:
+                _remove(trash)
+
+
+def recover(target: Path) -> None:
+    """Put right what writers of `target` left that are dead: bring back what they moved aside, remove the rest.
+
+    Raises:
+        StorageError: a folder that was moved aside cannot be brought back.
+    """
+    target = absolute(target)
+    with storage_errors(target), uninterrupted():
+        if not _leftovers(target):
+            return
+        with _locked(target.parent):
+            for path, state in _leftovers(target):
+                if state == OLD and not os.path.lexists(target):
+                    path.rename(target)
+                elif state != PARTIAL or _is_dead(path):
+                    _remove(path)
+
+
+def check_file(target: Path, *, overwrite: bool) -> None:
+    """Raise OutputExistsError if a file may not be written to `target`."""
+    if target.is_dir():
+        raise OutputExistsError(f"[output] {target} is a folder, want the name of a file")
+    if os.path.lexists(target) and not overwrite:
+        raise OutputExistsError(f"[output] {target} exists; choose another name or allow it with --overwrite")
+
+
+def check_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] | None) -> None:
+    """Raise OutputExistsError if a folder may not be written to `target`; arguments as `new_folder`."""
+    if not os.path.lexists(target):
+        return
+    if may_replace is None:
+        raise OutputExistsError(
+            f"[output] {target}: exists already; choose another name, or replace it with --overwrite"
+        )
+    if target.is_symlink() or not target.is_dir() or not (is_empty(target) or may_replace(target)):
+        raise OutputExistsError(
+            f"[output] {target}: exists and is not a {kind}, so it is not replaced; choose another name, or remove it"
+        )
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise StorageError if the disk of `folder` has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"[output] {folder.parent}: not enough space, got {free:,} bytes free, want {needed:,}; "
+            "free some, or choose another disk"
+        )
+
+
+@contextmanager
+def storage_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into StorageError."""
+    try:
+        yield
+    except ModditError:
+        raise
+    except OSError as error:
+        what = "disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror or error})"
+        raise StorageError(f"[output] {target}: {what}; nothing was kept, make room or choose another place") from error
+
+
+def absolute(path: Path) -> Path:
+    """Make a path absolute and plain, without following links: a target may be one."""
+    return Path(os.path.abspath(path))
+
+
+def is_empty(folder: Path) -> bool:
+    """Say whether a folder has nothing in it."""
+    return next(folder.iterdir(), None) is None
+
+
+def _prepare(target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    recover(target)
+
+
+def _swap(partial: Path, target: Path) -> Path | None:
+    """Put `partial` in the place of `target`; return what was there, under a name that marks it as rubbish."""
+    if not os.path.lexists(target):
+        partial.rename(target)
+        return None
+    old = _name(target, OLD)
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    trash = _name(target, TRASH)
+    old.rename(trash)
+    return trash
+
+
+def _name(target: Path, state: str) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(_TOKEN_BYTES)}.{state}")
+
+
+def _leftovers(target: Path) -> list[tuple[Path, str]]:
+    """List what writers of `target` have beside it, dead or alive, and its state."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.({PARTIAL}|{OLD}|{TRASH})")
+    try:
+        names = os.listdir(target.parent)
+    except OSError:
+        return []
+    matches = filter(None, map(pattern.fullmatch, names))
+    return [(target.with_name(match[0]), match[1]) for match in matches]
+
+
+def _is_dead(partial: Path) -> bool:
+    """Say whether nobody is writing this any more. Where the file system has no locks, nobody can know."""
+    try:
+        descriptor = os.open(partial, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder; what cannot be removed stays for the next writer to try."""
+    with uninterrupted():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+            return
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
