@@ -11,11 +11,12 @@ public struct CoreMLRunner: PackageRunning {
     ///   - bundle: for Core ML.
     ///   - options: where to compute, and where to keep compiled models.
     ///   - report: called after every load.
-    /// - Throws: `ModditError.unsupported` for a bundle of another runtime.
+    /// - Throws: `ModditError.unsupported` for a bundle of another runtime, or one that needs a newer system.
     public init(
         _ bundle: ModelBundle, options: CoreMLOptions, report: @escaping @Sendable (LoadReport) -> Void = { _ in }
     ) throws(ModditError) {
         let graphs = try bundle.graphs()
+        if let system = Graphs.currentSystem { try graphs.check(system: system.name, version: system.version) }
         let cache = try CompiledModelCache(folder: options.cacheFolder)
         let units = options.computeUnits ?? graphs.computeUnits
         var models: [String: ManagedModel] = [:]

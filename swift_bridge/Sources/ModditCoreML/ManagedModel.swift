@@ -3,13 +3,13 @@ import ModditCore
 
 /// One package of a bundle, with at most one of its functions in memory.
 ///
-/// The package is compiled on first use, and the compiled model kept in a cache. Two calls at the same time for different
+/// The package is hashed and compiled on first use, and the compiled model kept in a cache. Two calls at the same time for different
 /// functions both succeed; for a moment both functions are in memory then.
 public actor ManagedModel {
     /// The package.
     public nonisolated let package: Package
 
-    private let source: URL
+    private let bundle: ModelBundle
     private let hash: String
     private let computeUnits: ComputeUnits
     private let cache: CompiledModelCache
@@ -35,7 +35,7 @@ public actor ManagedModel {
         report: @escaping @Sendable (LoadReport) -> Void
     ) {
         self.package = package
-        source = bundle.url(package.path)
+        self.bundle = bundle
         hash = bundle.manifest.hash(of: package)
         self.computeUnits = computeUnits
         self.cache = cache
@@ -47,7 +47,8 @@ public actor ManagedModel {
 
     /// Loads a function, in place of the one that is in memory.
     ///
-    /// - Throws: `ModditError.compute` if Core ML cannot compile or load it.
+    /// - Throws: `ModditError.compute` if Core ML cannot compile or load it, `ModditError.format` if the package has changed
+    ///   since the manifest was written.
     public func load(_ function: String) async throws {
         _ = try await model(function)
     }
@@ -138,23 +139,13 @@ public actor ManagedModel {
         }
     }
 
-    private struct Compiled {
-        let url: URL
-        let origin: LoadReport.Origin
-        let seconds: Double
-    }
-
-    private func compile() async throws -> Compiled {
-        if let url = cache.find(hash) { return Compiled(url: url, origin: .cache, seconds: 0) }
-        let start = ContinuousClock.now
-        let temporary: URL
+    /// Finds the compiled model, or compiles the package if its files are those that the manifest lists.
+    private func compile() async throws -> CompiledModelCache.Model {
         do {
-            temporary = try await LoadedModel.compile(source)
+            return try await cache.model(of: package, in: bundle, compile: LoadedModel.compile)
         } catch {
             throw failure("compile", error)
         }
-        let url = try cache.store(temporary, hash: hash)
-        return Compiled(url: url, origin: .compiled, seconds: Self.seconds(since: start))
     }
 
     private static func seconds(since start: ContinuousClock.Instant) -> Double {

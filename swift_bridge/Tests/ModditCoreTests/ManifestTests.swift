@@ -42,6 +42,43 @@ struct ManifestTests {
         #expect(chain.components["transformer"]?.quantization?.tensors == ["proj_out.weight"])
     }
 
+    @Test(arguments: [
+        ("15.0", 15, 0, 0, true), ("15.0", 14, 9, 9, false), ("15", 26, 1, 0, true), ("15.4.1", 15, 4, 1, true),
+        ("15.4.1", 15, 4, 0, false), ("15.4", 15, 10, 0, true), ("15.10", 15, 4, 0, false),
+    ])
+    func minimumOS(minimum: String, major: Int, minor: Int, patch: Int, isEnough: Bool) throws {
+        let graphs = try Self.graphs(minimum)
+        let version = OperatingSystemVersion(majorVersion: major, minorVersion: minor, patchVersion: patch)
+        do throws(ModditError) {
+            try graphs.check(system: "macOS", version: version)
+            #expect(isEnough)
+        } catch {
+            #expect(!isEnough)
+            #expect(error.kind == "unsupported")
+            #expect(error.message.contains("needs macOS \(minimum), this is macOS \(major).\(minor).\(patch)"))
+        }
+        try graphs.check(system: "Linux", version: version)  // which has no minimum
+    }
+
+    @Test(arguments: ["new", "15.", "-1", "15.0.0.0", "+15", "99999999999999999999"])
+    func minimumOSThatIsNoVersion(minimum: String) throws {
+        let graphs = try Self.graphs(minimum)
+        let version = OperatingSystemVersion(majorVersion: 99, minorVersion: 0, patchVersion: 0)
+        do throws(ModditError) {
+            try graphs.check(system: "macOS", version: version)
+            Issue.record("no error, want format")
+        } catch {
+            #expect(error.kind == "format")
+            #expect(error.message.contains("'\(minimum)' is no version"))
+        }
+    }
+
+    private static func graphs(_ minimum: String) throws -> Graphs {
+        let changed = try TestBundle.manifest("routed").value.replacing(
+            ["graphs", "minimum_os", "macOS"], with: .string(minimum))
+        return try #require(try Manifest(JSONField(changed, place: "", component: "")).graphs)
+    }
+
     @Test func functionOfAStep() throws {
         let graphs = try #require(try Manifest(TestBundle.manifest("routed")).graphs)
         let found = try graphs.denoiser(size: PictureSize(height: 32, width: 64), batch: 1, region: 2)

@@ -19,13 +19,22 @@ struct SHA256Tests {
     ])
     func vectors(text: String, wanted: String) {
         #expect(SHA256Hash.hash(text.utf8) == wanted)
+        var hash = PortableSHA256()  // tested on Apple's systems too, where CryptoKit does the other
+        hash.update(Array(text.utf8))
+        #expect(hash.finish() == Self.bytes(wanted))
     }
 
     @Test func millionLetters() {
         var hash = SHA256Hash()
         let part = [UInt8](repeating: UInt8(ascii: "a"), count: 1000)
-        for _ in 0..<1000 { hash.update(part) }
-        #expect(hash.finish() == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0")
+        var portable = PortableSHA256()
+        for _ in 0..<1000 {
+            hash.update(part)
+            portable.update(part)
+        }
+        let wanted = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
+        #expect(hash.finish() == wanted)
+        #expect(portable.finish() == Self.bytes(wanted))
     }
 
     @Test func partsMakeNoDifference() {
@@ -37,7 +46,17 @@ struct SHA256Tests {
                 hash.update(Array(bytes[..<cut]))
                 hash.update(Array(bytes[cut..<length]))
                 #expect(hash.finish() == whole)
+                var portable = PortableSHA256()
+                portable.update(Array(bytes[..<cut]))
+                portable.update(Array(bytes[cut..<length]))
+                #expect(portable.finish() == Self.bytes(whole))
             }
         }
+    }
+
+    /// Reads hexadecimal digits.
+    private static func bytes(_ digits: String) -> [UInt8] {
+        let digits = Array(digits)
+        return stride(from: 0, to: digits.count, by: 2).compactMap { UInt8(String(digits[$0...$0 + 1]), radix: 16) }
     }
 }

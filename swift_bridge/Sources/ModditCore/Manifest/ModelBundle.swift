@@ -32,6 +32,13 @@ public struct ModelBundle: Sendable {
         }
     }
 
+    /// Checks the hashes of a package's files, which reads all of them.
+    ///
+    /// - Throws: as `verify(hashes:)`.
+    public func verify(_ package: Package) throws(ModditError) {
+        for info in manifest.files(of: package) { try verify(info, hashes: true) }
+    }
+
     /// Reads the tokenizer.
     ///
     /// - Throws: `ModditError` if it is absent or damaged, or its hash is not the manifest's.

@@ -3,7 +3,7 @@ import Foundation
 /// A folder of compiled models, so that a package is compiled once on a machine.
 ///
 /// A model lies under the hash of its package: another bundle with the same package finds it, and a changed package does
-/// not.
+/// not. A package's files are hashed before it is compiled, since a manifest may say what is no longer so.
 public struct CompiledModelCache: Sendable, Hashable {
     private static let ending = "mlmodelc"
 
@@ -26,6 +26,35 @@ public struct CompiledModelCache: Sendable, Hashable {
     public func find(_ hash: String) -> URL? {
         let url = place(hash)
         return FileManager.default.fileExists(atPath: url.path) ? url : nil
+    }
+
+    /// A compiled model, and where it came from.
+    public struct Model: Sendable, Hashable {
+        /// Where it is.
+        public let url: URL
+        /// Whether it was compiled now.
+        public let origin: LoadReport.Origin
+        /// Time to hash and compile the package; 0 if the model was in the cache.
+        public let seconds: Double
+    }
+
+    /// Finds a package's compiled model, or compiles the package and keeps the model.
+    ///
+    /// - Parameters:
+    ///   - package: one of the bundle's.
+    ///   - bundle: where it lies.
+    ///   - compile: makes a compiled model of a package, in a temporary folder.
+    /// - Throws: `ModditError.missing` and `.format` if the package's files are not those of the manifest,
+    ///   `ModditError.storage` if the folder cannot be written, and what `compile` throws.
+    public func model(
+        of package: Package, in bundle: ModelBundle, compile: @Sendable (URL) async throws -> URL
+    ) async throws -> Model {
+        let hash = bundle.manifest.hash(of: package)
+        if let url = find(hash) { return Model(url: url, origin: .cache, seconds: 0) }
+        let start = ContinuousClock.now
+        try bundle.verify(package)
+        let url = try store(await compile(bundle.url(package.path)), hash: hash)
+        return Model(url: url, origin: .compiled, seconds: (ContinuousClock.now - start) / .seconds(1))
     }
 
     /// Moves a compiled model here, unless another process has done so meanwhile.
@@ -97,7 +126,7 @@ public struct LoadReport: Sendable, Hashable {
     public let function: String
     /// Where the compiled model came from.
     public let origin: Origin
-    /// Time to compile; 0 if it was in the cache.
+    /// Time to hash the package's files and compile it; 0 if it was in the cache.
     public let compileSeconds: Double
     /// Time to load; the first time for a function the system also prepares it for the device.
     public let loadSeconds: Double
