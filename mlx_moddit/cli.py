@@ -62,7 +62,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--model", metavar="DIR", help="Bundle to use.  [default: the embedded model]")
-@click.option("-p", "--prompt", help="What to draw.")
+@click.option("-p", "--prompt", help="What to draw, in at most 20,000 characters.")
 @click.option("--prompt-file", metavar="FILE", help="Prompts, one a line, - for stdin; empty lines are skipped.")
 @click.option("--negative-prompt", help='What to avoid.  [default: ""]')
 @click.option("--steps", type=click.IntRange(1), help=f"Denoising steps.  [default: {DEFAULT_STEPS}]")

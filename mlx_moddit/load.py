@@ -16,8 +16,8 @@ import mlx.nn as nn
 
 from mlx_moddit.pixart import PixArt
 from mlx_moddit.t5 import T5Encoder
-from mlx_moddit.tokenizer import Tokenizer
 from mlx_moddit.vae import AutoencoderKL
+from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.errors import FormatError, MissingError, UnsupportedError
 from moddit.manifest import Component, Manifest, Quantization, read_manifest, verify_files
 from moddit.routing import RoutingPlan
@@ -74,16 +74,19 @@ class Bundle:
         """Build the VAE; raises as `transformer`."""
         return self._build(AutoencoderKL(self.spec.vae), "vae", vae_tensors(self.spec.vae))
 
-    def tokenizer(self) -> Tokenizer:
-        """Read the tokenizer.
+    def tokenizer(self) -> PromptTokenizer:
+        """Read the tokenizer, and hold its tokens against the text encoder's vocabulary.
 
         Raises:
-            MissingError, FormatError: it is not there, or not a tokenizer.
+            MissingError, FormatError, ShapeError, UnsupportedError: as `PromptTokenizer.load`.
         """
+        spec = self.spec
         paths = [info.path for info in self.manifest.components["tokenizer"].files]
         for path in paths:
             if path.endswith("tokenizer.json"):
-                return Tokenizer.load(self.folder / path, self.spec.max_sequence_length)
+                return PromptTokenizer.load(
+                    self.folder / path, vocab_size=spec.text_encoder.vocab_size, max_length=spec.max_sequence_length
+                )
         raise MissingError(f"[tokenizer] {self.folder}: the manifest lists {paths}, want tokenizer.json; convert again")
 
     def _build(self, model: M, name: str, wanted: Mapping[str, TensorInfo]) -> M:

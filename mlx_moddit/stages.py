@@ -20,9 +20,9 @@ from mlx_moddit.memory import cache_limit
 from mlx_moddit.pixart import Conditions, PixArt, Record, Size
 from mlx_moddit.settings import Settings
 from mlx_moddit.t5 import T5Encoder
-from mlx_moddit.tokenizer import Tokenizer
 from mlx_moddit.vae import AutoencoderKL
 from moddit.bins import resize_and_crop
+from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.errors import UnsupportedError
 from moddit.noise import torch_randn
 from moddit.samplers import SamplerTable, build_table
@@ -97,7 +97,7 @@ class Generation:
     def __init__(self, bundle: Bundle, *, low_ram: bool):
         self.bundle = bundle
         self.low_ram = low_ram
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: PromptTokenizer | None = None
         self._models: dict[str, nn.Module] = {}
 
     def stages(self, settings: Sequence[Settings], *, routes: bool = False) -> Generator[Stage, None, None]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from convert.verify.bundle import Packages
 from convert.verify.interpreter import Arithmetic
+from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.graphs import size_name
 from moddit.noise import torch_randn
 from moddit.samplers import build_table
@@ -46,7 +46,8 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
         MissingError: the bundle has no function for the picture's size.
     """
     spec = packages.spec
-    texts = [_encode(packages, text) for text in (request.negative_prompt, request.prompt)]
+    tokenizer = open_tokenizer(packages)
+    texts = [_encode(packages, tokenizer.encode(text)) for text in (request.negative_prompt, request.prompt)]
     table = build_table(spec.scheduler, spec.scheduler.sampler, request.steps)
     height, width = request.height // spec.vae.downscale, request.width // spec.vae.downscale
     latents = torch_randn((1, spec.transformer.in_channels, height, width), request.seed) * table.init_scale
@@ -67,13 +68,19 @@ def measure_psnr(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> flo
     return math.inf if error == 0 else -10 * math.log10(error) if math.isfinite(error) else -math.inf
 
 
-def _encode(packages: Packages, text: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Encode a text as diffusers' PixArt pipelines do with `clean_caption=False`: states (1, L, D) and mask (1, L)."""
+def open_tokenizer(packages: Packages) -> PromptTokenizer:
+    """Read a bundle's tokenizer; raises as `PromptTokenizer.load`."""
+    spec = packages.spec
+    return PromptTokenizer.load(
+        packages.folder / "tokenizer.json",
+        vocab_size=spec.text_encoder.vocab_size,
+        max_length=spec.max_sequence_length,
+    )
+
+
+def _encode(packages: Packages, ids: list[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Encode the tokens of a text: states (1, L, D) and mask (1, L)."""
     length = packages.spec.max_sequence_length
-    tokenizer = tokenizers.Tokenizer.from_file(str(packages.folder / "tokenizer.json"))
-    tokenizer.enable_truncation(length)
-    tokenizer.no_padding()
-    ids = tokenizer.encode(text.lower().strip()).ids
     padded, mask = np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
     padded[0, : len(ids)], mask[0, : len(ids)] = ids, 1
     (function,) = packages.graphs.packages["text_encoder"][0].functions

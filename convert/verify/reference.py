@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from moddit.tensors import text_encoder_tensors, transformer_tensors, vae_tensor
 from torch_moddit.loading import make_transformer
 from torch_moddit.model import Record, RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline, make_scheduler
+
+SPECIAL_TOKENS: Final = ("<pad>", "</s>", "<unk>")  # to fill up, to end a text, and for what the vocabulary has not
 
 Values = Callable[[str], NDArray[np.float32]]  # canonical name -> the weight that the bundle computes with
 
@@ -105,14 +107,15 @@ class Reference:
     def pipeline(self, tokenizer: Path) -> ReferencePipeline:
         """Make diffusers' own pipeline around these models; its sampling loop and scheduler are diffusers' too."""
         schedule = self.spec.scheduler
+        pad, end, unknown = SPECIAL_TOKENS
         # only the alpha pipeline tells the model the picture's size
         kind = PixArtAlphaPipeline if self.spec.transformer.use_additional_conditions else PixArtSigmaPipeline
         parts = kind(
             tokenizer=PreTrainedTokenizerFast(
                 tokenizer_file=str(tokenizer),
-                pad_token="<pad>",
-                eos_token="</s>",
-                unk_token="<unk>",
+                pad_token=pad,
+                eos_token=end,
+                unk_token=unknown,
                 model_max_length=self.spec.max_sequence_length,
             ),
             text_encoder=self.text_encoder,

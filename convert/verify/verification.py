@@ -16,12 +16,12 @@ from PIL import Image
 
 from convert.verify.bundle import Packages
 from convert.verify.functions import Outcome, check_case, list_cases
-from convert.verify.generation import Request, generate, measure_psnr, reference_file
+from convert.verify.generation import Request, generate, measure_psnr, open_tokenizer, reference_file
 from convert.verify.interpreter import Arithmetic
-from convert.verify.reference import Reference, Values
+from convert.verify.reference import SPECIAL_TOKENS, Reference, Values
 from convert.verify.report import REPORT_NAME, Picture, Report, decibels
 from convert.verify.weights import read_values
-from moddit.errors import FormatError, ParityError
+from moddit.errors import FormatError, MissingError, ParityError
 from moddit.files import storage_errors
 from moddit.graphs import Graphs
 from moddit.manifest import Manifest, verify_files
@@ -93,6 +93,7 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
         Packages.open(folder, spec, plan, manifest.graphs, arithmetic)
         for arithmetic in (Arithmetic.EXACT, Arithmetic.ROUNDED)
     )
+    _check_tokenizer(exact, request)
     reference = Reference.build(spec, plan, read_values(spec, exact.interpreters, routed=plan is not None))
     (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails
     stored = _read_stored(folder)
@@ -109,6 +110,16 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
     if skipped:
         raise ParityError(f"[verify] {reference_file(folder)}: nothing was compared with {sorted(skipped)}")
     return Report(tuple(outcomes), picture, _versions(), knows_weights=stored is not None)
+
+
+def _check_tokenizer(packages: Packages, request: Request | None) -> None:
+    """Read the tokenizer as apps do, and try the prompts, before anything runs."""
+    tokenizer = open_tokenizer(packages)
+    for text in () if request is None else (request.negative_prompt, request.prompt):
+        tokenizer.encode(text)
+    missing = [token for token in SPECIAL_TOKENS if not tokenizer.has(token)]
+    if missing:
+        raise MissingError(f"[verify] {tokenizer.path}: has no {', '.join(missing)}; convert the checkpoint again")
 
 
 def _check_stored(folder: Path, stored: Mapping[str, NDArray[Any]], digest: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from moddit.checkpoint.foreign import check_config, check_tensors
 from moddit.checkpoint.names import canonical_tensors
 from moddit.checkpoint.parts import Part, ReadPart, finish_part
+from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, SourceFiles, Sources
 from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.checkpoint.transformer import Transformer, read_transformer
@@ -62,6 +63,10 @@ def describe(sources: Sources) -> Description:
             f"[tokenizer] {tokenizer.files[0]}: has {tokenizer.size} tokens, the text encoder's vocab_size is "
             f"{text_encoder.vocab_size}; check that they belong together"
         )
+    # what generation will do with it, tried now
+    PromptTokenizer.parse(
+        tokenizer.text, tokenizer.files[0], vocab_size=text_encoder.vocab_size, max_length=spec.max_sequence_length
+    )
     read = {"transformer": transformer.read, "text_encoder": text_part, "vae": vae_part}
     return Description(
         spec,

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moddit.checkpoint.added_tokens import T5_NAMED, AddedToken, Declarations, list_added_tokens
 from moddit.checkpoint.sentencepiece import Vocabulary, read_vocabulary
+from moddit.checkpoint.tokenizer_shape import is_piece
 from moddit.checkpoint.weights import read_json
 from moddit.errors import FormatError, MissingError, UnsupportedError
 
@@ -157,19 +157,13 @@ def _read_vocabulary(path: Path, value: dict[str, Any]) -> Vocabulary:
     """Read the pieces and the map of characters of tokenizer.json."""
     model = value.get("model")
     pieces = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(pieces, list) or not all(map(_is_piece, pieces)):
+    if not isinstance(pieces, list) or not all(map(is_piece, pieces)):
         raise FormatError(
             f"[tokenizer] {path}: not a tokenizer of T5, want model.vocab with pieces and scores; save it again"
         )
     if len(pieces) <= _UNKNOWN:
         raise FormatError(f"[tokenizer] {path}: has {len(pieces)} pieces, want <pad>, </s>, <unk> and more")
     return Vocabulary(tuple((piece, float(score)) for piece, score in pieces), _charsmap(path, value.get("normalizer")))
-
-
-def _is_piece(value: object) -> bool:
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
-        return False
-    return isinstance(value[1], (int, float)) and math.isfinite(value[1])
 
 
 def _charsmap(path: Path, normalizer: object) -> bytes:

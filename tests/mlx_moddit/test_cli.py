@@ -351,3 +351,9 @@ def test_ctrl_c_as_a_program(routed_bundle: Path, work_folder: Path) -> None:
 
 def _restore_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_prompt_that_is_too_long(routed_bundle: Path) -> None:
+    result = generate(routed_bundle, "--prompt", "a" * 20_001, "--output", "picture.png")
+    assert result.exit_code == 1
+    assert result.stderr == "error: [tokenizer] the prompt has 20001 characters, want at most 20000; shorten it\n"

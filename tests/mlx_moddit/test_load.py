@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +202,16 @@ class TestBadBundles:
         (bundle / "tokenizer" / "tokenizer.json").write_text(text)
         refresh_manifest(bundle)
         with pytest.raises(FormatError, match="tokenizer"):
+            load_bundle(bundle).tokenizer()
+
+    @pytest.mark.parametrize("number", [48, 10**6])  # just beyond the embedding, and far beyond
+    def test_refuses_tokens_that_the_text_encoder_has_not(self, bundle: Path, number: int) -> None:
+        path = bundle / "tokenizer" / "tokenizer.json"
+        value = json.loads(path.read_text(encoding="utf-8"))
+        value["post_processor"]["special_tokens"]["</s>"]["ids"] = [number]
+        path.write_text(json.dumps(value), encoding="utf-8")
+        refresh_manifest(bundle)
+        with pytest.raises(ShapeError, match=rf"tokenizer\.json: .* is {number}, the text encoder's vocab_size is 48"):
             load_bundle(bundle).tokenizer()
 
 

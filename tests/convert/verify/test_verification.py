@@ -409,6 +409,25 @@ class TestCommand:
         (bundle / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes().replace(b"red", b"rad"))
         self.refuse(bundle, capsys, "tokenizer.json: its sha256 is not the manifest's")
 
+    def test_a_token_that_the_text_encoder_does_not_know(
+        self, bundle: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        edit_json(
+            bundle / "tokenizer.json",
+            lambda value: value["post_processor"]["special_tokens"]["</s>"].update(ids=[10**6]),
+        )
+        refresh_manifest(bundle)
+        self.refuse(bundle, capsys, "tokenizer.json: post_processor.special_tokens['</s>'].ids is 1000000, the text")
+
+    def test_a_tokenizer_without_padding(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        def change(value: dict[str, Any]) -> None:
+            value["model"]["vocab"][0][0] = "<nothing>"
+            value["added_tokens"] = [token for token in value["added_tokens"] if token["content"] != "<pad>"]
+
+        edit_json(bundle / "tokenizer.json", change)
+        refresh_manifest(bundle)
+        self.refuse(bundle, capsys, "tokenizer.json: has no <pad>")
+
     def test_a_missing_package(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shutil.rmtree(bundle / "VAEDecoder.mlpackage")
         self.refuse(bundle, capsys, "VAEDecoder.mlpackage", "no such file")
