@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.verify.interpreter import Arithmetic, Interpreter, Watch
+from convert.verify.stored import region_edges
 from convert.verify.values import Feature
 from moddit.errors import FormatError, UnsupportedError
 from moddit.graphs import Denoiser, Graphs, Package
@@ -67,9 +68,7 @@ class Packages:
 
     def regions(self, denoiser: Denoiser) -> list[tuple[int, int]]:
         """First and last timestep of each region that a function is for."""
-        count, total = (self.plan.regions if self.plan else 1), self.spec.scheduler.num_train_timesteps
-        edges = [-(-region * total // count) for region in range(count + 1)]
-        return [(edges[region], edges[region + 1] - 1) for region in denoiser.regions]
+        return region_edges(self.spec, self.plan, denoiser)
 
 
 def _compare(folder: Path, package: Package, interpreter: Interpreter) -> None:

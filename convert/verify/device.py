@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +23,8 @@ from convert.verify.device_process import TIMEOUT, Processes
 from convert.verify.device_report import DeviceReport, Measured, Placement, Prediction
 from convert.verify.device_task import Answer, Compile, Describe, Link, Plan, Run, Task, Trouble
 from convert.verify.framework import UNITS, Arrays
-from convert.verify.generation import reference_file
-from moddit.errors import FormatError, MissingError, UnsupportedError
+from convert.verify.stored import read_stored, reference_file, stored_cases
+from moddit.errors import FormatError, UnsupportedError
 from moddit.graphs import Graphs, Package
 from moddit.manifest import Manifest, verify_files
 
@@ -70,8 +69,8 @@ def check_on_device(
     if units not in UNITS:
         raise FormatError(f"[device] {bundle}: compute_units is {units!r}, want one of {', '.join(UNITS)}")
     verify_files(bundle, manifest, hashes=True)
-    arrays = _read_arrays(reference_file(bundle))
-    cases = _list_cases(arrays, graphs, reference_file(bundle))
+    arrays = read_stored(bundle, manifest)
+    cases = stored_cases(manifest.spec, manifest.plan, graphs)
     machine = perform(Describe())
     if isinstance(machine, Trouble):
         raise UnsupportedError(f"[device] Core ML cannot be used here; {machine}")
@@ -82,30 +81,6 @@ def check_on_device(
         placements = tuple(session.place(compiled))
     compiling = {path: item["seconds"] for path, item in compiled.items() if not isinstance(item, Trouble)}
     return DeviceReport(machine["machine"], units, compiling, predictions, placements)
-
-
-def _read_arrays(path: Path) -> Arrays:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except FileNotFoundError:
-        raise MissingError(f"[device] {path}: no such file; convert the checkpoint again with --verify") from None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise FormatError(f"[device] {path}: cannot be read ({error}); convert the checkpoint again") from None
-
-
-def _list_cases(arrays: Arrays, graphs: Graphs, path: Path) -> list[tuple[str, str, str]]:
-    """List role, function and stored case of every run."""
-    stored = [key.removesuffix("/output") for key in arrays if key.endswith("/output")]
-    cases, missing = [], []
-    for role, packages in graphs.packages.items():
-        for name in (function.name for function in packages[0].functions):
-            found = [case for case in stored if case == f"{role}/{name}" or case.startswith(f"{role}/{name}/t")]
-            cases += [(role, name, case) for case in found]
-            missing += [] if found else [f"{role}/{name}"]
-    if missing:
-        raise MissingError(f"[device] {path}: no outputs of {', '.join(missing)}; convert the checkpoint again")
-    return cases
 
 
 Compiled = Mapping[str, Answer | Trouble]  # by the path of the package

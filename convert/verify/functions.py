@@ -21,6 +21,7 @@ from torch import Tensor
 
 from convert.verify.bundle import Packages
 from convert.verify.reference import Reference
+from convert.verify.stored import case_name
 from moddit.noise import torch_randn
 from torch_moddit.model import BlockTrace
 
@@ -45,7 +46,7 @@ class Case:
     @property
     def name(self) -> str:
         """Key of its arrays in reference.npz."""
-        return f"{self.role}/{self.function}" + ("" if self.timestep is None else f"/t{self.timestep}")
+        return case_name(self.role, self.function, self.timestep)
 
 
 @dataclass(frozen=True)

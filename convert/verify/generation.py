@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -111,8 +110,3 @@ def _predict(
         states, masks = (np.concatenate(part) for part in zip(*rows, strict=True))
         outputs += list(packages.run("transformer", denoiser.function, {**inputs, "text": states, "text_mask": masks}))
     return outputs[0][None], outputs[1][None]
-
-
-def reference_file(folder: Path) -> Path:
-    """Where the exporter stores the inputs and the reference's outputs of every function."""
-    return folder / "reference.npz"

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from convert.verify.functions import EXACT_TOLERANCE, TIE_MARGIN, Outcome
 from convert.verify.generation import PICTURE_DECIBELS
 from convert.verify.interpreter import Arithmetic
-from moddit.files import storage_errors
+from convert.verify.left_files import leave_file
 
 REPORT_NAME: Final = "parity.json"
 
@@ -80,11 +80,8 @@ class Report:
         Raises:
             StorageError: it cannot be written.
         """
-        path = folder / REPORT_NAME
-        temporary = path.with_name(f".{REPORT_NAME}.part")
-        with storage_errors(path):
-            temporary.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        leave_file(folder / REPORT_NAME, text.encode("utf-8"))
 
     def _failures(self) -> list[str]:
         return [item.case for item in self.outcomes if not item.passed] + (

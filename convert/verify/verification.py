@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +15,19 @@ from PIL import Image
 
 from convert.verify.bundle import Packages
 from convert.verify.functions import Outcome, check_case, list_cases
-from convert.verify.generation import Request, generate, measure_psnr, open_tokenizer, reference_file
+from convert.verify.generation import Request, generate, measure_psnr, open_tokenizer
 from convert.verify.interpreter import Arithmetic
+from convert.verify.left_files import leave_file
 from convert.verify.reference import SPECIAL_TOKENS, Reference, Values
 from convert.verify.report import REPORT_NAME, Picture, Report, decibels
+from convert.verify.stored import read_stored, reference_file, store
 from convert.verify.weights import read_values
-from moddit.errors import FormatError, MissingError, ParityError
-from moddit.files import storage_errors
+from moddit.errors import MissingError, ParityError
 from moddit.graphs import Graphs
 from moddit.manifest import Manifest, verify_files
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
-_DESCRIPTION: Final = "description_sha256"  # key of reference.npz
 _TOOLS: Final = ("coremltools", "torch", "diffusers", "transformers", "numpy")
 
 Told = Callable[[Outcome], object]
@@ -63,10 +62,7 @@ def verify_written(
     report = Report(tuple(outcomes), None, _versions(), knows_weights=True)
     if not report.passed:
         raise ParityError(f"[verify] the packages do not compute what the checkpoint does:\n{report.to_text()}")
-    path = reference_file(folder)
-    arrays[_DESCRIPTION] = np.array(_digest(spec, plan, graphs))
-    with storage_errors(path):
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+    store(folder, spec, plan, graphs, arrays)
     report.write(folder)
     return report
 
@@ -96,9 +92,7 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
     _check_tokenizer(exact, request)
     reference = Reference.build(spec, plan, read_values(spec, exact.interpreters, routed=plan is not None))
     (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails
-    stored = _read_stored(folder)
-    if stored is not None and manifest.graphs is not None:
-        _check_stored(folder, stored, _digest(spec, plan, manifest.graphs))
+    stored = _read_outputs(folder, manifest)
     outcomes = []
     for case in list_cases(exact, reference, quick=False):
         outcome, _ = check_case(case, reference, exact, rounded, stored)
@@ -106,9 +100,6 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
         if told is not None:
             told(outcome)
     picture = None if request is None else _compare_pictures(reference, exact, rounded, request)
-    skipped = (stored or {}).keys() - {outcome.case for outcome in outcomes} - {_DESCRIPTION}
-    if skipped:
-        raise ParityError(f"[verify] {reference_file(folder)}: nothing was compared with {sorted(skipped)}")
     return Report(tuple(outcomes), picture, _versions(), knows_weights=stored is not None)
 
 
@@ -120,20 +111,6 @@ def _check_tokenizer(packages: Packages, request: Request | None) -> None:
     missing = [token for token in SPECIAL_TOKENS if not tokenizer.has(token)]
     if missing:
         raise MissingError(f"[verify] {tokenizer.path}: has no {', '.join(missing)}; convert the checkpoint again")
-
-
-def _check_stored(folder: Path, stored: Mapping[str, NDArray[Any]], digest: str) -> None:
-    if str(stored.get(_DESCRIPTION)) != digest:
-        raise ParityError(
-            f"[verify] {folder}: specification, plan or functions in the manifest are not those that were converted; "
-            "convert the checkpoint again"
-        )
-
-
-def _digest(spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs) -> str:
-    """Hash what a manifest says of the model: packages cannot tell, for one, whether their regions were swapped."""
-    value = [spec.to_json(), plan.to_json() if plan else None, graphs.to_json()]
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, request: Request) -> Picture:
@@ -158,21 +135,17 @@ def _pairs(exact: Packages, rounded: Packages) -> tuple[tuple[Arithmetic, Packag
 
 
 def _save(path: Path, picture: NDArray[np.float32]) -> None:
-    with storage_errors(path):
-        Image.fromarray(np.rint(255 * picture).astype(np.uint8)).save(path)
+    content = BytesIO()
+    Image.fromarray(np.rint(255 * picture).astype(np.uint8)).save(content, format="png")
+    leave_file(path, content.getvalue())
 
 
-def _read_stored(folder: Path) -> dict[str, NDArray[Any]] | None:
-    """Read the outputs that the exporter stored, by case."""
-    path = reference_file(folder)
-    if not path.is_file():
+def _read_outputs(folder: Path, manifest: Manifest) -> dict[str, NDArray[Any]] | None:
+    """Read the outputs that the exporter stored, by case; None if there are none."""
+    if not os.path.lexists(reference_file(folder)):
         return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            outputs = {key.removesuffix("/output"): arrays[key] for key in arrays.files if key.endswith("/output")}
-            return outputs | {key: arrays[key] for key in arrays.files if key == _DESCRIPTION}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise FormatError(f"[verify] {path}: cannot be read ({error}); convert the checkpoint again") from None
+    arrays = read_stored(folder, manifest)
+    return {key.removesuffix("/output"): array for key, array in arrays.items() if key.endswith("/output")}
 
 
 def _versions() -> dict[str, str]:

@@ -15,9 +15,10 @@ from convert.verify.device import Perform, check_on_device
 from convert.verify.device_report import Measured, Prediction
 from convert.verify.device_task import REPEATS, Trouble, perform
 from convert.verify.framework import CoreML
+from convert.verify.stored import store
 from moddit.errors import FormatError, MissingError, UnsupportedError
 from moddit.manifest import Manifest
-from tests.convert.verify.fake_bundle import make_manifest, save, stored
+from tests.convert.verify.fake_bundle import SPEC, make_manifest, stored
 from tests.convert.verify.fake_coreml import (
     MASK,
     PREDICTION,
@@ -190,8 +191,8 @@ class TestRefusals:
             check_on_device(tmp_path, manifest, perform=here(Fake()))
 
     def test_reference_without_a_function(self, tmp_path, manifest):
-        save(tmp_path, stored("text_encoder/encode", TEXT, STATES))
-        with pytest.raises(MissingError, match="no outputs of transformer/px8x8"):
+        store(tmp_path, SPEC, None, manifest.graphs, stored("text_encoder/encode", TEXT, STATES))
+        with pytest.raises(FormatError, match=r"it lacks 3 \('transformer/px8x8/t999/input/latents'\), of others"):
             check_on_device(tmp_path, manifest, perform=here(Fake()))
 
     def test_refused_by_core_ml(self, tmp_path, manifest):

@@ -457,6 +457,25 @@ class TestCommand:
         path.write_bytes(path.read_bytes()[:1000])
         self.refuse(bundle, capsys, "reference.npz: cannot be read")
 
+    def test_a_reference_of_nothing_but_its_digest(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = bundle / "reference.npz"
+        with np.load(path) as arrays:
+            digest = arrays["description_sha256"]
+        np.savez_compressed(path, description_sha256=digest)
+        self.refuse(bundle, capsys, "reference.npz: cannot be read (not whole: of the arrays wanted it lacks")
+
+    def test_links_out_of_the_bundle(self, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        outside = tmp_path / "outside"
+        outside.write_text("precious")
+        names = ["parity.json", ".parity.json.part", *(f"verify-{name}.png" for name in ("reference", "fp32", "fp16"))]
+        for name in names:
+            (bundle / name).unlink(missing_ok=True)
+            (bundle / name).symlink_to(outside)
+        assert main(["verify", str(bundle), "--prompt", "a red circle", "--steps", "2"]) == 0
+        capsys.readouterr()
+        assert outside.read_text() == "precious"
+        assert [name for name in names if (bundle / name).is_symlink()] == [".parity.json.part"]
+
     def test_a_bundle_for_mlx(self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert convert(source, tmp_path / "bundle") == 0
         capsys.readouterr()
