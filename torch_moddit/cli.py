@@ -124,7 +124,8 @@ def command(
 ) -> None:
     """Fine-tune a PixArt pipeline with learned token routing; write it to OUT/model.
 
-    The same command resumes a run that was stopped. Several devices: accelerate launch -m torch_moddit.finetune ...
+    The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
+    accelerate launch -m torch_moddit.finetune ...
     """
     if (images is None) == (latents is None):
         raise click.UsageError("give one of --images and --latents")

@@ -20,38 +20,41 @@ devices.
 
 How exact resuming works: everything random in a step (order of data, timesteps, noise, dropped captions, random
 routing) is drawn from generators seeded by (seed, step, micro-step, process), so no generator's state need be stored.
+The order of data depends on how many samples and processes there are: a checkpoint is resumed with as many. Reading one
+runs nothing that it holds (`torch_moddit.runstate`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers import PixArtTransformer2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from moddit.errors import FormatError, MissingError, StorageError, ValueRangeError
+from moddit.errors import MissingError, StorageError, UnsupportedError
 from moddit.samplers import NoiseSchedule
 from torch_moddit.data import Batches, Item
 from torch_moddit.model import RoutedPixArt
-from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints
+from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
+from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, Mode, describe, rate_factor
 from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "Mode", "finetune"]
 
+SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
 
 
@@ -98,14 +101,18 @@ def finetune(
 
     Raises:
         MissingError: `null`, `text_encoder` or `vae` is needed and absent.
-        ValueRangeError: a checkpoint was made with another configuration.
+        ValueRangeError: a checkpoint was made with another configuration, number of processes or data.
+        FormatError: a checkpoint is damaged, or of another version.
+        UnsupportedError: Accelerate splits the model between processes.
         StorageError: a checkpoint cannot be written.
     """
     if null is None and config.caption_dropout > 0:
         raise MissingError(
             "[finetune] caption_dropout needs the empty caption `null`; pass it, or set the dropout to 0"
         )
-    trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, make_optimizers or make_adamw, on_log)
+    samples = len(dataset)  # type: ignore[arg-type] # torch's Dataset does not say that it has one
+    optimizers = make_optimizers or make_adamw
+    trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, optimizers, on_log, samples)
     trainer.resume()
     return trainer.train(dataset, null, stop_after)
 
@@ -123,14 +130,21 @@ class Trainer:
         draw_timesteps: DrawTimesteps | None,
         make_optimizers: MakeOptimizers,
         on_log: Callable[[dict[str, Any]], None] | None,
+        samples: int,
     ) -> None:
         self.config = config
+        self.samples = samples  # of the dataset, which decide their order
         self.schedule = schedule
         stratified = partial(draw_stratified, num_train_timesteps=schedule.num_train_timesteps)
         self.draw_timesteps = draw_timesteps or stratified
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
         )
+        if self.accelerator.distributed_type in SPLITTING:
+            raise UnsupportedError(
+                f"[finetune] {self.accelerator.distributed_type.value} splits the model between processes, which is "
+                "not implemented; want each process to hold all of it"
+            )
         device = self.accelerator.device
         self.teacher = _freeze(copy.deepcopy(model)).to(device) if config.distill_weight > 0 else None
         self.text_encoder = None if text_encoder is None else _freeze(text_encoder).to(device)
@@ -142,7 +156,6 @@ class Trainer:
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
         for group in self.groups:
             group["base_rate"] = group["lr"]
-        self.accelerator.register_for_checkpointing(self.average)
         alphas = torch.from_numpy(schedule.alphas_cumprod)
         self.signal, self.noise = alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device)
         self.step = 0
@@ -174,6 +187,23 @@ class Trainer:
         bar.close()
         return self._result()
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint stores; it is the same in every process."""
+        parts = {"trainee": self.trainee, "average": self.average}
+        parts |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(self.optimizers)}
+        return parts if self.accelerator.scaler is None else {**parts, "scaler": self.accelerator.scaler}
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What has to be the same when a run is resumed, as JSON has it."""
+        return {
+            "config": describe(self.config),
+            "schedule": asdict(self.schedule),
+            "processes": self.accelerator.num_processes,
+            "samples": self.samples,
+        }
+
     def save(self) -> None:
         """Write a checkpoint whole, and drop the oldest.
 
@@ -181,54 +211,41 @@ class Trainer:
             StorageError: disk full, or no permission.
         """
         folder = self.config.output / CHECKPOINTS / f"{self.step:08d}"
-        temporary = folder.with_suffix(".tmp")
-        main = self.accelerator.is_main_process
-        try:
-            if main:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-                state = {"step": self.step, "config": describe(self.config)}
-                (temporary / "progress.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(temporary))
-            self.accelerator.wait_for_everyone()
-            if main:
-                shutil.rmtree(folder, ignore_errors=True)
-                temporary.rename(folder)
-                for old in list_checkpoints(self.config.output)[: -self.config.keep_checkpoints]:
-                    shutil.rmtree(old)
-        except OSError as error:
-            raise StorageError(f"[finetune] cannot write {folder}: {error}") from error
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            try:
+                self._write(folder)
+            except OSError as error:
+                raise StorageError(f"[finetune] cannot write {folder}: {error}") from error
         self.accelerator.wait_for_everyone()
 
+    def _write(self, folder: Path) -> None:
+        temporary = folder.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_state(temporary, {name: part.state_dict() for name, part in self.parts.items()})
+        write_progress(temporary, self.step, self.conditions)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        for old in list_checkpoints(self.config.output)[: -self.config.keep_checkpoints]:
+            shutil.rmtree(old)
+
     def resume(self) -> bool:
-        """Continue from the newest checkpoint if there is one.
+        """Continue from the newest checkpoint if there is one; drop what the log tells of later steps.
 
         Raises:
-            ValueRangeError: it was made with another configuration.
-            FormatError: it is damaged.
+            ValueRangeError: it was made with another configuration, number of processes or data.
+            FormatError: it is damaged, or of another version.
         """
         found = list_checkpoints(self.config.output)
-        if not found:
-            return False
-        path = found[-1] / "progress.json"
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            step, saved = int(state["step"]), state["config"]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise FormatError(f"[finetune] {path}: not the state of a run ({error}); delete this checkpoint") from None
-        present = describe(self.config)
-        changed = sorted(key for key in present.keys() | saved.keys() if present.get(key) != saved.get(key))
-        if changed:
-            raise ValueRangeError(
-                f"[finetune] {path}: the run was started with another {', '.join(changed)}; "
-                "repeat its configuration or choose another output folder"
-            )
-        self.accelerator.load_state(str(found[-1]))
-        self.step = step
+        if found:
+            step = read_progress(found[-1], self.conditions)
+            restore(found[-1], self.parts, read_state(found[-1]))
+            self.average.to(self.accelerator.device)
+            self.step = step
         if self.accelerator.is_main_process:
-            self.log.trim(step)
-        return True
+            self.log.trim(self.step)
+        return bool(found)
 
     def _before_step(self) -> None:
         """Set the rates, and freeze the ratios when it is time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import re
 import shutil
@@ -15,13 +16,21 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import DistributedType
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moddit.errors import FormatError, MissingError, OutputExistsError, StorageError, ValueRangeError
+from moddit.errors import (
+    FormatError,
+    MissingError,
+    OutputExistsError,
+    StorageError,
+    UnsupportedError,
+    ValueRangeError,
+)
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from tests import tiny
@@ -38,6 +47,7 @@ from torch_moddit.loading import load_checkpoint, read_keep_ratios
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline, read_schedule
 from torch_moddit.runfiles import list_checkpoints
+from torch_moddit.runstate import read_state, write_state
 from torch_moddit.settings import rate_factor
 
 # Repeated training on CPU threads may add in another order; a run that lost its place differs by 1e-3 and more.
@@ -147,13 +157,131 @@ def test_stops_where_told_and_goes_on(tmp_path: Path) -> None:
 def test_resuming_refuses_another_configuration(tmp_path: Path) -> None:
     config = configure(tmp_path)
     train(config, stop_after=1)
-    with pytest.raises(ValueRangeError, match="another learning_rate, target"):
+    with pytest.raises(ValueRangeError, match=r"another learning_rate \(was 0.001, is 0.002\), target"):
         train(replace(config, learning_rate=2e-3, target=0.4))
     train(replace(config, log_every=1), stop_after=1)
     progress = list_checkpoints(tmp_path)[-1] / "progress.json"
     progress.write_text("{")
     with pytest.raises(FormatError, match="not the state of a run"):
         train(config)
+
+
+class Bomb:
+    """What a pickle does when it is read: here it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_resuming_runs_no_pickle(tmp_path: Path) -> None:
+    config = configure(tmp_path / "run")
+    train(config, stop_after=3)
+    folder = list_checkpoints(config.output)[-1]
+    assert sorted(path.name for path in folder.iterdir()) == ["progress.json", "state.json", "state.safetensors"]
+    mark = tmp_path / "mark"
+    # the files that Accelerate stores a state in, and reads it from
+    names = ["custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "scaler.pt"]
+    names += ["pytorch_model.bin", "model.pkl", "state.pt", "sampler.bin", "dl_state_dict.bin"]
+    for name in names:
+        torch.save(Bomb(mark), folder / name)
+    resumed = train(config)
+    assert not mark.exists()
+    assert difference(resumed, train(configure(tmp_path / "whole"))) <= REPEATED
+    for name in ("state.safetensors", "state.json", "progress.json"):
+        torch.save(Bomb(mark), list_checkpoints(config.output)[-1] / name)
+        with pytest.raises(FormatError, match="not the state of a run"):
+            train(config)
+        assert not mark.exists()
+
+
+def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
+    shared = torch.arange(6.0).view(2, 3)
+    state = {
+        "a": [shared, shared.T, shared[0]],
+        "b": {0: (0.1, 1e-300, -0.0, math.inf), 7: None, "x": True},
+        "c": {"dict": "list", "n": 2**60},
+        "d": [torch.tensor(3.0), torch.zeros(0), torch.ones(2, dtype=torch.bfloat16), torch.tensor([True])],
+    }
+    write_state(tmp_path, state)
+    found = read_state(tmp_path)
+    assert str(found) == str(state)
+    assert found["b"] == state["b"]
+    with pytest.raises(TypeError, match="holds a PosixPath"):
+        write_state(tmp_path, {"a": tmp_path})
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", b"{"),
+        ("state.json", b"[]"),
+        ("state.json", b"{}"),
+        ("state.json", b'{"object": []}'),
+        ("state.json", b'{"tensor": "99"}'),
+        ("state.json", b'{"dict": [["trainee", {"tensor": "0"}]]}'),
+        ("state.json", b'{"dict": [[{"list": []}, 1]]}'),
+        ("state.json", b"[" * 100_000),
+        ("state.safetensors", b""),
+        ("state.safetensors", b"\xff" * 100),
+        ("progress.json", b"[]"),
+        ("progress.json", b'{"version": 2, "config": {}}'),
+        ("progress.json", b'{"version": 2, "step": -1, "config": {}}'),
+        ("progress.json", b'{"step": 3, "config": {}}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_error(tmp_path: Path, file: str, content: bytes) -> None:
+    config = configure(tmp_path)
+    train(config, stop_after=1)
+    (list_checkpoints(tmp_path)[-1] / file).write_bytes(content)
+    with pytest.raises(FormatError, match=r"^\[finetune\] "):
+        train(config)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    train(config, stop_after=1)
+    with pytest.raises(FormatError, match="trainee does not fit"):
+        finetune(config, tiny.make_transformer(num_layers=2), Latents(), schedule(), null=NULL)
+
+
+def test_resuming_needs_the_same_data_and_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(tmp_path)
+    train(config, stop_after=1)
+
+    class Fewer(Latents):
+        def __len__(self) -> int:
+            return 12
+
+    with pytest.raises(ValueRangeError, match=r"another samples \(was 24, is 12\)"):
+        train(config, Fewer())
+    with pytest.raises(ValueRangeError, match=r"another schedule.beta_end \(was 0.02, is 0.03\)"):
+        finetune(config, tiny.make_transformer(), Latents(), schedule(beta_end=0.03), null=NULL)
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    with pytest.raises(ValueRangeError, match=r"another processes \(was 1, is 2\); repeat it as it was"):
+        train(config)
+
+
+def test_the_log_tells_each_step_once(tmp_path: Path) -> None:
+    config = configure(tmp_path, log_every=1)
+    with pytest.raises(KeyboardInterrupt):  # before the first checkpoint
+        train(config, Latents(breaks_at=4 * 2 + 1))
+    assert not list_checkpoints(tmp_path)
+    with pytest.raises(KeyboardInterrupt):  # two steps after it
+        train(config, Latents(breaks_at=4 * 5 + 1))
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "sam')  # cut while it was written
+    result = train(config)
+    assert [row["step"] for row in read_log(result)] == list(range(1, 9))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "log.jsonl"]
+
+
+def test_a_model_that_is_split_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.distributed_type", DistributedType.FSDP)
+    with pytest.raises(UnsupportedError, match="FSDP splits the model"):
+        train(configure(tmp_path))
 
 
 def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +292,7 @@ def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("accelerate.Accelerator.save_state", full)
+        patch.setattr("torch_moddit.finetune.write_state", full)
         with pytest.raises(StorageError, match="No space left"):
             train(config)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["00000002"]
@@ -337,6 +465,9 @@ def test_two_processes_share_a_run(tmp_path: Path, dense: Path) -> None:
     assert [(row["step"], row["samples"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
     assert done.stdout.splitlines() == [str(tmp_path / "out" / "model")]  # one of them writes it
     assert load_checkpoint(tmp_path / "out" / "model").plan is not None
+    # nor does one process go on where two have been
+    with pytest.raises(ValueRangeError, match=r"another processes \(was 2, is 1\)"):
+        run(*command[8:], "--overwrite")
 
 
 def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:
