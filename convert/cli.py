@@ -29,6 +29,7 @@ from moddit.checkpoint.sources import LoraSource
 from moddit.errors import ModditError
 from moddit.paths import expand
 from moddit.signals import end_on_stop
+from moddit.text import printable_lines
 
 SOURCES: Final = ("hf-checkpoint",)
 BACKENDS: Final = ("mlx", "coreml")
@@ -285,7 +286,7 @@ def _run(program: click.Command, name: str, arguments: list[str]) -> int:
     try:
         program.main(arguments, prog_name=name, standalone_mode=False)
     except ModditError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable_lines(str(error))}", err=True)
         return 1
     except click.ClickException as error:
         error.show()

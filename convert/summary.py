@@ -13,6 +13,7 @@ from moddit.manifest import Component
 from moddit.routing import RoutingPlan
 from moddit.samplers import build_table
 from moddit.spec import ModelSpec
+from moddit.text import printable
 
 STEPS: Final = 20  # of the sampling run whose FLOPs are estimated
 _PREFIXES: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -80,7 +81,7 @@ class Summary:
         lines += _graph_lines(manifest.graphs)
         lines += [f"  not stored    {line}" for line in _group(description.unused)]
         lines += [f"  note          {note}" for note in self.conversion.notes]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _routing_lines(self, plan: RoutingPlan | None) -> list[str]:
         side = self.spec.default_side

@@ -40,6 +40,7 @@ from moddit.errors import FormatError, MissingError, ModditError, ValueRangeErro
 from moddit.manifest import read_manifest
 from moddit.paths import expand
 from moddit.samplers import SAMPLERS
+from moddit.text import printable_lines
 
 STDIN: Final = "-"
 
@@ -50,7 +51,7 @@ def exit_on_error() -> Iterator[None]:
     try:
         yield
     except ModditError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable_lines(str(error))}", err=True)
         sys.exit(1)
 
 

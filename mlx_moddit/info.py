@@ -14,6 +14,7 @@ from moddit.bins import Size
 from moddit.cost import activation_bytes, kept_flops_share
 from moddit.manifest import Component, Manifest
 from moddit.samplers import build_table
+from moddit.text import printable
 
 REFERENCE_STEPS: Final = 20
 ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -102,7 +103,7 @@ def write(facts: dict[str, Any]) -> str:
         ],
         [f"Made from {facts['provenance']['source']} at {facts['provenance']['created']}"],
     ]
-    return "\n\n".join("\n".join(part) for part in parts)
+    return "\n\n".join("\n".join(map(printable, part)) for part in parts)
 
 
 def _routing(facts: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from moddit.checkpoint.hub import find_checkpoint
 from moddit.errors import MissingError, ModditError, OutputExistsError
 from moddit.paths import expand
 from moddit.signals import end_on_stop
+from moddit.text import printable_lines
 from torch_moddit.data import Item, PictureFolder, Precomputed
 from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
@@ -168,7 +169,7 @@ def _run() -> int:
     try:
         command.main(standalone_mode=False)
     except ModditError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable_lines(str(error))}", err=True)
         return 1
     except click.ClickException as error:
         error.show()

@@ -13,6 +13,7 @@ from convert.verify.framework import UNITS
 from moddit.errors import ParityError
 from moddit.manifest import Manifest, read_manifest
 from moddit.signals import uninterrupted
+from moddit.text import printable
 
 PROMPT = "a large red circle on the left and a small blue square on the right on a white background"
 
@@ -99,4 +100,4 @@ def _verify_on_device(bundle: Path, manifest: Manifest, units: str | None, timeo
 
 
 def _tell(what: str) -> None:
-    click.echo(what, err=True)
+    click.echo(printable(what), err=True)

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from convert.verify.device_task import Trouble
 from convert.verify.report import finite
+from moddit.text import printable
 
 # Of the largest output. The interpreter, which rounds every result to float16, measures a mean of 2e-4, and of 1e-3 to
 # 9e-3 where that routes a token otherwise, as Core ML may, adding in another order. A wrong graph is off by a tenth and
@@ -48,10 +49,10 @@ class Prediction:
     def to_text(self, width: int) -> str:
         """Write a line of the table, whose first column has `width` letters."""
         if isinstance(self.found, Trouble):
-            return f"{self.case:{width}}  {self.found}"
+            return f"{printable(self.case):{width}}  {printable(str(self.found))}"
         item = self.found
         return (
-            f"{self.case:{width}}  {item.mean:8.1e} {item.p999:8.1e} {item.load_seconds:8.2f} "
+            f"{printable(self.case):{width}}  {item.mean:8.1e} {item.p999:8.1e} {item.load_seconds:8.2f} "
             f"{1e3 * item.predict_seconds:8.2f}{'' if self.passed else '  FAILED'}"
         )
 
@@ -80,15 +81,15 @@ class Placement:
     def to_text(self) -> str:
         """Write the operations that select tokens, which few compute units have, then the others."""
         if isinstance(self.found, Trouble):
-            return f"operations of {self.name}\n  {self.found}"
+            return f"operations of {printable(self.name)}\n  {printable(str(self.found))}"
         selecting: list[str] = []
         others: list[str] = []
         for kind, devices in self.found.items():
             counts = ", ".join(f"{device} {count}" for device, count in devices.items())
-            (selecting if kind in SELECTING else others).append(f"{kind} {counts}")
+            (selecting if kind in SELECTING else others).append(printable(f"{kind} {counts}"))
         return "\n".join(
             [
-                f"operations of {self.name}",
+                f"operations of {printable(self.name)}",
                 f"  top-k, gather, scatter: {'; '.join(selecting) or 'none'}",
                 f"  others: {'; '.join(others) or 'none'}",
             ]
@@ -131,12 +132,13 @@ class DeviceReport:
 
     def to_text(self) -> str:
         """Write a table of all functions, then where the operations of each run."""
-        width = max(len(item.case) for item in self.predictions)
+        width = max(len(printable(item.case)) for item in self.predictions)
         lines = [", ".join([*(f"{name} {value}" for name, value in self.machine.items()), self.compute_units])]
         lines += [f"compiled {name} in {seconds:.1f} s" for name, seconds in self.compile_seconds.items()]
         lines.append(f"{'function':{width}}  {'mean':>8} {'p99.9':>8} {'load s':>8} {'run ms':>8}")
+        lines = list(map(printable, lines))
         lines += [item.to_text(width) for item in self.predictions]
         lines.append("errors are shares of the largest output; load is the first one, run the median of later ones")
         lines += [item.to_text() for item in self.placements]
-        lines.append(f"FAILED: {'; '.join(self.failures)}" if self.failures else "passed")
+        lines.append(printable(f"FAILED: {'; '.join(self.failures)}") if self.failures else "passed")
         return "\n".join(lines)

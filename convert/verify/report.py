@@ -13,6 +13,7 @@ from convert.verify.functions import EXACT_TOLERANCE, TIE_MARGIN, Outcome
 from convert.verify.generation import PICTURE_DECIBELS
 from convert.verify.interpreter import Arithmetic
 from convert.verify.left_files import leave_file
+from moddit.text import printable
 
 REPORT_NAME: Final = "parity.json"
 
@@ -60,7 +61,7 @@ class Report:
 
     def to_text(self) -> str:
         """Write a table of all functions, and a line about the picture."""
-        width = max(len(item.case) for item in self.outcomes)
+        width = max(len(printable(item.case)) for item in self.outcomes)
         lines = [f"{'function':{width}}  {'exact':>8} {'fp16 mean':>9} {'p99.9':>8} {'rerouted':>8}"]
         lines += [_line(item, width) for item in self.outcomes]
         if self.picture is not None:
@@ -72,7 +73,7 @@ class Report:
         if not self.knows_weights:
             lines.append("no reference.npz: whether the weights are those of the checkpoint was not checked")
         lines.append("passed" if self.passed else f"FAILED: {', '.join(self._failures())}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def write(self, folder: Path) -> None:
         """Put the report into a bundle.
@@ -104,7 +105,7 @@ def _line(item: Outcome, width: int) -> str:
     else:
         flips = "+".join(map(str, item.flipped_rounded)) if any(item.flipped_rounded) else "0"
         rest = f"{item.rounded_mean:9.1e} {item.rounded_p999:8.1e} {flips:>8}"
-    return f"{item.case:{width}}  {item.exact_error:8.1e} {rest}{'' if item.passed else '  FAILED'}"
+    return f"{printable(item.case):{width}}  {item.exact_error:8.1e} {rest}{'' if item.passed else '  FAILED'}"
 
 
 def decibels(exact: float, rounded: float) -> dict[str, float]:

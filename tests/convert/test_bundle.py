@@ -279,3 +279,17 @@ def _routers(source: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_tensor(name).float().numpy() for name in file.keys() if "router" in name}  # noqa: SIM118
     return found
+
+
+def test_names_of_files_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2J\nb\x9b31m"
+    source = save_pipeline(tmp_path / name)
+    assert convert(source, tmp_path / "bundle") == 0
+    output = capsys.readouterr().out
+    assert r"a\x1b[2J\nb\x9b31m" in output
+    assert "\x1b" not in output
+    shutil.rmtree(source / "vae")
+    assert convert(source, tmp_path / "other") == 1
+    message = capsys.readouterr().err
+    assert r"a\x1b[2J" in message
+    assert "\x1b" not in message

@@ -78,3 +78,12 @@ def test_the_decoder_needs_half_in_bfloat16_and_widens_float16(dense_bundle: Pat
     assert weights is not None
     assert full == 2 * narrow
     assert full - half == 2 * weights  # bytes: of the weights alone
+
+
+def test_text_of_the_manifest_is_shown_and_not_obeyed(dense_bundle: Path) -> None:
+    manifest = read_manifest(dense_bundle)
+    manifest = replace(manifest, provenance=replace(manifest.provenance, source="a\x1b[2J\nMade from b"))
+    facts = describe(manifest, CPU, height=32, width=32)
+    assert facts["provenance"]["source"] == "a\x1b[2J\nMade from b"  # for machines, whose JSON escapes it
+    lines = write(facts).split("\n")
+    assert lines[-1].startswith(r"Made from a\x1b[2J\nMade from b at ")

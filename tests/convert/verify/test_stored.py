@@ -14,7 +14,11 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from convert.verify.device_report import DeviceReport, Placement, Prediction
+from convert.verify.device_task import Trouble
+from convert.verify.functions import Outcome
 from convert.verify.left_files import leave_file
+from convert.verify.report import Report
 from convert.verify.stored import DESCRIPTION, read_stored, reference_file
 from moddit.errors import FormatError, MissingError, ParityError, StorageError
 from moddit.manifest import Manifest
@@ -178,3 +182,20 @@ class TestLeftFiles:
         with pytest.raises(StorageError, match="cannot be written"):
             leave_file(tmp_path / "a", b"new")
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+NAME: Final = "f\x1b[2J\npassed"  # of a function, which a manifest gives it
+
+
+def test_reports_show_names_and_do_not_obey_them() -> None:
+    exact = Report((Outcome(NAME, 1.0, 0, 0.0),), None, {}, knows_weights=True)
+    trouble = Trouble("crashed", "\x1b[31m\nred")
+    on_device = DeviceReport(
+        {"chip": NAME}, "all", {NAME: 1.0}, (Prediction(NAME, trouble),), (Placement(NAME, NAME, trouble),)
+    )
+    for report, lines in ((exact, 4), (on_device, 8)):
+        text = report.to_text()
+        assert "\x1b" not in text
+        assert len(text.split("\n")) == lines
+        assert r"f\x1b[2J\npassed" in text
+        assert "FAILED" in text.split("\n")[-1]
