@@ -84,7 +84,7 @@ def new_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] |
             stack.callback(_remove, partial)
             with _locked(target.parent):  # nobody may take it for a dead writer's before it is locked
                 partial.mkdir()
-                stack.enter_context(_locked(partial))
+                stack.enter_context(_owned(partial))
         yield partial
         raise_if_stopped()
         with storage_errors(target), uninterrupted():
@@ -93,6 +93,19 @@ def new_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] |
                 trash = _swap(partial, target)
             if trash is not None:
                 _remove(trash)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder so that nobody takes a part of it for the whole: it loses its name first.
+
+    Raises:
+        StorageError: it may not be removed.
+    """
+    folder = absolute(folder)
+    with storage_errors(folder), uninterrupted():
+        trash = _name(folder, TRASH)
+        folder.rename(trash)
+        _remove(trash)
 
 
 def recover(target: Path) -> None:
@@ -220,15 +233,39 @@ def _is_dead(partial: Path) -> bool:
         os.close(descriptor)
 
 
+# Folders that this process is writing: what it writes whole within one needs no other lock, and would wait for itself.
+_OWNED: Final[set[tuple[int, int]]] = set()
+
+
+@contextmanager
+def _owned(partial: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is being written, for as long as its writer lives."""
+    with _locked(partial):
+        key = _identity(partial)
+        _OWNED.add(key)
+        try:
+            yield
+        finally:
+            _OWNED.discard(key)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder."""
+    if _identity(folder) in _OWNED:
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _lock(descriptor: int) -> None:

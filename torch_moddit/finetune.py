@@ -27,7 +27,6 @@ runs nothing that it holds (`torch_moddit.runstate`).
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -43,7 +42,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from moddit.errors import MissingError, StorageError, UnsupportedError
+from moddit.errors import MissingError, UnsupportedError
+from moddit.files import discard, new_folder, storage_errors
 from moddit.samplers import NoiseSchedule
 from torch_moddit.data import Batches, Item
 from torch_moddit.model import RoutedPixArt
@@ -213,22 +213,15 @@ class Trainer:
         folder = self.config.output / CHECKPOINTS / f"{self.step:08d}"
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            try:
-                self._write(folder)
-            except OSError as error:
-                raise StorageError(f"[finetune] cannot write {folder}: {error}") from error
+            self._write(folder)
         self.accelerator.wait_for_everyone()
 
     def _write(self, folder: Path) -> None:
-        temporary = folder.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_state(temporary, {name: part.state_dict() for name, part in self.parts.items()})
-        write_progress(temporary, self.step, self.conditions)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with new_folder(folder, kind="state of a run", may_replace=lambda _: True) as part, storage_errors(folder):
+            write_state(part, {name: item.state_dict() for name, item in self.parts.items()})
+            write_progress(part, self.step, self.conditions)
         for old in list_checkpoints(self.config.output)[: -self.config.keep_checkpoints]:
-            shutil.rmtree(old)
+            discard(old)
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint if there is one; drop what the log tells of later steps.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moddit.errors import FormatError, ValueRangeError
+from moddit.files import new_file
 
 CHECKPOINTS: Final = "checkpoints"
 LOG: Final = "log.jsonl"
@@ -39,10 +40,8 @@ class Log:
             return
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
-        temporary = self.path.with_name(f".{self.path.name}.part")
-        temporary.unlink(missing_ok=True)
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with new_file(self.path, overwrite=True) as file:
+            file.write("".join(line + "\n" for line in kept).encode())
 
 
 def _step_of(line: str) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from convert.verify.functions import EXACT_TOLERANCE, TIE_MARGIN, Outcome
 from convert.verify.generation import PICTURE_DECIBELS
 from convert.verify.interpreter import Arithmetic
-from convert.verify.left_files import leave_file
+from moddit.files import new_file
 from moddit.text import printable
 
 REPORT_NAME: Final = "parity.json"
@@ -82,7 +82,8 @@ class Report:
             StorageError: it cannot be written.
         """
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        leave_file(folder / REPORT_NAME, text.encode("utf-8"))
+        with new_file(folder / REPORT_NAME, overwrite=True) as file:  # in the place of a link, not through it
+            file.write(text.encode())
 
     def _failures(self) -> list[str]:
         return [item.case for item in self.outcomes if not item.passed] + (

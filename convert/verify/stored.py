@@ -22,8 +22,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from moddit.files import storage_errors
 from moddit.errors import FormatError, MissingError, ParityError
+from moddit.files import storage_errors
 from moddit.graphs import Denoiser, Graphs
 from moddit.manifest import Manifest
 from moddit.routing import RoutingPlan

@@ -17,12 +17,12 @@ from convert.verify.bundle import Packages
 from convert.verify.functions import Outcome, check_case, list_cases
 from convert.verify.generation import Request, generate, measure_psnr, open_tokenizer
 from convert.verify.interpreter import Arithmetic
-from convert.verify.left_files import leave_file
 from convert.verify.reference import SPECIAL_TOKENS, Reference, Values
 from convert.verify.report import REPORT_NAME, Picture, Report, decibels
 from convert.verify.stored import read_stored, reference_file, store
 from convert.verify.weights import read_values
 from moddit.errors import MissingError, ParityError
+from moddit.files import new_file
 from moddit.graphs import Graphs
 from moddit.manifest import Manifest, verify_files
 from moddit.routing import RoutingPlan
@@ -137,7 +137,8 @@ def _pairs(exact: Packages, rounded: Packages) -> tuple[tuple[Arithmetic, Packag
 def _save(path: Path, picture: NDArray[np.float32]) -> None:
     content = BytesIO()
     Image.fromarray(np.rint(255 * picture).astype(np.uint8)).save(content, format="png")
-    leave_file(path, content.getvalue())
+    with new_file(path, overwrite=True) as file:  # in the place of a link, not through it
+        file.write(content.getvalue())
 
 
 def _read_outputs(folder: Path, manifest: Manifest) -> dict[str, NDArray[Any]] | None:

@@ -144,6 +144,16 @@ class TestFolders:
         assert read(tmp_path / "a" / "bundle") == NEW
         assert names(tmp_path / "a") == ["bundle"]
 
+    def test_what_is_written_whole_within_it_does_not_wait_for_it(self, tmp_path: Path) -> None:
+        with new_folder(tmp_path / "bundle", kind="thing", may_replace=None) as folder:
+            with new_file(folder / "report.json", overwrite=True) as file:
+                file.write(b"{}")
+            write(folder / "part", OLD)
+        assert read(tmp_path / "bundle") == {
+            "report.json": "{}",
+            **{f"part/{name}": text for name, text in OLD.items()},
+        }
+
     def test_a_failure_leaves_the_old_one_alone(self, tmp_path: Path) -> None:
         fill(tmp_path / "bundle", OLD)
 

@@ -17,10 +17,9 @@ import pytest
 from convert.verify.device_report import DeviceReport, Placement, Prediction
 from convert.verify.device_task import Trouble
 from convert.verify.functions import Outcome
-from convert.verify.left_files import leave_file
 from convert.verify.report import Report
 from convert.verify.stored import DESCRIPTION, read_stored, reference_file
-from moddit.errors import FormatError, MissingError, ParityError, StorageError
+from moddit.errors import FormatError, MissingError, ParityError
 from moddit.manifest import Manifest
 from tests.convert.verify.fake_bundle import make_manifest
 from tests.convert.verify.fake_coreml import PREDICTION, STATES
@@ -163,25 +162,6 @@ def test_what_is_no_file(tmp_path: Path, manifest: Manifest) -> None:
     os.mkfifo(reference_file(tmp_path))
     with pytest.raises(FormatError, match="cannot be read"):
         read_stored(tmp_path, manifest)
-
-
-class TestLeftFiles:
-    def test_replaces_a_link_and_not_what_it_leads_to(self, tmp_path: Path) -> None:
-        outside = tmp_path / "outside"
-        outside.write_text("precious")
-        for name, target in (("a", outside), ("b", tmp_path / "absent")):
-            (tmp_path / name).symlink_to(target)
-            leave_file(tmp_path / name, b"new")
-            assert not (tmp_path / name).is_symlink()
-            assert (tmp_path / name).read_bytes() == b"new"
-        assert outside.read_text() == "precious"
-        assert not (tmp_path / "absent").exists()
-
-    def test_leaves_nothing_where_it_fails(self, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir()
-        with pytest.raises(StorageError, match="cannot be written"):
-            leave_file(tmp_path / "a", b"new")
-        assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 NAME: Final = "f\x1b[2J\npassed"  # of a function, which a manifest gives it
