@@ -10,7 +10,7 @@ Source: transformers 5.24, tokenization_utils_base.py `_from_pretrained`, tokeni
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,9 @@ _NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 T5_NAMED: Final[Mapping[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 EXTRA_IDS: Final = 100  # sentinel tokens of T5, unless the folder says otherwise
 MAX_EXTRA_IDS: Final = 10_000
+EXTRA: Final = "extra_special_tokens"
 LEGACY_EXTRA: Final = "additional_special_tokens"
+_OWN: Final = "model_specific_special_tokens"
 _FLAGS: Final = ("single_word", "lstrip", "rstrip")
 
 
@@ -32,12 +34,12 @@ class AddedToken:
     single_word: bool = False
     lstrip: bool = False
     rstrip: bool = False
-    normalized: bool = False
+    normalized: bool | None = None  # None: unless it is special
     special: bool = True
 
     def fields(self) -> dict[str, Any]:
         """Give the arguments of `tokenizers.AddedToken`."""
-        return asdict(self)
+        return {**asdict(self), "normalized": not self.special if self.normalized is None else self.normalized}
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,19 @@ class Declarations:
             raise FormatError(f"[tokenizer] {path}: extra_ids is {count!r}, want an integer in 0..{MAX_EXTRA_IDS}")
         return count
 
+    def name(self, key: str, default: str) -> str:
+        """Read the text of a token that the tokenizer's class has by name."""
+        found = _read_declared(self)[0].get(key, default)
+        return default if found is None else _parse(found, self.where).content
+
     def legacy_extra(self) -> list[AddedToken] | None:
-        """Read the further special tokens of special_tokens_map.json; None if it has none, or does not count."""
-        if "added_tokens_decoder" in self.config or LEGACY_EXTRA not in self.special_map:
-            return None
-        return [_parse(value, self.where) for value in _items(self.special_map[LEGACY_EXTRA], self)]
+        """Read the further special tokens that the tokenizer's class takes; None if the folder has none for it."""
+        place = None
+        if "added_tokens_decoder" not in self.config and LEGACY_EXTRA in self.special_map:
+            place = self.special_map
+        elif isinstance(self.config.get(EXTRA), Mapping) and self.config[EXTRA] and LEGACY_EXTRA in self.config:
+            place = self.config
+        return None if place is None else [_parse(value, self.where) for value in _items(place[LEGACY_EXTRA], self)]
 
 
 def list_added_tokens(
@@ -89,24 +99,24 @@ def list_added_tokens(
         **{key: settings[key] for key in _NAMED if key in settings},
     }
     special |= {key: value for key, value in settings.items() if _is_own_name(key, value)}
-    extra = settings.get("extra_special_tokens") or found.config.get(LEGACY_EXTRA)
-    if isinstance(extra, Mapping):
-        special |= extra
-        extra = None
+    special |= settings[_OWN]
     tokens = [_parse(value, found.where) for value in special.values() if value is not None]
-    further = list(default_extra) if extra is None else [_parse(value, found.where) for value in _items(extra, found)]
+    # Whoever lists further tokens, if only none or null, replaces those of the class.
+    listed = [_parse(value, found.where) for value in _items(settings.get(EXTRA), found)]
+    further = listed if EXTRA in settings else list(default_extra)
     # Of a token that is listed twice, the later one counts: `tokenizers` keeps its number and takes its flags.
     known, names = {token.content for token in declared.values()}, {token.content for token in tokens}
     result = [token for _, token in sorted(declared.items())]
     result += [token for token in (*tokens, *further) if token.content not in known]
-    return tuple(
-        AddedToken(**{**token.fields(), "special": True}) if token.content in names else token for token in result
-    )
+    return tuple(replace(token, special=True) if token.content in names else token for token in result)
 
 
 def _read_declared(found: Declarations) -> tuple[dict[str, Any], dict[int, AddedToken]]:
     """Read the settings, and the tokens that are declared with numbers, which order them."""
     settings = dict(found.config)
+    if LEGACY_EXTRA in settings and not settings.get(EXTRA):
+        settings[EXTRA] = settings.pop(LEGACY_EXTRA)
+    settings[_OWN] = _take_own(settings)
     if "added_tokens_decoder" in settings:
         decoder = settings["added_tokens_decoder"]
         if not isinstance(decoder, Mapping):
@@ -115,11 +125,12 @@ def _read_declared(found: Declarations) -> tuple[dict[str, Any], dict[int, Added
     for key, value in found.special_map.items():
         if key == LEGACY_EXTRA:  # the tokenizer's class takes these
             continue
-        if key == "extra_special_tokens" and isinstance(value, list):
-            value = [*(settings.get(key) or []), *value]
-        settings[key] = value
+        if key == EXTRA and isinstance(value, list):
+            value = [*_items(settings.get(key), found), *map(_as_special, value)]
+        settings[key] = value if key == EXTRA else _as_special(value)
+    settings[_OWN] |= _take_own(settings)
     special = {_parse(settings[key], found.where).content for key in _NAMED if settings.get(key)}
-    special |= {_parse(value, found.where).content for value in _items(settings.get("extra_special_tokens"), found)}
+    special |= {_parse(value, found.where).content for value in _items(settings.get(EXTRA), found)}
     declared = {
         _number(number, found.where): AddedToken(content, normalized=content not in special, special=content in special)
         for content, number in found.added.items()
@@ -129,6 +140,16 @@ def _read_declared(found: Declarations) -> tuple[dict[str, Any], dict[int, Added
             raise _error(found.where, "added_tokens", value)
         declared[_number(value.get("id"), found.where)] = _parse(value, found.where)
     return settings, declared
+
+
+def _take_own(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take tokens under names of the model's own out of the further special tokens."""
+    return dict(settings.pop(EXTRA)) if isinstance(settings.get(EXTRA), Mapping) else {}
+
+
+def _as_special(value: Any) -> Any:
+    """Make a token special, unless it is a string, which is one anyway."""
+    return {**value, "special": True} if isinstance(value, Mapping) else value
 
 
 def _items(value: object, found: Declarations) -> list[Any]:
@@ -151,12 +172,10 @@ def _parse(value: object, where: Path) -> AddedToken:
         return AddedToken(value)
     if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
         raise _error(where, "a token", value)
-    special = value.get("special", False)
-    fields = {**dict.fromkeys(_FLAGS, False), "normalized": not special, "special": special}
-    fields |= {key: value[key] for key in fields if key in value}
+    fields = {key: value[key] for key in (*_FLAGS, "normalized", "special") if key in value}
     if not all(isinstance(flag, bool) for flag in fields.values()):
         raise _error(where, "a token", value)
-    return AddedToken(value["content"], **fields)
+    return AddedToken(value["content"], **{"special": False, **fields})
 
 
 def _number(value: object, where: Path) -> int:

@@ -43,6 +43,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """
     try:
         vocabulary, model_type = _parse_model(path.read_bytes())
+    except OSError as error:
+        raise FormatError(f"[tokenizer] {path}: cannot be read ({error.strerror})") from None
     except (ValueError, IndexError, struct.error) as error:
         raise FormatError(
             f"[tokenizer] {path}: not a SentencePiece model ({error}); copy or download the file again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -63,6 +64,7 @@ def read_tokenizer(folder: Path, kind: str = T5_CLASSES[0]) -> TokenizerFile:
         raise FormatError(f"[tokenizer] {path}: added_tokens is no list; save the tokenizer again")
     config, special_map, added = (beside.get(name, {}) for name in _BESIDE)
     declarations = Declarations(config, special_map, added, tuple(serialized), folder)
+    _check_side(config, {} if value is None else value, folder)
     if kind in T5_CLASSES:
         vocabulary = read_vocabulary(spiece) if value is None else _read_vocabulary(path, value)
         tokenizer = _make_t5(vocabulary, declarations, has_sentinels=value is not None)
@@ -79,6 +81,18 @@ def read_tokenizer(folder: Path, kind: str = T5_CLASSES[0]) -> TokenizerFile:
     return TokenizerFile(text, tokenizer.get_vocab_size(with_added_tokens=True), files)
 
 
+def _check_side(config: Mapping[str, Any], value: Mapping[str, Any], folder: Path) -> None:
+    """Raise UnsupportedError if a text is cut at its beginning, or its special tokens are not kept whole."""
+    path, truncation = folder / "tokenizer_config.json", value.get("truncation")
+    side = config.get("truncation_side", truncation.get("direction") if isinstance(truncation, Mapping) else None)
+    if side not in ("right", "Right", None):
+        raise UnsupportedError(
+            f"[tokenizer] {path}: truncation_side is {side!r} (here or by tokenizer.json), want 'right'; set it here"
+        )
+    if config.get("split_special_tokens"):
+        raise UnsupportedError(f"[tokenizer] {path}: split_special_tokens is not implemented, want false; set it so")
+
+
 def _make_t5(vocabulary: Vocabulary, declarations: Declarations, *, has_sentinels: bool) -> Tokenizer:
     """Build what transformers' T5Tokenizer builds, of tokenizer.json or of a SentencePiece model without sentinels."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -89,7 +103,7 @@ def _make_t5(vocabulary: Vocabulary, declarations: Declarations, *, has_sentinel
     extra = [AddedToken(name) for name in sentinels]
     if not has_sentinels:
         pieces += [(name, 0.0) for name in reversed(sentinels)]
-        extra = [*(AddedToken(piece, special=special) for piece, special in vocabulary.added), *extra]
+        extra = [*(AddedToken(piece, normalized=False, special=special) for piece, special in vocabulary.added), *extra]
     elif (listed := declarations.legacy_extra()) is not None:
         extra = _with_sentinels(listed, extra, where)
     try:
@@ -105,7 +119,10 @@ def _make_t5(vocabulary: Vocabulary, declarations: Declarations, *, has_sentinel
     tokens = list_added_tokens(declarations, T5_NAMED, extra)
     _add(tokenizer, tokens)
     end = T5_NAMED["eos_token"]
-    number = tokenizer.token_to_id(_name(declarations, "eos_token", end))
+    name = declarations.name("eos_token", end)
+    number = tokenizer.token_to_id(name)
+    if number is None:
+        raise FormatError(f"[tokenizer] {where}: the end token {name!r} is not in the vocabulary; save it again")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, number)]
     )
@@ -131,7 +148,7 @@ def _load_plain(path: Path, declarations: Declarations) -> Tokenizer:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # noqa: BLE001 # the library raises nothing narrower
         raise FormatError(f"[tokenizer] {path}: not a tokenizer ({error}); save it again") from None
-    _add(tokenizer, list_added_tokens(declarations, {}, ()))
+    _add(tokenizer, list_added_tokens(declarations, {}, declarations.legacy_extra() or ()))
     return tokenizer
 
 
@@ -178,8 +195,3 @@ def _charsmap(path: Path, normalizer: object) -> bytes:
             except (binascii.Error, TypeError, ValueError):
                 raise FormatError(f"[tokenizer] {path}: precompiled_charsmap is damaged; save it again") from None
     return b""
-
-
-def _name(declarations: Declarations, key: str, default: str) -> str:
-    found = declarations.config.get(key, declarations.special_map.get(key, default))
-    return str(found["content"]) if isinstance(found, dict) and "content" in found else str(found or default)

@@ -95,6 +95,28 @@ FOLDERS: dict[str, dict[str, Any]] = {
         "special_tokens_map.json": {"additional_special_tokens": ["<mask>", "<new>"]}
     },
     "other names of the special tokens": {"tokenizer_config.json": {"unk_token": "<unk>", "cls_token": "<new>"}},
+    "no further special tokens": {"tokenizer_config.json": {"extra_special_tokens": None}},
+    "no additional special tokens": {"tokenizer_config.json": {"additional_special_tokens": None}},
+    "two ends of a text": {
+        "tokenizer_config.json": {"eos_token": "<new>"},
+        "special_tokens_map.json": {"eos_token": "<mask>", "pad_token": {"content": "<lora>", "special": False}},
+    },
+    "further special tokens in two files": {
+        "tokenizer_config.json": {"additional_special_tokens": ["<mask>"]},
+        "special_tokens_map.json": {"extra_special_tokens": [{"content": "<new>", "rstrip": True}]},
+    },
+    "further special tokens by name and in a list": {
+        "tokenizer_config.json": {"extra_special_tokens": {"image_token": "<new>"}},
+        "special_tokens_map.json": {"extra_special_tokens": ["<lora>"]},
+    },
+    "a special token whose normalisation is left open": {
+        "tokenizer_config.json": {"cls_token": {"__type": "AddedToken", "content": "<mask>", "lstrip": True}}
+    },
+}
+# What classes without tokens of their own read.
+PLAIN_FOLDERS: dict[str, dict[str, Any]] = {
+    "special tokens in the configuration": {"tokenizer_config.json": {"eos_token": "</s>", "mask_token": "<new>"}},
+    "legacy special tokens": {"special_tokens_map.json": {"additional_special_tokens": ["<mask>", "<new>"]}},
 }
 
 
@@ -128,14 +150,17 @@ def test_equals_transformers(tmp_path: Path, form: str, name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", PLAIN_FOLDERS)
 @pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "TokenizersBackend"])
-def test_plain_classes_take_the_file_as_it_is(tmp_path: Path, kind: str) -> None:
+def test_plain_classes_take_the_file_as_it_is(tmp_path: Path, kind: str, name: str) -> None:
     T5Tokenizer.from_pretrained(write_model(tmp_path / "model")).save_pretrained(tmp_path / "saved")
     path = tmp_path / "saved" / "tokenizer.json"
     value = json.loads(path.read_text(encoding="utf-8"))
     value["normalizer"] = {"type": "Replace", "pattern": {"String": "blue"}, "content": "red"}
     path.write_text(json.dumps(value), encoding="utf-8")
-    (tmp_path / "saved" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "mask_token": "<new>"}))
+    (tmp_path / "saved" / "tokenizer_config.json").write_text("{}")
+    for file, content in PLAIN_FOLDERS[name].items():
+        (tmp_path / "saved" / file).write_text(json.dumps(content))
     wanted: Any = getattr(transformers, kind).from_pretrained(tmp_path / "saved")
     ours = tokenizers.Tokenizer.from_str(read_tokenizer(tmp_path / "saved", kind).text.decode())
     texts = (*TEXTS, "blue")
@@ -166,6 +191,7 @@ def test_a_class_of_another_kind(tmp_path: Path) -> None:
         ("tokenizer_config.json", {"added_tokens_decoder": []}, r"added_tokens_decoder is \[\]"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"a": "b"}}, "the number of a token is 'a'"),
         ("tokenizer_config.json", {"eos_token": 3}, "a token is 3"),
+        ("tokenizer_config.json", {"eos_token": ""}, "the end token '' is not in the vocabulary"),
         ("tokenizer_config.json", {"extra_special_tokens": "x"}, "extra_special_tokens is 'x'"),
         ("special_tokens_map.json", {"eos_token": ["a"]}, r"a token is \['a'\]"),
         ("special_tokens_map.json", {"additional_special_tokens": ["<extra_id_0>"]}, "lists 1 extra ids, want 100"),
@@ -180,6 +206,26 @@ def test_damage(tmp_path: Path, file: str, change: dict[str, Any], message: str)
     path.write_text(json.dumps(value | change), encoding="utf-8")
     with pytest.raises(FormatError, match=message):
         read_tokenizer(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side is 'left'"),
+        ("tokenizer.json", {"truncation": {"direction": "Left", "max_length": 9}}, "truncation_side is 'Left'"),
+        ("tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens is not implemented"),
+    ],
+)
+def test_other_ways_to_cut_a_text_are_refused(tmp_path: Path, file: str, change: dict[str, Any], message: str) -> None:
+    folder = tmp_path / "saved"
+    T5Tokenizer.from_pretrained(write_model(tmp_path / "model")).save_pretrained(folder)
+    value = json.loads((folder / file).read_text(encoding="utf-8"))
+    (folder / file).write_text(json.dumps(value | change), encoding="utf-8")
+    with pytest.raises(UnsupportedError, match=message):
+        read_tokenizer(folder)
+    if file == "tokenizer.json":
+        (folder / "tokenizer_config.json").write_text(json.dumps({"truncation_side": "right"}))  # which counts
+        read_tokenizer(folder)
 
 
 def test_keeps_the_map_of_characters(tmp_path: Path) -> None:
