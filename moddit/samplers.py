@@ -50,7 +50,7 @@ _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "dpmpp-2m": {
         "algorithm_type": ("dpmsolver++",),
         "solver_order": (2,),
-        "solver_type": ("midpoint",),
+        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # of DEIS and UniPC, which diffusers reads as the first
         "final_sigmas_type": ("zero",),
         "lambda_min_clipped": (-math.inf, None),
         "thresholding": _OFF,

@@ -239,6 +239,20 @@ def scheduler_saved_as_another_class(folder: Path) -> Published:
     return plain(model)
 
 
+@case
+def scheduler_that_was_a_unipc(folder: Path) -> Published:
+    model = save(folder)
+    edit(
+        model / "scheduler/scheduler_config.json",
+        _class_name="UniPCMultistepScheduler",
+        solver_type="bh2",
+        predict_x0=True,
+        disable_corrector=[],
+    )
+    edit(model / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
+    return plain(model)
+
+
 # Weights.
 
 
