@@ -33,7 +33,7 @@ SAMPLERS: Final = ("dpmpp-2m", "ddim", "euler")
 # result), or ignored, as diffusers does with those of another class. Absent keys take diffusers' defaults, `_DEFAULTS`
 # where the classes differ. Without effect are the parameters of switches that are fixed to off, and, with order 2 and a
 # final noise level of zero, lower_order_final and euler_at_final: the last step is of first order whatever they say.
-_CLASSES: Final = {
+SCHEDULER_CLASSES: Final = {
     "DPMSolverMultistepScheduler": "dpmpp-2m",
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
@@ -134,11 +134,12 @@ class NoiseSchedule:
             ValueRangeError: a number outside its range.
         """
         found = config.get("_class_name")
-        if found not in _CLASSES:
+        if not isinstance(found, str) or found not in SCHEDULER_CLASSES:
             raise UnsupportedError(
-                f"[samplers] {where}: _class_name = {found!r} is not implemented, want one of {sorted(_CLASSES)}"
+                f"[samplers] {where}: _class_name = {found!r} is not implemented, want "
+                f"one of {sorted(SCHEDULER_CLASSES)}"
             )
-        sampler = _CLASSES[found]
+        sampler = SCHEDULER_CLASSES[found]
         config = {**_DEFAULTS[sampler], **config}
         _check_config(config, sampler, where)
         values = {field.name: config[field.name] for field in fields(cls) if field.name in config}

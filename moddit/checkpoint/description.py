@@ -10,14 +10,14 @@ from moddit.checkpoint.foreign import check_config, check_tensors
 from moddit.checkpoint.names import canonical_tensors
 from moddit.checkpoint.parts import Part, ReadPart, finish_part
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
-from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, SourceFiles, Sources
+from moddit.checkpoint.sources import SEQUENCE_LENGTHS, SourceFiles, Sources
 from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.checkpoint.transformer import Transformer, read_transformer
 from moddit.checkpoint.weights import DIFFUSERS, TRANSFORMERS, Naming, read_config, read_json, read_weights
 from moddit.errors import ShapeError
 from moddit.routing import RoutingPlan
-from moddit.samplers import NoiseSchedule
-from moddit.spec import ModelSpec, T5Spec, VAESpec
+from moddit.samplers import SCHEDULER_CLASSES, NoiseSchedule
+from moddit.spec import VAE_IMPLEMENTED, ModelSpec, T5Spec, VAESpec
 from moddit.tensors import Tensors, text_encoder_tensors, vae_tensors
 
 
@@ -93,14 +93,10 @@ def read_scheduler(sources: Sources, files: SourceFiles) -> NoiseSchedule:
 
     Its class is the one that the pipeline's index names, whatever class its configuration was saved from.
     """
-    folder = sources.component("scheduler")
-    path = folder / "scheduler_config.json"
+    path = sources.component("scheduler") / "scheduler_config.json"
     config = read_config(path)
     files.add(path)
-    named = sources.class_of("scheduler")
-    if named is not None and named != config.get("_class_name"):
-        config["_class_name"] = named
-        path = folder.parent / INDEX  # for messages about the class
+    sources.name_class("scheduler", config, SCHEDULER_CLASSES)
     return NoiseSchedule.from_diffusers(config, str(path))
 
 
@@ -108,7 +104,9 @@ def read_vae_spec(sources: Sources, files: SourceFiles) -> VAESpec:
     """Read the dimensions of a checkpoint's VAE; raises as `describe`."""
     path = sources.component("vae") / "config.json"
     files.add(path)
-    return VAESpec.from_diffusers(read_config(path), str(path))
+    config = read_config(path)
+    sources.name_class("vae", config, VAE_IMPLEMENTED["_class_name"])
+    return VAESpec.from_diffusers(config, str(path))
 
 
 def _read_text_encoder(sources: Sources, files: SourceFiles) -> tuple[T5Spec, ReadPart]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -97,6 +97,23 @@ class Sources:
             raise FormatError(f"[source] {index}: component {name!r} is {entry!r}, want a library and a class")
         return str(entry[1])
 
+    def name_class(self, name: str, config: dict[str, Any], wanted: Iterable[str]) -> None:
+        """Give the configuration of a component the class that the index of its pipeline names, which counts.
+
+        Raises:
+            UnsupportedError: it is none of the wanted ones.
+            FormatError, MissingError: as `class_of`.
+        """
+        found = self.class_of(name)
+        if found is None:
+            return
+        if found not in wanted:
+            raise UnsupportedError(
+                f"[source] {self.component(name).parent / INDEX}: {name} {found!r} is not implemented, want one of "
+                f"{', '.join(wanted)}"
+            )
+        config["_class_name"] = found
+
     def known_transformer(self) -> dict[str, Any]:
         """Read the configuration of the base's own transformer, for what a single file leaves open; or nothing."""
         for folder in (root / TRANSFORMER for root in self.roots):
@@ -121,11 +138,11 @@ class Sources:
         """
         path = self.index
         kind = read_json(path).get("_class_name")
-        if kind not in SEQUENCE_LENGTHS:
+        if not isinstance(kind, str) or kind not in SEQUENCE_LENGTHS:
             raise UnsupportedError(
                 f"[source] {path}: pipeline {kind!r} is not implemented, want {' or '.join(SEQUENCE_LENGTHS)}"
             )
-        return str(kind)
+        return kind
 
     def check(self) -> None:
         """Raise if a place is not there, or a component in none of them."""
@@ -207,7 +224,14 @@ def _has(root: Path, name: str) -> bool:
     if not (root / name).is_dir():
         return False
     index = root / INDEX
-    return not index.is_file() or any(read_json(index).get(name) or ())
+    entry = read_json(index).get(name) or () if index.is_file() else name
+    return any(entry) if isinstance(entry, list | tuple) else True
+
+
+def _listing(folder: Path) -> str:
+    """Name a few of the entries of a folder."""
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
 
 
 def _is_transformer(folder: Path) -> bool:

@@ -25,7 +25,7 @@ from moddit.checkpoint.diffcr import (
 from moddit.checkpoint.foreign import check_config, check_tensors
 from moddit.checkpoint.lora import read_lora
 from moddit.checkpoint.parts import ReadPart, finish_part
-from moddit.checkpoint.sources import LoraSource, SourceFiles, Sources
+from moddit.checkpoint.sources import TRANSFORMER, LoraSource, SourceFiles, Sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.checkpoint.weights import DIFFUSERS, Weights, read_config, read_file, read_weights
 from moddit.errors import MissingError
@@ -90,6 +90,8 @@ def _read_base(
         return found, 1.0 if found.plan is None else MLP_GAIN
     path = place / "config.json"
     config = read_config(path)
+    if place != sources.main and config.get("_class_name") != ROUTED_CLASS:  # which indices of before do not name
+        sources.name_class(TRANSFORMER, config, (CLASS, _OLD_CLASS, ROUTED_CLASS))
     check_config(config, str(path))
     weights = read_weights(place, DIFFUSERS, sources.variant)
     files.add(path, *weights.files)

@@ -119,10 +119,10 @@ class TestCheckpoint:
         ("file", "field", "value", "wanted"),
         [
             ("model_index.json", "_class_name", "FluxPipeline", "PixArtAlphaPipeline or PixArtSigmaPipeline"),
-            ("transformer/config.json", "_class_name", "DiTTransformer2DModel", "want 'PixArtTransformer2DModel'"),
-            ("transformer/config.json", "_class_name", "Transformer3DModel", "want 'PixArtTransformer2DModel'"),
+            ("model_index.json", "transformer", ["diffusers", "DiTTransformer2DModel"], "of PixArtTransformer2DModel"),
+            ("model_index.json", "transformer", ["diffusers", "Transformer3DModel"], "of PixArtTransformer2DModel"),
             ("text_encoder/config.json", "model_type", "clip_text_model", "want 't5'"),
-            ("vae/config.json", "_class_name", "AutoencoderDC", "want 'AutoencoderKL'"),
+            ("model_index.json", "vae", ["diffusers", "AutoencoderDC"], "want one of AutoencoderKL"),
             ("model_index.json", "scheduler", ["diffusers", "LCMScheduler"], "want one of"),
         ],
     )

@@ -209,6 +209,14 @@ CASES["t5 with gelu by tanh, not gated"] = with_activation(feed_forward_proj="re
 CASES["t5 gated by a flag"] = with_activation(feed_forward_proj="relu", is_gated_act=True)
 
 
+@case
+def classes_that_only_the_index_names(folder: Path) -> Published:
+    model = save(folder)
+    edit(model / "transformer/config.json", _class_name="PixArtTransformerOfSomebody")
+    edit(model / "vae/config.json", _class_name=None)
+    return plain(model)
+
+
 # Schedulers.
 
 

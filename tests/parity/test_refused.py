@@ -154,6 +154,27 @@ def a_base_that_is_not_there(folder: Path) -> tuple[list[str], str]:
 
 
 @case
+def an_index_of_another_class(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    edit(model / "model_index.json", vae=["diffusers", "AsymmetricAutoencoderKL"])
+    return given(model), "model_index.json: vae 'AsymmetricAutoencoderKL' is not implemented, want one of AutoencoderKL"
+
+
+@case
+def a_component_that_is_a_number(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    edit(model / "model_index.json", scheduler=3)
+    return given(model), "component 'scheduler' is 3, want a library and a class"
+
+
+@case
+def a_pipeline_of_somebodys_code(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    edit(model / "model_index.json", _class_name=["pipeline", "PixArtSigmaPipeline"])
+    return given(model), "pipeline ['pipeline', 'PixArtSigmaPipeline'] is not implemented"
+
+
+@case
 def a_component_that_the_index_leaves_out(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
     edit(model / "model_index.json", vae=[])

@@ -167,6 +167,11 @@ def _drop_plan(folder: Path) -> None:
     path.write_text(json.dumps(config))
 
 
+def _name_another_class(folder: Path) -> None:
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"transformer": ["diffusers", "DiTTransformer2DModel"]}))
+
+
 DAMAGE: dict[str, tuple[Any, type[ModditError], str]] = {
     "router missing": (
         lambda m: _rewrite(m, lambda t: t.pop("transformer_blocks.1.router.weight")),
@@ -213,7 +218,7 @@ DAMAGE: dict[str, tuple[Any, type[ModditError], str]] = {
         FormatError,
         "has routers, but config.json has no 'diffcr' object",
     ),
-    "architecture": (lambda m: edit_config(m, _class_name="DiTTransformer2DModel"), UnsupportedError, "DiT"),
+    "architecture": (_name_another_class, UnsupportedError, "'DiTTransformer2DModel' is not implemented"),
     "truncated": (_truncate, FormatError, "truncated"),
     "no config": (lambda m: (m / "transformer/config.json").unlink(), MissingError, "config.json"),
     "no weights": (
