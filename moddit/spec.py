@@ -23,7 +23,11 @@ PIXART_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
     "norm_type": ("ada_norm_single",),
     "attention_type": ("default", None),
 }
-T5_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {"model_type": ("t5",)}
+T5_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
+    "model_type": ("t5",),
+    "is_decoder": (False,),
+    "transformers_weights": (None,),  # a file instead of the one with the usual name
+}
 VAE_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {"_class_name": ("AutoencoderKL",), "act_fn": ("silu", "swish")}
 # Activations of T5's feed-forward layers, by all names that transformers has for them.
 T5_ACTIVATIONS: Final[dict[str, str]] = {
@@ -176,7 +180,7 @@ class T5Spec(_Record):
         Raises:
             MissingError, UnsupportedError: naming `where` and the key.
         """
-        _check_implemented(config, T5_IMPLEMENTED, where, required=("model_type",))
+        _check_implemented(config, T5_IMPLEMENTED, where)
         config = {**_T5_DEFAULTS, **_without_aliases(config, _T5_ALIASES)}
         # As T5Config: the layer's name says both, and the fields that it is written out to decide.
         *gate, name = str(config["feed_forward_proj"]).split("-")
@@ -363,7 +367,7 @@ def _get(config: Config, key: str, where: str) -> Any:
 
 
 def _check_implemented(
-    config: Config, implemented: Mapping[str, tuple[Any, ...]], where: str, required: tuple[str, ...]
+    config: Config, implemented: Mapping[str, tuple[Any, ...]], where: str, required: tuple[str, ...] = ()
 ) -> None:
     for key in required:
         _get(config, key, where)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moddit.checkpoint.foreign import check_config, check_tensors
+from moddit.checkpoint.foreign import check_config, check_merged, check_tensors
 from moddit.checkpoint.names import canonical_tensors
 from moddit.checkpoint.parts import Part, ReadPart, finish_part
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
@@ -113,6 +113,7 @@ def _read_text_encoder(sources: Sources, files: SourceFiles) -> tuple[T5Spec, Re
     folder = sources.component("text_encoder")
     config = read_json(folder / "config.json")
     check_config(config, str(folder / "config.json"))
+    check_merged(folder)
     files.add(folder / "config.json")
     spec = T5Spec.from_transformers(config, str(folder / "config.json"))
     return spec, _read_part("text_encoder", folder, TRANSFORMERS, text_encoder_tensors(spec), sources, files)

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from moddit.errors import InputError, MissingError, UnsupportedError
 
-ADAPTER_FILES: Final = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+_ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER_FILES: Final = (_ADAPTER_CONFIG, "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _ADAPTER: Final = re.compile(
     r"(^|[._])(lora_[AB]|lora_down|lora_up|lora\.down|lora\.up|hada_w\d|lokr_w\d|dora_scale)[._]"
 )
@@ -36,6 +37,15 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     if found:
         method = found.get("quant_method", "another tool") if isinstance(found, Mapping) else "another tool"
         raise UnsupportedError(f"[source] {where}: quantised by {method}; convert the original, with -q or --compress")
+
+
+def check_merged(folder: Path) -> None:
+    """Raise UnsupportedError if an adapter lies beside the weights of a text encoder: transformers loads both."""
+    if (folder / _ADAPTER_CONFIG).is_file():
+        raise UnsupportedError(
+            f"[source] {folder / _ADAPTER_CONFIG}: an adapter (LoRA) of this model, which transformers would load with "
+            "it; merge it with peft's merge_and_unload and save the model, or remove it"
+        )
 
 
 def check_tensors(dtypes: Mapping[str, str], where: str) -> None:

@@ -28,6 +28,8 @@ _OLD_ATTENTION: Final[Mapping[str, str]] = {
     for kind in ("weight", "bias")
 }
 RENAMED: Final[Mapping[str, Mapping[str, str]]] = {"transformer": {}, "text_encoder": {}, "vae": _OLD_ATTENTION}
+# Where a larger model has this one, whose weights the library takes from it too.
+PREFIXES: Final[Mapping[str, str]] = {"transformer": "", "text_encoder": "transformer.", "vae": ""}
 _COMPARED_ROWS: Final = 1024
 
 
@@ -44,7 +46,8 @@ def canonical_tensors(
     """
     named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        canonical = RENAMED[component].get(name, name)
+        canonical = name.removeprefix(PREFIXES[component])
+        canonical = RENAMED[component].get(canonical, canonical)
         if canonical in named:
             raise FormatError(
                 f"[{component}] {where}: {named[canonical].name!r} and {name!r} are both {canonical!r}; remove the "

@@ -210,6 +210,13 @@ CASES["t5 gated by a flag"] = with_activation(feed_forward_proj="relu", is_gated
 
 
 @case
+def t5_that_does_not_say_it_is_one(folder: Path) -> Published:
+    model = save(folder)
+    edit(model / "text_encoder/config.json", model_type=None, architectures=None)
+    return plain(model)
+
+
+@case
 def classes_that_only_the_index_names(folder: Path) -> Published:
     model = save(folder)
     edit(model / "transformer/config.json", _class_name="PixArtTransformerOfSomebody")
@@ -295,6 +302,13 @@ def a_whole_encoder_decoder_as_text_encoder(folder: Path) -> Published:
 
 def _add_alias(tensors: dict[str, Tensor], factor: float = 1.0) -> None:
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"] * factor
+
+
+@case
+def a_text_encoder_within_a_larger_model(folder: Path) -> Published:
+    model = save(folder)
+    rewrite(model / TEXT_ENCODER, lambda t: t.update({f"transformer.{name}": t.pop(name) for name in list(t)}))
+    return plain(model)
 
 
 @case

@@ -175,6 +175,34 @@ def a_pipeline_of_somebodys_code(folder: Path) -> tuple[list[str], str]:
 
 
 @case
+def an_adapter_beside_the_text_encoder(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    (model / "text_encoder/adapter_config.json").write_text("{}")
+    return given(model), "an adapter (LoRA) of this model, which transformers would load with it; merge it"
+
+
+@case
+def a_text_encoder_that_names_its_file(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    edit(model / "text_encoder/config.json", transformers_weights="other.safetensors")
+    return given(model), "text_encoder/config.json: transformers_weights = 'other.safetensors' is not implemented"
+
+
+@case
+def a_text_encoder_that_is_a_decoder(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    edit(model / "text_encoder/config.json", is_decoder=True)
+    return given(model), "is_decoder = True is not implemented"
+
+
+@case
+def a_tokenizer_that_cuts_beginnings(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    edit(model / "tokenizer/tokenizer_config.json", truncation_side="left")
+    return given(model), "tokenizer_config.json: truncation_side is 'left'"
+
+
+@case
 def a_component_that_the_index_leaves_out(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
     edit(model / "model_index.json", vae=[])
