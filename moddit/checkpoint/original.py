@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moddit.checkpoint.precision import widen
+from moddit.checkpoint.precision import check_dtypes, widen
 from moddit.checkpoint.stored import Rows, StoredTensor
 from moddit.embeddings import position_embedding
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
@@ -218,6 +218,7 @@ def infer_plan(original: Original, layers: int, num_train_timesteps: int, where:
 
 
 def _snap(ratio: StoredTensor, bins: StoredTensor | None) -> tuple[int, ...]:
+    check_dtypes("transformer", {tensor.name: tensor for tensor in (ratio, bins) if tensor is not None})
     values = widen(ratio.read(), ratio.dtype).astype(np.float64).reshape(-1)
     if not np.isfinite(values).all():
         raise ValueRangeError(
@@ -263,6 +264,7 @@ def _interpolation_scale(
     base = side // patch
     if original.position is None or original.position.shape != (1, base * base, hidden):
         return usual
+    check_dtypes("transformer", {original.position.name: original.position})
     stored = widen(original.position.read(), original.position.dtype)[0]
     for scale in dict.fromkeys((usual, 0.5, 1.0, 2.0, 4.0)):
         computed = position_embedding(hidden, base, base, base_size=base, interpolation_scale=scale)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moddit.checkpoint.precision import check_dtypes
+from moddit.checkpoint.precision import DOUBLE, SingleTensor, check_dtypes
 from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import UnsupportedError
 from moddit.tensors import Tensors, check_names
@@ -60,7 +60,7 @@ def finish_part(
 
     Raises:
         ShapeError: tensors are missing or mis-shaped.
-        UnsupportedError: weights of another model, or numbers that are no floats of 16 or 32 bits.
+        UnsupportedError: weights of another model, or numbers that are no floats of 16, 32 or 64 bits.
     """
     if not wanted.keys() & tensors.keys():
         raise UnsupportedError(
@@ -72,4 +72,5 @@ def finish_part(
     tensors = {name: tensor for name, tensor in tensors.items() if name not in unexpected}
     check_names({name: tensor.shape for name, tensor in tensors.items()}, wanted, str(where))
     check_dtypes(component, tensors)
-    return ReadPart(Part(wanted, tensors), unused, notes)
+    single = {name: SingleTensor(tensor) if tensor.dtype == DOUBLE else tensor for name, tensor in tensors.items()}
+    return ReadPart(Part(wanted, single), unused, notes)

@@ -43,7 +43,7 @@ class PickledTensor:
         import torch
 
         rows = self.values[first:last] if self.shape else self.values
-        rows = rows.contiguous()
+        rows = rows.resolve_neg().contiguous()
         array: NDArray[Any] = (rows.view(torch.uint16) if self.dtype == "BF16" else rows).numpy()
         return np.array(array)  # a copy: the mapped pages can then be dropped
 
@@ -74,9 +74,8 @@ def read_pickle(path: Path) -> dict[str, PickledTensor]:
     tensors = _tensors(found)
     if not tensors:
         raise FormatError(f"[source] {path}: has no tensors by name, got {_describe(found)}; want a state_dict")
-    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     return {
-        name: PickledTensor(path, name, names.get(value.dtype, str(value.dtype)), tuple(value.shape), value)
+        name: PickledTensor(path, name, _dtype(value), tuple(value.shape), value.detach())
         for name, value in tensors.items()
     }
 
@@ -89,6 +88,16 @@ def _tensors(found: object) -> dict[str, Any]:
         if isinstance(found.get(key), Mapping) and (inner := _tensors(found[key])):
             return inner
     return {name: value for name, value in found.items() if isinstance(name, str) and hasattr(value, "untyped_storage")}
+
+
+def _dtype(value: Any) -> str:
+    """Name a tensor's dtype as safetensors does; as torch does, if it has none there or no plain numbers."""
+    import torch
+
+    names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    if value.layout != torch.strided or value.is_meta:
+        return f"{value.dtype} ({'meta' if value.is_meta else value.layout})"
+    return names.get(value.dtype, str(value.dtype))
 
 
 def _describe(found: object) -> str:

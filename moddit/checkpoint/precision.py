@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,15 +15,48 @@ from moddit.errors import UnsupportedError, ValueRangeError
 
 DTYPES: Final[Mapping[str, str]] = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # to safetensors' names
 DTYPE_NAMES: Final[Mapping[str, str]] = {code: name for name, code in DTYPES.items()}
+DOUBLE: Final = "F64"  # read as float32, as diffusers and transformers load it
+_READ: Final = (*DTYPE_NAMES, DOUBLE)
 _SHIFT: Final = np.uint32(16)
 _HALF: Final = np.uint32(0x7FFF)  # just under half of bfloat16's last bit
 
 
+@dataclass(frozen=True)
+class SingleTensor:
+    """A tensor of float64, as one of float32."""
+
+    double: StoredTensor
+
+    @property
+    def path(self) -> Path:
+        return self.double.path
+
+    @property
+    def name(self) -> str:
+        return self.double.name
+
+    @property
+    def dtype(self) -> str:
+        return "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.double.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.double.nbytes // 2
+
+    def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        return widen(self.double.read(first, last), DOUBLE)
+
+
 def widen(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Read F32, F16 or BF16 as float32, exactly."""
+    """Read F32, F16 or BF16 as float32, exactly, and F64 rounded; too large becomes infinite."""
     if dtype == "BF16":
         return (array.astype(np.uint32) << _SHIFT).view(np.float32)
-    return array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
 
 
 def narrow(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
@@ -65,10 +100,10 @@ def cast(raw: NDArray[Any], source: StoredTensor, dtype: str) -> NDArray[Any]:
 
 
 def check_dtypes(component: str, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise UnsupportedError if a tensor's numbers are no floats of 16 or 32 bits."""
+    """Raise UnsupportedError if a tensor's numbers are no floats of 16, 32 or 64 bits."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPE_NAMES:
+        if tensor.dtype not in _READ:
             raise UnsupportedError(
-                f"[{component}] {tensor.path}: {name!r} has dtype {tensor.dtype}, want {', '.join(DTYPE_NAMES)}; "
+                f"[{component}] {tensor.path}: {name!r} has dtype {tensor.dtype}, want {', '.join(_READ)}; "
                 "save the model in float16, bfloat16 or float32"
             )

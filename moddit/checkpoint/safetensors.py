@@ -32,7 +32,7 @@ ITEM_BYTES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
 }
 # How the bytes are held in numpy, which has no bfloat16: as its bits.
-NUMPY_DTYPES: Final[Mapping[str, str]] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
+NUMPY_DTYPES: Final[Mapping[str, str]] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
 _METADATA: Final = "__metadata__"
 _ADVICE: Final = "copy or download the file again"
 

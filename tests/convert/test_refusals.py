@@ -113,7 +113,7 @@ class TestCheckpoint:
 
     def test_a_dtype_that_no_weights_have(self, damaged: Path, refuse: Callable[..., None]) -> None:
         edit_weights(damaged / VAE, lambda tensors: tensors.update({"quant_conv.bias": np.zeros(8, np.int64)}))
-        refuse(damaged, damaged / VAE, "'quant_conv.bias' has dtype I64, want F16, BF16, F32; save the model in")
+        refuse(damaged, damaged / VAE, "'quant_conv.bias' has dtype I64, want F16, BF16, F32, F64; save the model in")
 
     @pytest.mark.parametrize(
         ("file", "field", "value", "wanted"),

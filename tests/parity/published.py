@@ -312,6 +312,14 @@ def a_text_encoder_within_a_larger_model(folder: Path) -> Published:
 
 
 @case
+def float64(folder: Path) -> Published:
+    model = save(folder)
+    for file in (TRANSFORMER, TEXT_ENCODER, VAE):
+        rewrite(model / file, lambda t: t.update({name: value.double() for name, value in t.items()}))
+    return plain(model)
+
+
+@case
 def both_names_of_the_embedding(folder: Path) -> Published:
     model = save(folder)
     rewrite(model / TEXT_ENCODER, _add_alias)
@@ -663,6 +671,18 @@ def original_alpha_1024(folder: Path) -> Published:
     base, tensors, load = _original(folder, "alpha-micro")
     torch.save({"state_dict": tensors}, folder / "PixArt-XL-1024-MS.pth")
     return Published(Sources(folder / "PixArt-XL-1024-MS.pth", base), "alpha", load)
+
+
+@case
+def original_sigma_as_training_code_keeps_it(folder: Path) -> Published:
+    base, tensors, load = _original(folder, "sigma")
+    tensors = {
+        f"module.{name}": torch.nn.Parameter(value.t()).t() if value.dim() == 2 else torch.nn.Parameter(value)
+        for name, value in tensors.items()
+    }
+    tensors["module.pos_embed"] = tensors["module.pos_embed"].double()
+    torch.save({"state_dict": tensors, "state_dict_ema": {}}, folder / "sigma.pth")
+    return Published(Sources(folder / "sigma.pth", base), reference=load)
 
 
 @case

@@ -203,6 +203,13 @@ def a_tokenizer_that_cuts_beginnings(folder: Path) -> tuple[list[str], str]:
 
 
 @case
+def whole_numbers(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    rewrite(model / published.VAE, lambda t: t.update({"decoder.conv_out.bias": torch.ones(3, dtype=torch.int64)}))
+    return given(model), "'decoder.conv_out.bias' has dtype I64, want F16, BF16, F32, F64"
+
+
+@case
 def a_component_that_the_index_leaves_out(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
     edit(model / "model_index.json", vae=[])
@@ -266,6 +273,22 @@ def an_original_of_unknown_heads(folder: Path) -> tuple[list[str], str]:
     torch.save(original_names(tiny.make_transformer().state_dict()), folder / "x.pth")
     shutil.rmtree(base / "transformer")
     return given(folder / "x.pth", "--base", str(base), "--image-size", "32"), "width 48 does not say how many heads"
+
+
+@case
+def an_original_without_its_numbers(folder: Path) -> tuple[list[str], str]:
+    tensors = original_names(tiny.make_transformer().state_dict())
+    tensors["final_layer.linear.bias"] = tensors["final_layer.linear.bias"].to("meta")
+    torch.save(tensors, folder / "x.pth")
+    return given(folder / "x.pth", "--base", str(save(folder))), "has dtype torch.float32 (meta), want F16"
+
+
+@case
+def an_original_with_sparse_matrices(folder: Path) -> tuple[list[str], str]:
+    tensors = original_names(tiny.make_transformer().state_dict())
+    tensors["final_layer.linear.weight"] = tensors["final_layer.linear.weight"].to_sparse()
+    torch.save(tensors, folder / "x.pth")
+    return given(folder / "x.pth", "--base", str(save(folder))), "has dtype torch.float32 (torch.sparse_coo), want F16"
 
 
 @case
