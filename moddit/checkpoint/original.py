@@ -159,13 +159,17 @@ def infer_spec(
 
     Raises:
         MissingError: a tensor is absent that says a dimension, or nothing says the size.
-        UnsupportedError: heads of another width than PixArt's, and no configuration that says so.
+        UnsupportedError: heads of another width than PixArt's, and no configuration that says so; or positions of
+            another scale.
+        ValueRangeError: latent_side is not made of whole patches.
     """
     shapes = {name: tensor.shape for name, tensor in original.tensors.items()}
     hidden, channels, patch = _shape(shapes, "pos_embed.proj.weight", 4, where)[:3]
     outputs, captions = (
         _shape(shapes, f"{name}.weight", 2, where) for name in ("proj_out", "caption_projection.linear_1")
     )
+    if known.get("num_attention_heads", 0) * known.get("attention_head_dim", HEAD_WIDTH) != hidden:
+        known = {}  # of another architecture
     heads = known.get("num_attention_heads") or hidden // HEAD_WIDTH
     if not heads or hidden % heads:
         raise UnsupportedError(
@@ -184,7 +188,7 @@ def infer_spec(
         sample_size=side,
         cross_attention_dim=hidden,
         caption_channels=captions[1],
-        interpolation_scale=_interpolation_scale(original, hidden, patch, side, is_alpha, known),
+        interpolation_scale=_interpolation_scale(original, where, (hidden, patch, side), is_alpha, known),
         attention_bias="transformer_blocks.0.attn1.to_q.bias" in shapes,
         norm_eps=1e-6,
         use_additional_conditions="adaln_single.emb.resolution_embedder.linear_1.weight" in shapes,
@@ -245,6 +249,10 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int, where: s
 
 
 def _latent_side(original: Original, patch: int, given: int | None, known: Mapping[str, Any], where: str) -> int:
+    if given is not None and (given < patch or given % patch):
+        raise ValueRangeError(
+            f"[transformer] {where}: --image-size gives {given} latent pixels, want a multiple of {patch} (patch_size)"
+        )
     if given is not None:
         return given
     if original.position is not None and len(original.position.shape) == 3:
@@ -255,9 +263,10 @@ def _latent_side(original: Original, patch: int, given: int | None, known: Mappi
 
 
 def _interpolation_scale(
-    original: Original, hidden: int, patch: int, side: int, is_alpha: bool, known: Mapping[str, Any]
+    original: Original, where: str, sizes: tuple[int, int, int], is_alpha: bool, known: Mapping[str, Any]
 ) -> float:
     """Find the scale of positions: the one whose embedding is in the file, or else the family's own."""
+    hidden, patch, side = sizes
     usual = float(max(side // PIXELS_PER_SCALE, 1)) if is_alpha else side / PIXELS_PER_SCALE
     if known.get("sample_size") == side and known.get("interpolation_scale") is not None:
         usual = float(known["interpolation_scale"])
@@ -270,4 +279,9 @@ def _interpolation_scale(
         computed = position_embedding(hidden, base, base, base_size=base, interpolation_scale=scale)
         if np.abs(computed - stored).max() < 1e-2:  # bfloat16's rounding of numbers in -1..1
             return scale
-    return usual
+    if not stored.any():  # a buffer that was never filled
+        return usual
+    raise UnsupportedError(
+        f"[transformer] {where}: its pos_embed is for another scale of positions than PixArt's {usual:g}, 0.5, 1, 2 or "
+        "4; remove it, and give --base a pipeline with this transformer's config.json"
+    )

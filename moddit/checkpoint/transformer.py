@@ -28,7 +28,7 @@ from moddit.checkpoint.parts import ReadPart, finish_part
 from moddit.checkpoint.sources import TRANSFORMER, LoraSource, SourceFiles, Sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.checkpoint.weights import DIFFUSERS, Weights, read_config, read_file, read_weights
-from moddit.errors import MissingError
+from moddit.errors import MissingError, ValueRangeError
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.spec import PixArtSpec
@@ -145,21 +145,22 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler: NoiseSchedule | None) -> Transformer:
-    """Read a transformer under diffusers' names; `where` is what messages about the configuration name."""
+    """Read a transformer under diffusers' names; `where` is its configuration, or the single file without one."""
+    holder = where.parent if where.suffix == ".json" else where
     tensors = dict(weights.tensors)
     plan_value = {PLAN_KEY: config.pop(PLAN_KEY)} if PLAN_KEY in config else {}
     spec = read_spec(config, str(where), tensors)
     plan = take_plan(plan_value, spec.num_layers, str(where))
     learned = Learned(None, {}, ())
     if plan is None:
-        check_dense(tensors, str(where.parent))
+        check_dense(tensors, str(holder))
     else:
         if scheduler is not None:
             check_timesteps(plan, scheduler.num_train_timesteps, str(where))
         learned = take_keep_ratios(tensors, plan)
     wanted = transformer_tensors(spec, routed=plan is not None)
     notes = (*weights.notes, *learned.notes)
-    read = finish_part("transformer", where.parent, tensors, wanted, learned.unused, notes)
+    read = finish_part("transformer", holder, tensors, wanted, learned.unused, notes)
     return Transformer(spec, plan, read, learned.keep_ratio)
 
 
@@ -186,6 +187,11 @@ def _read_original(
 ) -> Transformer:
     found = original.rename(tensors, str(place))
     downscale = downscale or USUAL_DOWNSCALE
+    if sources.image_size is not None and sources.image_size % downscale:
+        raise ValueRangeError(
+            f"[transformer] {place}: --image-size {sources.image_size} is not a multiple of {downscale}, the pixels of "
+            "a latent pixel"
+        )
     timesteps = scheduler.num_train_timesteps if scheduler else USUAL_TIMESTEPS
     spec = original.infer_spec(
         found,

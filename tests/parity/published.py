@@ -686,6 +686,18 @@ def original_sigma_as_training_code_keeps_it(folder: Path) -> Published:
 
 
 @case
+def original_sigma_beside_a_transformer_of_other_heads(folder: Path) -> Published:
+    base = save(folder, transformer={"num_attention_heads": 4, "attention_head_dim": 12})
+    model = tiny.make_transformer(seed=8, num_attention_heads=2, attention_head_dim=72, cross_attention_dim=144)
+    tensors = original_names(model.state_dict()) | {"pos_embed": model.pos_embed.pos_embed}
+    torch.save(tensors, folder / "sigma.pth")
+    return Published(
+        Sources(folder / "sigma.pth", base),
+        reference=lambda: DiffusionPipeline.from_pretrained(base, transformer=model),
+    )
+
+
+@case
 def original_sigma_as_one_file_of_comfyui(folder: Path) -> Published:
     base, tensors, load = _original(folder, "sigma", interpolation_scale=2)
     tensors = {f"model.diffusion_model.{name}": value.contiguous() for name, value in tensors.items()}

@@ -292,6 +292,29 @@ def an_original_with_sparse_matrices(folder: Path) -> tuple[list[str], str]:
 
 
 @case
+def an_original_of_another_scale(folder: Path) -> tuple[list[str], str]:
+    model = tiny.make_transformer(interpolation_scale=3)
+    tensors = original_names(model.state_dict()) | {"pos_embed": model.pos_embed.pos_embed}
+    torch.save(tensors, folder / "x.pth")
+    return given(folder / "x.pth", "--base", str(save(folder))), "its pos_embed is for another scale of positions"
+
+
+def _sized(folder: Path, pixels: int) -> list[str]:
+    torch.save(original_names(tiny.make_transformer().state_dict()), folder / "x.pth")
+    return given(folder / "x.pth", "--base", str(save(folder)), "--image-size", str(pixels))
+
+
+@case
+def a_size_of_half_a_latent_pixel(folder: Path) -> tuple[list[str], str]:
+    return _sized(folder, 1), "--image-size 1 is not a multiple of 2"
+
+
+@case
+def a_size_of_half_a_patch(folder: Path) -> tuple[list[str], str]:
+    return _sized(folder, 34), "--image-size gives 17 latent pixels, want a multiple of 2"
+
+
+@case
 def half_an_original(folder: Path) -> tuple[list[str], str]:
     tensors = original_names(tiny.make_transformer().state_dict())
     torch.save({name: value for name, value in tensors.items() if "mlp.fc2" not in name}, folder / "x.pth")
