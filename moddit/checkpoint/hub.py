@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def _embedded() -> _Place:
 def _find(text: str, revision: str | None, variant: str | None) -> _Place:
     path = _local_path(text)
     match = _REPOSITORY.fullmatch(text)
-    if path.exists() or path.is_symlink() or match is None:
+    if os.path.lexists(path) or match is None:
         if revision is not None:
             raise UnsupportedError(
                 f"[source] {text}: a place here, not an id of the Hub; leave out --revision {revision}"

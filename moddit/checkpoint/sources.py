@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,11 @@ class Sources:
                     f"[source] {self.main}: not weights, want .safetensors or {', '.join(PICKLE_SUFFIXES)}"
                 )
             return self.main
-        return self.main if _is_transformer(self.main) else self.component(TRANSFORMER)
+        if _is_transformer(self.main):
+            return self.main
+        if not any(_has(self.main, name) for name in COMPONENTS):  # else all would be the base's
+            raise self._explain(TRANSFORMER)
+        return self.component(TRANSFORMER)
 
     @property
     def roots(self) -> Iterator[Path]:
@@ -147,13 +152,14 @@ class Sources:
     def check(self) -> None:
         """Raise if a place is not there, or a component in none of them."""
         for place in filter(None, (self.main, self.base)):
-            if not place.exists():
+            if not os.path.exists(place):  # which is false too where the system refuses the name
                 raise MissingError(f"[source] {place}: no such folder")
+            if not place.is_file() and not place.is_dir():
+                raise FormatError(f"[source] {place}: neither a file nor a folder, want one of them")
         if self.base is not None and not self.base.is_dir():
             raise FormatError(f"[source] {self.base}: --base is a file, want a pipeline's folder")
         self.pipeline_class()
-        for name in COMPONENTS if next(self.roots, None) == self.main else COMPONENTS[1:]:
-            self.component(name)
+        _ = (self.transformer, *map(self.component, COMPONENTS[1:]))
 
     def _explain(self, name: str) -> InputError:
         """Say why something is not there."""
@@ -172,6 +178,11 @@ class Sources:
             return MissingError(
                 f"{where}: not a diffusers pipeline folder; want a folder with {INDEX} and {', '.join(COMPONENTS)}, "
                 "as save_pretrained of a PixArt pipeline writes it"
+            )
+        if self.base is not None and not any(_has(self.main, component) for component in COMPONENTS):
+            return MissingError(
+                f"{where}: has no part of a pipeline, got {_listing(self.main)}, want a file of weights, or a folder "
+                f"with config.json and weights, or with some of {', '.join(COMPONENTS)}"
             )
         found = ", ".join(sorted(path.name for path in self.main.iterdir() if path.is_dir())) or "no folders"
         what = "file" if name == INDEX else "component"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moddit.checkpoint.added_tokens import T5_NAMED, AddedToken, Declarations, list_added_tokens
 from moddit.checkpoint.sentencepiece import Vocabulary, read_vocabulary
 from moddit.checkpoint.tokenizer_shape import is_piece
-from moddit.checkpoint.weights import read_json
+from moddit.checkpoint.weights import check_link, read_json
 from moddit.errors import FormatError, MissingError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ def read_tokenizer(folder: Path, kind: str = T5_CLASSES[0]) -> TokenizerFile:
         UnsupportedError: a class or model of another kind than T5's.
     """
     path, spiece = folder / "tokenizer.json", folder / "spiece.model"
+    for name in (path.name, spiece.name, *_BESIDE):
+        check_link(folder / name)
     if not path.is_file() and not spiece.is_file():
         found = sorted(entry.name for entry in folder.iterdir())
         raise MissingError(

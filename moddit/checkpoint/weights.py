@@ -106,15 +106,13 @@ def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> We
         FormatError: a damaged file or index.
     """
     for tried in dict.fromkeys((variant, None)):
-        found = [path for path in _candidates(folder, naming, tried) if path.is_file()]
+        found = [path for path in _candidates(folder, naming, tried) if path.is_file() or path.is_symlink()]
         if found:
+            check_link(found[0])
             notes = (
                 () if tried == variant else (f"{folder.name} has no variant {variant!r}: its plain weights are used",)
             )
-            return _open(found[0], found[1:], notes)
-    for path in _candidates(folder, naming, variant):
-        if path.is_symlink():
-            raise missing_file(path, "")
+            return _open(found[0], [path for path in found[1:] if path.is_file()], notes)
     raise explain_folder(folder, naming.safe)
 
 
@@ -123,6 +121,12 @@ def missing_file(path: Path, wanted: str) -> MissingError:
     if path.is_symlink():
         return MissingError(f"[source] {path}: a link to a file that is not there; download the checkpoint again")
     return MissingError(f"[source] {path}: no such file; {wanted}")
+
+
+def check_link(path: Path) -> None:
+    """Raise MissingError if this is a link to nothing, as an interrupted download leaves it."""
+    if path.is_symlink() and not path.exists():
+        raise missing_file(path, "")
 
 
 def _candidates(folder: Path, naming: Naming, variant: str | None) -> Iterator[Path]:

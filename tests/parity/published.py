@@ -570,6 +570,14 @@ def a_base_without_a_transformer(folder: Path) -> Published:
 
 
 @case
+def a_vae_instead_of_the_pipelines(folder: Path) -> Published:
+    base, other = save(folder), folder / "vae-of-somebody"
+    vae = tiny.make_vae(seed=8)
+    vae.save_pretrained(other / "vae")
+    return Published(Sources(other, base), reference=lambda: DiffusionPipeline.from_pretrained(base, vae=vae))
+
+
+@case
 def a_transformer_with_its_own_scheduler(folder: Path) -> Published:
     base, other = save(folder), folder / "distilled"
     tiny.make_transformer(seed=8).save_pretrained(other / "transformer")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from convert.cli import main
 from tests import tiny
@@ -113,6 +113,32 @@ def an_interrupted_download(folder: Path) -> tuple[list[str], str]:
 
 
 @case
+def a_download_beside_older_weights(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    torch.save(load_file(model / published.VAE), model / "vae/diffusion_pytorch_model.bin")
+    (model / published.VAE).unlink()
+    (model / published.VAE).symlink_to(folder / "blobs" / "1.incomplete")
+    return given(model), "model.safetensors: a link to a file that is not there; download the checkpoint again"
+
+
+@case
+def tokens_that_are_still_loading(folder: Path) -> tuple[list[str], str]:
+    model = save(folder)
+    (model / "tokenizer/special_tokens_map.json").symlink_to(folder / "blobs" / "2")
+    return given(model), "special_tokens_map.json: a link to a file that is not there; download the checkpoint again"
+
+
+@case
+def a_name_that_is_too_long(folder: Path) -> tuple[list[str], str]:
+    return given(folder / ("x" * 300)), "no such folder"
+
+
+@case
+def a_device(folder: Path) -> tuple[list[str], str]:
+    return ["--hf-path", "/dev/null", "--base", str(save(folder))], "/dev/null: neither a file nor a folder"
+
+
+@case
 def a_configuration_that_is_still_loading(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
     (model / "vae/config.json").unlink()
@@ -151,6 +177,13 @@ def a_base_that_is_a_file(folder: Path) -> tuple[list[str], str]:
 def a_base_that_is_not_there(folder: Path) -> tuple[list[str], str]:
     tiny.make_transformer().save_pretrained(folder / "one")
     return given(folder / "one", "--base", str(folder / "nowhere" / "at" / "all")), "no such folder"
+
+
+@case
+def a_folder_with_nothing_of_a_pipeline(folder: Path) -> tuple[list[str], str]:
+    tiny.make_transformer().save_pretrained(folder / "one")
+    (folder / "one/config.json").unlink()
+    return given(folder / "one", "--base", str(save(folder))), "has no part of a pipeline, got diffusion_pytorch_model"
 
 
 @case
