@@ -103,8 +103,8 @@ def read_scheduler(sources: Sources, files: SourceFiles) -> NoiseSchedule:
 def read_vae_spec(sources: Sources, files: SourceFiles) -> VAESpec:
     """Read the dimensions of a checkpoint's VAE; raises as `describe`."""
     path = sources.component("vae") / "config.json"
-    files.add(path)
     config = read_config(path)
+    files.add(path)
     sources.name_class("vae", config, VAE_IMPLEMENTED["_class_name"])
     return VAESpec.from_diffusers(config, str(path))
 
