@@ -12,6 +12,7 @@ from moddit.checkpoint.foreign import ADAPTER_FILES, check_suffix, explain_folde
 from moddit.checkpoint.weights import DIFFUSERS, PICKLE_SUFFIXES, read_config, read_json
 from moddit.errors import FormatError, InputError, MissingError, UnsupportedError
 from moddit.manifest import MANIFEST_NAME
+from moddit.record import quote
 
 TRANSFORMER: Final = "transformer"
 WEIGHTED: Final = (TRANSFORMER, "text_encoder", "vae")
@@ -99,7 +100,7 @@ class Sources:
             return None
         entry = read_json(index).get(name)
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
-            raise FormatError(f"[source] {index}: component {name!r} is {entry!r}, want a library and a class")
+            raise FormatError(f"[source] {index}: component {name!r} is {quote(entry)}, want a library and a class")
         return str(entry[1])
 
     def name_class(self, name: str, config: dict[str, Any], wanted: Iterable[str]) -> None:
@@ -145,7 +146,7 @@ class Sources:
         kind = read_json(path).get("_class_name")
         if not isinstance(kind, str) or kind not in SEQUENCE_LENGTHS:
             raise UnsupportedError(
-                f"[source] {path}: pipeline {kind!r} is not implemented, want {' or '.join(SEQUENCE_LENGTHS)}"
+                f"[source] {path}: pipeline {quote(kind)} is not implemented, want {' or '.join(SEQUENCE_LENGTHS)}"
             )
         return kind
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moddit.bounds import TOKENIZER_BYTES
 from moddit.checkpoint.added_tokens import T5_NAMED, AddedToken, Declarations, list_added_tokens
 from moddit.checkpoint.sentencepiece import Vocabulary, read_vocabulary
 from moddit.checkpoint.tokenizer_shape import is_piece
@@ -59,8 +60,8 @@ def read_tokenizer(folder: Path, kind: str = T5_CLASSES[0]) -> TokenizerFile:
             f"[tokenizer] {path}: no such file, nor {spiece.name}, got {', '.join(found) or 'no files'}; "
             "save the tokenizer again with save_pretrained"
         )
-    value = read_json(path) if path.is_file() else None
-    beside = {name: read_json(folder / name) for name in _BESIDE if (folder / name).is_file()}
+    value = read_json(path, TOKENIZER_BYTES) if path.is_file() else None
+    beside = {name: read_json(folder / name, TOKENIZER_BYTES) for name in _BESIDE if (folder / name).is_file()}
     serialized = [] if value is None else value.get("added_tokens", [])
     if not isinstance(serialized, list):
         raise FormatError(f"[tokenizer] {path}: added_tokens is no list; save the tokenizer again")

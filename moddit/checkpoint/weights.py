@@ -10,18 +10,20 @@ modeling_utils.py, `_get_resolved_checkpoint_files`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from moddit import record
+from moddit.bounds import JSON_BYTES
 from moddit.checkpoint.foreign import explain_folder
 from moddit.checkpoint.pickled import read_pickle
 from moddit.checkpoint.safetensors import read_tensors
 from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import FormatError, MissingError
+from moddit.record import Origin, quote
 
 PICKLE_SUFFIXES: Final = (".bin", ".pth", ".pt", ".ckpt")
 
@@ -48,23 +50,17 @@ class Weights:
     notes: tuple[str, ...] = ()  # what a user should know, one sentence each
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON object of another program, of at most as many bytes.
 
     Raises:
         MissingError: there is no such file.
-        FormatError: it is not a JSON object, or cannot be read.
+        FormatError: it is not a JSON object, is too large, or cannot be read.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise missing_file(path, "want a whole diffusers pipeline folder") from None
-    except OSError as error:
-        raise FormatError(f"[source] {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"[source] {path}: not JSON ({error}); copy or download the file again") from None
+    origin = Origin("source", str(path), "copy or download the file again")
+    value = record.read_json(path, origin, absent="want a whole diffusers pipeline folder", most=most, strict=False)
     if not isinstance(value, dict):
-        raise FormatError(f"[source] {path}: got {type(value).__name__}, want a JSON object")
+        raise FormatError(f"{origin}: got {quote(value)}, want a JSON object")
     return value
 
 
@@ -75,7 +71,9 @@ def read_config(path: Path) -> dict[str, Any]:
         MissingError, FormatError: as `read_json`.
     """
     config = read_json(path)
-    defaults = config.pop("_use_default_values", None) or ()
+    defaults = config.pop("_use_default_values", None) or []
+    if not isinstance(defaults, list):
+        raise FormatError(f"[source] {path}: _use_default_values is {quote(defaults)}, want a list of keys")
     return {key: value for key, value in config.items() if key not in defaults}
 
 

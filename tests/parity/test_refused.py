@@ -143,7 +143,7 @@ def a_configuration_that_is_still_loading(folder: Path) -> tuple[list[str], str]
     model = save(folder)
     (model / "vae/config.json").unlink()
     (model / "vae/config.json").symlink_to(folder / "blobs" / "2")
-    return given(model), "vae/config.json: a link to a file that is not there; download the checkpoint again"
+    return given(model), "vae/config.json: a link to a file that is not there; download it again"
 
 
 @case

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +17,9 @@ from diffusers import AutoencoderKL
 from safetensors.numpy import save_file
 from transformers import T5EncoderModel
 
+from moddit.bounds import JSON_BYTES
 from moddit.checkpoint.precision import widen
-from moddit.checkpoint.weights import DIFFUSERS, TRANSFORMERS, Naming, Weights, read_json, read_weights
+from moddit.checkpoint.weights import DIFFUSERS, TRANSFORMERS, Naming, Weights, read_config, read_json, read_weights
 from moddit.errors import FormatError, InputError, MissingError, UnsupportedError
 from tests import tiny
 
@@ -148,6 +151,23 @@ def test_a_shard_elsewhere_is_refused(names: Any, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with pytest.raises(FormatError, match="not an object of file names"):
         read_weights(tmp_path, TRANSFORMERS)
+
+
+class TestConfigurations:
+    def test_a_damaged_one_is_named(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "fifo.json")
+        (tmp_path / "folder.json").mkdir()
+        (tmp_path / "gone.json").symlink_to(tmp_path / "blob")
+        (tmp_path / "large.json").write_bytes(b" " * (JSON_BYTES + 1))
+        (tmp_path / "list.json").write_text("[]")
+        (tmp_path / "listed.json").write_text('{"_use_default_values": 5}')
+        for path in sorted(tmp_path.iterdir()):
+            with pytest.raises(InputError, match=rf"\[source\] .*{path.name}: "):
+                read_config(path)
+
+    def test_what_diffusers_writes_is_read(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"lambda_min_clipped": -Infinity, "a": 1, "_use_default_values": ["a"]}')
+        assert read_config(tmp_path / "config.json") == {"lambda_min_clipped": -math.inf}
 
 
 class TestVariants:
