@@ -1,19 +1,47 @@
 """What a model is: the dimensions and scale factors of its components, read from the configurations of its libraries.
 
 Absent keys have the library's default. Keys that change the computation must have a value that is implemented here;
-anything else is an error that names the file, the key and the value.
+anything else is an error that names the file, the key and the value. The records `_PixArtConfig`, `_T5Config` and
+`_VAEConfig` are such configurations: their defaults are those of the constructors of diffusers 0.42 and transformers
+5.24.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
-from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
+from msgspec import Meta
+
+from moddit.bounds import (
+    LEVELS,
+    SIDE,
+    Buckets,
+    Channels,
+    Distance,
+    Epsilon,
+    Heads,
+    HeadWidth,
+    Layers,
+    Name,
+    Patch,
+    Scale,
+    Shift,
+    Side,
+    TextTokens,
+    Vocabulary,
+    Width,
+)
+from moddit.errors import MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.record import Keys, Origin, decode, quote
 from moddit.samplers import NoiseSchedule
 
 Config = Mapping[str, Any]
+Widths = Annotated[tuple[Width, ...], Meta(min_length=1, max_length=LEVELS)]  # of the levels of a VAE
+Blocks = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=LEVELS)]
+
+EXPORT_AGAIN: Final = "export the model again with a current diffusers"
 
 # Keys whose other values change the computation; keys that no model here reads are ignored, as in diffusers.
 PIXART_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
@@ -56,34 +84,26 @@ class _Record:
 
     @classmethod
     def from_json(cls, value: object, where: str) -> Self:
-        """Read every field.
-
-        Raises:
-            FormatError: unknown or missing fields.
-        """
-        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(value, Mapping) or set(value) != names:
-            found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-            raise FormatError(f"[spec] {where}: got {found}, want an object with exactly {sorted(names)}")
-        return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+        """Read every field; raises as `moddit.record.decode`."""
+        return decode(value, cls, Origin("spec", where))
 
 
 @dataclass(frozen=True)
 class PixArtSpec(_Record):
     """Dimensions of a PixArtTransformer2DModel (alpha or Sigma)."""
 
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    in_channels: int
-    out_channels: int  # twice in_channels where the variance is learned too
-    patch_size: int  # latent pixels
-    sample_size: int  # latent pixels
-    cross_attention_dim: int
-    caption_channels: int
-    interpolation_scale: float  # of the position embedding
+    num_layers: Layers
+    num_attention_heads: Heads
+    attention_head_dim: HeadWidth
+    in_channels: Channels
+    out_channels: Channels  # twice in_channels where the variance is learned too
+    patch_size: Patch  # latent pixels
+    sample_size: Side  # latent pixels
+    cross_attention_dim: Width
+    caption_channels: Width
+    interpolation_scale: Scale  # of the position embedding
     attention_bias: bool
-    norm_eps: float
+    norm_eps: Epsilon
     use_additional_conditions: bool  # resolution and aspect ratio (alpha at 1024 pixels)
 
     def __post_init__(self) -> None:
@@ -94,6 +114,13 @@ class PixArtSpec(_Record):
             )
         if self.sample_size % self.patch_size:
             raise ShapeError(f"[spec] sample_size {self.sample_size} is not a multiple of patch_size {self.patch_size}")
+        if self.hidden_size % 4:
+            raise ShapeError(f"[spec] the hidden size {self.hidden_size} is not a multiple of 4, as positions need")
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise UnsupportedError(
+                f"[spec] out_channels = {self.out_channels} is not implemented, want in_channels {self.in_channels}, "
+                "or twice that with a variance"
+            )
 
     @property
     def hidden_size(self) -> int:
@@ -131,47 +158,52 @@ class PixArtSpec(_Record):
             MissingError, UnsupportedError, ShapeError: naming `where` and the key.
         """
         _check_implemented(config, PIXART_IMPLEMENTED, where, required=("_class_name",))
-        config = {**_PIXART_DEFAULTS, **config}
-        sample_size = _get(config, "sample_size", where)
-        scale, additional = config.get("interpolation_scale"), config.get("use_additional_conditions")
-        return cls(
-            num_layers=_get(config, "num_layers", where),
-            num_attention_heads=_get(config, "num_attention_heads", where),
-            attention_head_dim=_get(config, "attention_head_dim", where),
-            in_channels=_get(config, "in_channels", where),
-            out_channels=config["out_channels"] or _get(config, "in_channels", where),
-            patch_size=_get(config, "patch_size", where),
-            sample_size=sample_size,
-            cross_attention_dim=_get(config, "cross_attention_dim", where),
-            caption_channels=_get(config, "caption_channels", where),  # without it diffusers has no text projection
-            # diffusers' own defaults where the configuration leaves them open
-            interpolation_scale=float(scale if scale is not None else max(sample_size // 64, 1)),
-            attention_bias=config["attention_bias"],
-            norm_eps=config["norm_eps"],
-            use_additional_conditions=additional if additional is not None else sample_size == 128,
-        )
+        found = decode(config, _PixArtConfig, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
+        # diffusers' own defaults where the configuration leaves them open
+        derived = {
+            "out_channels": found.in_channels,
+            "interpolation_scale": float(max(found.sample_size // 64, 1)),
+            "use_additional_conditions": found.sample_size == 128,
+        }
+        read = {field.name: getattr(found, field.name) for field in fields(cls)}
+        values = {name: derived[name] if value is None else value for name, value in read.items()}
+        spec = decode(values, cls, Origin("spec", where))
+        if spec.use_additional_conditions and spec.hidden_size % 3:
+            raise ShapeError(
+                f"[spec] {where}: the hidden size {spec.hidden_size} is not a multiple of 3, as resolution and aspect "
+                "ratio (use_additional_conditions) need"
+            )
+        return spec
 
 
 @dataclass(frozen=True)
 class T5Spec(_Record):
     """Dimensions of a T5 encoder."""
 
-    vocab_size: int
-    d_model: int
-    d_kv: int  # width of a head
-    d_ff: int
-    num_layers: int
-    num_heads: int
-    relative_attention_num_buckets: int
-    relative_attention_max_distance: int
+    vocab_size: Vocabulary
+    d_model: Width
+    d_kv: HeadWidth  # width of a head
+    d_ff: Width
+    num_layers: Layers
+    num_heads: Heads
+    relative_attention_num_buckets: Buckets
+    relative_attention_max_distance: Distance
     is_gated: bool  # T5 v1.1: act(wi_0 x) * wi_1 x; else act(wi x)
-    dense_act_fn: str  # act: "relu", "gelu", "gelu_new" (by tanh) or "silu"
-    layer_norm_epsilon: float
+    dense_act_fn: Name  # act: "relu", "gelu", "gelu_new" (by tanh) or "silu"
+    layer_norm_epsilon: Epsilon
 
     def __post_init__(self) -> None:
         if self.dense_act_fn not in T5_ACTIVATIONS.values():
             wanted = ", ".join(sorted(set(T5_ACTIVATIONS.values())))
-            raise UnsupportedError(f"[spec] dense_act_fn = {self.dense_act_fn!r} is not implemented, want {wanted}")
+            raise UnsupportedError(
+                f"[spec] dense_act_fn = {quote(self.dense_act_fn)} is not implemented, want {wanted}"
+            )
+        nearest = self.relative_attention_num_buckets // 4  # distances up to here have buckets of their own
+        if self.relative_attention_max_distance <= nearest:
+            raise ValueRangeError(
+                f"[spec] relative_attention_max_distance is {self.relative_attention_max_distance}, want more than "
+                f"{nearest}, a quarter of relative_attention_num_buckets"
+            )
 
     @classmethod
     def from_transformers(cls, config: Config, where: str) -> T5Spec:
@@ -181,40 +213,50 @@ class T5Spec(_Record):
             MissingError, UnsupportedError: naming `where` and the key.
         """
         _check_implemented(config, T5_IMPLEMENTED, where)
-        config = {**_T5_DEFAULTS, **_without_aliases(config, _T5_ALIASES)}
+        config = _without_aliases(config, _T5_ALIASES)
+        found = decode(config, _T5Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
         # As T5Config: the layer's name says both, and the fields that it is written out to decide.
-        *gate, name = str(config["feed_forward_proj"]).split("-")
-        name = "gelu_new" if config["feed_forward_proj"] == "gated-gelu" else name
-        activation = config.get("dense_act_fn") or name
+        *gate, name = found.feed_forward_proj.split("-")
+        name = "gelu_new" if found.feed_forward_proj == "gated-gelu" else name
+        activation = found.dense_act_fn or name
         if gate not in ([], ["gated"]) or activation not in T5_ACTIVATIONS:
             raise UnsupportedError(
-                f"[spec] {where}: dense_act_fn = {activation!r} of feed_forward_proj = {config['feed_forward_proj']!r} "
-                f"is not implemented, want one of {', '.join(T5_ACTIVATIONS)}"
+                f"[spec] {where}: dense_act_fn = {quote(activation)} of feed_forward_proj = "
+                f"{quote(found.feed_forward_proj)} is not implemented, want one of {', '.join(T5_ACTIVATIONS)}"
             )
-        is_gated = config.get("is_gated_act")
-        names = {field.name for field in fields(cls)} - {"is_gated", "dense_act_fn"}
-        return cls(
-            is_gated=bool(gate) if is_gated is None else is_gated,
-            dense_act_fn=T5_ACTIVATIONS[activation],
-            **{name: _get(config, name, where) for name in names},
-        )
+        read = {
+            "is_gated": bool(gate) if found.is_gated_act is None else found.is_gated_act,
+            "dense_act_fn": T5_ACTIVATIONS[activation],
+        }
+        names = {field.name for field in fields(cls)} - read.keys()
+        return decode({name: getattr(found, name) for name in names} | read, cls, Origin("spec", where))
 
 
 @dataclass(frozen=True)
 class VAESpec(_Record):
     """Dimensions of an AutoencoderKL."""
 
-    in_channels: int
-    out_channels: int
-    latent_channels: int
-    block_out_channels: tuple[int, ...]  # from the picture's side to the latent's
-    layers_per_block: int
-    norm_num_groups: int
-    scaling_factor: float  # latents of the transformer = (encoded - shift_factor) * scaling_factor
-    shift_factor: float
+    in_channels: Channels
+    out_channels: Channels
+    latent_channels: Channels
+    block_out_channels: Widths  # from the picture's side to the latent's
+    layers_per_block: Layers
+    norm_num_groups: Width
+    scaling_factor: Scale  # latents of the transformer = (encoded - shift_factor) * scaling_factor
+    shift_factor: Shift
     use_quant_conv: bool
     use_post_quant_conv: bool
     mid_block_add_attention: bool
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) != 3:
+                raise UnsupportedError(f"[spec] {name} = {getattr(self, name)} of a VAE is not implemented, want 3")
+        if any(width % self.norm_num_groups for width in self.block_out_channels):
+            raise ShapeError(
+                f"[spec] block_out_channels {list(self.block_out_channels)} are not multiples of norm_num_groups "
+                f"{self.norm_num_groups}"
+            )
 
     @property
     def downscale(self) -> int:
@@ -229,27 +271,16 @@ class VAESpec(_Record):
             MissingError, UnsupportedError: naming `where` and the key.
         """
         _check_implemented(config, VAE_IMPLEMENTED, where, required=("_class_name",))
-        config = {**_VAE_DEFAULTS, **config}
-        channels = tuple(_get(config, "block_out_channels", where))
+        found = decode(config, _VAEConfig, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
+        levels = len(found.block_out_channels)
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            found = tuple(_get(config, key, where))
-            if found != (kind,) * len(channels):
+            blocks = getattr(found, key)
+            if blocks != (kind,) * levels:
                 raise UnsupportedError(
-                    f"[spec] {where}: {key} is not implemented, got {found}, want {len(channels)} times {kind!r}"
+                    f"[spec] {where}: {key} is not implemented, got {blocks}, want {levels} times {kind!r}"
                 )
-        return cls(
-            in_channels=config["in_channels"],
-            out_channels=config["out_channels"],
-            latent_channels=_get(config, "latent_channels", where),
-            block_out_channels=channels,
-            layers_per_block=config["layers_per_block"],
-            norm_num_groups=config["norm_num_groups"],
-            scaling_factor=float(config["scaling_factor"]),
-            shift_factor=float(config.get("shift_factor") or 0.0),
-            use_quant_conv=config["use_quant_conv"],
-            use_post_quant_conv=config["use_post_quant_conv"],
-            mid_block_add_attention=config["mid_block_add_attention"],
-        )
+        values = {field.name: getattr(found, field.name) for field in fields(cls)}
+        return decode(values | {"shift_factor": found.shift_factor or 0.0}, cls, Origin("spec", where))
 
 
 @dataclass(frozen=True)
@@ -260,7 +291,7 @@ class ModelSpec:
     text_encoder: T5Spec
     vae: VAESpec
     scheduler: NoiseSchedule
-    max_sequence_length: int  # text tokens, </s> included
+    max_sequence_length: TextTokens  # text tokens, </s> included
 
     def __post_init__(self) -> None:
         if self.transformer.in_channels != self.vae.latent_channels:
@@ -272,6 +303,10 @@ class ModelSpec:
             raise ShapeError(
                 f"[spec] transformer caption_channels {self.transformer.caption_channels} and text encoder d_model "
                 f"{self.text_encoder.d_model} differ"
+            )
+        if self.default_side > SIDE:
+            raise ValueRangeError(
+                f"[spec] sample_size {self.transformer.sample_size} is {self.default_side} pixels, want at most {SIDE}"
             )
 
     @property
@@ -296,62 +331,64 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, value: object, where: str) -> ModelSpec:
-        """Read what `to_json` wrote.
-
-        Raises:
-            FormatError: unknown or missing fields.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(value, Mapping) or set(value) != names:
-            raise FormatError(f"[spec] {where}: not a model specification, want an object with exactly {sorted(names)}")
-        return cls(
-            transformer=PixArtSpec.from_json(value["transformer"], f"{where}.transformer"),
-            text_encoder=T5Spec.from_json(value["text_encoder"], f"{where}.text_encoder"),
-            vae=VAESpec.from_json(value["vae"], f"{where}.vae"),
-            scheduler=NoiseSchedule.from_json(value["scheduler"], f"{where}.scheduler"),
-            max_sequence_length=value["max_sequence_length"],
-        )
+        """Read what `to_json` wrote; raises as `moddit.record.decode`."""
+        return decode(value, cls, Origin("spec", where))
 
 
-# What the constructors of diffusers 0.42 and transformers 5.24 take for a key that is absent.
-_PIXART_DEFAULTS: Final[dict[str, Any]] = {
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "out_channels": 8,
-    "num_layers": 28,
-    "cross_attention_dim": 1152,
-    "attention_bias": True,
-    "sample_size": 128,
-    "patch_size": 2,
-    "norm_eps": 1e-6,
-}
-_T5_DEFAULTS: Final[dict[str, Any]] = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_heads": 8,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "relu",
-}
-_VAE_DEFAULTS: Final[dict[str, Any]] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",),
-    "up_block_types": ("UpDecoderBlock2D",),
-    "block_out_channels": (64,),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
-    "mid_block_add_attention": True,
-}
+@dataclass(frozen=True)
+class _PixArtConfig:
+    """`transformer/config.json` of a PixArtTransformer2DModel."""
+
+    caption_channels: Width  # without it diffusers has no text projection
+    num_attention_heads: Heads = 16
+    attention_head_dim: HeadWidth = 72
+    in_channels: Channels = 4
+    out_channels: Channels | None = 8
+    num_layers: Layers = 28
+    cross_attention_dim: Width = 1152
+    attention_bias: bool = True
+    sample_size: Side = 128
+    patch_size: Patch = 2
+    norm_eps: Epsilon = 1e-6
+    interpolation_scale: Scale | None = None
+    use_additional_conditions: bool | None = None
+
+
+@dataclass(frozen=True)
+class _T5Config:
+    """`text_encoder/config.json` of a T5EncoderModel."""
+
+    vocab_size: Vocabulary = 32128
+    d_model: Width = 512
+    d_kv: HeadWidth = 64
+    d_ff: Width = 2048
+    num_layers: Layers = 6
+    num_heads: Heads = 8
+    relative_attention_num_buckets: Buckets = 32
+    relative_attention_max_distance: Distance = 128
+    layer_norm_epsilon: Epsilon = 1e-6
+    feed_forward_proj: Name = "relu"
+    dense_act_fn: Name | None = None
+    is_gated_act: bool | None = None
+
+
+@dataclass(frozen=True)
+class _VAEConfig:
+    """`vae/config.json` of an AutoencoderKL."""
+
+    in_channels: Channels = 3
+    out_channels: Channels = 3
+    down_block_types: Blocks = ("DownEncoderBlock2D",)
+    up_block_types: Blocks = ("UpDecoderBlock2D",)
+    block_out_channels: Widths = (64,)
+    layers_per_block: Layers = 1
+    latent_channels: Channels = 4
+    norm_num_groups: Width = 32
+    scaling_factor: Scale = 0.18215
+    shift_factor: Shift | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
 
 
 def _without_aliases(config: Config, aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -360,18 +397,13 @@ def _without_aliases(config: Config, aliases: Mapping[str, str]) -> dict[str, An
     return {**config, **renamed}
 
 
-def _get(config: Config, key: str, where: str) -> Any:
-    if config.get(key) is None:
-        raise MissingError(f"[spec] {where}: field {key!r} is missing; export the model again with a current diffusers")
-    return config[key]
-
-
 def _check_implemented(
     config: Config, implemented: Mapping[str, tuple[Any, ...]], where: str, required: tuple[str, ...] = ()
 ) -> None:
     for key in required:
-        _get(config, key, where)
+        if config.get(key) is None:
+            raise MissingError(f"[spec] {where}: field {key!r} is missing; {EXPORT_AGAIN}")
     for key, allowed in implemented.items():
         if key in config and config[key] not in allowed:
             wanted = " or ".join(repr(value) for value in allowed)
-            raise UnsupportedError(f"[spec] {where}: {key} = {config[key]!r} is not implemented, want {wanted}")
+            raise UnsupportedError(f"[spec] {where}: {key} = {quote(config[key])} is not implemented, want {wanted}")

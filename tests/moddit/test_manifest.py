@@ -81,7 +81,7 @@ def test_not_json(bundle):
         (lambda value: value["components"]["vae"]["files"][0].update(path="../x"), FormatError, "leaves the bundle"),
         (lambda value: value["components"]["vae"]["files"][0].update(path="/x"), FormatError, "leaves the bundle"),
         (lambda value: value["plan"]["keep_tenths"].pop(), ShapeError, "plan has 1 layers"),
-        (lambda value: value["spec"]["vae"].pop("scaling_factor"), FormatError, "spec.vae"),
+        (lambda value: value["spec"]["vae"].pop("scaling_factor"), FormatError, "spec: vae lacks 'scaling_factor'"),
     ],
 )
 def test_what_does_not_fit_is_refused(bundle, change, error, message):

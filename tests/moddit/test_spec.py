@@ -8,8 +8,9 @@ import pytest
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
 from transformers import T5Config
 
-from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
-from moddit.spec import PixArtSpec, T5Spec, VAESpec
+from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.samplers import NoiseSchedule
+from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
 
 PIXART = {
     "_class_name": "PixArtTransformer2DModel", "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72,
@@ -18,6 +19,7 @@ PIXART = {
 }  # fmt: skip
 VAE = {
     "_class_name": "AutoencoderKL", "latent_channels": 4, "block_out_channels": [8, 16], "scaling_factor": 0.13025,
+    "norm_num_groups": 8,
     "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
 }  # fmt: skip
 T5 = {
@@ -72,7 +74,7 @@ def test_what_is_not_implemented_is_refused(reader, config, change, message):
 
 
 def test_missing_fields_are_named():
-    with pytest.raises(MissingError, match=r"config\.json: field 'num_layers' is missing"):
+    with pytest.raises(FormatError, match=r"config\.json: num_layers is null, want an integer; export the model again"):
         PixArtSpec.from_diffusers(PIXART | {"num_layers": None}, "config.json")
     with pytest.raises(MissingError, match=r"field 'caption_channels' is missing"):
         PixArtSpec.from_diffusers({key: value for key, value in PIXART.items() if key != "caption_channels"}, "x")
@@ -126,3 +128,86 @@ def test_t5_as_transformers_reads_it(change):
 def test_latent_sizes_are_whole_patches():
     with pytest.raises(ShapeError, match="63x64"):
         PixArtSpec.from_diffusers(PIXART, "config.json").tokens(63, 64)
+
+
+# Of every field a value of another type, and numbers out of bounds.
+REFUSED: dict[Any, dict[str, list[Any]]] = {
+    PixArtSpec: {
+        "num_layers": [2.0, "x", 0, -1, 10**6, None, True, [28], {}],
+        "num_attention_heads": [2.0, 0, 10**9],
+        "attention_head_dim": ["72", 0, 10**9],
+        "in_channels": [0, 4.5],
+        "out_channels": [0, "x", 5],
+        "patch_size": [0, [2, 2], 10**4],
+        "sample_size": [0, "x", 10**7, 127, [128, 128]],
+        "cross_attention_dim": [None, "x", 0],
+        "caption_channels": [None, 0, 10**9],
+        "interpolation_scale": ["x", 0, -1.0, [1], float("nan"), float("inf")],
+        "attention_bias": [1, "true", None],
+        "norm_eps": ["x", -1, None, [], float("nan")],
+        "use_additional_conditions": [[], 0, "x", {}],
+        "norm_type": [[], {}, 5],
+        "_class_name": [[], 5, None],
+    },
+    T5Spec: {
+        "vocab_size": [0, "x", 10**9, 2.0],
+        "d_model": [0, None, 10**9],
+        "d_kv": [0, [64]],
+        "d_ff": [0, "x"],
+        "num_layers": [0, 10**6, True],
+        "num_heads": [0, "x", -1],
+        "relative_attention_num_buckets": [0, 2, 10**9, "x"],
+        "relative_attention_max_distance": [0, 8, 10**9, "x"],
+        "layer_norm_epsilon": ["x", -1, None],
+        "feed_forward_proj": [5, None, [], "", "x" * 1000],
+        "dense_act_fn": [5, [], "\x1b[31m"],
+        "is_gated_act": [1, "true", []],
+        "model_type": [[], 5, "bert", None],
+    },
+    VAESpec: {
+        "in_channels": [0, 4, "x"],
+        "out_channels": [0, 1, 10**9],
+        "latent_channels": [0, "x", 10**9, None],
+        "block_out_channels": [5, [], [8, 0], ["x", 8], [8] * 100, [8, 9], None],
+        "down_block_types": [5, None, [], ["DownEncoderBlock2D", 5]],
+        "layers_per_block": [0, 10**9, 2.0, [1, 1]],
+        "norm_num_groups": [0, 5, None, "x"],
+        "scaling_factor": [0, "x", -1, None, float("inf"), True],
+        "shift_factor": ["x", [], float("nan")],
+        "use_quant_conv": [1, None, "true"],
+        "use_post_quant_conv": [0, []],
+        "mid_block_add_attention": [1, "x", {}],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("reader", "key", "value"),
+    [(reader, key, value) for reader, keys in REFUSED.items() for key, values in keys.items() for value in values],
+)
+def test_values_that_no_model_has_are_refused_by_name(reader: Any, key: str, value: Any) -> None:
+    config = {PixArtSpec: PIXART, T5Spec: T5, VAESpec: VAE}[reader]
+    with pytest.raises(InputError, match=key) as raised:
+        read(reader, config | {key: value})
+    assert "config.json" in str(raised.value)
+    assert str(raised.value).isprintable()
+    valid = read(reader, config).to_json()
+    if key in valid:
+        with pytest.raises(InputError, match=key):
+            reader.from_json(valid | {key: value}, "manifest.json")
+
+
+def test_a_model_of_resolutions_has_thirds() -> None:
+    narrow = PIXART | {"attention_head_dim": 4, "cross_attention_dim": 64}
+    with pytest.raises(ShapeError, match="hidden size 64 is not a multiple of 3"):
+        PixArtSpec.from_diffusers(narrow, "config.json")
+    assert PixArtSpec.from_diffusers(narrow | {"use_additional_conditions": False}, "config.json").hidden_size == 64
+
+
+def test_the_size_of_the_whole_model_is_bounded() -> None:
+    blocks = {key: VAE[key][:1] * 8 for key in ("down_block_types", "up_block_types")}  # type: ignore[index]
+    vae = VAE | blocks | {"block_out_channels": [8] * 8}
+    schedule = NoiseSchedule.from_diffusers({"_class_name": "EulerDiscreteScheduler"}, "x")
+    parts = [read(*item) for item in ((PixArtSpec, PIXART | {"sample_size": 1024}), (T5Spec, T5), (VAESpec, vae))]
+    with pytest.raises(ValueRangeError, match="sample_size 1024 is 131072 pixels, want at most 16384"):
+        ModelSpec(parts[0], parts[1], parts[2], schedule, 120)
