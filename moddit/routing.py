@@ -10,17 +10,21 @@ Source: DiffCR (arXiv 2412.16822), section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from moddit.errors import FormatError, ShapeError, ValueRangeError
+from moddit.bounds import LAYERS, REGIONS, Regions, Timesteps
+from moddit.errors import ShapeError, ValueRangeError
+from moddit.record import Origin, decode
 
 DENOMINATOR: Final = 10  # keep ratios are tenths: 1/10 .. 10/10
-_FIELDS: Final = ("keep_tenths", "num_train_timesteps", "regions")
+Tenths = Annotated[int, Meta(ge=1, le=DENOMINATOR)]
+Row = Annotated[tuple[Tenths, ...], Meta(min_length=1, max_length=REGIONS)]
 
 
 def capacity(tenths: int, tokens: int) -> int:
@@ -170,20 +174,26 @@ class RoutingPlan:
             ShapeError: a ragged table, or one whose width is not `regions`.
             ValueRangeError: a keep ratio or timestep count outside its range.
         """
-        if not isinstance(value, Mapping) or sorted(value) != sorted(_FIELDS):
-            found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-            raise FormatError(
-                f"[routing] {where}: not a routing plan, got {found}, want an object with {sorted(_FIELDS)}"
-            )
-        table = value["keep_tenths"]
-        if not isinstance(table, list) or not all(isinstance(row, list) for row in table):
-            raise FormatError(f"[routing] {where}: keep_tenths is not a table, want [layers][regions] of integers")
-        if any(len(row) != value["regions"] for row in table):
-            widths = sorted({len(row) for row in table})
+        return cls.of(decode(value, PlanRecord, Origin("routing", where)), where)
+
+    @classmethod
+    def of(cls, record: PlanRecord, where: str) -> RoutingPlan:
+        """Make the plan of a record; raises as `from_json`."""
+        widths = sorted({len(row) for row in record.keep_tenths})
+        if widths != [record.regions]:
             raise ShapeError(
-                f"[routing] {where}: keep_tenths has rows of {widths} regions, 'regions' says {value['regions']}"
+                f"[routing] {where}: keep_tenths has rows of {widths} regions, 'regions' says {record.regions}"
             )
         try:
-            return cls(tuple(tuple(row) for row in table), value["num_train_timesteps"])
+            return cls(record.keep_tenths, record.num_train_timesteps)
         except (ShapeError, ValueRangeError) as error:
             raise type(error)(f"{error} (in {where})") from None
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan as JSON has it, which says twice how many regions there are."""
+
+    regions: Regions
+    num_train_timesteps: Timesteps
+    keep_tenths: Annotated[tuple[Row, ...], Meta(min_length=1, max_length=LAYERS)]

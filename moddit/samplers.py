@@ -15,12 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from moddit.errors import FormatError, UnsupportedError, ValueRangeError
+from moddit.bounds import TIMESTEPS, Timesteps, choice
+from moddit.errors import UnsupportedError, ValueRangeError
+from moddit.record import Origin, decode, quote
 
 Array = TypeVar("Array", bound=Any)  # numpy, torch or mlx
 
@@ -28,6 +31,7 @@ BETA_SCHEDULES: Final = ("linear", "scaled_linear")
 PREDICTION_TYPES: Final = ("epsilon", "v_prediction")
 TIMESTEP_SPACINGS: Final = ("linspace", "leading", "trailing")
 SAMPLERS: Final = ("dpmpp-2m", "ddim", "euler")
+Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 # Reading a diffusers configuration. A key is read into a field, fixed (one of the listed values: others change the
 # result), or ignored, as diffusers does with those of another class. Absent keys take diffusers' defaults, `_DEFAULTS`
@@ -77,35 +81,19 @@ _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
 class NoiseSchedule:
     """How a model was trained to denoise, and how its checkpoint asks to be sampled."""
 
-    num_train_timesteps: int
-    beta_schedule: str  # one of BETA_SCHEDULES
-    beta_start: float
-    beta_end: float
-    prediction_type: str  # one of PREDICTION_TYPES
-    timestep_spacing: str  # one of TIMESTEP_SPACINGS, for every sampler
-    steps_offset: int  # added to the timesteps of "leading"
+    num_train_timesteps: Timesteps
+    beta_schedule: Annotated[str, choice(*BETA_SCHEDULES)]
+    beta_start: Beta
+    beta_end: Beta
+    prediction_type: Annotated[str, choice(*PREDICTION_TYPES)]
+    timestep_spacing: Annotated[str, choice(*TIMESTEP_SPACINGS)]  # for every sampler
+    steps_offset: Annotated[int, Meta(ge=0, le=TIMESTEPS)]  # added to the timesteps of "leading"
     set_alpha_to_one: bool  # DDIM's last step goes to the clean picture, not to the noise of timestep 0
-    sampler: str  # one of SAMPLERS, the checkpoint's own
+    sampler: Annotated[str, choice(*SAMPLERS)]  # the checkpoint's own
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("beta_schedule", BETA_SCHEDULES),
-            ("prediction_type", PREDICTION_TYPES),
-            ("timestep_spacing", TIMESTEP_SPACINGS),
-            ("sampler", SAMPLERS),
-        ):
-            _check_allowed(name, getattr(self, name), allowed)
-        for name, least in (("num_train_timesteps", 1), ("steps_offset", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise ValueRangeError(
-                    f"[samplers] {name} = {value!r} is out of range, want an integer of at least {least}"
-                )
-        if type(self.set_alpha_to_one) is not bool:
-            raise ValueRangeError(f"[samplers] set_alpha_to_one = {self.set_alpha_to_one!r}, want true or false")
-        betas = (self.beta_start, self.beta_end)
-        if not all(isinstance(beta, (int, float)) for beta in betas) or not 0 < betas[0] <= betas[1] < 1:
-            raise ValueRangeError(f"[samplers] betas = {betas} are out of range, want 0 < beta_start <= beta_end < 1")
+        if not self.beta_start <= self.beta_end:
+            raise ValueRangeError(f"[samplers] beta_start is {self.beta_start}, want at most beta_end, {self.beta_end}")
 
     @property
     def alphas_cumprod(self) -> NDArray[np.float64]:
@@ -136,7 +124,7 @@ class NoiseSchedule:
         found = config.get("_class_name")
         if not isinstance(found, str) or found not in SCHEDULER_CLASSES:
             raise UnsupportedError(
-                f"[samplers] {where}: _class_name = {found!r} is not implemented, want "
+                f"[samplers] {where}: _class_name = {quote(found)} is not implemented, want "
                 f"one of {sorted(SCHEDULER_CLASSES)}"
             )
         sampler = SCHEDULER_CLASSES[found]
@@ -152,7 +140,7 @@ class NoiseSchedule:
             "steps_offset": 0,
             "set_alpha_to_one": True,
         }
-        return _construct(cls, {**defaults, **values, "sampler": sampler}, where)
+        return decode({**defaults, **values, "sampler": sampler}, cls, Origin("samplers", where))
 
     def to_json(self) -> dict[str, Any]:
         """Write every field."""
@@ -160,19 +148,8 @@ class NoiseSchedule:
 
     @classmethod
     def from_json(cls, value: object, where: str) -> NoiseSchedule:
-        """Read what `to_json` wrote.
-
-        Raises:
-            FormatError: unknown or missing fields.
-            UnsupportedError, ValueRangeError: a field whose value is not allowed.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(value, Mapping) or set(value) != names:
-            found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-            raise FormatError(
-                f"[samplers] {where}: not a noise schedule, got {found}, want an object with {sorted(names)}"
-            )
-        return _construct(cls, value, where)
+        """Read what `to_json` wrote; raises as `moddit.record.decode`."""
+        return decode(value, cls, Origin("samplers", where))
 
 
 @dataclass(frozen=True)
@@ -399,16 +376,9 @@ def _check_config(config: Mapping[str, Any], sampler: str, where: str) -> None:
     for key, value in sorted(config.items()):
         if key in fixed and value not in fixed[key]:
             wanted = " or ".join(map(repr, fixed[key]))
-            raise UnsupportedError(f"[samplers] {where}: {key} = {value!r} is not implemented, want {wanted}")
+            raise UnsupportedError(f"[samplers] {where}: {key} = {quote(value)} is not implemented, want {wanted}")
     if sampler == "dpmpp-2m" and config.get("variance_type") in _LEARNED_VARIANCES:
         raise UnsupportedError(
             f"[samplers] {where}: variance_type = {config['variance_type']!r} is not implemented, want null: the "
             "pipelines of PixArt drop a learned variance before the scheduler sees it"
         )
-
-
-def _construct(cls: type[NoiseSchedule], values: Mapping[str, Any], where: str) -> NoiseSchedule:
-    try:
-        return cls(**values)
-    except (UnsupportedError, ValueRangeError) as error:
-        raise type(error)(f"{error} (in {where})") from None

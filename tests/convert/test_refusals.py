@@ -149,12 +149,12 @@ class TestPlan:
         [
             (lambda plan: plan["keep_tenths"].pop(), "keep_tenths has 2 layers, want 3"),
             (lambda plan: plan["keep_tenths"][0].pop(), "keep_tenths has rows of [3, 4] regions, 'regions' says 4"),
-            (lambda plan: plan["keep_tenths"][0].__setitem__(1, 11), "keep_tenths[0][1] out of range, got 11, want an"),
-            (lambda plan: plan["keep_tenths"][0].__setitem__(1, 0), "keep_tenths[0][1] out of range, got 0, want an"),
-            (lambda plan: plan["keep_tenths"][0].__setitem__(1, 0.5), "keep_tenths[0][1] out of range, got 0.5"),
-            (lambda plan: plan.update(keep_tenths=3), "keep_tenths is not a table"),
+            (lambda plan: plan["keep_tenths"][0].__setitem__(1, 11), "keep_tenths[0][1] is 11, want at most 10"),
+            (lambda plan: plan["keep_tenths"][0].__setitem__(1, 0), "keep_tenths[0][1] is 0, want at least 1"),
+            (lambda plan: plan["keep_tenths"][0].__setitem__(1, 0.5), "keep_tenths[0][1] is 0.5, want an integer"),
+            (lambda plan: plan.update(keep_tenths=3), "keep_tenths is 3, want a list"),
             (lambda plan: plan.update(num_train_timesteps=500), "num_train_timesteps is 500, want 1000"),
-            (lambda plan: plan.pop("regions"), "not a routing plan"),
+            (lambda plan: plan.pop("regions"), "lacks 'regions'"),
         ],
     )
     def test_a_bad_table(

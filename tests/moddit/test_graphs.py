@@ -113,7 +113,7 @@ class TestReading:
             (lambda value: value["denoisers"][1].update(height="16"), r"denoisers\[1\]: .*want integers"),
             (lambda value: value["denoisers"][1].update(regions=[-1]), "regions: .*want integers of at least 0"),
             (lambda value: value["denoisers"][1].update(capacities=[0]), "capacities: .*want integers of at least 1"),
-            (lambda value: value.update(trained_plan=[]), "test.trained_plan: not a routing plan"),
+            (lambda value: value.update(trained_plan=[]), r"test.trained_plan: it is \[\], want an object"),
         ],
     )
     def test_values_of_another_type(self, change: Callable[[Any], object], message: str) -> None:

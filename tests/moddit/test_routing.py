@@ -110,10 +110,17 @@ def test_only_integer_tenths(value):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"extra": 1}, FormatError, "not a routing plan"),
-        ({"keep_tenths": 3}, FormatError, "not a table"),
+        ({"extra": 1}, FormatError, "has 'extra', want an object with exactly"),
+        ({"keep_tenths": 3}, FormatError, "keep_tenths is 3, want a list"),
+        ({"keep_tenths": [3]}, FormatError, r"keep_tenths\[0\] is 3, want a list"),
+        ({"keep_tenths": []}, FormatError, "keep_tenths is of length 0"),
+        ({"keep_tenths": [[5]] * 1001, "regions": 1}, FormatError, "keep_tenths is of length 1001, want at most 1000"),
+        ({"keep_tenths": [[5.0, 5]]}, FormatError, r"keep_tenths\[0\]\[0\] is 5.0, want an integer"),
+        ({"num_train_timesteps": 10**9}, ValueRangeError, "num_train_timesteps"),
+        ({"num_train_timesteps": "x"}, FormatError, "num_train_timesteps"),
+        ({"regions": "2"}, FormatError, "regions is '2', want an integer"),
         ({"regions": 3}, ShapeError, "rows of"),
-        ({"keep_tenths": [[0, 5]]}, ValueRangeError, "in config.json"),
+        ({"keep_tenths": [[0, 5]]}, ValueRangeError, r"keep_tenths\[0\]\[0\] is 0, want at least 1"),
         ({"num_train_timesteps": 1}, ValueRangeError, "num_train_timesteps"),
     ],
 )

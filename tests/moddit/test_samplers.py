@@ -274,14 +274,31 @@ def test_keys_of_other_classes_are_ignored_as_in_diffusers(sampler: str) -> None
         {"beta_end": "0.02"},
         {"beta_end": math.nan},
         {"steps_offset": -1},
+        {"steps_offset": 10**9},
+        {"num_train_timesteps": 10**9},
+        {"num_train_timesteps": None},
+        {"beta_schedule": []},
+        {"prediction_type": "\x1b[2J"},
         {"set_alpha_to_one": 1},
         {"sampler": "heun"},
     ],
 )
 def test_refuses_values_out_of_range(change: dict[str, Any]) -> None:
     schedule = read(make_scheduler("dpmpp-2m")).to_json()
-    with pytest.raises((ValueRangeError, UnsupportedError), match=r"in manifest\.json"):
+    with pytest.raises(InputError, match=next(iter(change))) as raised:
         NoiseSchedule.from_json(schedule | change, "manifest.json")
+    assert "manifest.json" in str(raised.value)
+    assert str(raised.value).isprintable()
+    config = {"_class_name": "DPMSolverMultistepScheduler", **change}
+    if "sampler" not in change:
+        with pytest.raises(InputError, match=next(iter(change))):
+            NoiseSchedule.from_diffusers(config, "scheduler_config.json")
+
+
+@pytest.mark.parametrize("name", [None, 5, [], {}])
+def test_refuses_a_class_that_is_no_name(name: object) -> None:
+    with pytest.raises(UnsupportedError, match="_class_name"):
+        NoiseSchedule.from_diffusers({"_class_name": name}, "x")
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {**PIXART}])

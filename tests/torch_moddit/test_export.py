@@ -206,7 +206,7 @@ DAMAGE: dict[str, tuple[Any, type[ModditError], str]] = {
     "plan lost": (
         lambda m: edit_config(m, diffcr={"regions": 4, "keep_tenths": [[5] * 4] * 3}),
         FormatError,
-        "not a routing plan",
+        "lacks 'num_train_timesteps'",
     ),
     "plan layers": (
         lambda m: edit_config(m, diffcr=RoutingPlan.uniform(2, 4, 5).to_json()),
