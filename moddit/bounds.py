@@ -40,7 +40,9 @@ DISTANCE: Final = 1 << 20
 
 # Sampling
 TIMESTEPS: Final = 100_000  # of training; a run takes no more steps
-REGIONS: Final = 1000  # of timesteps
+REGIONS: Final = 100  # of timesteps
+GUIDANCE: Final = 1000
+PICTURES: Final = 10_000  # of one run
 
 # Pictures
 SIDE: Final = 16_384  # pixels
@@ -51,7 +53,7 @@ BATCH: Final = 64
 
 # Packages
 PACKAGES: Final = 100  # that run one after the other
-FUNCTIONS: Final = 10_000  # of a package
+FUNCTIONS: Final = 1000  # of a package
 FEATURES: Final = 64  # of a function
 DIMENSIONS: Final = 8
 FEATURE_SIZE: Final = 1 << 30  # numbers

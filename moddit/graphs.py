@@ -7,44 +7,67 @@ step's timestep, and feeds it features by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import PurePosixPath
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Final
 
-from moddit.errors import FormatError, MissingError, ShapeError
-from moddit.routing import RoutingPlan
+from msgspec import Meta
+
+from moddit.bounds import (
+    DIMENSIONS,
+    FEATURE_SIZE,
+    FEATURES,
+    FUNCTIONS,
+    LAYERS,
+    PACKAGES,
+    REGIONS,
+    TOKENS,
+    Batch,
+    Name,
+    RelativePath,
+    Side,
+    choice,
+)
+from moddit.errors import MissingError, ShapeError
+from moddit.record import Origin, decode, quote
+from moddit.routing import PlanRecord, RoutingPlan
 from moddit.spec import ModelSpec
 
 ROLES: Final = ("text_encoder", "transformer", "vae_decoder", "vae_encoder")
-COMPUTE_UNITS: Final = ("cpuAndGPU", "cpuAndNeuralEngine", "all")
+COMPUTE_UNITS: Final = ("cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine", "all")
 ROUTINGS: Final = ("rows", "onehot")
 FEATURE_DTYPES: Final = ("float32", "float16", "int32")
+PICTURE_CHANNELS: Final = 3
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Feature:
     """An input or output of a function."""
 
-    shape: tuple[int, ...]
-    dtype: str  # one of FEATURE_DTYPES
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=FEATURE_SIZE)], ...], Meta(min_length=1, max_length=DIMENSIONS)]
+    dtype: Annotated[str, choice(*FEATURE_DTYPES)]
+
+
+Features = Annotated[Mapping[Name, Feature], Meta(min_length=1, max_length=FEATURES)]
 
 
 @dataclass(frozen=True)
 class GraphFunction:
     """One function of a package."""
 
-    name: str
-    inputs: Mapping[str, Feature]
-    outputs: Mapping[str, Feature]
+    name: Name
+    inputs: Features
+    outputs: Features
 
 
 @dataclass(frozen=True)
 class Package:
     """One package of a bundle."""
 
-    path: str  # relative to the bundle
-    functions: tuple[GraphFunction, ...]
+    path: RelativePath
+    functions: Annotated[tuple[GraphFunction, ...], Meta(min_length=1, max_length=FUNCTIONS)]
 
     def function(self, name: str) -> GraphFunction:
         """Find a function.
@@ -64,12 +87,16 @@ class Package:
 class Denoiser:
     """One function of the transformer's packages, which all have it: what it is for."""
 
-    function: str
-    height: int  # of the picture, pixels
-    width: int  # pixels
-    batch: int  # 2 runs both halves of classifier-free guidance in one call
-    regions: tuple[int, ...]  # of timesteps; (0,) for a dense model
-    capacities: tuple[int, ...]  # tokens that each layer keeps
+    function: Name
+    height: Side  # of the picture, pixels
+    width: Side  # pixels
+    batch: Batch  # 2 runs both halves of classifier-free guidance in one call
+    regions: Annotated[  # of timesteps; (0,) for a dense model
+        tuple[Annotated[int, Meta(ge=0, lt=REGIONS)], ...], Meta(min_length=1, max_length=REGIONS)
+    ]
+    capacities: Annotated[  # tokens that each layer keeps
+        tuple[Annotated[int, Meta(ge=1, le=TOKENS)], ...], Meta(min_length=1, max_length=LAYERS)
+    ]
 
 
 @dataclass(frozen=True)
@@ -102,10 +129,7 @@ class Graphs:
         for item in self.denoisers:
             if (item.height, item.width, item.batch) == (height, width, batch) and region in item.regions:
                 return item
-        raise MissingError(
-            f"[graphs] no function for {height}x{width} pixels, batch {batch}, region {region}; the bundle has sizes "
-            f"{', '.join(f'{h}x{w}' for h, w in self.sizes)} and batches {', '.join(map(str, self.batches))}"
-        )
+        raise MissingError(self._explain(height, width, batch, region))
 
     def to_json(self) -> dict[str, Any]:
         """Write every field."""
@@ -120,55 +144,60 @@ class Graphs:
 
     @classmethod
     def from_json(cls, value: object, where: str) -> Graphs:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote; raises as `moddit.record.decode`."""
+        return cls.of(decode(value, GraphsRecord, Origin("graphs", where)), where)
 
-        Raises:
-            FormatError: unknown or missing fields, or values of the wrong type.
-        """
-        found = _object(value, {field.name for field in fields(cls)}, where)
-        packages = _object(found["packages"], set(ROLES), f"{where}.packages")
-        plan = found["trained_plan"]
+    @classmethod
+    def of(cls, record: GraphsRecord, where: str) -> Graphs:
+        """Make the graphs of a record; raises as `RoutingPlan.of`."""
+        plan = record.trained_plan
         return cls(
-            minimum_os={
-                name: _text(item, f"{where}.minimum_os.{name}")
-                for name, item in _object(found["minimum_os"], {"iOS", "macOS"}, f"{where}.minimum_os").items()
-            },
-            compute_units=_choice(found["compute_units"], COMPUTE_UNITS, f"{where}.compute_units"),
-            routing=_choice(found["routing"], ROUTINGS, f"{where}.routing"),
-            packages={
-                role: tuple(_read_package(item, f"{where}.packages.{role}") for item in _list(items, f"{where}.{role}"))
-                for role, items in packages.items()
-            },
-            denoisers=tuple(
-                _read_denoiser(item, f"{where}.denoisers[{index}]")
-                for index, item in enumerate(_list(found["denoisers"], f"{where}.denoisers"))
-            ),
-            trained_plan=None if plan is None else RoutingPlan.from_json(plan, f"{where}.trained_plan"),
+            minimum_os=asdict(record.minimum_os),
+            compute_units=record.compute_units,
+            routing=record.routing,
+            packages={role: getattr(record.packages, role) for role in ROLES},
+            denoisers=record.denoisers,
+            trained_plan=None if plan is None else RoutingPlan.of(plan, f"{where}.trained_plan"),
         )
 
     def check(self, spec: ModelSpec, plan: RoutingPlan | None, where: str) -> None:
         """Check that for every size and batch each region has one function, with the capacities that the plan gives it,
-        and that packages have these functions, one for each picture size in the VAE's, and no others.
+        and that packages have these functions, one for each picture size in the VAE's, and no others, with the features
+        that the specification gives them.
 
         Raises:
             MissingError: a region or a package has no function.
-            ShapeError: capacities are not the plan's, or there are functions that nothing is said of.
+            ShapeError: capacities are not the plan's, features not the model's, or there are functions that nothing is
+                said of.
         """
         regions = plan.regions if plan else 1
+        found = {(*_key(item), region): item for item in reversed(self.denoisers) for region in item.regions}
         for height, width in self.sizes:
-            tokens = spec.transformer.tokens(height // spec.vae.downscale, width // spec.vae.downscale)
+            tokens = _count_tokens(spec, height, width, where)
             for batch in self.batches:
                 for region in range(regions):
                     wanted = plan.capacities(region, tokens) if plan else (tokens,) * spec.transformer.num_layers
-                    self._check_region(self.denoiser(height, width, batch, region), region, wanted, where)
+                    if (height, width, batch, region) not in found:
+                        raise MissingError(f"{self._explain(height, width, batch, region)} (in {where})")
+                    self._check_region(found[height, width, batch, region], region, wanted, where)
         named = [region for item in self.denoisers for region in item.regions]
         if len(named) != regions * len(self.sizes) * len(self.batches) or not set(named) <= set(range(regions)):
-            raise ShapeError(f"[graphs] {where}: want one function for each of {regions} regions, got regions {named}")
+            raise ShapeError(
+                f"[graphs] {where}: want one function for each of {regions} regions, got regions {quote(named)}"
+            )
         for role, packages in self.packages.items():
-            for package in packages:
-                self._check_functions(role, package, where)
+            for number, package in enumerate(packages):
+                self._check_names(role, package, where)
+                wanted_functions = self._functions(spec, role, number == 0, number == len(packages) - 1)
+                _check_features(package, dict(wanted_functions), where)
 
-    def _check_functions(self, role: str, package: Package, where: str) -> None:
+    def _explain(self, height: int, width: int, batch: int, region: int) -> str:
+        return (
+            f"[graphs] no function for {height}x{width} pixels, batch {batch}, region {region}; the bundle has sizes "
+            f"{', '.join(f'{h}x{w}' for h, w in self.sizes)} and batches {', '.join(map(str, self.batches))}"
+        )
+
+    def _check_names(self, role: str, package: Package, where: str) -> None:
         found = sorted(function.name for function in package.functions)
         wanted = {
             "text_encoder": found[:1] or ["any"],
@@ -184,52 +213,52 @@ class Graphs:
                 f"says {list(wanted)} in region {region}; convert the checkpoint again"
             )
 
-
-def _read_package(value: object, where: str) -> Package:
-    found = _object(value, {"path", "functions"}, where)
-    functions = tuple(_read_function(item, f"{where}.functions") for item in _list(found["functions"], where))
-    return Package(relative_path(found["path"], f"{where}.path"), functions)
-
-
-def _read_function(value: object, where: str) -> GraphFunction:
-    found = _object(value, {field.name for field in fields(GraphFunction)}, where)
-    return GraphFunction(
-        _text(found["name"], f"{where}.name"),
-        _read_features(found["inputs"], where),
-        _read_features(found["outputs"], where),
-    )
-
-
-def _read_features(value: object, where: str) -> dict[str, Feature]:
-    if not isinstance(value, Mapping):
-        raise FormatError(f"[graphs] {where}: got {type(value).__name__}, want an object of features")
-    features = {}
-    for name, item in value.items():
-        found = _object(item, {"shape", "dtype"}, f"{where}.{name}")
-        if found["dtype"] not in FEATURE_DTYPES:
-            raise FormatError(f"[graphs] {where}.{name}: dtype is {found['dtype']!r}, want {', '.join(FEATURE_DTYPES)}")
-        features[name] = Feature(_integers(found["shape"], f"{where}.{name}.shape"), found["dtype"])
-    return features
+    def _functions(
+        self, spec: ModelSpec, role: str, is_first: bool, is_last: bool
+    ) -> Iterator[tuple[str, GraphFunction]]:
+        """List the functions of a package, by name, with the features that they have to have."""
+        if role == "text_encoder":
+            name = self.packages[role][0].functions[0].name
+            yield name, text_function(spec, name)
+        elif role == "transformer":
+            for item in self.denoisers:
+                yield item.function, step_function(spec, item, is_first=is_first, is_last=is_last)
+        else:
+            for size in self.sizes:
+                yield size_name(*size), vae_function(spec, role, *size)
 
 
-def _read_denoiser(value: object, where: str) -> Denoiser:
-    found = _object(value, {field.name for field in fields(Denoiser)}, where)
-    height, width, batch = _integers([found["height"], found["width"], found["batch"]], where)
-    return Denoiser(
-        _text(found["function"], f"{where}.function"),
-        height,
-        width,
-        batch,
-        regions=_integers(found["regions"], f"{where}.regions", least=0),
-        capacities=_integers(found["capacities"], f"{where}.capacities"),
-    )
+Chain = Annotated[tuple[Package, ...], Meta(min_length=1, max_length=PACKAGES)]
 
 
-def _integers(value: object, where: str, *, least: int = 1) -> tuple[int, ...]:
-    items = _list(value, where)
-    if not all(type(item) is int and item >= least for item in items):
-        raise FormatError(f"[graphs] {where}: got {items}, want integers of at least {least}")
-    return tuple(items)
+@dataclass(frozen=True)
+class SystemsRecord:
+    """The oldest systems that run the packages."""
+
+    iOS: Name  # noqa: N815 # as Apple writes it
+    macOS: Name  # noqa: N815
+
+
+@dataclass(frozen=True)
+class ChainsRecord:
+    """The packages of each role."""
+
+    text_encoder: Chain
+    transformer: Chain
+    vae_decoder: Chain
+    vae_encoder: Chain
+
+
+@dataclass(frozen=True)
+class GraphsRecord:
+    """The "graphs" object of a manifest."""
+
+    minimum_os: SystemsRecord
+    compute_units: Annotated[str, choice(*COMPUTE_UNITS)]
+    routing: Annotated[str, choice(*ROUTINGS)]
+    packages: ChainsRecord
+    denoisers: Annotated[tuple[Denoiser, ...], Meta(min_length=1, max_length=FUNCTIONS)]
+    trained_plan: PlanRecord | None
 
 
 def size_name(height: int, width: int) -> str:
@@ -237,40 +266,77 @@ def size_name(height: int, width: int) -> str:
     return f"px{height}x{width}"
 
 
-def relative_path(value: object, where: str) -> str:
-    """Check that a path stays within the bundle.
-
-    Raises:
-        FormatError: it does not, or is no path.
-    """
-    path = PurePosixPath(_text(value, where))
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in str(path):
-        raise FormatError(f"[manifest] {where}: path {value!r} leaves the bundle, want a relative path inside it")
-    return str(value)
+def text_function(spec: ModelSpec, name: str) -> GraphFunction:
+    """Describe the text encoder's function."""
+    length = spec.max_sequence_length
+    inputs = {"input_ids": Feature((1, length), "int32"), "text_mask": Feature((1, length), "float32")}
+    return GraphFunction(name, inputs, _features({"text": (1, length, spec.text_encoder.d_model)}))
 
 
-def _choice(value: object, allowed: tuple[str, ...], where: str) -> str:
-    if value not in allowed:
-        raise FormatError(f"[graphs] {where}: got {value!r}, want {' or '.join(allowed)}")
-    return str(value)
+def step_function(spec: ModelSpec, item: Denoiser, *, is_first: bool, is_last: bool) -> GraphFunction:
+    """Describe a denoiser's function in one of the transformer's packages, which hand on float16."""
+    model, length, batch = spec.transformer, spec.max_sequence_length, item.batch
+    height, width = item.height // spec.vae.downscale, item.width // spec.vae.downscale
+    latents = (batch, model.in_channels, height, width)
+    handed: Shapes = {
+        "tokens": (batch, model.tokens(height, width), model.hidden_size),
+        "modulation": (1, 6, model.hidden_size),
+        "embedded": (1, 1, model.hidden_size),
+        "text_states": (batch, length, model.hidden_size),
+    }
+    first: Shapes = {"latents": latents, "timestep": (1,), "text": (batch, length, model.caption_channels)}
+    if model.use_additional_conditions:
+        first = {**first, "resolution": (2,), "aspect_ratio": (1,)}
+    inputs = _features(first) if is_first else _features(handed, "float16")
+    outputs = {f"{name}_out": feature for name, feature in _features(handed, "float16").items()}
+    return GraphFunction(
+        item.function,
+        inputs | _features({"text_mask": (batch, length)}),
+        _features({"prediction": latents}) if is_last else outputs,
+    )
 
 
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise FormatError(f"[graphs] {where}: got {value!r}, want a text")
-    return value
+def vae_function(spec: ModelSpec, role: str, height: int, width: int) -> GraphFunction:
+    """Describe the function for a picture size (pixels) of the VAE's "vae_decoder" or "vae_encoder"."""
+    channels, latents = spec.vae.latent_channels, (height // spec.vae.downscale, width // spec.vae.downscale)
+    image = _features({"image": (1, PICTURE_CHANNELS, height, width)})
+    if role == "vae_decoder":
+        return GraphFunction(size_name(height, width), _features({"latents": (1, channels, *latents)}), image)
+    return GraphFunction(size_name(height, width), image, _features({"moments": (1, 2 * channels, *latents)}))
 
 
-def _list(value: object, where: str) -> Sequence[Any]:
-    if not isinstance(value, list):
-        raise FormatError(f"[graphs] {where}: got {type(value).__name__}, want a list")
-    if not value:
-        raise FormatError(f"[graphs] {where}: got an empty list, want at least one entry")
-    return value
+def _features(shapes: Shapes, dtype: str = "float32") -> dict[str, Feature]:
+    return {name: Feature(shape, dtype) for name, shape in shapes.items()}
 
 
-def _object(value: object, wanted: set[str], where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or set(value) != wanted:
-        found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-        raise FormatError(f"[graphs] {where}: got {found}, want an object with exactly {sorted(wanted)}")
-    return value
+def _key(item: Denoiser) -> tuple[int, int, int]:
+    return item.height, item.width, item.batch
+
+
+def _count_tokens(spec: ModelSpec, height: int, width: int, where: str) -> int:
+    """Count the tokens of a picture; raises ShapeError if it is not made of whole patches, or has too many."""
+    unit = spec.pixels_per_patch
+    if height % unit or width % unit:
+        raise ShapeError(f"[graphs] {where}: a size is {height}x{width} pixels, want multiples of {unit}")
+    tokens = (height // unit) * (width // unit)
+    if tokens > TOKENS:
+        raise ShapeError(f"[graphs] {where}: {height}x{width} pixels are {tokens} tokens, want at most {TOKENS}")
+    return tokens
+
+
+def _check_features(package: Package, wanted: Mapping[str, GraphFunction], where: str) -> None:
+    """Raise ShapeError if a function has other inputs or outputs than the model gives it."""
+    for function in package.functions:
+        for side in ("inputs", "outputs"):
+            found, right = getattr(function, side), getattr(wanted[function.name], side)
+            wrong = sorted(name for name in found.keys() | right.keys() if found.get(name) != right.get(name))
+            if wrong:
+                raise ShapeError(
+                    f"[graphs] {where}: {package.path} has other {side} in {quote(function.name)} than the model, got "
+                    f"{_describe(wrong[0], found)}, want {_describe(wrong[0], right)}; convert the checkpoint again"
+                )
+
+
+def _describe(name: str, features: Mapping[str, Feature]) -> str:
+    feature = features.get(name)
+    return f"no {quote(name)}" if feature is None else f"{quote(name)} {list(feature.shape)} {feature.dtype}"

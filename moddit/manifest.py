@@ -5,13 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
-from moddit.errors import FormatError, MissingError, ShapeError
-from moddit.graphs import Graphs, relative_path
-from moddit.routing import RoutingPlan
+from msgspec import Meta
+
+from moddit.bounds import (
+    FILE_BYTES,
+    FILES,
+    PARAMETERS,
+    TENSORS,
+    WIDTH,
+    Name,
+    RelativePath,
+    Sha256,
+    Text,
+    Versions,
+    choice,
+)
+from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.graphs import Graphs, GraphsRecord
+from moddit.record import Origin, decode, escape, quote, read_json
+from moddit.routing import PlanRecord, RoutingPlan
 from moddit.spec import ModelSpec
 
 FORMAT: Final = "moddit"
@@ -19,37 +35,52 @@ FORMAT_VERSION: Final = 3
 MANIFEST_NAME: Final = "manifest.json"
 BACKENDS: Final = ("mlx", "coreml")
 COMPONENTS: Final = ("transformer", "text_encoder", "vae", "tokenizer")
+DTYPES: Final = ("float16", "bfloat16", "float32")
+# Bits of the modes of quantisation.
+MODES: Final[Mapping[str, tuple[int, ...]]] = {"affine": (4, 8), "symmetric": (4, 8), "palette": (4, 6)}
+AFFINE_GROUPS: Final = (32, 64, 128)
+ADVICE: Final = "convert the checkpoint again"
 _READ_SIZE: Final = 1 << 20  # bytes
 
-T = TypeVar("T")
+DType = Annotated[str, choice(*DTYPES)]
 
 
 @dataclass(frozen=True)
 class FileInfo:
     """One file of a component."""
 
-    path: str  # relative to the bundle, with forward slashes
-    bytes: int
-    sha256: str
+    path: RelativePath
+    bytes: Annotated[int, Meta(ge=0, le=FILE_BYTES)]
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class Quantization:
     """Fewer bits for the tensors listed by name; the others stay as they are."""
 
-    bits: int
-    group_size: int  # numbers that share a scale (0: a whole row), or rows that share a palette
-    mode: str  # "affine" (mlx), "symmetric" or "palette" (coreml)
-    tensors: tuple[str, ...]
+    bits: Annotated[int, Meta(ge=1, le=16)]
+    group_size: Annotated[int, Meta(ge=0, le=WIDTH)]  # that share a scale (0: a whole row), or rows with one palette
+    mode: Annotated[str, choice(*MODES)]  # "affine" (mlx), "symmetric" or "palette" (coreml)
+    tensors: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=TENSORS)]
+
+    def __post_init__(self) -> None:
+        if self.bits not in MODES[self.mode]:
+            raise UnsupportedError(
+                f"[manifest] quantization of mode {self.mode} has {self.bits} bits, want one of {MODES[self.mode]}"
+            )
+        if self.mode == "affine" and self.group_size not in AFFINE_GROUPS:
+            raise UnsupportedError(f"[manifest] group_size is {self.group_size}, want one of {AFFINE_GROUPS}")
+        if len(set(self.tensors)) < len(self.tensors):
+            raise FormatError("[manifest] quantization lists tensors twice")
 
 
 @dataclass(frozen=True)
 class Component:
     """One component of a bundle."""
 
-    files: tuple[FileInfo, ...]
-    dtype: str | None = None  # of its large tensors; None for files that are not tensors
-    parameters: int = 0
+    files: Annotated[tuple[FileInfo, ...], Meta(min_length=1, max_length=FILES)]
+    dtype: DType | None = None  # of its large tensors; None for files that are not tensors
+    parameters: Annotated[int, Meta(ge=0, le=PARAMETERS)] = 0
     quantization: Quantization | None = None
 
 
@@ -57,10 +88,17 @@ class Component:
 class Provenance:
     """Where a bundle came from."""
 
-    source: str
-    source_sha256: str
-    tool_versions: Mapping[str, str]
-    created: str  # ISO 8601, UTC
+    source: Text
+    source_sha256: Sha256
+    tool_versions: Versions
+    created: Annotated[  # ISO 8601, UTC
+        str,
+        Meta(
+            pattern=r"^[0-9]{4}(?:-[0-9]{2}){2}T[0-9]{2}(?::[0-9]{2}){2}(?:Z|\+00:00)(?![\s\S])",
+            max_length=25,
+            description="a time in UTC such as 2026-01-31T12:00:00Z",
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -93,45 +131,62 @@ class Manifest:
 
         Raises:
             FormatError: another format or version, unknown or missing fields, or paths that leave the bundle.
-            ShapeError, ValueRangeError: from the plan and the specification.
+            InputError: what does not fit together, or is out of bounds.
         """
         if not isinstance(value, Mapping) or value.get("format") != FORMAT:
-            raise FormatError(f'[manifest] {where}: not a moddit bundle, want "format": {FORMAT!r}')
+            raise FormatError(f'[manifest] {escape(where)}: not a moddit bundle, want "format": {FORMAT!r}')
         version = value.get("format_version")
         if version != FORMAT_VERSION:
             raise FormatError(
-                f"[manifest] {where}: format_version is unknown, got {version!r}, want {FORMAT_VERSION}; "
-                "convert the checkpoint again, or upgrade moddit if the bundle is newer"
+                f"[manifest] {escape(where)}: format_version is unknown, got {quote(version)}, want {FORMAT_VERSION}; "
+                f"{ADVICE}, or upgrade moddit if the bundle is newer"
             )
-        wanted = {"format", "format_version", *(field.name for field in fields(cls))}
-        _check_fields(value, wanted, where)
-        _check_fields(value["components"], set(COMPONENTS), f"{where}.components")
-        spec = ModelSpec.from_json(value["spec"], f"{where}.spec")
-        plan = None if value["plan"] is None else RoutingPlan.from_json(value["plan"], f"{where}.plan")
-        if plan is not None and plan.layers != spec.transformer.num_layers:
-            raise ShapeError(
-                f"[manifest] {where}: plan has {plan.layers} layers, the transformer {spec.transformer.num_layers}"
-            )
-        graphs = None if value["graphs"] is None else Graphs.from_json(value["graphs"], f"{where}.graphs")
-        if value["backend"] not in BACKENDS or (graphs is None) != (value["backend"] == "mlx"):
+        record = decode(value, ManifestRecord, Origin("manifest", where, ADVICE))
+        manifest = cls(
+            backend=record.backend,
+            spec=record.spec,
+            plan=None if record.plan is None else RoutingPlan.of(record.plan, f"{where}.plan"),
+            components={name: getattr(record.components, name) for name in COMPONENTS},
+            graphs=None if record.graphs is None else Graphs.of(record.graphs, f"{where}.graphs"),
+            provenance=record.provenance,
+        )
+        manifest.check(where)
+        return manifest
+
+    def check(self, where: str) -> None:
+        """Check that the parts fit together.
+
+        Raises:
+            ShapeError, ValueRangeError: the plan is one of another model.
+            FormatError: graphs for the wrong backend, or a model without a dtype.
+            InputError: as `Graphs.check` and `check_packages`.
+        """
+        for plan in (self.plan, self.graphs.trained_plan if self.graphs else None):
+            if plan is not None:
+                self._check_plan(plan, where)
+        if (self.graphs is None) != (self.backend == "mlx"):
             raise FormatError(
-                f"[manifest] {where}: backend is {value['backend']!r} with{'out' if graphs is None else ''} graphs, "
+                f"[manifest] {where}: backend is {self.backend!r} with{'out' if self.graphs is None else ''} graphs, "
                 'want "mlx" without or "coreml" with them'
             )
-        if graphs is not None:
-            graphs.check(spec, plan, f"{where}.graphs")
-        manifest = cls(
-            backend=value["backend"],
-            spec=spec,
-            plan=plan,
-            components={
-                name: _read_component(item, f"{where}.components.{name}") for name, item in value["components"].items()
-            },
-            graphs=graphs,
-            provenance=_read(Provenance, value["provenance"], f"{where}.provenance"),
-        )
-        manifest.check_packages(where)
-        return manifest
+        for name in COMPONENTS[:-1]:
+            if self.components[name].dtype is None:
+                raise FormatError(f"[manifest] {where}: components.{name}.dtype is null, want {' or '.join(DTYPES)}")
+        if self.graphs is not None:
+            self.graphs.check(self.spec, self.plan, f"{where}.graphs")
+        self.check_packages(where)
+
+    def _check_plan(self, plan: RoutingPlan, where: str) -> None:
+        layers, timesteps = self.spec.transformer.num_layers, self.spec.scheduler.num_train_timesteps
+        if plan.layers != layers:
+            raise ShapeError(
+                f"[manifest] {where}: keep_tenths of the plan has {plan.layers} layers, the transformer {layers}"
+            )
+        if plan.num_train_timesteps != timesteps:
+            raise ValueRangeError(
+                f"[manifest] {where}: num_train_timesteps is {plan.num_train_timesteps} in the plan and {timesteps} in "
+                "the scheduler"
+            )
 
     def check_packages(self, where: str) -> None:
         """Check that the files of every package are listed, so that their hashes are known.
@@ -151,22 +206,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         MissingError: if there is no such file.
         FormatError: if it is not JSON, or not a manifest this version can read.
+        InputError: as `Manifest.from_json`.
     """
     path = folder / MANIFEST_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(
-            f"[manifest] {path}: no such file; make a bundle with `python -m convert --from hf-checkpoint`"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"[manifest] {path}: cannot be read ({error})") from None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(
-            f"[manifest] {path}: not JSON ({error}); the bundle is damaged, convert the checkpoint again"
-        ) from None
+    absent = "make a bundle with `python -m convert --from hf-checkpoint`"
+    value = read_json(path, Origin("manifest", str(path), f"the bundle is damaged, {ADVICE}"), absent=absent)
     return Manifest.from_json(value, str(path))
 
 
@@ -194,53 +238,60 @@ def hash_file(path: Path) -> str:
 def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> None:
     """Check that every file of a bundle is there with its size, and with its hash if `hashes` (reads everything).
 
+    Files may be links, as downloads from the Hub are, but not their folders, to another place.
+
     Raises:
         MissingError: a file is absent.
-        FormatError: a file has another size or hash than the manifest says.
+        FormatError: a file has another size or hash than the manifest says, or cannot be read.
     """
     for component in manifest.components.values():
         for info in component.files:
-            file = folder / info.path
-            if not file.is_file():
-                raise MissingError(
-                    f"[manifest] {file}: no such file, though the manifest lists it; convert the checkpoint again"
+            try:
+                problem = _judge(folder, info, hashes=hashes)
+            except OSError as error:
+                problem = FormatError(
+                    f"[manifest] {folder / info.path}: cannot be read ({error.strerror}), want a readable file"
                 )
-            if file.stat().st_size != info.bytes:
-                raise FormatError(
-                    f"[manifest] {file}: got {file.stat().st_size} bytes, want {info.bytes}; "
-                    "the file is truncated or changed, convert the checkpoint again"
-                )
-            if hashes and hash_file(file) != info.sha256:
-                raise FormatError(
-                    f"[manifest] {file}: its sha256 is not the manifest's; "
-                    "the file has changed, convert the checkpoint again"
-                )
+            if problem is not None:
+                raise problem
 
 
-def _read_component(value: object, where: str) -> Component:
-    component = _read(Component, value, where)
-    listed: object = component.files
-    if not isinstance(listed, list):
-        raise FormatError(f"[manifest] {where}.files: got {listed!r}, want a list")
-    files = tuple(_read(FileInfo, item, f"{where}.files") for item in listed)
-    for info in files:
-        relative_path(info.path, where)
-    quantization = component.quantization
-    if quantization is not None:
-        quantization = _read(Quantization, quantization, f"{where}.quantization")
-        quantization = Quantization(
-            quantization.bits, quantization.group_size, quantization.mode, tuple(quantization.tensors)
+def _judge(folder: Path, info: FileInfo, *, hashes: bool) -> InputError | None:
+    """Say what is wrong with a file of a bundle, if anything; raises OSError if it cannot be read."""
+    file = folder / info.path
+    if not file.is_file():
+        return MissingError(f"[manifest] {file}: no such file, though the manifest lists it; {ADVICE}")
+    if not file.parent.resolve().is_relative_to(folder.resolve()):
+        return FormatError(f"[manifest] {file}: its folder is a link that leaves the bundle; copy the bundle again")
+    size = file.stat().st_size
+    if size != info.bytes:
+        return FormatError(
+            f"[manifest] {file}: got {size} bytes, want {info.bytes}; the file is truncated or changed, {ADVICE}"
         )
-    return Component(files, component.dtype, component.parameters, quantization)
+    if hashes and hash_file(file) != info.sha256:
+        return FormatError(f"[manifest] {file}: its sha256 is not the manifest's; the file has changed, {ADVICE}")
+    return None
 
 
-def _read(kind: type[T], value: object, where: str) -> T:
-    _check_fields(value, {field.name for field in fields(kind)}, where)  # type: ignore[arg-type]
-    assert isinstance(value, Mapping)
-    return kind(**value)
+@dataclass(frozen=True)
+class ComponentsRecord:
+    """The components of a bundle."""
+
+    transformer: Component
+    text_encoder: Component
+    vae: Component
+    tokenizer: Component
 
 
-def _check_fields(value: object, wanted: set[str], where: str) -> None:
-    if not isinstance(value, Mapping) or set(value) != wanted:
-        found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-        raise FormatError(f"[manifest] {where}: got {found}, want an object with exactly {sorted(wanted)}")
+@dataclass(frozen=True)
+class ManifestRecord:
+    """`manifest.json`, of which docs/manifest.schema.json is made."""
+
+    format: Annotated[str, choice(FORMAT)]
+    format_version: Annotated[int, Meta(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+    backend: Annotated[str, choice(*BACKENDS)]
+    spec: ModelSpec
+    plan: PlanRecord | None
+    components: ComponentsRecord
+    graphs: GraphsRecord | None
+    provenance: Provenance

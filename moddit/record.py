@@ -98,13 +98,13 @@ def read_json(path: Path, origin: Origin, *, absent: str, most: int = JSON_BYTES
         MissingError: there is no such file.
         FormatError: it cannot be read, is no regular file or too large, or as `parse_json`.
     """
-    return parse_json(read_bytes(path, origin, absent=absent, most=most), origin, strict=strict)
+    return parse_json(read_bytes(path, origin, absent=absent, most=most), origin, most=most, strict=strict)
 
 
 def read_bytes(path: Path, origin: Origin, *, absent: str, most: int) -> bytes:
     """Read a whole regular file; raises as `read_json`."""
     try:
-        with open(path, "rb", opener=_open_regular) as file:
+        with open(path, "rb", opener=open_regular) as file:
             size = os.fstat(file.fileno()).st_size
             content = file.read(most + 1) if size <= most else b""
     except (FileNotFoundError, NotADirectoryError):
@@ -119,17 +119,20 @@ def read_bytes(path: Path, origin: Origin, *, absent: str, most: int) -> bytes:
     return content
 
 
-def parse_json(content: bytes, origin: Origin, *, strict: bool = True) -> Any:
+def parse_json(content: bytes, origin: Origin, *, most: int = JSON_BYTES, strict: bool = True) -> Any:
     """Parse JSON in UTF-8.
 
     Args:
         content: the text.
         origin: its file, for messages.
+        most: bytes it may have.
         strict: also refuse what other programs write: NaN and Infinity, and a key twice, of which the last one counts.
 
     Raises:
-        FormatError: it is not JSON, nested too deeply, or has texts that are not Unicode.
+        FormatError: it is too large, not JSON, nested too deeply, or has texts that are not Unicode.
     """
+    if len(content) > most:
+        raise FormatError(f"{origin}: has {len(content)} bytes, want at most {most}{origin.end}")
     options: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _refuse_constant} if strict else {}
     try:
         value = json.loads(content.decode("utf-8"), **options)
@@ -172,18 +175,24 @@ def decode(value: object, kind: type[T], origin: Origin, keys: Keys = Keys.EXACT
 
 def schema(kind: type, **top: object) -> dict[str, Any]:
     """Write the JSON Schema of a record whose objects have exactly its fields; `top` is put before it."""
-    made: dict[str, Any] = msgspec.json.schema(kind)
+    made = _tidy(msgspec.json.schema(kind))
     for definition in made["$defs"].values():
-        definition.pop("title", None)
-        definition.pop("description", None)
         definition["required"] = list(definition["properties"])
         definition["additionalProperties"] = False
-        for item in definition["properties"].values():
-            item.pop("default", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, **made}
 
 
-def _open_regular(path: str, flags: int) -> int:
+def _tidy(node: Any) -> Any:
+    """Leave out of a schema what says nothing more: names of classes, defaults, and patterns beside their choices."""
+    if isinstance(node, list):
+        return [_tidy(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    idle = {"default", *(("pattern", "type") if "enum" in node else ()), *(("title",) if "properties" in node else ())}
+    return {name: _tidy(item) for name, item in node.items() if name not in idle}
+
+
+def open_regular(path: str, flags: int) -> int:
     """Open a file without waiting for whoever writes a FIFO; raises OSError if it is not a regular file."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     mode = os.fstat(descriptor).st_mode
@@ -214,12 +223,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _is_shallow(value: object) -> bool:
     level = [value]
-    for _ in range(JSON_DEPTH + 1):
+    for _ in range(JSON_DEPTH):
         parts = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
         level = [item for part in parts for item in part]
         if not level:
             return True
-    return False
+    return not any(isinstance(item, (dict, list)) for item in level)
 
 
 def _explain(message: str, value: object, kind: Kind, origin: Origin, keys: Keys) -> NoReturn:
@@ -231,7 +240,7 @@ def _explain(message: str, value: object, kind: Kind, origin: Origin, keys: Keys
         _check_keys(value, _plain(kind), place, origin, keys)
     if " - at `key`" in message:
         raise FormatError(f"{origin}: {place or 'it'} has a key that is no text of 1 to {NAME} characters{origin.end}")
-    meta = next((item for item in get_args(kind)[1:] if isinstance(item, msgspec.Meta)), None)
+    meta = _bounds(kind)
     choices = (meta.extra_json_schema or {}).get("enum") if meta else None
     error, wanted = _wish(problem, choices, meta.description if meta else None)
     found = quote(value) if "length" not in problem else f"of length {len(value)}"  # type: ignore[arg-type]
@@ -327,6 +336,12 @@ def _plain(kind: Kind) -> Kind:
     if _origin(kind) in (Union, UnionType):
         return _plain(next(item for item in get_args(kind) if item is not NoneType))
     return kind
+
+
+def _bounds(kind: Kind) -> msgspec.Meta | None:
+    if _origin(kind) in (Union, UnionType):
+        return next(filter(None, map(_bounds, get_args(kind))), None)
+    return next((item for item in get_args(kind)[1:] if isinstance(item, msgspec.Meta)), None)
 
 
 def _inner(kind: Kind, name: str) -> Kind:

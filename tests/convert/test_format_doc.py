@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 
 from moddit.manifest import FORMAT_VERSION, Manifest
+from scripts.schema import make_schema
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -30,6 +31,10 @@ def test_the_page_is_about_this_version() -> None:
     text = (DOCS / "format.md").read_text(encoding="utf-8")
     assert f"This page describes version {FORMAT_VERSION} " in text
     assert f"`format_version` the integer `{FORMAT_VERSION}`" in text
+
+
+def test_the_schema_is_that_of_the_types() -> None:
+    assert (DOCS / "manifest.schema.json").read_text(encoding="utf-8") == make_schema(), "make golden"
 
 
 def test_the_schema_accepts_the_example_and_nothing_else() -> None:

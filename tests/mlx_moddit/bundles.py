@@ -40,7 +40,9 @@ def write_bundle(source: Path, folder: Path, *, bits: int | None = None) -> Path
     (folder / "tokenizer").mkdir()
     shutil.copy(source / "tokenizer" / "tokenizer.json", folder / "tokenizer")
     components["tokenizer"] = Component((describe_file(folder, "tokenizer/tokenizer.json"),))
-    provenance = Provenance(source=str(source), source_sha256="", tool_versions={}, created="2026-01-01T00:00:00Z")
+    provenance = Provenance(
+        source=str(source), source_sha256="0" * 64, tool_versions={}, created="2026-01-01T00:00:00Z"
+    )
     write_manifest(folder, Manifest("mlx", spec, plan, components, None, provenance))
     return folder
 

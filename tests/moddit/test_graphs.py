@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from moddit.errors import FormatError, InputError, MissingError, ShapeError
-from moddit.graphs import ROLES, Denoiser, Feature, GraphFunction, Graphs, Package, size_name
+from moddit.graphs import Denoiser, Feature, GraphFunction, Graphs, Package, step_function, text_function, vae_function
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
@@ -28,6 +28,7 @@ SPEC: Final = ModelSpec(
     max_sequence_length=12,
 )
 PLAN: Final = RoutingPlan(((10, 5, 5), (7, 3, 3)))  # two rows, three regions
+SIDES: Final = ("inputs", "outputs")
 DENOISERS: Final = (
     Denoiser("wide_0", 16, 32, 2, (0,), (32, 23)),
     Denoiser("wide_1_2", 16, 32, 2, (1, 2), (16, 10)),
@@ -36,20 +37,20 @@ DENOISERS: Final = (
 )
 
 
-def make_package(path: str, names: tuple[str, ...]) -> Package:
-    feature = {"latents": Feature((2, 4, 8, 8), "float32")}
-    functions = tuple(GraphFunction(name, feature, {"out": Feature((1,), "float16")}) for name in names)
-    return Package(path, functions)
-
-
 def make_graphs(denoisers: tuple[Denoiser, ...] = DENOISERS, **changes: Any) -> Graphs:
-    sizes = dict.fromkeys(size_name(item.height, item.width) for item in denoisers)
+    sizes = dict.fromkeys((item.height, item.width) for item in denoisers)
     packages: dict[str, tuple[Package, ...]] = {
-        role: (make_package(f"{role}.mlpackage", ("run",) if role == "text_encoder" else tuple(sizes)),)
-        for role in ROLES
+        role: (Package(f"{role}.mlpackage", tuple(vae_function(SPEC, role, *size) for size in sizes)),)
+        for role in ("vae_decoder", "vae_encoder")
     }
-    names = tuple(item.function for item in denoisers)
-    packages["transformer"] = tuple(make_package(f"part{number}.mlpackage", names) for number in (1, 2))
+    packages["text_encoder"] = (Package("text_encoder.mlpackage", (text_function(SPEC, "run"),)),)
+    packages["transformer"] = tuple(
+        Package(
+            f"part{number}.mlpackage",
+            tuple(step_function(SPEC, item, is_first=number == 1, is_last=number == 2) for item in denoisers),
+        )
+        for number in (1, 2)
+    )
     graphs = Graphs({"iOS": "18.0", "macOS": "15.0"}, "cpuAndGPU", "rows", packages, denoisers, None)
     return replace(graphs, **changes)
 
@@ -94,32 +95,50 @@ class TestReading:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda value: value.update(packages=[]), r"test.packages: got list, want an object"),
-            (lambda value: value["packages"].update(transformer={}), "got dict, want a list"),
-            (lambda value: value["packages"]["vae_decoder"][0].update(functions=None), "got NoneType, want a list"),
-            (lambda value: value["packages"]["vae_decoder"][0]["functions"][0].update(inputs=[]), "object of features"),
-            (lambda value: feature(value).update(dtype="float64"), "dtype is 'float64', want float32, float16, int32"),
-            (lambda value: feature(value).update(shape=8), "latents.shape: got int, want a list"),
-            (lambda value: feature(value).update(shape=[2, 0]), "want integers of at least 1"),
-            (lambda value: feature(value).update(shape=[2.0]), "want integers of at least 1"),
-            (lambda value: value.update(denoisers={}), "denoisers: got dict, want a list"),
-            (lambda value: value.update(denoisers=[]), "denoisers: got an empty list"),
-            (lambda value: value.update(routing="columns"), "routing: got 'columns', want rows or onehot"),
-            (lambda value: value.update(compute_units=5), "compute_units: got 5, want cpuAndGPU"),
-            (lambda value: value["minimum_os"].update(iOS=18), "minimum_os.iOS: got 18, want a text"),
-            (lambda value: value["packages"]["vae_decoder"][0].update(path="../x"), "'../x' leaves the bundle"),
-            (lambda value: value["packages"]["vae_decoder"][0].update(path="/x"), "'/x' leaves the bundle"),
-            (lambda value: value["denoisers"][1].update(batch=True), r"denoisers\[1\]: .*want integers of at least 1"),
-            (lambda value: value["denoisers"][1].update(height="16"), r"denoisers\[1\]: .*want integers"),
-            (lambda value: value["denoisers"][1].update(regions=[-1]), "regions: .*want integers of at least 0"),
-            (lambda value: value["denoisers"][1].update(capacities=[0]), "capacities: .*want integers of at least 1"),
-            (lambda value: value.update(trained_plan=[]), r"test.trained_plan: it is \[\], want an object"),
+            (lambda value: value.update(packages=[]), r"test: packages is \[\], want an object"),
+            (lambda value: value["packages"].update(transformer={}), r"packages.transformer is \{\}, want a list"),
+            (
+                lambda value: value["packages"]["vae_decoder"][0].update(functions=None),
+                r"vae_decoder\[0\].functions is null, want a list",
+            ),
+            (
+                lambda value: value["packages"]["vae_decoder"][0]["functions"][0].update(inputs=[]),
+                r"functions\[0\].inputs is \[\], want an object",
+            ),
+            (
+                lambda value: feature(value).update(dtype="float64"),
+                "dtype is 'float64', want float32 or float16 or int32",
+            ),
+            (lambda value: feature(value).update(shape=8), "latents.shape is 8, want a list"),
+            (lambda value: feature(value).update(shape=[2, 0]), r"latents.shape\[1\] is 0, want at least 1"),
+            (lambda value: feature(value).update(shape=[2.0]), r"latents.shape\[0\] is 2.0, want an integer"),
+            (lambda value: value.update(denoisers={}), r"denoisers is \{\}, want a list"),
+            (lambda value: value.update(denoisers=[]), "denoisers is of length 0, want at least 1"),
+            (lambda value: value.update(routing="columns"), "routing is 'columns', want rows or onehot"),
+            (lambda value: value.update(compute_units=5), "compute_units is 5, want a text"),
+            (lambda value: value["minimum_os"].update(iOS=18), "minimum_os.iOS is 18, want a text"),
+            (
+                lambda value: value["packages"]["vae_decoder"][0].update(path="../x"),
+                r"path is '\.\./x', want a path inside",
+            ),
+            (
+                lambda value: value["packages"]["vae_decoder"][0].update(path="/x"),
+                "path is '/x', want a path inside the bundle",
+            ),
+            (lambda value: value["denoisers"][1].update(batch=True), r"denoisers\[1\].batch is True, want an integer"),
+            (
+                lambda value: value["denoisers"][1].update(height="16"),
+                r"denoisers\[1\].height is '16', want an integer",
+            ),
+            (lambda value: value["denoisers"][1].update(regions=[-1]), r"regions\[0\] is -1, want at least 0"),
+            (lambda value: value["denoisers"][1].update(capacities=[0]), r"capacities\[0\] is 0, want at least 1"),
+            (lambda value: value.update(trained_plan=[]), r"trained_plan is \[\], want an object or null"),
         ],
     )
     def test_values_of_another_type(self, change: Callable[[Any], object], message: str) -> None:
         value = json.loads(json.dumps(make_graphs().to_json()))
         change(value)
-        with pytest.raises(FormatError, match=message):
+        with pytest.raises(InputError, match=rf"\[graphs\] test: .*{message.removeprefix('test: ')}"):
             Graphs.from_json(value, "test")
 
 
@@ -166,7 +185,7 @@ class TestCheck:
             ({"capacities": (8, 4)}, ShapeError, r"function 'square_1_2' keeps \[8, 4\] .* says \[8, 5\] in region 1"),
             ({"capacities": (8,)}, ShapeError, r"keeps \[8\]"),
             ({"regions": (2,)}, MissingError, "no function for 16x16 pixels, batch 2, region 1"),
-            ({"regions": (0, 1, 2)}, ShapeError, "want one function for each of 3 regions"),
+            ({"regions": (1, 2, 2, 0)}, ShapeError, "want one function for each of 3 regions"),
             ({"regions": (1, 2, 2)}, ShapeError, "want one function for each of 3 regions"),
             ({"regions": (1, 2, 3)}, ShapeError, "want one function for each of 3 regions"),
             ({"batch": 1}, MissingError, "no function for 16x32 pixels, batch 1"),
@@ -177,6 +196,52 @@ class TestCheck:
         *others, last = DENOISERS
         with pytest.raises(error, match=message):
             make_graphs((*others, replace(last, **change))).check(SPEC, PLAN, "test")
+
+    @pytest.mark.parametrize(
+        ("role", "number", "side", "name", "feature", "message"),
+        [
+            ("transformer", 0, "inputs", "latents", Feature((2, 4, 9, 9), "float32"), r"got 'latents' \[2, 4, 9, 9\]"),
+            ("transformer", 0, "inputs", "latents", Feature((2, 4, 8, 16), "float16"), "float16, want 'latents'"),
+            ("transformer", 0, "inputs", "resolution", Feature((2,), "float32"), "want no 'resolution'"),
+            ("transformer", 1, "inputs", "text_mask", None, "got no 'text_mask'"),
+            (
+                "transformer",
+                0,
+                "outputs",
+                "tokens_out",
+                Feature((2, 32, 9), "float16"),
+                r"want 'tokens_out' \[2, 32, 8\]",
+            ),
+            ("transformer", 1, "outputs", "prediction", None, "got no 'prediction'"),
+            (
+                "text_encoder",
+                0,
+                "inputs",
+                "input_ids",
+                Feature((1, 12), "float32"),
+                r"want 'input_ids' \[1, 12\] int32",
+            ),
+            ("text_encoder", 0, "outputs", "text", Feature((1, 12, 7), "float32"), "want 'text'"),
+            ("vae_decoder", 0, "inputs", "latents", None, "got no 'latents'"),
+            ("vae_decoder", 0, "outputs", "image", Feature((1, 3, 16, 33), "float32"), "want 'image'"),
+            ("vae_encoder", 0, "outputs", "moments", Feature((1, 4, 8, 16), "float32"), "want 'moments'"),
+        ],
+    )
+    def test_features_are_the_models(
+        self, role: str, number: int, side: str, name: str, feature: Feature | None, message: str
+    ) -> None:
+        graphs = make_graphs()
+        package = graphs.packages[role][number]
+        first, *others = package.functions
+        features = {key: value for key, value in getattr(first, side).items() if key != name}
+        if feature is not None:
+            features[name] = feature
+        changed = GraphFunction(first.name, *(features if item == side else getattr(first, item) for item in SIDES))
+        chain = list(graphs.packages[role])
+        chain[number] = replace(package, functions=(changed, *others))
+        wrong = replace(graphs, packages={**graphs.packages, role: tuple(chain)})
+        with pytest.raises(ShapeError, match=f"{package.path} has other {side} in .*{message}"):
+            wrong.check(SPEC, PLAN, "test")
 
     @pytest.mark.parametrize(
         ("role", "number"), [("transformer", 0), ("transformer", 1), ("vae_decoder", 0), ("text_encoder", 0)]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moddit.errors import FormatError, MissingError, ShapeError
+from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
 from moddit.manifest import (
     COMPONENTS,
     Component,
@@ -76,18 +76,57 @@ def test_not_json(bundle):
         (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 3"),
         (lambda value: value.update(format_version=2), FormatError, "got 2, want 3; convert the checkpoint again"),
         (lambda value: value.update(more=1), FormatError, "'more'"),
-        (lambda value: value.update(graphs={}), FormatError, r"manifest.json.graphs: got \[\]"),
+        (lambda value: value.update(graphs={}), FormatError, "manifest.json: graphs lacks 'compute_units'"),
         (lambda value: value["components"].pop("vae"), FormatError, "components"),
-        (lambda value: value["components"]["vae"]["files"][0].update(path="../x"), FormatError, "leaves the bundle"),
-        (lambda value: value["components"]["vae"]["files"][0].update(path="/x"), FormatError, "leaves the bundle"),
+        (
+            lambda value: value["components"]["vae"]["files"][0].update(path="../x"),
+            FormatError,
+            r"vae\.files\[0\]\.path is '\.\./x', want a path inside",
+        ),
+        (
+            lambda value: value["components"]["vae"]["files"][0].update(path="/x"),
+            FormatError,
+            "'/x', want a path inside the bundle",
+        ),
         (lambda value: value["plan"]["keep_tenths"].pop(), ShapeError, "plan has 1 layers"),
-        (lambda value: value["spec"]["vae"].pop("scaling_factor"), FormatError, "spec: vae lacks 'scaling_factor'"),
+        (lambda value: value["plan"].update(num_train_timesteps=999), ValueRangeError, "999 in the plan and 1000 in"),
+        (lambda value: value["components"]["vae"].update(dtype=None), FormatError, "components.vae.dtype is null"),
+        (lambda value: value.update(backend="coreml"), FormatError, "backend is 'coreml' without graphs"),
+        (lambda value: value["spec"]["vae"].pop("scaling_factor"), FormatError, "spec.vae lacks 'scaling_factor'"),
     ],
 )
 def test_what_does_not_fit_is_refused(bundle, change, error, message):
     edit(bundle[0], change)
     with pytest.raises(error, match=message):
         read_manifest(bundle[0])
+
+
+def test_a_manifest_that_cannot_be_read(tmp_path):
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(FormatError, match=r"manifest\.json: cannot be read \(a folder\)"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").rmdir()
+    (tmp_path / "manifest.json").write_text('{"format": "moddit", "format": "moddit"}')
+    with pytest.raises(FormatError, match=r"key 'format' is there twice.*the bundle is damaged"):
+        read_manifest(tmp_path)
+
+
+def test_files_may_be_links_and_their_folders_not(bundle, tmp_path_factory):
+    folder, manifest = bundle
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "vae.bin").rename(elsewhere / "blob")
+    (folder / "vae.bin").symlink_to(elsewhere / "blob")
+    verify_files(folder, manifest)
+    (elsewhere / "vae.bin").write_bytes(b"vae")
+    (folder / "inside").mkdir()
+    (folder / "link").symlink_to(folder / "inside", target_is_directory=True)
+    (folder / "inside" / "vae.bin").write_bytes(b"vae")
+    edit(folder, lambda value: value["components"]["vae"]["files"][0].update(path="link/vae.bin"))
+    verify_files(folder, read_manifest(folder))
+    (folder / "link").unlink()
+    (folder / "link").symlink_to(elsewhere, target_is_directory=True)
+    with pytest.raises(FormatError, match=r"link/vae\.bin: its folder is a link that leaves the bundle"):
+        verify_files(folder, read_manifest(folder))
 
 
 def test_missing_truncated_and_changed_files(bundle):
