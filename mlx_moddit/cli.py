@@ -36,9 +36,11 @@ from mlx_moddit.settings import (
     choose_tile,
 )
 from mlx_moddit.stages import Encoded, Stage, Step
-from moddit.errors import FormatError, MissingError, ModditError, ValueRangeError
+from moddit.bounds import JSON_BYTES, PICTURES
+from moddit.errors import FormatError, ModditError, ValueRangeError
 from moddit.manifest import read_manifest
 from moddit.paths import expand
+from moddit.record import Origin, read_bytes
 from moddit.samplers import SAMPLERS
 from moddit.text import printable_lines
 
@@ -204,6 +206,8 @@ def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None
     prompts = _prompts(options) or [values["prompt"]]
     seeds = spread_seeds(options["seeds"] or [values.get("seed", 0)], options["num_images"])
     given = {name: values[name] for name in names if name in values} | {"vae_tile_size": _tile(options, repeated)}
+    if len(prompts) * len(seeds) > PICTURES:
+        raise ValueRangeError(f"[prompts] got {len(prompts)} for {len(seeds)} seeds, want at most {PICTURES} pictures")
     complete = [Settings.complete(pipeline.bundle.spec, prompt, **given) for prompt in prompts]
     settings = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
     output, routes = options["output"], options["save_routes"]
@@ -234,11 +238,15 @@ def _prompts(options: dict[str, Any]) -> list[str]:
     if file is None:
         return [] if options["prompt"] is None else [options["prompt"]]
     try:
-        text = sys.stdin.read() if file == STDIN else expand(file).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingError(f"[prompts] {file}: no such file") from None
+        if file == STDIN:
+            text = sys.stdin.read(JSON_BYTES + 1)
+        else:
+            origin = Origin("prompts", file)
+            text = read_bytes(expand(file), origin, absent="want one prompt a line", most=JSON_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"[prompts] {file}: cannot read it ({error}), want UTF-8 text") from None
+    if len(text) > JSON_BYTES:
+        raise FormatError(f"[prompts] {file}: too long, want at most {JSON_BYTES} characters")
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise FormatError(f"[prompts] {file}: no prompts in it, want one a line")

@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from mlx_moddit.metadata import Metadata
 from moddit.errors import FormatError, MissingError, StorageError
 from moddit.files import check_file, new_file, storage_errors
+from moddit.record import escape, open_regular
 
 CHUNK: Final = "moddit"
 CHUNK_FOR_PEOPLE: Final = "parameters"
@@ -64,13 +65,13 @@ def read_metadata(path: Path) -> Metadata:
         FormatError: not a PNG, or metadata that this version cannot read.
     """
     try:
-        with Image.open(path) as image:
+        with open(path, "rb", opener=open_regular) as file, Image.open(file) as image:
             text = image.text.get(CHUNK) if isinstance(image, PngImagePlugin.PngImageFile) else None
             kind = image.format
     except FileNotFoundError:
         raise MissingError(f"[metadata] {path}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise FormatError(f"[metadata] {path}: cannot read the picture ({error})") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise FormatError(f"[metadata] {path}: cannot read the picture ({escape(str(error))})") from None
     if text is None:
         raise MissingError(f"[metadata] {path}: a {kind} without moddit's settings; want a PNG as moddit wrote it")
     return Metadata.from_text(text, str(path))

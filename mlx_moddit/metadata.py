@@ -9,27 +9,26 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, Self, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
 
 import moddit
 from mlx_moddit.settings import Settings
+from moddit.bounds import Name, Text, Versions
 from moddit.errors import FormatError
 from moddit.manifest import Manifest
+from moddit.record import Keys, Origin, decode, parse_json, quote
 
 METADATA_VERSION: Final = 1
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ModelReference:
     """Which bundle made a picture."""
 
-    path: str | None  # as the user gave it; None for the embedded model
-    fingerprint: str  # of the bundle's contents
-    source: str  # of the bundle, from its provenance
+    path: Text | None  # as the user gave it; None for the embedded model
+    fingerprint: Name  # of the bundle's contents
+    source: Text  # of the bundle, from its provenance
 
     @classmethod
     def of(cls, manifest: Manifest, path: str | None) -> Self:
@@ -42,8 +41,8 @@ class Metadata:
 
     settings: Settings
     model: ModelReference
-    dtype: str  # computed in, or "stored"
-    versions: Mapping[str, str]  # of moddit and MLX
+    dtype: Name | None  # computed in, or "stored"; None in pictures of before it had a name
+    versions: Versions  # of moddit and MLX
 
     def to_json(self) -> dict[str, Any]:
         """Write the version of this format first."""
@@ -63,26 +62,12 @@ class Metadata:
             FormatError: not JSON, another version, or unknown or missing fields.
             InputError: settings whose values are not allowed.
         """
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise FormatError(f"[metadata] {where}: not JSON ({error})") from None
-        version = value.get("version") if isinstance(value, dict) else None
-        if version != METADATA_VERSION:
-            raise FormatError(f"[metadata] {where}: version is unknown, got {version!r}, want {METADATA_VERSION}")
-        names = {"version", *(field.name for field in fields(cls))}
-        if set(value) != names:
-            raise FormatError(f"[metadata] {where}: got {sorted(value)}, want an object with exactly {sorted(names)}")
-        model = value["model"]
-        wanted = {field.name for field in fields(ModelReference)}
-        if not isinstance(model, dict) or set(model) != wanted:
-            raise FormatError(f"[metadata] {where}.model: want an object with exactly {sorted(wanted)}")
-        return cls(
-            settings=Settings.from_json(value["settings"], f"{where}.settings"),
-            model=ModelReference(**model),
-            dtype=value["dtype"],
-            versions=value["versions"],
-        )
+        origin = Origin("metadata", where)
+        value = parse_json(text.encode("utf-8", "surrogatepass"), origin)
+        version = value.pop("version", None) if isinstance(value, dict) else None
+        if type(version) is not int or version != METADATA_VERSION:
+            raise FormatError(f"{origin}: version is unknown, got {quote(version)}, want {METADATA_VERSION}")
+        return decode(value, cls, origin, Keys.KNOWN)
 
     def describe(self) -> str:
         """Write the lines that image browsers show under "parameters"."""

@@ -31,6 +31,7 @@ from mlx_moddit.settings import (
     choose_tile,
 )
 from mlx_moddit.stages import Decoded, Encoded, Generation, Loaded, Prepared, Stage, Step
+from moddit.bounds import PICTURES
 from moddit.errors import ModditError, UnsupportedError, ValueRangeError
 
 LAP_NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Step: "denoise", Decoded: "decode"}
@@ -258,9 +259,13 @@ def spread_seeds(seed: int | Sequence[int], num_images: int) -> tuple[int, ...]:
     """List the seeds of `num_images` pictures for each of one or several first seeds.
 
     Raises:
-        ValueRangeError: if it asks for no picture.
+        ValueRangeError: if it asks for no picture, or for too many.
     """
     first = list(seed) if isinstance(seed, Sequence) else [seed]
+    if num_images * len(first) > PICTURES:
+        raise ValueRangeError(
+            f"[pipeline] got {num_images} images of {len(first)} seeds, want at most {PICTURES} pictures"
+        )
     if num_images < 1 or not first:
         raise ValueRangeError(f"[pipeline] nothing to generate, got {num_images} images of {len(first)} seeds")
     return tuple(int(number) + offset for number in first for offset in range(num_images))

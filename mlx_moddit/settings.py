@@ -2,57 +2,69 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any, Final, Self
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Any, Final, Self
+
+from msgspec import Meta
 
 from mlx_moddit.vae import TILE_PARTS
 from moddit.bins import Size, bin_size
-from moddit.errors import FormatError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.bounds import GUIDANCE, PIXELS, SIDE, TEXT, TIMESTEPS, TOKENS, TRAINED_TOKENS, Side, Text, Timesteps, choice
+from moddit.errors import ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
+from moddit.record import Keys, Origin, decode
 from moddit.samplers import SAMPLERS
 from moddit.spec import ModelSpec
 
 DEFAULT_STEPS: Final = 20
 DEFAULT_GUIDANCE_SCALE: Final = 4.5
 DEFAULT_VAE_TILE_SIZE: Final = 512  # pixels
-_TYPES: Final = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "int | None": (int, type(None))}
+# The least and the largest value, of what a command line or a program may give.
+_RANGES: Final = {
+    "steps": (1, TIMESTEPS),
+    "height": (1, SIDE),
+    "width": (1, SIDE),
+    "vae_tile_size": (1, SIDE),
+    "seed": (SEED_MIN, SEED_MAX),
+    "guidance_scale": (0, GUIDANCE),
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings of one picture. Equal settings, model, dtype and device give the equal picture."""
 
-    prompt: str
-    negative_prompt: str
-    seed: int
-    steps: int
-    guidance_scale: float  # 1 and below generate without guidance, in half the time
-    height: int  # pixels
-    width: int  # pixels
-    sampler: str
+    prompt: Text
+    negative_prompt: Text
+    seed: int  # of 64 bits, with a sign or without
+    steps: Timesteps
+    guidance_scale: Annotated[float, Meta(ge=0, le=GUIDANCE)]  # 1 and below generate without guidance, in half the time
+    height: Side  # pixels
+    width: Side  # pixels
+    sampler: Annotated[str, choice(*SAMPLERS)]
     # Fields with a default came later: a picture's file leaves them out where they have it.
     resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
-    vae_tile_size: int | None = (
+    vae_tile_size: Side | None = (
         None  # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("height", 1), ("width", 1), ("seed", SEED_MIN)):
-            if getattr(self, name) < least:
-                raise ValueRangeError(
-                    f"[settings] {name} out of range, got {getattr(self, name)}, want {least} or more"
-                )
-        if self.vae_tile_size is not None and self.vae_tile_size < 1:
-            raise ValueRangeError(f"[settings] vae_tile_size out of range, got {self.vae_tile_size}, want 1 or more")
-        if self.seed > SEED_MAX:
-            raise ValueRangeError(f"[settings] seed out of range, got {self.seed}, want at most {SEED_MAX}")
-        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
-            raise ValueRangeError(f"[settings] guidance_scale out of range, got {self.guidance_scale}, want 0 or more")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:  # NaN is in no range
+                raise ValueRangeError(f"[settings] {name} out of range, got {value}, want {least}..{most}")
+        if self.height * self.width > PIXELS:
+            raise ValueRangeError(
+                f"[settings] a picture of height {self.height} and width {self.width} is too large, want at most "
+                f"{PIXELS} pixels"
+            )
         if self.sampler not in SAMPLERS:
             raise UnsupportedError(f"[settings] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
         for name in ("prompt", "negative_prompt"):
+            if len(getattr(self, name)) > TEXT:
+                raise ValueRangeError(
+                    f"[settings] {name} has {len(getattr(self, name))} characters, want at most {TEXT}"
+                )
             try:
                 getattr(self, name).encode("utf-8")
             except UnicodeEncodeError:
@@ -121,10 +133,12 @@ class Settings:
         return self.height, self.width
 
     def check(self, spec: ModelSpec) -> None:
-        """Check the sizes against a model: sides of what is generated in patches, and a tile in quarters that overlap.
+        """Check the sizes against a model: sides of what is generated in patches, a tile in quarters that overlap, and
+        no more tokens than the model can be asked for.
 
         Raises:
             ShapeError: naming the nearest sides that are.
+            ValueRangeError: too many tokens.
             UnsupportedError: as `generated_size`.
         """
         height, width = self.generated_size(spec)
@@ -132,6 +146,14 @@ class Settings:
         _check_multiple("width", width, spec.pixels_per_patch)
         if self.vae_tile_size is not None:
             _check_multiple("vae_tile_size", self.vae_tile_size, TILE_PARTS * spec.vae.downscale)
+        tokens = height * width // spec.pixels_per_patch**2
+        most = min(TOKENS, TRAINED_TOKENS * spec.transformer.base_size**2)
+        if tokens > most:
+            raise ValueRangeError(
+                f"[settings] a picture of height {height} and width {width} has {tokens} tokens, want at most {most}: "
+                f"{TRAINED_TOKENS} times those of the {spec.default_side} pixels that the model was trained at, and no "
+                f"more than {TOKENS}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Write every field, but those that have their default."""
@@ -146,19 +168,7 @@ class Settings:
             FormatError: unknown or missing fields, or values of another type.
             ValueRangeError, UnsupportedError: a value that is not allowed.
         """
-        names = {field.name for field in fields(cls)}
-        required = {field.name for field in fields(cls) if field.default is MISSING}
-        if not isinstance(value, Mapping) or not required <= set(value) <= names:
-            found = sorted(value) if isinstance(value, Mapping) else type(value).__name__
-            optional = sorted(names - required)
-            raise FormatError(
-                f"[settings] {where}: got {found}, want an object with {sorted(required)} and at most {optional}"
-            )
-        for field in fields(cls):
-            allowed = _TYPES[str(field.type)]
-            if field.name in value and type(value[field.name]) not in allowed:
-                raise FormatError(f"[settings] {where}: {field.name} = {value[field.name]!r}, want {field.type}")
-        return cls(**value)
+        return decode(value, cls, Origin("settings", where), Keys.KNOWN)
 
 
 def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None) -> int | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
 from mlx_moddit.metadata import Metadata, ModelReference
 from mlx_moddit.settings import Settings
-from moddit.errors import FormatError, MissingError, ModditError, OutputExistsError, StorageError
+from moddit.errors import FormatError, InputError, MissingError, ModditError, OutputExistsError, StorageError
 
 SETTINGS = Settings("Ein großer Kreis, rot!", "blau", 7, 20, 4.5, 32, 48, "dpmpp-2m")
 METADATA = Metadata(SETTINGS, ModelReference("some/bundle", "ab" * 32, "folder"), "stored", {"moddit": "1", "mlx": "2"})
@@ -57,12 +58,32 @@ def test_a_file_depends_on_nothing_but_picture_and_metadata(tmp_path: Path) -> N
         ({"extra": 1}, "extra"),
         ({"model": {"path": None}}, "model"),
         ({"settings": {}}, "settings"),
+        ({"version": True}, "version is unknown"),
+        ({"version": []}, "version is unknown"),
+        ({"dtype": 5}, "dtype is 5, want a text or null"),
+        ({"versions": {"moddit": 5}}, "versions.moddit is 5, want a text"),
+        ({"model": None}, "model is null, want an object"),
+        ({"settings": METADATA.to_json()["settings"] | {"height": 10**7}}, "settings.height is 10000000, want at most"),
     ],
     ids=str,
 )
 def test_metadata_of_another_shape_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(FormatError, match=message):
+    with pytest.raises(InputError, match=message):
         Metadata.from_text(json.dumps(METADATA.to_json() | change), "a picture")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", "{", "NaN", '{"version": 1, "version": 1}', "[" * 10**5, " " * (8 << 20) + "{"]
+)
+def test_text_that_is_no_metadata_is_refused(text: str) -> None:
+    with pytest.raises(FormatError, match="a picture"):
+        Metadata.from_text(text, "a picture")
+
+
+def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(FormatError, match="not a regular file"):
+        read_metadata(tmp_path / "a.png")
 
 
 def test_files_without_metadata_are_refused(tmp_path: Path) -> None:

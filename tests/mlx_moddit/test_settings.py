@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlx_moddit.settings import DEFAULT_VAE_TILE_SIZE, Settings, choose_tile
-from moddit.errors import FormatError, ModditError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.errors import InputError, ModditError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.manifest import read_manifest
 from moddit.spec import ModelSpec
 
@@ -24,7 +24,7 @@ def test_complete_takes_size_and_sampler_from_the_model(spec: ModelSpec) -> None
 
 
 @pytest.mark.parametrize(
-    ("side", "nearest"), [(30, "want 28 or 32"), (33, "want 32 or 36"), (1, "want 4"), (4 * 10**6 + 1, "4000004")]
+    ("side", "nearest"), [(30, "want 28 or 32"), (33, "want 32 or 36"), (1, "want 4"), (16381, "want 16380 or 16384")]
 )
 def test_size_error_names_the_nearest_sides(spec: ModelSpec, side: int, nearest: str) -> None:
     with pytest.raises(ShapeError, match=f"width is not a multiple of 4 pixels, got {side}.*{nearest}"):
@@ -40,6 +40,15 @@ def test_size_error_names_the_nearest_sides(spec: ModelSpec, side: int, nearest:
         ({"guidance_scale": float("nan")}, ValueRangeError),
         ({"guidance_scale": -1.0}, ValueRangeError),
         ({"height": 0}, ValueRangeError),
+        ({"height": 10**7}, ValueRangeError),
+        ({"width": 16388}, ValueRangeError),
+        ({"height": 16384, "width": 16384}, ValueRangeError),
+        ({"height": 16384}, ValueRangeError),
+        ({"height": 132, "width": 128}, ValueRangeError),
+        ({"steps": 10**9}, ValueRangeError),
+        ({"guidance_scale": 1e9}, ValueRangeError),
+        ({"vae_tile_size": 10**9}, ValueRangeError),
+        ({"prompt": "x" * 100_001}, ValueRangeError),
         ({"vae_tile_size": 0}, ValueRangeError),
         ({"vae_tile_size": 12}, ShapeError),
         ({"sampler": "plms"}, UnsupportedError),
@@ -49,7 +58,11 @@ def test_size_error_names_the_nearest_sides(spec: ModelSpec, side: int, nearest:
 )
 def test_settings_out_of_range_are_refused(spec: ModelSpec, changes: dict[str, Any], error: type[ModditError]) -> None:
     with pytest.raises(error, match=next(iter(changes))):
-        Settings.complete(spec, "a circle", **changes)
+        Settings.complete(spec, **({"prompt": "a circle"} | changes))
+
+
+def test_the_largest_picture_has_sixteen_times_the_tokens(spec: ModelSpec) -> None:
+    assert Settings.complete(spec, "a circle", height=128, width=128).height == 128
 
 
 def test_texts_are_negative_first_and_alone_without_guidance(spec: ModelSpec) -> None:
@@ -150,10 +163,21 @@ def test_a_size_of_tiles_that_are_not_wanted_is_refused() -> None:
         {"resolution_binning": 1},
         {"vae_tile_size": "8"},
         {"vae_tile_size": True},
+        {"height": 10**7},
+        {"height": 32.0},
+        {"steps": 0},
+        {"steps": 10**12},
+        {"seed": 2**70},
+        {"guidance_scale": None},
+        {"sampler": []},
+        {"sampler": "\x1b[2J"},
+        {"negative_prompt": "x" * 100_001},
     ],
     ids=str,
 )
 def test_json_of_another_shape_is_refused(spec: ModelSpec, changes: dict[str, Any]) -> None:
     value = Settings.complete(spec, "a circle").to_json()
-    with pytest.raises(FormatError, match="a picture"):
+    with pytest.raises(InputError, match="a picture") as raised:
         Settings.from_json(value | changes, "a picture")
+    assert next(iter(changes)) in str(raised.value)
+    assert str(raised.value).isprintable()
