@@ -10,6 +10,7 @@ from convert.conversion import Conversion
 from moddit.cost import kept_flops_share
 from moddit.graphs import Graphs
 from moddit.manifest import Component
+from moddit.record import escape
 from moddit.routing import RoutingPlan
 from moddit.samplers import build_table
 from moddit.spec import ModelSpec
@@ -73,7 +74,7 @@ class Summary:
         manifest, description = self.conversion.manifest, self.conversion.description
         lines = [
             f"{self.conversion.out}: bundle for {manifest.backend}",
-            f"  source        {manifest.provenance.source}",
+            f"  source        {escape(manifest.provenance.source)}",
             f"  sha256        {manifest.provenance.source_sha256}",
         ]
         lines += [f"  {name:13} {_component_text(component)}" for name, component in manifest.components.items()]

@@ -13,6 +13,7 @@ from mlx_moddit.settings import DEFAULT_VAE_TILE_SIZE
 from moddit.bins import Size
 from moddit.cost import activation_bytes, kept_flops_share
 from moddit.manifest import Component, Manifest
+from moddit.record import escape
 from moddit.samplers import build_table
 from moddit.text import printable
 
@@ -101,7 +102,7 @@ def write(facts: dict[str, Any]) -> str:
             f"--low-ram turns on, and tiles of {facts['vae_tile_size']} pixels:",
             *align(memory),
         ],
-        [f"Made from {facts['provenance']['source']} at {facts['provenance']['created']}"],
+        [f"Made from {escape(facts['provenance']['source'])} at {facts['provenance']['created']}"],
     ]
     return "\n\n".join("\n".join(map(printable, part)) for part in parts)
 

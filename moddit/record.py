@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -190,6 +191,18 @@ def _tidy(node: Any) -> Any:
         return node
     idle = {"default", *(("pattern", "type") if "enum" in node else ()), *(("title",) if "properties" in node else ())}
     return {name: _tidy(item) for name, item in node.items() if name not in idle}
+
+
+@contextmanager
+def system_errors(component: str) -> Iterator[None]:
+    """Turn what the system says while files are looked for and read into FormatError, which names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise FormatError(
+            f"[{component}] {escape(str(error.filename or 'a file'))}: cannot be read ({error.strerror}), "
+            "want a readable file"
+        ) from None
 
 
 def open_regular(path: str, flags: int) -> int:

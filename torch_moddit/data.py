@@ -14,22 +14,34 @@ files (`latents.npy`, ...) in a folder, with `null_text.npy` and `null_mask.npy`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import torch
+from msgspec import Meta
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from moddit.bounds import LOG_BYTES, PATH, Text
 from moddit.errors import FormatError, MissingError, ShapeError
+from moddit.record import Keys, Origin, decode, escape, parse_json, read_bytes
 
 Item = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of `metadata.jsonl`."""
+
+    file_name: Annotated[str, Meta(min_length=1, max_length=PATH)]
+    text: Text
+
 
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 REQUIRED: Final = ("latents", "text", "mask")
@@ -50,7 +62,7 @@ class PictureFolder(Dataset[Item]):
 
     Raises:
         MissingError: no pictures, or one without a caption or file.
-        FormatError: a damaged `metadata.jsonl`.
+        FormatError: a damaged `metadata.jsonl`, MissingError: a line without a name or a text.
     """
 
     def __init__(
@@ -182,17 +194,16 @@ def read_captions(folder: Path) -> list[tuple[Path, str]]:
 
 def _read_metadata(path: Path) -> list[tuple[Path, str]]:
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    text = read_bytes(path, Origin("data", str(path)), absent="want one picture a line", most=LOG_BYTES)
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            picture, caption = path.parent / row["file_name"], row["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise FormatError(f'[data] {path}:{number}: want a JSON object with "file_name" and "text"') from None
+        origin = Origin("data", f"{path}:{number}", 'want a JSON object with "file_name" and "text"')
+        row = decode(parse_json(line, origin, strict=False), _Row, origin, Keys.ANY)
+        picture = path.parent / row.file_name
         if not picture.is_file():
-            raise MissingError(f"[data] {path}:{number}: {picture} is not there")
-        pairs.append((picture, str(caption)))
+            raise MissingError(f"[data] {origin.where}: {escape(str(picture))} is not there")
+        pairs.append((picture, row.text))
     return sorted(pairs)
 
 

@@ -15,6 +15,7 @@ from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.checkpoint.transformer import Transformer, read_transformer
 from moddit.checkpoint.weights import DIFFUSERS, TRANSFORMERS, Naming, read_config, read_json, read_weights
 from moddit.errors import ShapeError
+from moddit.record import system_errors
 from moddit.routing import RoutingPlan
 from moddit.samplers import SCHEDULER_CLASSES, NoiseSchedule
 from moddit.spec import VAE_IMPLEMENTED, ModelSpec, T5Spec, VAESpec
@@ -35,12 +36,13 @@ class Description:
     notes: tuple[str, ...]  # what a user should know, one sentence each
 
 
+@system_errors("source")
 def describe(sources: Sources) -> Description:
     """Read a checkpoint; weights are left on disk, and only their headers are read.
 
     Raises:
         MissingError: a component or file is absent.
-        FormatError: a file is damaged.
+        FormatError: a file is damaged, or cannot be read.
         UnsupportedError: another architecture or feature than implemented.
         ShapeError: tensors or the plan do not fit the configuration.
         ValueRangeError: a value of the plan or of a configuration outside its range.
@@ -80,6 +82,7 @@ def describe(sources: Sources) -> Description:
     )
 
 
+@system_errors("source")
 def describe_transformer(sources: Sources) -> Transformer:
     """Read the transformer of a checkpoint, which need have nothing else; raises as `describe`."""
     files = SourceFiles(sources)

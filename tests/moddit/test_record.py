@@ -16,7 +16,7 @@ from msgspec import Meta
 from moddit import bounds
 from moddit.bounds import Name, choice
 from moddit.errors import FormatError, InputError, MissingError, UnsupportedError, ValueRangeError
-from moddit.record import Keys, Origin, decode, escape, parse_json, quote, read_json, schema
+from moddit.record import Keys, Origin, decode, escape, parse_json, quote, read_json, schema, system_errors
 
 ORIGIN: Final = Origin("test", "a.json", "get another")
 
@@ -185,6 +185,11 @@ class TestFiles:
         path.chmod(0)
         with pytest.raises(FormatError, match=r"a\.json: cannot be read \(Permission denied\)"):
             self.read(path)
+
+
+def test_errors_of_the_system_name_their_file(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"\[test\] .*none: cannot be read \(No such file"), system_errors("test"):
+        list((tmp_path / "none").iterdir())
 
 
 def test_values_are_shown_escaped_and_short() -> None:

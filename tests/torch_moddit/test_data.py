@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from moddit.errors import FormatError, MissingError, ShapeError
+from moddit.errors import FormatError, InputError, MissingError, ShapeError
 from tests import tiny
 from torch_moddit.data import Batches, PictureFolder, Precomputed, fit, read_captions
 
@@ -63,8 +63,18 @@ def test_refuses_incomplete_folders(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"jsonl:1: .*lost\.png is not there"):
         read_captions(tmp_path)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
-    with pytest.raises(FormatError, match="jsonl:1"):
+    with pytest.raises(MissingError, match="jsonl:1: field 'text' is missing; want a JSON object"):
         read_captions(tmp_path)
+    for line in (
+        "{",
+        "[]",
+        '{"file_name": 5, "text": "x"}',
+        '{"file_name": "a.png", "text": null}',
+        '{"file_name": "a\\u0000", "text": ""}',
+    ):
+        (tmp_path / "metadata.jsonl").write_text(line + "\n")
+        with pytest.raises(InputError, match="jsonl:1"):
+            read_captions(tmp_path)
 
 
 def tensors(count: int) -> dict[str, torch.Tensor]:
