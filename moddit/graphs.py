@@ -29,8 +29,8 @@ from moddit.bounds import (
     choice,
 )
 from moddit.errors import MissingError, ShapeError
-from moddit.record import Origin, decode, quote
-from moddit.routing import PlanRecord, RoutingPlan
+from moddit.record import Origin, decode, escape, quote
+from moddit.routing import DENOMINATOR, PlanRecord, RoutingPlan, capacity
 from moddit.spec import ModelSpec
 
 ROLES: Final = ("text_encoder", "transformer", "vae_decoder", "vae_encoder")
@@ -79,7 +79,7 @@ class Package:
             if function.name == name:
                 return function
         raise MissingError(
-            f"[graphs] {self.path}: has no function {name!r}, got {[item.name for item in self.functions]}"
+            f"[graphs] {escape(self.path)}: has no function {name!r}, got {[item.name for item in self.functions]}"
         )
 
 
@@ -170,20 +170,20 @@ class Graphs:
             ShapeError: capacities are not the plan's, features not the model's, or there are functions that nothing is
                 said of.
         """
-        regions = plan.regions if plan else 1
+        rows = [plan.row(region) for region in range(plan.regions)] if plan else [_whole(spec)]
         found = {(*_key(item), region): item for item in reversed(self.denoisers) for region in item.regions}
         for height, width in self.sizes:
             tokens = _count_tokens(spec, height, width, where)
+            kept = {row: tuple(capacity(tenths, tokens) for tenths in row) for row in set(rows)}
             for batch in self.batches:
-                for region in range(regions):
-                    wanted = plan.capacities(region, tokens) if plan else (tokens,) * spec.transformer.num_layers
+                for region, row in enumerate(rows):
                     if (height, width, batch, region) not in found:
                         raise MissingError(f"{self._explain(height, width, batch, region)} (in {where})")
-                    self._check_region(found[height, width, batch, region], region, wanted, where)
+                    self._check_region(found[height, width, batch, region], region, kept[row], where)
         named = [region for item in self.denoisers for region in item.regions]
-        if len(named) != regions * len(self.sizes) * len(self.batches) or not set(named) <= set(range(regions)):
+        if len(named) != len(rows) * len(self.sizes) * len(self.batches) or not set(named) <= set(range(len(rows))):
             raise ShapeError(
-                f"[graphs] {where}: want one function for each of {regions} regions, got regions {quote(named)}"
+                f"[graphs] {where}: want one function for each of {len(rows)} regions, got regions {quote(named)}"
             )
         for role, packages in self.packages.items():
             for number, package in enumerate(packages):
@@ -204,7 +204,7 @@ class Graphs:
             "transformer": sorted(item.function for item in self.denoisers),
         }.get(role, sorted(size_name(*size) for size in self.sizes))
         if found != wanted or len(set(found)) < len(found):
-            raise ShapeError(f"[graphs] {where}: {package.path} has functions {found}, want {wanted or 'one'}")
+            raise ShapeError(f"[graphs] {where}: {escape(package.path)} has functions {found}, want {wanted or 'one'}")
 
     def _check_region(self, item: Denoiser, region: int, wanted: tuple[int, ...], where: str) -> None:
         if item.capacities != wanted:
@@ -309,6 +309,11 @@ def _features(shapes: Shapes, dtype: str = "float32") -> dict[str, Feature]:
     return {name: Feature(shape, dtype) for name, shape in shapes.items()}
 
 
+def _whole(spec: ModelSpec) -> tuple[int, ...]:
+    """Keep ratios of a dense model's layers, in tenths."""
+    return (DENOMINATOR,) * spec.transformer.num_layers
+
+
 def _key(item: Denoiser) -> tuple[int, int, int]:
     return item.height, item.width, item.batch
 
@@ -332,8 +337,9 @@ def _check_features(package: Package, wanted: Mapping[str, GraphFunction], where
             wrong = sorted(name for name in found.keys() | right.keys() if found.get(name) != right.get(name))
             if wrong:
                 raise ShapeError(
-                    f"[graphs] {where}: {package.path} has other {side} in {quote(function.name)} than the model, got "
-                    f"{_describe(wrong[0], found)}, want {_describe(wrong[0], right)}; convert the checkpoint again"
+                    f"[graphs] {where}: {escape(package.path)} has other {side} in {quote(function.name)} than the "
+                    f"model, got {_describe(wrong[0], found)}, want {_describe(wrong[0], right)}; convert the "
+                    "checkpoint again"
                 )
 
 

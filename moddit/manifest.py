@@ -197,7 +197,9 @@ class Manifest:
         paths = [info.path for component in self.components.values() for info in component.files]
         for package in (item for chain in self.graphs.packages.values() for item in chain) if self.graphs else ():
             if not any(path.startswith(package.path + "/") for path in paths):
-                raise MissingError(f"[manifest] {where}: no component lists files of {package.path}; convert again")
+                raise MissingError(
+                    f"[manifest] {where}: no component lists files of {escape(package.path)}; convert again"
+                )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -249,9 +251,8 @@ def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> N
             try:
                 problem = _judge(folder, info, hashes=hashes)
             except OSError as error:
-                problem = FormatError(
-                    f"[manifest] {folder / info.path}: cannot be read ({error.strerror}), want a readable file"
-                )
+                name = escape(str(folder / info.path))
+                problem = FormatError(f"[manifest] {name}: cannot be read ({error.strerror}), want a readable file")
             if problem is not None:
                 raise problem
 
@@ -259,17 +260,18 @@ def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> N
 def _judge(folder: Path, info: FileInfo, *, hashes: bool) -> InputError | None:
     """Say what is wrong with a file of a bundle, if anything; raises OSError if it cannot be read."""
     file = folder / info.path
+    name = escape(str(file))
     if not file.is_file():
-        return MissingError(f"[manifest] {file}: no such file, though the manifest lists it; {ADVICE}")
+        return MissingError(f"[manifest] {name}: no such file, though the manifest lists it; {ADVICE}")
     if not file.parent.resolve().is_relative_to(folder.resolve()):
-        return FormatError(f"[manifest] {file}: its folder is a link that leaves the bundle; copy the bundle again")
+        return FormatError(f"[manifest] {name}: its folder is a link that leaves the bundle; copy the bundle again")
     size = file.stat().st_size
     if size != info.bytes:
         return FormatError(
-            f"[manifest] {file}: got {size} bytes, want {info.bytes}; the file is truncated or changed, {ADVICE}"
+            f"[manifest] {name}: got {size} bytes, want {info.bytes}; the file is truncated or changed, {ADVICE}"
         )
     if hashes and hash_file(file) != info.sha256:
-        return FormatError(f"[manifest] {file}: its sha256 is not the manifest's; the file has changed, {ADVICE}")
+        return FormatError(f"[manifest] {name}: its sha256 is not the manifest's; the file has changed, {ADVICE}")
     return None
 
 

@@ -17,6 +17,7 @@ from msgspec import Meta
 from moddit.bounds import (
     LEVELS,
     SIDE,
+    TEXT_TOKENS,
     Buckets,
     Channels,
     Distance,
@@ -303,6 +304,10 @@ class ModelSpec:
             raise ShapeError(
                 f"[spec] transformer caption_channels {self.transformer.caption_channels} and text encoder d_model "
                 f"{self.text_encoder.d_model} differ"
+            )
+        if not 1 <= self.max_sequence_length <= TEXT_TOKENS:  # a command line may give it
+            raise ValueRangeError(
+                f"[spec] max_sequence_length is {self.max_sequence_length}, want 1..{TEXT_TOKENS} text tokens"
             )
         if self.default_side > SIDE:
             raise ValueRangeError(

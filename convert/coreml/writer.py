@@ -21,6 +21,7 @@ from convert.coreml.vae import build_decoder, build_encoder
 from convert.coreml.variants import list_functions, merge_rows
 from convert.coreml.weights import Weights
 from convert.output import Written
+from moddit.bounds import BATCH, SIDE, TOKENS
 from moddit.checkpoint.description import Description
 from moddit.errors import ValueRangeError
 from moddit.files import check_space, storage_errors
@@ -101,10 +102,15 @@ def _check_recipe(spec: ModelSpec, recipe: Recipe, sizes: Iterable[Size]) -> Non
     layers = spec.transformer.num_layers
     if not 1 <= recipe.chunks <= layers:
         raise ValueRangeError(f"[coreml] chunks out of range, got {recipe.chunks}, want 1..{layers}, the layers")
-    if any(batch < 1 for batch in recipe.batches):
-        raise ValueRangeError(f"[coreml] batch out of range, got {recipe.batches}, want at least 1")
+    if not all(1 <= batch <= BATCH for batch in recipe.batches):
+        raise ValueRangeError(f"[coreml] batch out of range, got {recipe.batches}, want 1..{BATCH}")
     for height, width in sizes:
         tokens = (height * width) // spec.pixels_per_patch**2
+        if max(height, width) > SIDE or tokens > TOKENS:
+            raise ValueRangeError(
+                f"[coreml] size {height}x{width} is out of range, got {tokens} tokens, want sides of at most {SIDE} "
+                f"pixels and {TOKENS} tokens"
+            )
         if recipe.routing is Routing.ONEHOT and tokens > MAX_ONEHOT_TOKENS:
             raise ValueRangeError(
                 f"[coreml] routing onehot is exact up to {MAX_ONEHOT_TOKENS} tokens, got {tokens} at {height}x{width} "

@@ -211,3 +211,5 @@ def test_the_size_of_the_whole_model_is_bounded() -> None:
     parts = [read(*item) for item in ((PixArtSpec, PIXART | {"sample_size": 1024}), (T5Spec, T5), (VAESpec, vae))]
     with pytest.raises(ValueRangeError, match="sample_size 1024 is 131072 pixels, want at most 16384"):
         ModelSpec(parts[0], parts[1], parts[2], schedule, 120)
+    with pytest.raises(ValueRangeError, match=r"max_sequence_length is 100000, want 1\.\.4096"):
+        ModelSpec(parts[0], parts[1], parts[2], schedule, 100_000)

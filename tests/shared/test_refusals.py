@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlx_moddit.metadata import Metadata
 from moddit.errors import InputError
@@ -17,9 +20,17 @@ from moddit.record import Origin, parse_json
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.spec import PixArtSpec, T5Spec, VAESpec
+from scripts.schema import make_schema
 
 WHERE: Final = "folder/file.json"
 TABLE: Final = json.loads((Path(__file__).parent / "refusals.json").read_text(encoding="utf-8"))
+SCHEMA: Final = jsonschema.Draft202012Validator(json.loads(make_schema()))
+SCALARS: Final = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+)
+ANYTHING: Final = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=5
+)
 
 
 def read_picture(value: Any, where: str) -> Metadata:
@@ -61,11 +72,30 @@ def make_document(case: Mapping[str, Any]) -> Any:
     return document
 
 
-def read(case: Mapping[str, Any]) -> object:
-    text = spread(case["text"]) if "text" in case else json.dumps(make_document(case))
-    strict = case["base"] not in ("transformer", "text_encoder", "vae", "scheduler")
+def read_text(base: str, text: str) -> object:
+    strict = base not in ("transformer", "text_encoder", "vae", "scheduler")
     value = parse_json(text.encode("utf-8"), Origin("test", WHERE), strict=strict)
-    return READERS[case["base"]](value, WHERE)
+    return READERS[base](value, WHERE)
+
+
+def read(case: Mapping[str, Any]) -> object:
+    return read_text(case["base"], spread(case["text"]) if "text" in case else json.dumps(make_document(case)))
+
+
+def refuse(base: str, text: str) -> str | None:
+    try:
+        read_text(base, text)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def items(value: Any) -> list[tuple[Any, Any]]:
+    return list(value.items() if isinstance(value, dict) else enumerate(value))
+
+
+def is_manifest(case: Mapping[str, Any]) -> bool:
+    return case["base"].startswith("manifest") and "text" not in case
 
 
 @pytest.mark.parametrize("case", TABLE["cases"], ids=lambda case: ascii(case["name"]))
@@ -79,6 +109,34 @@ def test_refusals(case: Mapping[str, Any]) -> None:
     assert WHERE in message
     assert case["field"] in message
     assert message.isprintable()
+
+
+def test_the_schema_refuses_nothing_that_is_accepted() -> None:
+    for case in TABLE["cases"]:
+        if is_manifest(case) and case["verdict"] == "accept":
+            SCHEMA.validate(make_document(case))
+
+
+def test_the_schema_refuses_types_bounds_and_paths() -> None:
+    refused = [case for case in TABLE["cases"] if is_manifest(case) and case["verdict"] == "refuse"]
+    found = sum(not SCHEMA.is_valid(make_document(case)) for case in refused)
+    assert found > 0.8 * len(refused)  # the rest is what does not fit together, and whole numbers such as 2.0
+
+
+@given(data=st.data())
+def test_nothing_else_than_our_errors(data: st.DataObject) -> None:
+    """Any value anywhere: accepted, or refused in one printable line that names the file."""
+    base = data.draw(st.sampled_from(sorted(READERS)))
+    document = copy.deepcopy(TABLE["bases"][base])
+    place = document
+    for _ in range(data.draw(st.integers(0, 8))):
+        inner = [key for key, item in items(place) if isinstance(item, (dict, list)) and item]
+        if not inner:
+            break
+        place = place[data.draw(st.sampled_from(inner))]
+    place[data.draw(st.sampled_from([key for key, _ in items(place)]))] = data.draw(ANYTHING)
+    message = refuse(base, json.dumps(document))
+    assert message is None or (WHERE in message and message.isprintable())
 
 
 def test_the_table() -> None:

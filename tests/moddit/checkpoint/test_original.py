@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -135,3 +136,18 @@ def test_what_the_conversion_says_about_it(tmp_path: Path) -> None:
     assert note == "original layout of PixArt: 2 heads, trained at 32 pixels, positions scaled by 2"
     assert description.unused["transformer/y_embedder.y_embedding"].startswith("training only")
     assert set(description.files) >= {"diffcr.pth", "base/model_index.json", "base/text_encoder/model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_attention_heads", "x"), ("sample_size", [16]), ("interpolation_scale", 0), ("sample_size", 1e9)],
+)
+def test_a_damaged_configuration_beside_it_is_named(tmp_path: Path, key: str, value: Any) -> None:
+    sources = write(tmp_path, torch.full((LAYERS, 4), 0.5))
+    assert sources.base is not None
+    path = sources.base / "transformer" / "config.json"
+    path.parent.mkdir(exist_ok=True)
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(known | {key: value}))
+    with pytest.raises(InputError, match=rf"config\.json of its pipeline: {key} is"):
+        describe_transformer(sources)
