@@ -223,10 +223,11 @@ def _absent(path: Path, origin: Origin, absent: str) -> MissingError:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {quote(next(name for name in names if names.count(name) > 1))} is there twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {quote(name)} is there twice")
+        found[name] = value
     return found
 
 
