@@ -14,6 +14,7 @@ from msgspec import Meta
 # Files
 JSON_BYTES: Final = 8 << 20  # of a configuration, an index, a manifest, a line of settings
 TOKENIZER_BYTES: Final = 32 << 20  # of tokenizer.json and what is beside it
+LOG_BYTES: Final = 1 << 30  # of a file with a caption or a step in each line
 JSON_DEPTH: Final = 64  # lists and objects within each other
 FILES: Final = 10_000  # of one component
 FILE_BYTES: Final = 1 << 46
