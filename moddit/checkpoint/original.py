@@ -16,10 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from moddit.bounds import Heads, Scale, Side, Width
 from moddit.checkpoint.precision import check_dtypes, widen
 from moddit.checkpoint.stored import Rows, StoredTensor
 from moddit.embeddings import position_embedding
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.record import Keys, Origin, decode
 from moddit.routing import DENOMINATOR, RoutingPlan
 from moddit.spec import PixArtSpec
 
@@ -145,6 +147,16 @@ def _take_of_block(original: Original, layer: int, rest: str, name: str, tensor:
     return True
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What a configuration in diffusers' layout says that the tensors do not."""
+
+    num_attention_heads: Heads = 0
+    attention_head_dim: Width = HEAD_WIDTH
+    sample_size: Side | None = None
+    interpolation_scale: Scale | None = None
+
+
 def infer_spec(
     original: Original, where: str, *, is_alpha: bool, latent_side: int | None, known: Mapping[str, Any]
 ) -> PixArtSpec:
@@ -168,15 +180,16 @@ def infer_spec(
     outputs, captions = (
         _shape(shapes, f"{name}.weight", 2, where) for name in ("proj_out", "caption_projection.linear_1")
     )
-    if known.get("num_attention_heads", 0) * known.get("attention_head_dim", HEAD_WIDTH) != hidden:
-        known = {}  # of another architecture
-    heads = known.get("num_attention_heads") or hidden // HEAD_WIDTH
+    told = decode(known, _Known, Origin("transformer", f"{where}, config.json of its pipeline"), Keys.ANY)
+    if told.num_attention_heads * told.attention_head_dim != hidden:
+        told = _Known()  # of another architecture
+    heads = told.num_attention_heads or hidden // HEAD_WIDTH
     if not heads or hidden % heads:
         raise UnsupportedError(
             f"[transformer] {where}: width {hidden} does not say how many heads there are, want a multiple of "
             f"{HEAD_WIDTH}; give --base a pipeline with this transformer's config.json"
         )
-    side = _latent_side(original, patch, latent_side, known, where)
+    side = _latent_side(original, patch, latent_side, told, where)
     layers = {int(match[1]) for match in map(re.compile(r"transformer_blocks\.(\d+)\.").match, shapes) if match}
     return PixArtSpec(
         num_layers=len(layers),
@@ -188,7 +201,7 @@ def infer_spec(
         sample_size=side,
         cross_attention_dim=hidden,
         caption_channels=captions[1],
-        interpolation_scale=_interpolation_scale(original, where, (hidden, patch, side), is_alpha, known),
+        interpolation_scale=_interpolation_scale(original, where, (hidden, patch, side), is_alpha, told),
         attention_bias="transformer_blocks.0.attn1.to_q.bias" in shapes,
         norm_eps=1e-6,
         use_additional_conditions="adaln_single.emb.resolution_embedder.linear_1.weight" in shapes,
@@ -248,7 +261,7 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, axes: int, where: s
     return shapes[name]
 
 
-def _latent_side(original: Original, patch: int, given: int | None, known: Mapping[str, Any], where: str) -> int:
+def _latent_side(original: Original, patch: int, given: int | None, told: _Known, where: str) -> int:
     if given is not None and (given < patch or given % patch):
         raise ValueRangeError(
             f"[transformer] {where}: --image-size gives {given} latent pixels, want a multiple of {patch} (patch_size)"
@@ -257,19 +270,19 @@ def _latent_side(original: Original, patch: int, given: int | None, known: Mappi
         return given
     if original.position is not None and len(original.position.shape) == 3:
         return math.isqrt(original.position.shape[1]) * patch
-    if known.get("sample_size"):
-        return int(known["sample_size"])
+    if told.sample_size is not None:
+        return told.sample_size
     raise MissingError(f"[transformer] {where}: does not say at what size it was trained; give it with --image-size")
 
 
 def _interpolation_scale(
-    original: Original, where: str, sizes: tuple[int, int, int], is_alpha: bool, known: Mapping[str, Any]
+    original: Original, where: str, sizes: tuple[int, int, int], is_alpha: bool, told: _Known
 ) -> float:
     """Find the scale of positions: the one whose embedding is in the file, or else the family's own."""
     hidden, patch, side = sizes
     usual = float(max(side // PIXELS_PER_SCALE, 1)) if is_alpha else side / PIXELS_PER_SCALE
-    if known.get("sample_size") == side and known.get("interpolation_scale") is not None:
-        usual = float(known["interpolation_scale"])
+    if told.sample_size == side and told.interpolation_scale is not None:
+        usual = told.interpolation_scale
     base = side // patch
     if original.position is None or original.position.shape != (1, base * base, hidden):
         return usual
