@@ -79,7 +79,7 @@ def new_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] |
     partial = _name(target, PARTIAL)
     with ExitStack() as stack:
         with storage_errors(target):
-            check_folder(target, kind=kind, may_replace=may_replace)
+            check_folder(target, kind=kind, may_replace=may_replace)  # before the folders above it are made
             _prepare(target)
             stack.callback(_remove, partial)
             with _locked(target.parent):  # nobody may take it for a dead writer's before it is locked
@@ -89,7 +89,7 @@ def new_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] |
         raise_if_stopped()
         with storage_errors(target), uninterrupted():
             with _locked(target.parent):
-                check_folder(target, kind=kind, may_replace=may_replace)  # somebody may have made it meanwhile
+                _check_folder(target, kind, may_replace)  # somebody may have made it meanwhile
                 trash = _swap(partial, target)
             if trash is not None:
                 _remove(trash)
@@ -136,6 +136,13 @@ def check_file(target: Path, *, overwrite: bool) -> None:
 
 def check_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] | None) -> None:
     """Raise OutputExistsError if a folder may not be written to `target`; arguments as `new_folder`."""
+    target = absolute(target)
+    if os.path.lexists(target):
+        with storage_errors(target), _locked(target.parent):  # not in the middle of somebody's swap
+            _check_folder(target, kind, may_replace)
+
+
+def _check_folder(target: Path, kind: str, may_replace: Callable[[Path], bool] | None) -> None:
     if not os.path.lexists(target):
         return
     if may_replace is None:
