@@ -16,6 +16,7 @@ import pytest
 from mlx_moddit.pipeline import Pipeline
 from tests.mlx_moddit.test_cli import FAST, command
 from tests.parity.bridge import PICTURE_PSNRS, psnr
+from tests.startup.sitecustomize import VARIABLE as DEVICE
 
 ROOT: Final = Path(__file__).parents[2]
 IS_MAC: Final = platform.system() == "Darwin"
@@ -65,6 +66,7 @@ def test_float32_is_not_rounded_to_tf32() -> None:
 )
 def test_kernels_are_compiled_wherever_that_works(system: str, machine: str, disabled: str | None) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLX_")}
+    environment[DEVICE] = "default"  # another imports MLX as Python starts, before the settings
     command = [sys.executable, "-c", SETTINGS, system, machine]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"{disabled} 0\n"
