@@ -201,7 +201,7 @@ def _swap(partial: Path, target: Path) -> Path | None:
     target.rename(old)
     try:
         partial.rename(target)
-    except BaseException:
+    except BaseException:  # a signal too: what was there goes back, and the signal goes on
         old.rename(target)
         raise
     trash = _name(target, TRASH)

@@ -76,3 +76,13 @@ def stored_dtype(request: pytest.FixtureRequest) -> str:
     """Name the dtype that bundles are stored in; without another wish the program computes in it too."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, with another as the user's home."""
+    for name in ("home", "work"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "home"

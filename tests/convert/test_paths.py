@@ -13,16 +13,6 @@ from tests import tiny
 from tests.parity.published import _adapter, save
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder, with another as the user's home."""
-    for name in ("home", "work"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "home"
-
-
 def test_every_path(home: Path) -> None:
     save(home)  # home/model
     tiny.make_transformer(seed=8).save_pretrained(home / "fine-tune")

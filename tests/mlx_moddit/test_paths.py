@@ -13,16 +13,6 @@ from mlx_moddit.embedded import cache_folder
 from mlx_moddit.images import read_metadata
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in an empty folder, with another as the user's home."""
-    for name in ("home", "work"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "home"
-
-
 def test_every_path_of_generate_and_info(home: Path, routed_bundle: Path) -> None:
     shutil.copytree(routed_bundle, home / "bundle")
     (home / "prompts.txt").write_text("a red circle\n")

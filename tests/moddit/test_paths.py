@@ -11,8 +11,8 @@ from moddit.paths import expand
 @pytest.mark.parametrize(
     ("path", "wanted"),
     [
-        ("~", "/home/someone"),
-        ("~/a/b.png", "/home/someone/a/b.png"),
+        ("~", "/the/home"),
+        ("~/a/b.png", "/the/home/a/b.png"),
         ("a/~/b.png", "a/~/b.png"),
         ("./~b.png", "~b.png"),
         ("b~.png", "b~.png"),
@@ -21,7 +21,7 @@ from moddit.paths import expand
     ],
 )
 def test_only_a_leading_tilde_is_the_home_folder(path: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/the/home")
     assert expand(path) == Path(wanted)
 
 

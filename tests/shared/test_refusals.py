@@ -114,7 +114,7 @@ def test_refusals(case: Mapping[str, Any]) -> None:
 def test_the_schema_refuses_nothing_that_is_accepted() -> None:
     for case in TABLE["cases"]:
         if is_manifest(case) and case["verdict"] == "accept":
-            SCHEMA.validate(make_document(case))
+            assert SCHEMA.is_valid(make_document(case)), case["name"]
 
 
 def test_the_schema_refuses_types_bounds_and_paths() -> None:
