@@ -14,7 +14,9 @@ import torch
 
 from convert.cli import main
 from tests import tiny
-from tests.parity.published import _adapter, original_names, save
+from tests.parity.published.adapters import save_adapter
+from tests.parity.published.base import save
+from tests.parity.published.original import original_names
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,7 +61,7 @@ def test_commands_for_checkpoints_of_one_s_own(tmp_path: Path, monkeypatch: pyte
     one = save(tmp_path / "one")
     tiny.make_transformer(seed=8).save_pretrained("512" / Path("transformer"))
     torch.save(original_names(tiny.make_transformer(seed=8).state_dict()), "fine-tune.pth")
-    _adapter(tmp_path, "style", 2).rename("style.safetensors")
+    save_adapter(tmp_path, "style", 2).rename("style.safetensors")
     one.rename("sigma-folder")
     places = {
         "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": str(whole),

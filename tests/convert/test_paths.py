@@ -10,14 +10,15 @@ import pytest
 from convert.cli import main
 from moddit.manifest import read_manifest
 from tests import tiny
-from tests.parity.published import _adapter, save
+from tests.parity.published.adapters import save_adapter
+from tests.parity.published.base import save
 
 
 def test_every_path(home: Path) -> None:
     save(home)  # home/model
     tiny.make_transformer(seed=8).save_pretrained(home / "fine-tune")
     for name, rank in (("style", 2), ("person", 3)):
-        shutil.copy(_adapter(home, name, rank), home / f"{name}.safetensors")
+        shutil.copy(save_adapter(home, name, rank), home / f"{name}.safetensors")
     places = (
         "--hf-path=~/fine-tune",
         "--base=~/model",

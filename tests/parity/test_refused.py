@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from convert.cli import main
 from tests import tiny
-from tests.parity import published
-from tests.parity.published import edit, original_names, rewrite, save
+from tests.parity.published.adapters import save_adapter
+from tests.parity.published.base import TEXT_ENCODER, TRANSFORMER, VAE, edit, rewrite, save
+from tests.parity.published.original import original_names
+from tests.parity.published.weights import save_variant
 
 Refused = Callable[[Path], tuple[list[str], str]]  # a folder to fill -> what a user types, what the message says
 CASES: Final[dict[str, Refused]] = {}
@@ -31,13 +33,13 @@ def given(path: Path, *options: str) -> list[str]:
 
 @case
 def an_adapter_as_a_model(folder: Path) -> tuple[list[str], str]:
-    file = published._adapter(folder, "style", 2)
+    file = save_adapter(folder, "style", 2)
     return given(file, "--base", str(save(folder))), "an adapter (LoRA), not a model, since it has"
 
 
 @case
 def the_folder_of_an_adapter(folder: Path) -> tuple[list[str], str]:
-    published._adapter(folder, "style", 2)
+    save_adapter(folder, "style", 2)
     return given(
         folder / "style"
     ), "an adapter (LoRA), not a model, got pytorch_lora_weights.safetensors; pass it with --lora"
@@ -46,7 +48,7 @@ def the_folder_of_an_adapter(folder: Path) -> tuple[list[str], str]:
 @case
 def adapters_in_the_folder_of_a_transformer(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
-    rewrite(model / published.TRANSFORMER, lambda t: t.update({"a.lora_A.weight": torch.ones(1)}))
+    rewrite(model / TRANSFORMER, lambda t: t.update({"a.lora_A.weight": torch.ones(1)}))
     return given(model), "an adapter (LoRA), not a model"
 
 
@@ -62,7 +64,7 @@ def bitsandbytes_by_its_tensors(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
     extra = {name: torch.ones(32, 16, dtype=torch.uint8), f"{name}.absmax": torch.ones(8)}
-    rewrite(model / published.TEXT_ENCODER, lambda t: t.update(extra))
+    rewrite(model / TEXT_ENCODER, lambda t: t.update(extra))
     return given(model), "quantised by bitsandbytes, since it has"
 
 
@@ -101,23 +103,23 @@ def a_picture(folder: Path) -> tuple[list[str], str]:
 
 @case
 def a_variant_that_nobody_asked_for(folder: Path) -> tuple[list[str], str]:
-    return given(published._save_variant(folder, "transformer")), "has variant fp16 only; pass --variant fp16"
+    return given(save_variant(folder, "transformer")), "has variant fp16 only; pass --variant fp16"
 
 
 @case
 def an_interrupted_download(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
-    (model / published.TRANSFORMER).unlink()
-    (model / published.TRANSFORMER).symlink_to(folder / "blobs" / "1.incomplete")
+    (model / TRANSFORMER).unlink()
+    (model / TRANSFORMER).symlink_to(folder / "blobs" / "1.incomplete")
     return given(model), "a link to a file that is not there; download the checkpoint again"
 
 
 @case
 def a_download_beside_older_weights(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
-    torch.save(load_file(model / published.VAE), model / "vae/diffusion_pytorch_model.bin")
-    (model / published.VAE).unlink()
-    (model / published.VAE).symlink_to(folder / "blobs" / "1.incomplete")
+    torch.save(load_file(model / VAE), model / "vae/diffusion_pytorch_model.bin")
+    (model / VAE).unlink()
+    (model / VAE).symlink_to(folder / "blobs" / "1.incomplete")
     return given(model), "model.safetensors: a link to a file that is not there; download the checkpoint again"
 
 
@@ -238,7 +240,7 @@ def a_tokenizer_that_cuts_beginnings(folder: Path) -> tuple[list[str], str]:
 @case
 def whole_numbers(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
-    rewrite(model / published.VAE, lambda t: t.update({"decoder.conv_out.bias": torch.ones(3, dtype=torch.int64)}))
+    rewrite(model / VAE, lambda t: t.update({"decoder.conv_out.bias": torch.ones(3, dtype=torch.int64)}))
     return given(model), "'decoder.conv_out.bias' has dtype I64, want F16, BF16, F32, F64"
 
 

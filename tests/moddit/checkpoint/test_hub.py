@@ -15,7 +15,8 @@ from moddit.checkpoint.description import describe
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.checkpoint.sources import LoraSource
 from moddit.errors import FormatError, MissingError, UnsupportedError
-from tests.parity.published import _save_variant, save
+from tests.parity.published.base import save
+from tests.parity.published.weights import save_variant
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -124,7 +125,7 @@ def test_variants_are_not_downloaded_unless_asked_for(tmp_path: Path, hub: list[
 
 
 def test_a_variant_and_what_has_none(tmp_path: Path, hub: list[dict[str, Any]]) -> None:
-    publish(tmp_path, "owner/name", _save_variant(tmp_path, "transformer", "text_encoder", sharded=True))
+    publish(tmp_path, "owner/name", save_variant(tmp_path, "transformer", "text_encoder", sharded=True))
     found = find_checkpoint("owner/name", variant="fp16")
     variants = ["vae/*.fp16.bin", "vae/*.fp16-*.bin"]
     assert [call["allow"] for call in hub[1:]] == [variants, ["vae/*.safetensors"]]
@@ -137,7 +138,7 @@ def test_a_variant_and_what_has_none(tmp_path: Path, hub: list[dict[str, Any]]) 
 def test_pickles_are_downloaded_where_there_is_nothing_better(
     tmp_path: Path, hub: list[dict[str, Any]], variant: str | None
 ) -> None:
-    model = save(tmp_path) if variant is None else _save_variant(tmp_path, "text_encoder")
+    model = save(tmp_path) if variant is None else save_variant(tmp_path, "text_encoder")
     stem = "model" if variant is None else f"model.{variant}"
     weights = model / f"text_encoder/{stem}.safetensors"
     torch.save(load_file(weights), weights.with_name(f"pytorch_{stem}.bin"))

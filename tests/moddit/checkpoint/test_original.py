@@ -19,7 +19,8 @@ from moddit.errors import FormatError, InputError, ShapeError, UnsupportedError,
 from moddit.manifest import read_manifest
 from tests import tiny
 from tests.parity.bridge import psnr
-from tests.parity.published import original_names, save
+from tests.parity.published.base import save
+from tests.parity.published.original import original_names
 from tests.parity.roads import run_mlx
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.pipeline import ReferencePipeline
