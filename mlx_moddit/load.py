@@ -19,7 +19,7 @@ from mlx_moddit.t5 import T5Encoder
 from mlx_moddit.vae import AutoencoderKL
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.errors import FormatError, MissingError, UnsupportedError
-from moddit.manifest import Component, Manifest, Quantization, read_manifest, verify_files
+from moddit.manifest import MANIFEST_NAME, Component, Manifest, Quantization, read_manifest, verify_files
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 from moddit.tensors import (
@@ -164,7 +164,7 @@ def _check(
         for name in recipe.tensors:
             del shapes[_part(name, "scales")], shapes[_part(name, "biases")]
             shapes[name] = wanted[name].shape
-    check_names(shapes, wanted, where)
+    check_names(shapes, wanted, where, MANIFEST_NAME)
     packed = frozenset(recipe.tensors) if recipe is not None else frozenset()
     allowed = {True: (mx.uint32,), False: tuple(DTYPES.values())}
     wrong = [name for name, array in weights.items() if array.dtype not in allowed[name in packed]]

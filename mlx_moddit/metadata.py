@@ -10,11 +10,12 @@ import hashlib
 import importlib.metadata
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import moddit
+from mlx_moddit.load import DTYPE_NAMES
 from mlx_moddit.settings import Settings
-from moddit.bounds import Name, Text, Versions
+from moddit.bounds import Name, Text, Versions, choice
 from moddit.errors import FormatError
 from moddit.manifest import Manifest
 from moddit.record import Keys, Origin, decode, parse_json, quote
@@ -41,7 +42,7 @@ class Metadata:
 
     settings: Settings
     model: ModelReference
-    dtype: Name | None  # computed in, or "stored"; None in pictures of before it had a name
+    dtype: Annotated[str, choice(*DTYPE_NAMES)] | None  # computed in; None in pictures of before it had a name
     versions: Versions  # of moddit and MLX
 
     def to_json(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from mlx_moddit.settings import (
 from mlx_moddit.stages import Decoded, Encoded, Generation, Loaded, Prepared, Stage, Step
 from moddit.bounds import PICTURES
 from moddit.errors import ModditError, UnsupportedError, ValueRangeError
+from moddit.manifest import verify_files
 
 LAP_NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Step: "denoise", Decoded: "decode"}
 
@@ -245,10 +246,10 @@ class Run:
     def _collect(self, stage: Decoded) -> Picture:
         settings = self._settings[stage.picture]
         if not stage.is_finite.item():
-            raise ModditError(
-                f"[pipeline] the picture of seed {settings.seed} has values that are not finite; "
-                f"try dtype float32 (now {self._pipeline.dtype})"
-            )
+            bundle, dtype = self._pipeline.bundle, self._pipeline.dtype
+            verify_files(bundle.folder, bundle.manifest, hashes=True)  # a damaged file is the first thing to think of
+            advice = "" if dtype == "float32" else f"; try dtype float32 (now {dtype})"
+            raise ModditError(f"[pipeline] the picture of seed {settings.seed} has values that are not finite{advice}")
         routes = self._routes.result() if self._routes is not None else ()
         picture = Picture(settings, np.array(stage.pixels), tuple(self._step_seconds), routes)
         self._step_seconds, self._routes = [], None

@@ -99,13 +99,13 @@ def bin_size(sample_size: int, default_side: int, height: int, width: int) -> Si
     """
     if sample_size not in BINS:
         raise UnsupportedError(
-            f"[bins] resolution binning is not defined for a model of sample_size {sample_size}, want one of "
+            f"[bins] resolution_binning is not defined for a model of sample_size {sample_size}, want one of "
             f"{', '.join(map(str, BINS))}; generate without it"
         )
     table = BINS[sample_size]
     if table[1.0] != (default_side, default_side):
         raise UnsupportedError(
-            f"[bins] resolution binning is not defined for a model of sample_size {sample_size} that was trained on "
+            f"[bins] resolution_binning is not defined for a model of sample_size {sample_size} that was trained on "
             f"pictures of {default_side} pixels, want {table[1.0][0]}; generate without it"
         )
     return table[min(table, key=lambda ratio: abs(ratio - height / width))]

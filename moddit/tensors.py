@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from moddit.errors import ShapeError
@@ -144,35 +145,46 @@ def is_precise(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     return (weight or tensors[name]).role in PRECISE_ROLES
 
 
-def check_names(found: Mapping[str, Sequence[int]], wanted: Mapping[str, TensorInfo], where: str) -> None:
+def check_names(
+    found: Mapping[str, Sequence[int]],
+    wanted: Mapping[str, TensorInfo],
+    where: str,
+    configuration: str,
+    files: Mapping[str, Path] | None = None,
+) -> None:
     """Compare a file's tensors with the canonical ones, both ways.
 
     Args:
         found: shape of each tensor in the file, in canonical layout.
         wanted: the canonical tensors.
         where: the file or folder, for the message.
+        configuration: the file that says what is wanted, for the message.
+        files: of each tensor, if there are several.
 
     Raises:
         ShapeError: one sorted report of every missing, unexpected and mis-shaped tensor.
     """
-    lines = sorted(_differences(found, wanted))
+    lines = sorted(_differences(found, wanted, files or {}))
     if lines:
         more = [f"... and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
         report = "\n  ".join([*lines[:_LISTED], *more])
         raise ShapeError(
-            f"[tensors] {where}: {len(lines)} tensors differ from what the configuration says; "
-            f"check that config.json belongs to these weights:\n  {report}"
+            f"[tensors] {where}: {len(lines)} tensors differ from what {configuration} says; "
+            f"check that it belongs to these weights:\n  {report}"
         )
 
 
-def _differences(found: Mapping[str, Sequence[int]], wanted: Mapping[str, TensorInfo]) -> Iterator[str]:
+def _differences(
+    found: Mapping[str, Sequence[int]], wanted: Mapping[str, TensorInfo], files: Mapping[str, Path]
+) -> Iterator[str]:
+    places = {name: f" in {path.name}" for name, path in files.items()}
     for name in wanted.keys() - found.keys():
         yield f"missing     {name}, want {wanted[name].shape}"
     for name in found.keys() - wanted.keys():
-        yield f"unexpected  {name}, got {tuple(found[name])}"
+        yield f"unexpected  {name}, got {tuple(found[name])}{places.get(name, '')}"
     for name in found.keys() & wanted.keys():
         if tuple(found[name]) != wanted[name].shape:
-            yield f"mis-shaped  {name}, got {tuple(found[name])}, want {wanted[name].shape}"
+            yield f"mis-shaped  {name}, got {tuple(found[name])}, want {wanted[name].shape}{places.get(name, '')}"
 
 
 def _linear(name: str, width_out: int, width_in: int, *, bias: bool = True, role: Role = Role.LINEAR) -> Tensors:

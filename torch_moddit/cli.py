@@ -10,18 +10,20 @@ from typing import Any
 import click
 import torch
 from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
 
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.errors import MissingError, ModditError, OutputExistsError
 from moddit.paths import expand
 from moddit.signals import end_on_stop
 from moddit.text import printable_lines
-from torch_moddit.data import Item, PictureFolder, Precomputed
+from torch_moddit.data import Item, PictureFolder
 from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
+from torch_moddit.precomputed import Precomputed
 
 _DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 
@@ -45,7 +47,7 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the Hub.")
 @click.option("--variant", metavar="NAME", help="Read model.NAME.safetensors where a component has it, such as fp16.")
 @click.option("--images", type=_FOLDER, help="Pictures with captions: metadata.jsonl, or NAME.txt beside NAME.png.")
-@click.option("--latents", type=_FOLDER, help="Precomputed latents and text states instead (see torch_moddit.data).")
+@click.option("--latents", type=_FOLDER, help="Instead, latents and text states (see torch_moddit.precomputed).")
 @click.option("--out", "output", type=_Path(path_type=Path), required=True, help="Folder of the run and its result.")
 @click.option("--steps", type=_COUNT, required=True, help="Optimizer steps.")
 @click.option(
@@ -132,6 +134,8 @@ def command(
         raise click.UsageError("give one of --images and --latents")
     if (output / "model").exists() and not overwrite:
         raise OutputExistsError(f"[finetune] {output / 'model'} exists; choose another folder or pass --overwrite")
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of loading weights, which would fill a log
     config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
     sources = find_checkpoint(model, base=base, revision=revision, variant=variant).sources
     reference = ReferencePipeline.load(sources)
@@ -187,7 +191,7 @@ def _dataset(
     reference: ReferencePipeline, images: Path | None, latents: Path | None, height: int | None, width: int | None
 ) -> tuple[PictureFolder | Precomputed, Item | None]:
     if latents is not None:
-        precomputed = Precomputed(latents)
+        precomputed = Precomputed(latents, reference.model.spec)
         return precomputed, precomputed.null()
     assert images is not None
     side = reference.default_side

@@ -1,20 +1,18 @@
-"""Training data: a folder of pictures with captions, or latents and text states computed before.
+"""Training data: a folder of pictures with captions; `torch_moddit.precomputed` has latents and text states.
 
 Every dataset here is a map from an index to a dictionary of tensors, and any other that returns the same keys will do:
 
     latents (C, H, W)        scaled as the transformer sees them,   or  pixels (3, H, W) in -1..1, for a VAE
     text (L, D), mask (L,)   text encoder states and 1 for tokens,  or  input_ids (L,), mask (L,), for a text encoder
     resolution (2,), aspect_ratio (1,)   only for transformers with additional conditions
-
-Files of precomputed data, one or more `*.safetensors` in a folder, each with the tensors `latents` (n, C, H, W),
-`text` (n, L, D) and `mask` (n, L), and where needed `resolution` (n, 2) and `aspect_ratio` (n, 1); float16, bfloat16
-or float32. A file `null.safetensors` holds the empty caption as `text` (L, D) and `mask` (L,). The same names as `.npy`
-files (`latents.npy`, ...) in a folder, with `null_text.npy` and `null_mask.npy`, are read too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import struct
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -22,15 +20,21 @@ from typing import Annotated, Any, Final
 import numpy as np
 import torch
 from msgspec import Meta
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from moddit.bounds import LOG_BYTES, PATH, Text
-from moddit.errors import FormatError, MissingError, ShapeError
-from moddit.record import Keys, Origin, decode, escape, parse_json, read_bytes
+from moddit.bounds import LOG_BYTES, PATH, TEXT, Text
+from moddit.errors import FormatError, MissingError
+from moddit.record import Keys, Origin, decode, escape, open_regular, parse_json, read_bytes
+
+PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
+# Of Pillow's readers, which check little.
+_PICTURE_ERRORS: Final = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error),
+    Image.DecompressionBombError,
+)
+_ADVICE: Final = "replace it or take it out"
 
 Item = dict[str, Tensor]
 
@@ -41,11 +45,6 @@ class _Row:
 
     file_name: Annotated[str, Meta(min_length=1, max_length=PATH)]
     text: Text
-
-
-PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
-REQUIRED: Final = ("latents", "text", "mask")
-OPTIONAL: Final = ("resolution", "aspect_ratio")
 
 
 class PictureFolder(Dataset[Item]):
@@ -61,8 +60,8 @@ class PictureFolder(Dataset[Item]):
         with_conditions: add resolution and aspect ratio.
 
     Raises:
-        MissingError: no pictures, or one without a caption or file.
-        FormatError: a damaged `metadata.jsonl`, MissingError: a line without a name or a text.
+        MissingError: no pictures, or one without a caption or file, or a line without a name or a text.
+        FormatError: a damaged `metadata.jsonl` or caption; and, when it is asked for, a damaged picture.
     """
 
     def __init__(
@@ -86,8 +85,7 @@ class PictureFolder(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         path, caption = self.pairs[index]
-        with Image.open(path) as opened:
-            picture = fit(opened.convert("RGB"), self.height, self.width)
+        picture = fit(read_picture(path), self.height, self.width)
         pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1)
         item = {"pixels": pixels, **tokenize(self.tokenizer, caption, self.max_tokens)}
         if self.with_conditions:
@@ -98,30 +96,6 @@ class PictureFolder(Dataset[Item]):
     def null(self) -> Item:
         """Return the empty caption, for caption dropout."""
         return tokenize(self.tokenizer, "", self.max_tokens)
-
-
-class Precomputed(Dataset[Item]):
-    """Latents and text states from files (see the module's docstring), held in memory in their own precision.
-
-    Raises:
-        MissingError, FormatError, ShapeError: naming the file and the tensor.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.tensors, self._null = _read_safetensors(folder) if _has_safetensors(folder) else _read_numpy(folder)
-        lengths = {name: len(value) for name, value in self.tensors.items()}
-        if len(set(lengths.values())) != 1:
-            raise ShapeError(f"[data] {folder}: tensors of different lengths, got {lengths}")
-
-    def __len__(self) -> int:
-        return len(self.tensors["latents"])
-
-    def __getitem__(self, index: int) -> Item:
-        return {name: value[index].float() for name, value in self.tensors.items()}
-
-    def null(self) -> Item | None:
-        """Return the empty caption, or None if the folder has none."""
-        return self._null
 
 
 class Batches(Sampler[list[int]]):
@@ -177,6 +151,23 @@ def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture in red, green and blue.
+
+    Raises:
+        FormatError: it is no picture, is damaged, too large, or cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=open_regular) as file, Image.open(file) as picture:
+            return picture.convert("RGB")
+    except UnidentifiedImageError:
+        raise FormatError(
+            f"[data] {path}: cannot read the picture (of no known kind); replace it or take it out"
+        ) from None
+    except _PICTURE_ERRORS as error:
+        raise FormatError(f"[data] {path}: cannot read the picture ({error}); {_ADVICE}") from None
+
+
 def read_captions(folder: Path) -> list[tuple[Path, str]]:
     """List the pictures of a folder with their captions, sorted by path.
 
@@ -184,7 +175,7 @@ def read_captions(folder: Path) -> list[tuple[Path, str]]:
         as `PictureFolder`
     """
     metadata = folder / "metadata.jsonl"
-    pairs = _read_metadata(metadata) if metadata.is_file() else _read_side_files(folder)
+    pairs = _read_metadata(metadata) if os.path.lexists(metadata) else _read_side_files(folder)
     if not pairs:
         raise MissingError(
             f"[data] {folder}: no pictures; want metadata.jsonl, or pictures with .txt files beside them"
@@ -210,51 +201,11 @@ def _read_metadata(path: Path) -> list[tuple[Path, str]]:
 def _read_side_files(folder: Path) -> list[tuple[Path, str]]:
     pairs = []
     for picture in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
-        text = picture.with_suffix(".txt")
-        if not text.is_file():
-            raise MissingError(f"[data] {picture}: no caption, want {text.name} beside it or metadata.jsonl")
-        pairs.append((picture, text.read_text(encoding="utf-8").strip()))
-    return pairs
-
-
-def _has_safetensors(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
-
-
-def _read_safetensors(folder: Path) -> tuple[Item, Item | None]:
-    parts: list[Item] = []
-    null: Item | None = None
-    for path in sorted(folder.glob("*.safetensors")):
+        path = picture.with_suffix(".txt")
+        absent = f"want the caption of {picture.name} in it, or metadata.jsonl"
+        content = read_bytes(path, Origin("data", str(path)), absent=absent, most=TEXT)
         try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise FormatError(f"[data] {path}: not a safetensors file or truncated ({error})") from None
-        if path.name == "null.safetensors":
-            null = _checked(tensors, ("text", "mask"), str(path))
-        else:
-            parts.append(_checked(tensors, REQUIRED, str(path)))
-    if not parts:
-        raise MissingError(f"[data] {folder}: no data beside null.safetensors")
-    return _concatenated(parts, folder), null
-
-
-def _read_numpy(folder: Path) -> tuple[Item, Item | None]:
-    found = {path.stem: torch.from_numpy(np.load(path, allow_pickle=False)) for path in sorted(folder.glob("*.npy"))}
-    null_names = {"null_text": "text", "null_mask": "mask"}
-    null = {null_names[name]: found.pop(name) for name in list(found) if name in null_names}
-    return _checked(found, REQUIRED, str(folder)), _checked(null, ("text", "mask"), str(folder)) if null else None
-
-
-def _checked(tensors: Item, required: Sequence[str], where: str) -> Item:
-    missing = sorted(set(required) - set(tensors))
-    unknown = sorted(set(tensors) - set(required) - set(OPTIONAL))
-    if missing or unknown:
-        raise MissingError(f"[data] {where}: missing {missing}, unknown {unknown}, want {sorted(required)}")
-    return tensors
-
-
-def _concatenated(parts: list[Item], folder: Path) -> Item:
-    names = {tuple(sorted(part)) for part in parts}
-    if len(names) != 1:
-        raise ShapeError(f"[data] {folder}: files hold different tensors, got {sorted(names)}")
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            pairs.append((picture, content.decode("utf-8").strip()))
+        except UnicodeDecodeError as error:
+            raise FormatError(f"[data] {path}: not UTF-8 ({error}); save the caption again") from None
+    return pairs

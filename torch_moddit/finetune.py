@@ -27,7 +27,8 @@ runs nothing that it holds (`torch_moddit.runstate`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from moddit.errors import MissingError, UnsupportedError
+from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
 from moddit.files import discard, new_folder, storage_errors
 from moddit.samplers import NoiseSchedule
 from torch_moddit.data import Batches, Item
@@ -101,7 +102,8 @@ def finetune(
 
     Raises:
         MissingError: `null`, `text_encoder` or `vae` is needed and absent.
-        ValueRangeError: a checkpoint was made with another configuration, number of processes or data.
+        ValueRangeError: a checkpoint was made with another configuration, number of processes or data; or the loss or
+            a weight is not finite any more.
         FormatError: a checkpoint is damaged, or of another version.
         UnsupportedError: Accelerate splits the model between processes.
         StorageError: a checkpoint cannot be written.
@@ -172,12 +174,13 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         batches = iter(self._loader(dataset))
-        bar = tqdm(total=config.steps, initial=self.step, disable=not (config.progress and accelerator.is_main_process))
+        is_silent = not (config.progress and accelerator.is_main_process)
+        bar = tqdm(total=config.steps, initial=self.step, disable=is_silent or None)  # None: unless on a terminal
         self.trainee.train()
         while self.step < last:
             self._before_step()
             for micro in range(config.accumulation):
-                self._micro_step(next(batches), micro, null)
+                self._micro_step(_take(batches), micro, null)
             self.step += 1
             bar.update()
             if self.step % config.log_every == 0 or self.step == config.steps:
@@ -208,13 +211,22 @@ class Trainer:
         """Write a checkpoint whole, and drop the oldest.
 
         Raises:
+            ValueRangeError: a weight is not finite.
             StorageError: disk full, or no permission.
         """
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.trainee.model.parameters()):
+            raise self._diverged("weights are")
         folder = self.config.output / CHECKPOINTS / f"{self.step:08d}"
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._write(folder)
         self.accelerator.wait_for_everyone()
+
+    def _diverged(self, what: str) -> ValueRangeError:
+        return ValueRangeError(
+            f"[finetune] {self.config.output}: {what} not finite at step {self.step}; choose another output folder and "
+            "lower learning_rate and router_rate, or see whether the data are what they should be"
+        )
 
     def _write(self, folder: Path) -> None:
         with new_folder(folder, kind="state of a run", may_replace=lambda _: True) as part, storage_errors(folder):
@@ -382,6 +394,8 @@ class Trainer:
             "keep_ratio_by_region": self._keep_ratio_by_region(),
             "learning_rate": self.groups[0]["lr"],
         }
+        if not math.isfinite(diffusion + distill):
+            raise self._diverged("the loss is")
         if self.accelerator.is_main_process:
             self.log.write(row)
         return {"loss": f"{row['loss']:.4f}", "keep": f"{row['keep_ratio']:.3f}"}
@@ -421,6 +435,15 @@ def draw_stratified(count: int, generator: torch.Generator, *, num_train_timeste
     """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
     return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
+
+
+def _take(batches: Iterator[Item]) -> Item:
+    """Take the next batch; an error says no more than it did in the process that read the data."""
+    try:
+        return next(batches)
+    except InputError as error:
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from None
 
 
 def _freeze(module: Any) -> Any:

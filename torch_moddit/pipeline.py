@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from moddit.bins import bin_size
-from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, Sources, as_sources
-from moddit.checkpoint.weights import read_json
-from moddit.errors import MissingError, UnsupportedError
+from moddit.checkpoint.description import describe
+from moddit.checkpoint.sources import INDEX, SEQUENCE_LENGTHS, WEIGHTED, Sources, as_sources
+from moddit.checkpoint.weights import read_json, read_optional_json
+from moddit.errors import FormatError, MissingError, UnsupportedError
+from moddit.record import escape
 from moddit.samplers import NoiseSchedule
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace, RoutedPixArt
@@ -74,11 +76,9 @@ class ReferencePipeline:
             InputError: a component is absent, damaged, or not of a PixArt pipeline.
         """
         sources = as_sources(source)
-        sources.check()
+        describe(sources)  # the libraries check less, and say less of what they do not read
         model = load_checkpoint(sources, dtype=dtype).to(device)
         names = ("tokenizer", "text_encoder", "vae", "scheduler")
-        for name in names:
-            sources.class_of(name)  # refuses an index that is damaged
         parts = {name: _load_part(sources.component(name), sources.variant, dtype) for name in names}
         pipeline = getattr(diffusers, sources.pipeline_class())(transformer=_Adapter(model), **parts)
         return cls(pipeline.to(device), model, sources.max_sequence_length)
@@ -256,7 +256,7 @@ class _Adapter(nn.Module):
 def _load_part(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
     """Load one component with the class that the index of its pipeline names, or else the usual one."""
     index, name = folder.parent / INDEX, folder.name
-    entry = read_json(index).get(name) if index.is_file() else None
+    entry = (read_optional_json(index) or {}).get(name)
     library_name, class_name = entry or _USUAL.get(name) or ("diffusers", _scheduler_class(folder))
     library = {"diffusers": diffusers, "transformers": transformers}.get(library_name)
     if library is None or not hasattr(library, class_name):
@@ -264,11 +264,19 @@ def _load_part(folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
             f"[pipeline] {index}: component {name!r} is a {library_name}.{class_name}, want diffusers or transformers"
         )
     part: Any = getattr(library, class_name)
-    if name not in ("text_encoder", "vae"):
-        return part.from_pretrained(folder)
-    has_variant = variant is not None and any(f".{variant}" in file.name for file in folder.iterdir())
-    key = "dtype" if library is transformers else "torch_dtype"
-    return part.from_pretrained(folder, variant=variant if has_variant else None, **{key: dtype}).eval()
+    arguments: dict[str, Any] = {}
+    if name in WEIGHTED:
+        has_variant = variant is not None and any(f".{variant}" in file.name for file in folder.iterdir())
+        key = "dtype" if library is transformers else "torch_dtype"
+        arguments = {"variant": variant if has_variant else None, key: dtype}
+    try:
+        return part.from_pretrained(folder, **arguments)
+    except Exception as error:  # noqa: BLE001 # whatever the libraries do not check before they use it
+        files = ", ".join(sorted(file.name for file in folder.iterdir()))
+        raise FormatError(
+            f"[pipeline] {folder}: {library_name}'s {class_name} cannot load {files} "
+            f"({type(error).__name__}: {escape(' '.join(str(error).split()))}); save or download it again"
+        ) from None
 
 
 def _scheduler_class(folder: Path) -> str:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from msgspec import Meta
+
+from moddit.bounds import LOG_BYTES
 from moddit.errors import FormatError, ValueRangeError
 from moddit.files import new_file
+from moddit.record import Keys, Origin, decode, quote, read_bytes, read_json
 
 CHECKPOINTS: Final = "checkpoints"
 LOG: Final = "log.jsonl"
@@ -36,9 +42,11 @@ class Log:
 
     def trim(self, step: int) -> None:
         """Drop the rows after a step, which a resumed run writes again, and a row that was cut while it was written."""
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        origin = Origin("finetune", str(self.path), "move it away")
+        content = read_bytes(self.path, origin, absent=origin.advice, most=LOG_BYTES)
+        lines = content.decode("utf-8", "replace").splitlines()
         kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
         with new_file(self.path, overwrite=True) as file:
             file.write("".join(line + "\n" for line in kept).encode())
@@ -47,9 +55,17 @@ class Log:
 def _step_of(line: str) -> int | None:
     try:
         step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if isinstance(step, int) else None
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What `progress.json` has beside the conditions of its run."""
+
+    version: int
+    step: Annotated[int, Meta(ge=0)]
 
 
 def write_progress(folder: Path, step: int, conditions: Mapping[str, Any]) -> None:
@@ -62,29 +78,27 @@ def read_progress(folder: Path, conditions: Mapping[str, Any]) -> int:
     """Read the step of a checkpoint that a run may resume from.
 
     Raises:
-        FormatError: its file is damaged, or of another version.
+        InputError: its file is absent, damaged, or of another version.
         ValueRangeError: it was made under other conditions.
     """
     path = folder / PROGRESS
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        version, step, saved = state.get("version"), state["step"], {name: state.get(name) for name in conditions}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"[finetune] {path}: not the state of a run ({error}); delete this checkpoint") from None
-    if version != VERSION or type(step) is not int or step < 0:
+    origin = Origin("finetune", str(path), "delete this checkpoint")
+    state = read_json(path, origin, absent="delete this checkpoint")
+    progress = decode(state, _Progress, origin, Keys.ANY)
+    if progress.version != VERSION:
         raise FormatError(
-            f"[finetune] {path}: version {version!r} and step {step!r}, want {VERSION} and a count; another version of "
-            "moddit wrote it, choose another output folder"
+            f"{origin}: version is {progress.version}, want {VERSION}; another version of moddit wrote it, choose "
+            "another output folder"
         )
-    found, present = _flatten(saved), _flatten(conditions)
+    found, present = _flatten({name: state.get(name) for name in conditions}), _flatten(conditions)
     changed = sorted(key for key in present.keys() | found.keys() if present.get(key) != found.get(key))
     if changed:
-        pairs = ", ".join(f"{key} (was {found.get(key)!r}, is {present.get(key)!r})" for key in changed)
+        pairs = ", ".join(f"{key} (was {quote(found.get(key))}, is {quote(present.get(key))})" for key in changed)
         raise ValueRangeError(
             f"[finetune] {path}: the run was started with another {pairs}; repeat it as it was, or choose another "
             "output folder"
         )
-    return step
+    return progress.step
 
 
 def _flatten(conditions: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moddit.errors import FormatError
+from moddit.checkpoint.safetensors import read_tensors
+from moddit.errors import FormatError, InputError
+from moddit.record import Origin, read_json
 
 TREE: Final = "state.json"
 TENSORS: Final = "state.safetensors"
+_ADVICE: Final = "delete this checkpoint"
 
 Tensors = dict[str, Tensor]
 
@@ -45,16 +47,26 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Read what `write_state` has written; tensors are on the CPU.
 
     Raises:
-        FormatError: a file is absent or damaged.
+        MissingError, FormatError: a file is absent or damaged.
     """
+    path = folder / TREE
+    origin = Origin("finetune", str(path), _ADVICE)
+    tree = read_json(path, origin, absent=_ADVICE, strict=False)  # an average may be infinite
     try:
-        tree = json.loads((folder / TREE).read_text(encoding="utf-8"))
-        state = _decode(tree, load_file(folder / TENSORS))
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, SafetensorError) as error:
-        raise FormatError(f"[finetune] {folder}: not the state of a run ({error}); delete this checkpoint") from None
+        state = _decode(tree, _read_tensors(folder / TENSORS))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{origin}: not the state of a run ({type(error).__name__}: {error}); {_ADVICE}") from None
     if not isinstance(state, dict):
-        raise FormatError(f"[finetune] {folder / TREE}: holds no dictionary; delete this checkpoint")
+        raise FormatError(f"{origin}: holds no dictionary; {_ADVICE}")
     return state
+
+
+def _read_tensors(path: Path) -> Tensors:
+    try:
+        read_tensors(path)  # the library reads what is no regular file, too
+        return load_file(path)
+    except (InputError, OSError, KeyError) as error:  # damaged, unreadable, or a type that PyTorch has not
+        raise FormatError(f"[finetune] {path}: not the state of a run ({error}); {_ADVICE}") from None
 
 
 def _encode(value: Any, tensors: Tensors) -> Any:
@@ -87,23 +99,45 @@ _KINDS: Final[Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]]] = {
 }
 
 
-def restore(path: Path, parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def restore(folder: Path, parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Give each part its state back.
 
     Args:
-        path: of the state, for messages.
+        folder: of the state, for messages.
         parts: by name: what has `load_state_dict`.
         state: by the same names.
 
     Raises:
         FormatError: a part is absent, or does not fit.
     """
+    where = f"[finetune] {folder / TREE}"
     if state.keys() != parts.keys():
-        raise FormatError(
-            f"[finetune] {path}: holds {', '.join(state)}, want {', '.join(parts)}; delete this checkpoint"
-        )
+        raise FormatError(f"{where}: holds {', '.join(map(str, state))}, want {', '.join(parts)}; {_ADVICE}")
     for name, part in parts.items():
         try:
+            _compare(part.state_dict(), state[name], name)
             part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise FormatError(f"[finetune] {path}: {name} does not fit ({error}); delete this checkpoint") from None
+            _compare_moments(part)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError) as error:
+            raise FormatError(f"{where}: {name} does not fit ({error}); {_ADVICE}") from None
+
+
+def _compare(present: Any, found: Any, place: str) -> None:
+    """Raise ValueError unless what a part has now is there, of the same kind and shape; there may be more."""
+    if isinstance(present, Tensor):
+        if not isinstance(found, Tensor) or found.shape != present.shape:
+            raise ValueError(f"{place} is no tensor of shape {tuple(present.shape)}")
+    elif isinstance(present, Mapping):
+        for key, value in present.items():
+            _compare(value, found[key], f"{place}.{key}")
+    elif isinstance(present, (list, tuple)):
+        for index, (value, other) in enumerate(zip(present, found, strict=True)):
+            _compare(value, other, f"{place}[{index}]")
+
+
+def _compare_moments(part: Any) -> None:
+    """Raise ValueError if an optimizer keeps tensors of another shape than the parameter's."""
+    for parameter, moments in getattr(part, "state", {}).items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, want {tuple(parameter.shape)}")

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from convert.verify.bundle import Packages
 from convert.verify.interpreter import Arithmetic
+from moddit.bounds import GUIDANCE
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
+from moddit.errors import ValueRangeError
 from moddit.graphs import size_name
 from moddit.noise import torch_randn
 from moddit.samplers import build_table
@@ -32,7 +34,11 @@ class Request:
     negative_prompt: str = ""
     seed: int = 0
     steps: int = 20
-    guidance_scale: float = 4.5
+    guidance_scale: float = 4.5  # 1 or less turns guidance off
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance_scale <= GUIDANCE:
+            raise ValueRangeError(f"[verify] guidance_scale is {self.guidance_scale}, want 0..{GUIDANCE}")
 
 
 def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
@@ -52,8 +58,9 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
     latents = torch_randn((1, spec.transformer.in_channels, height, width), request.seed) * table.init_scale
     previous: NDArray[np.float32] | None = None
     for step in table.steps:
-        negative, positive = _predict(packages, request, step.input_scale * latents, step.timestep, texts)
-        output = negative + request.guidance_scale * (positive - negative)
+        negative, output = _predict(packages, request, step.input_scale * latents, step.timestep, texts)
+        if request.guidance_scale > 1:
+            output = negative + request.guidance_scale * (output - negative)
         latents, previous = step.advance(latents, output, previous)
     image = packages.run(
         "vae_decoder", size_name(request.height, request.width), {"latents": latents.astype(np.float32)}

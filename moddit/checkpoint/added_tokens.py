@@ -51,6 +51,12 @@ class Declarations:
     added: Mapping[str, Any]  # added_tokens.json: number by content
     serialized: tuple[Any, ...]  # "added_tokens" of tokenizer.json
     where: Path  # the folder, for messages
+    files: tuple[str, ...]  # in it, that say something
+
+    @property
+    def place(self) -> str:
+        """The files, for messages about what may stand in any of them."""
+        return f"{self.where} ({', '.join(self.files)})"
 
     def extra_ids(self) -> int:
         """Read how many sentinel tokens a T5 tokenizer has.
@@ -67,7 +73,7 @@ class Declarations:
     def name(self, key: str, default: str) -> str:
         """Read the text of a token that the tokenizer's class has by name."""
         found = _read_declared(self)[0].get(key, default)
-        return default if found is None else _parse(found, self.where).content
+        return default if found is None else _parse(found, self.place).content
 
     def legacy_extra(self) -> list[AddedToken] | None:
         """Read the further special tokens that the tokenizer's class takes; None if the folder has none for it."""
@@ -76,7 +82,7 @@ class Declarations:
             place = self.special_map
         elif isinstance(self.config.get(EXTRA), Mapping) and self.config[EXTRA] and LEGACY_EXTRA in self.config:
             place = self.config
-        return None if place is None else [_parse(value, self.where) for value in _items(place[LEGACY_EXTRA], self)]
+        return None if place is None else [_parse(value, self.place) for value in _items(place[LEGACY_EXTRA], self)]
 
 
 def list_added_tokens(
@@ -100,9 +106,9 @@ def list_added_tokens(
     }
     special |= {key: value for key, value in settings.items() if _is_own_name(key, value)}
     special |= settings[_OWN]
-    tokens = [_parse(value, found.where) for value in special.values() if value is not None]
+    tokens = [_parse(value, found.place) for value in special.values() if value is not None]
     # Whoever lists further tokens, if only none or null, replaces those of the class.
-    listed = [_parse(value, found.where) for value in _items(settings.get(EXTRA), found)]
+    listed = [_parse(value, found.place) for value in _items(settings.get(EXTRA), found)]
     further = listed if EXTRA in settings else list(default_extra)
     # Of a token that is listed twice, the later one counts: `tokenizers` keeps its number and takes its flags.
     known, names = {token.content for token in declared.values()}, {token.content for token in tokens}
@@ -120,8 +126,8 @@ def _read_declared(found: Declarations) -> tuple[dict[str, Any], dict[int, Added
     if "added_tokens_decoder" in settings:
         decoder = settings["added_tokens_decoder"]
         if not isinstance(decoder, Mapping):
-            raise _error(found.where, "added_tokens_decoder", decoder)
-        return settings, {_number(key, found.where): _parse(value, found.where) for key, value in decoder.items()}
+            raise _error(found.place, "added_tokens_decoder", decoder)
+        return settings, {_number(key, found.place): _parse(value, found.place) for key, value in decoder.items()}
     for key, value in found.special_map.items():
         if key == LEGACY_EXTRA:  # the tokenizer's class takes these
             continue
@@ -129,16 +135,16 @@ def _read_declared(found: Declarations) -> tuple[dict[str, Any], dict[int, Added
             value = [*_items(settings.get(key), found), *map(_as_special, value)]
         settings[key] = value if key == EXTRA else _as_special(value)
     settings[_OWN] |= _take_own(settings)
-    special = {_parse(settings[key], found.where).content for key in _NAMED if settings.get(key)}
-    special |= {_parse(value, found.where).content for value in _items(settings.get(EXTRA), found)}
+    special = {_parse(settings[key], found.place).content for key in _NAMED if settings.get(key)}
+    special |= {_parse(value, found.place).content for value in _items(settings.get(EXTRA), found)}
     declared = {
-        _number(number, found.where): AddedToken(content, normalized=content not in special, special=content in special)
+        _number(number, found.place): AddedToken(content, normalized=content not in special, special=content in special)
         for content, number in found.added.items()
     }
     for value in found.serialized:
         if not isinstance(value, Mapping):
-            raise _error(found.where, "added_tokens", value)
-        declared[_number(value.get("id"), found.where)] = _parse(value, found.where)
+            raise _error(found.place, "added_tokens", value)
+        declared[_number(value.get("id"), found.place)] = _parse(value, found.place)
     return settings, declared
 
 
@@ -156,7 +162,7 @@ def _items(value: object, found: Declarations) -> list[Any]:
     if value is None or isinstance(value, Mapping):
         return []
     if not isinstance(value, list):
-        raise _error(found.where, "extra_special_tokens", value)
+        raise _error(found.place, "extra_special_tokens", value)
     return value
 
 
@@ -166,7 +172,7 @@ def _is_own_name(key: str, value: object) -> bool:
     return key.endswith("_token") and key not in _NAMED and is_token
 
 
-def _parse(value: object, where: Path) -> AddedToken:
+def _parse(value: object, where: str) -> AddedToken:
     """Read a token: its text, which makes it special, or an object with the fields of `tokenizers`."""
     if isinstance(value, str):
         return AddedToken(value)
@@ -178,7 +184,7 @@ def _parse(value: object, where: Path) -> AddedToken:
     return AddedToken(value["content"], **{"special": False, **fields})
 
 
-def _number(value: object, where: Path) -> int:
+def _number(value: object, where: str) -> int:
     if isinstance(value, str) and value.isdecimal() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 0 <= value < 1 << 31:
@@ -186,7 +192,7 @@ def _number(value: object, where: Path) -> int:
     return value
 
 
-def _error(where: Path, what: str, value: object) -> FormatError:
+def _error(where: str, what: str, value: object) -> FormatError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
     return FormatError(f"[tokenizer] {where}: {what} is {shown}, which is not what transformers writes; save it again")

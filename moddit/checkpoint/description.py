@@ -51,7 +51,7 @@ def describe(sources: Sources) -> Description:
     files = SourceFiles(sources)
     pipeline = sources.pipeline_class()
     files.add(sources.index)
-    tokenizer = read_tokenizer(sources.component("tokenizer"), sources.class_of("tokenizer") or "T5Tokenizer")
+    tokenizer = read_tokenizer(sources.component("tokenizer"), sources.class_of("tokenizer"))
     files.add(*tokenizer.files)
     scheduler = read_scheduler(sources, files)
     text_encoder, text_part = _read_text_encoder(sources, files)
@@ -62,7 +62,7 @@ def describe(sources: Sources) -> Description:
     )
     if tokenizer.size > text_encoder.vocab_size:
         raise ShapeError(
-            f"[tokenizer] {tokenizer.files[0]}: has {tokenizer.size} tokens, the text encoder's vocab_size is "
+            f"[tokenizer] {tokenizer.place}: has {tokenizer.size} tokens, the text encoder's vocab_size is "
             f"{text_encoder.vocab_size}; check that they belong together"
         )
     # what generation will do with it, tried now

@@ -59,7 +59,7 @@ def check_timesteps(plan: RoutingPlan, num_train_timesteps: int, where: str) -> 
     if plan.num_train_timesteps != num_train_timesteps:
         raise ValueRangeError(
             f"[routing] {where}, {PLAN_KEY!r}: num_train_timesteps is {plan.num_train_timesteps}, "
-            f"want {num_train_timesteps}, the scheduler's"
+            f"want {num_train_timesteps} as in scheduler_config.json"
         )
 
 

@@ -70,7 +70,9 @@ def finish_part(
     unexpected = sorted(tensors.keys() - wanted.keys()) if wanted.keys() <= tensors.keys() else []
     unused = {**unused, **dict.fromkeys(unexpected, "not of this model; left out, as diffusers and transformers do")}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in unexpected}
-    check_names({name: tensor.shape for name, tensor in tensors.items()}, wanted, str(where))
+    files = {name: tensor.path for name, tensor in tensors.items()}
+    place = next(iter(files.values())) if len(set(files.values())) == 1 else where
+    check_names({name: tensor.shape for name, tensor in tensors.items()}, wanted, str(place), "config.json", files)
     check_dtypes(component, tensors)
     single = {name: SingleTensor(tensor) if tensor.dtype == DOUBLE else tensor for name, tensor in tensors.items()}
     return ReadPart(Part(wanted, single), unused, notes)

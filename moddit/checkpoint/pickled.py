@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,9 @@ def read_pickle(path: Path) -> dict[str, PickledTensor]:
             f"[source] {path}: reading this format needs torch; pip install torch, or save the weights as safetensors"
         ) from None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        is_archive = zipfile.is_zipfile(path)
+        sizes = _record_sizes(path) if is_archive else None
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError:
         raise FormatError(
             f"[source] {path}: not readable without executing what is in it, or damaged; save the weights alone, as "
@@ -74,10 +77,37 @@ def read_pickle(path: Path) -> dict[str, PickledTensor]:
     tensors = _tensors(found)
     if not tensors:
         raise FormatError(f"[source] {path}: has no tensors by name, got {_describe(found)}; want a state_dict")
+    if sizes is not None:
+        _check_whole(path, tensors, sizes)
     return {
         name: PickledTensor(path, name, _dtype(value), tuple(value.shape), value.detach())
         for name, value in tensors.items()
     }
+
+
+def _record_sizes(path: Path) -> Counter[int]:
+    """Count the sizes of an archive's members, which torch.save never compresses: unpacked they could be any size.
+
+    Raises:
+        ValueError: a member is compressed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError(f"member {packed[0]!a} is compressed, which torch.save does not do")
+    return Counter(member.file_size for member in members)
+
+
+def _check_whole(path: Path, tensors: Mapping[str, Any], sizes: Counter[int]) -> None:
+    """Raise FormatError if an archive has no member of the size of a tensor's storage: torch would read beyond it."""
+    found = {name: value.untyped_storage() for name, value in tensors.items() if _is_plain(value)}
+    storages = {storage.data_ptr(): (storage.nbytes(), name) for name, storage in found.items()}
+    left = sizes.copy()
+    for size, name in storages.values():
+        if not left[size]:
+            raise FormatError(f"[source] {path}: has no member with the {size} bytes of tensor {name!a}; {_ADVICE}")
+        left[size] -= 1
 
 
 def _tensors(found: object) -> dict[str, Any]:
@@ -95,9 +125,15 @@ def _dtype(value: Any) -> str:
     import torch
 
     names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    if value.layout != torch.strided or value.is_meta:
+    if not _is_plain(value):
         return f"{value.dtype} ({'meta' if value.is_meta else value.layout})"
     return names.get(value.dtype, str(value.dtype))
+
+
+def _is_plain(value: Any) -> bool:
+    import torch
+
+    return value.layout == torch.strided and not value.is_meta
 
 
 def _describe(found: object) -> str:

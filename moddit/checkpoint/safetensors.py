@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moddit.errors import FormatError, MissingError
+from moddit.record import open_regular
 
 LENGTH_BYTES: Final = 8  # of the header's length
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
@@ -75,7 +76,7 @@ class FileTensor:
         row_bytes = math.prod(rest) * ITEM_BYTES[self.dtype]
         where = f"[safetensors] {self.path}: tensor {self.name!r}"
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with open(self.path, "rb", buffering=0, opener=open_regular) as file:
                 file.seek(self.offset + first * row_bytes)
                 _fill(file, array, where)
         except OSError as error:
@@ -92,12 +93,12 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
     """
     where = f"[safetensors] {path}"
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             _check_length(length, size, where)
             text = file.read(length)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"{where}: no such file; {_ADVICE}") from None
     except OSError as error:
         raise FormatError(f"{where}: cannot be read ({error.strerror}); {_ADVICE}") from None

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from moddit.bounds import TOKENIZER_BYTES
 from moddit.errors import FormatError, UnsupportedError
+from moddit.record import Origin, read_bytes
 
 SPECIAL: Final = ("<pad>", "</s>", "<unk>")  # with the numbers 0, 1, 2
 _UNIGRAM: Final = 1  # TrainerSpec.ModelType
@@ -41,14 +43,12 @@ def read_vocabulary(path: Path) -> Vocabulary:
         FormatError: it is damaged, or not a SentencePiece model.
         UnsupportedError: it is not a unigram model with T5's special tokens.
     """
+    origin = Origin("tokenizer", str(path), "copy or download the file again")
+    content = read_bytes(path, origin, absent=origin.advice, most=TOKENIZER_BYTES)
     try:
-        vocabulary, model_type = _parse_model(path.read_bytes())
-    except OSError as error:
-        raise FormatError(f"[tokenizer] {path}: cannot be read ({error.strerror})") from None
+        vocabulary, model_type = _parse_model(content)
     except (ValueError, IndexError, struct.error) as error:
-        raise FormatError(
-            f"[tokenizer] {path}: not a SentencePiece model ({error}); copy or download the file again"
-        ) from None
+        raise FormatError(f"{origin}: not a SentencePiece model ({error}){origin.end}") from None
     first = tuple(piece for piece, _ in vocabulary.pieces[: len(SPECIAL)])
     if model_type != _UNIGRAM or first != SPECIAL:
         raise UnsupportedError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moddit.checkpoint.foreign import ADAPTER_FILES, check_suffix, explain_folder
-from moddit.checkpoint.weights import DIFFUSERS, PICKLE_SUFFIXES, read_config, read_json
+from moddit.checkpoint.weights import DIFFUSERS, PICKLE_SUFFIXES, read_config, read_json, read_optional_json
 from moddit.errors import FormatError, InputError, MissingError, UnsupportedError
 from moddit.manifest import MANIFEST_NAME
 from moddit.record import quote
@@ -96,9 +96,10 @@ class Sources:
             FormatError: the index has something else than a library and a class.
         """
         index = self.component(name).parent / INDEX
-        if not index.is_file():
+        found = read_optional_json(index)
+        if found is None:
             return None
-        entry = read_json(index).get(name)
+        entry = found.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
             raise FormatError(f"[source] {index}: component {name!r} is {quote(entry)}, want a library and a class")
         return str(entry[1])
@@ -130,7 +131,7 @@ class Sources:
     @property
     def index(self) -> Path:
         """The pipeline's index; raises MissingError if there is no pipeline folder."""
-        path = next((root / INDEX for root in self.roots if (root / INDEX).is_file()), None)
+        path = next((root / INDEX for root in self.roots if os.path.lexists(root / INDEX)), None)
         if path is None:
             raise self._explain(INDEX)
         return path
@@ -185,6 +186,11 @@ class Sources:
                 f"{where}: has no part of a pipeline, got {_listing(self.main)}, want a file of weights, or a folder "
                 f"with config.json and weights, or with some of {', '.join(COMPONENTS)}"
             )
+        if (self.main / name).is_dir():  # and the index leaves it out
+            return MissingError(
+                f"[source] {self.main / INDEX}: component {name!r} is missing in it, though the folder is there; save "
+                "the pipeline again, or name one that has it with --base"
+            )
         found = ", ".join(sorted(path.name for path in self.main.iterdir() if path.is_dir())) or "no folders"
         what = "file" if name == INDEX else "component"
         return MissingError(
@@ -235,8 +241,8 @@ def _has(root: Path, name: str) -> bool:
     """Say whether a pipeline's folder has a component, and its index, if it has one, does not leave it out."""
     if not (root / name).is_dir():
         return False
-    index = root / INDEX
-    entry = read_json(index).get(name) or () if index.is_file() else name
+    index = read_optional_json(root / INDEX)
+    entry = name if index is None else index.get(name) or ()
     return any(entry) if isinstance(entry, list | tuple) else True
 
 

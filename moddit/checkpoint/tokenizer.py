@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 from moddit.bounds import TOKENIZER_BYTES
 from moddit.checkpoint.added_tokens import T5_NAMED, AddedToken, Declarations, list_added_tokens
 from moddit.checkpoint.sentencepiece import Vocabulary, read_vocabulary
+from moddit.checkpoint.sources import INDEX
 from moddit.checkpoint.tokenizer_shape import is_piece
-from moddit.checkpoint.weights import check_link, read_json
+from moddit.checkpoint.weights import read_optional_json
 from moddit.errors import FormatError, MissingError, UnsupportedError
+from moddit.record import quote
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,15 +39,20 @@ class TokenizerFile:
 
     text: bytes  # tokenizer.json
     size: int  # tokens, numbered from 0
-    files: tuple[Path, ...]  # that it was read from
+    files: tuple[Path, ...]  # that it was read from, in one folder
+
+    @property
+    def place(self) -> str:
+        """The files, for messages about what they make together."""
+        return f"{self.files[0].parent} ({', '.join(path.name for path in self.files)})"
 
 
-def read_tokenizer(folder: Path, kind: str = T5_CLASSES[0]) -> TokenizerFile:
+def read_tokenizer(folder: Path, kind: str | None = None) -> TokenizerFile:
     """Read the tokenizer in a folder.
 
     Args:
         folder: with `tokenizer.json`, or `spiece.model` where there is none, and the files beside them.
-        kind: its class in transformers.
+        kind: its class in transformers, as the pipeline's index names it; None for the usual one.
 
     Raises:
         MissingError: neither file is there.
@@ -52,30 +60,31 @@ def read_tokenizer(folder: Path, kind: str = T5_CLASSES[0]) -> TokenizerFile:
         UnsupportedError: a class or model of another kind than T5's.
     """
     path, spiece = folder / "tokenizer.json", folder / "spiece.model"
-    for name in (path.name, spiece.name, *_BESIDE):
-        check_link(folder / name)
-    if not path.is_file() and not spiece.is_file():
+    value = read_optional_json(path, TOKENIZER_BYTES)
+    if value is None and not os.path.lexists(spiece):
         found = sorted(entry.name for entry in folder.iterdir())
         raise MissingError(
             f"[tokenizer] {path}: no such file, nor {spiece.name}, got {', '.join(found) or 'no files'}; "
             "save the tokenizer again with save_pretrained"
         )
-    value = read_json(path, TOKENIZER_BYTES) if path.is_file() else None
-    beside = {name: read_json(folder / name, TOKENIZER_BYTES) for name in _BESIDE if (folder / name).is_file()}
+    read = ((name, read_optional_json(folder / name, TOKENIZER_BYTES)) for name in _BESIDE)
+    beside = {name: found for name, found in read if found is not None}
     serialized = [] if value is None else value.get("added_tokens", [])
     if not isinstance(serialized, list):
         raise FormatError(f"[tokenizer] {path}: added_tokens is no list; save the tokenizer again")
     config, special_map, added = (beside.get(name, {}) for name in _BESIDE)
-    declarations = Declarations(config, special_map, added, tuple(serialized), folder)
+    names = (*([path.name] if value is not None else []), *beside)
+    declarations = Declarations(config, special_map, added, tuple(serialized), folder, names)
     _check_side(config, {} if value is None else value, folder)
-    if kind in T5_CLASSES:
+    if kind is None or kind in T5_CLASSES:
         vocabulary = read_vocabulary(spiece) if value is None else _read_vocabulary(path, value)
         tokenizer = _make_t5(vocabulary, declarations, has_sentinels=value is not None)
     elif kind in PLAIN_CLASSES and value is not None:
         tokenizer = _load_plain(path, declarations)
     else:
         raise UnsupportedError(
-            f"[tokenizer] {folder}: class {kind} is not implemented, want {', '.join(T5_CLASSES)}; save it as one"
+            f"[tokenizer] {folder}: class {quote(kind)}, as {INDEX} says, is not implemented, want "
+            f"{', '.join(T5_CLASSES)}; save it as one"
         )
     source = spiece if value is None else path
     _check(tokenizer, source)

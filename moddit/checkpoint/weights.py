@@ -64,6 +64,11 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
     return value
 
 
+def read_optional_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any] | None:
+    """As `read_json`, but None if nothing has this name; a folder or a link to nothing there is still an error."""
+    return read_json(path, most) if os.path.lexists(path) else None
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Read a configuration of diffusers, without the keys that it lists as standing for their defaults.
 
@@ -106,7 +111,7 @@ def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> We
     for tried in dict.fromkeys((variant, None)):
         found = [path for path in _candidates(folder, naming, tried) if path.is_file() or path.is_symlink()]
         if found:
-            check_link(found[0])
+            _check_link(found[0])
             notes = (
                 () if tried == variant else (f"{folder.name} has no variant {variant!r}: its plain weights are used",)
             )
@@ -121,7 +126,7 @@ def missing_file(path: Path, wanted: str) -> MissingError:
     return MissingError(f"[source] {path}: no such file; {wanted}")
 
 
-def check_link(path: Path) -> None:
+def _check_link(path: Path) -> None:
     """Raise MissingError if this is a link to nothing, as an interrupted download leaves it."""
     if path.is_symlink() and not path.exists():
         raise missing_file(path, "")

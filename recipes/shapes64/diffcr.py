@@ -22,12 +22,12 @@ from recipes.shapes64.dense import REGIONS, WORDING_SHARES, LatentSet, draw_time
 from recipes.shapes64.pipeline import TRAIN_TIMESTEPS, build_transformer, load_pipeline
 from recipes.shapes64.runs import save_whole, write_folder
 from recipes.shapes64.text import tokenize
-from torch_moddit.data import Precomputed
 from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedPixArt, Scoring
 from torch_moddit.pipeline import read_schedule
+from torch_moddit.precomputed import Precomputed
 from torch_moddit.trainee import Trainee
 
 MODES: Final = {"diffcr": Mode.LEARNED, "uniform": Mode.UNIFORM, "random": Mode.RANDOM}
@@ -78,7 +78,7 @@ def write_data(work: Path) -> None:
 def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
     """Fine-tune the teacher in one of MODES and save the result to `work`/`name`."""
     pipeline = load_pipeline(work / "dense")
-    data = Precomputed(work / "finetune-data")
+    data = Precomputed(work / "finetune-data", RoutedPixArt(pipeline.transformer, plan=None).spec)
     config = FinetuneConfig(
         output=work / "runs" / name,
         steps=budget.steps,

@@ -74,6 +74,13 @@ class TestCheckpoint:
         (damaged / component).rename(damaged / "away")
         refuse(damaged, damaged, f"component {component!r} is missing, got away", "save the whole pipeline")
 
+    @pytest.mark.parametrize("entry", [None, [None, None], {}])
+    def test_a_component_that_the_index_leaves_out(
+        self, damaged: Path, entry: object, refuse: Callable[..., None]
+    ) -> None:
+        edit_json(damaged / "model_index.json", lambda index: index.__setitem__("vae", entry))
+        refuse(damaged, "model_index.json: component 'vae' is missing in it, though the folder is there")
+
     @pytest.mark.parametrize(
         "file",
         ["transformer/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json", TRANSFORMER, VAE],
@@ -136,7 +143,7 @@ class TestCheckpoint:
     def test_more_tokens_than_the_text_encoder_knows(self, damaged: Path, refuse: Callable[..., None]) -> None:
         more = [{"id": 44 + index, "content": f"<{index}>"} for index in range(5)]
         edit_json(damaged / "tokenizer" / "tokenizer.json", lambda value: value["added_tokens"].extend(more))
-        refuse(damaged, "tokenizer.json: has 49 tokens, the text encoder's vocab_size is 48")
+        refuse(damaged, "(tokenizer.json, tokenizer_config.json): has 49 tokens, the text encoder's vocab_size is 48")
 
     def test_a_tokenizer_of_another_kind(self, damaged: Path, refuse: Callable[..., None]) -> None:
         (damaged / "tokenizer" / "tokenizer.json").write_text("{}")

@@ -23,7 +23,7 @@ def test_transformer(additional, attention_bias):
         caption_channels=10, use_additional_conditions=additional, attention_bias=attention_bias,
     )  # fmt: skip
     spec = PixArtSpec.from_diffusers(json.loads(model.to_json_string()), "test")
-    check_names(shapes(model), transformer_tensors(spec, routed=False), "test")
+    check_names(shapes(model), transformer_tensors(spec, routed=False), "test", "config.json")
 
 
 def test_routed_transformer_adds_one_router_a_block():
@@ -45,7 +45,7 @@ def test_text_encoder(feed_forward):
     )
     found = shapes(T5EncoderModel(config))
     found.pop("encoder.embed_tokens.weight", None)
-    check_names(found, text_encoder_tensors(T5Spec.from_transformers(config.to_dict(), "test")), "test")
+    check_names(found, text_encoder_tensors(T5Spec.from_transformers(config.to_dict(), "test")), "test", "config.json")
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -56,7 +56,12 @@ def test_vae(attention, channels, layers):
         block_out_channels=channels, layers_per_block=layers, norm_num_groups=4, mid_block_add_attention=attention,
         use_quant_conv=attention, use_post_quant_conv=attention,
     )  # fmt: skip
-    check_names(shapes(model), vae_tensors(VAESpec.from_diffusers(json.loads(model.to_json_string()), "test")), "test")
+    check_names(
+        shapes(model),
+        vae_tensors(VAESpec.from_diffusers(json.loads(model.to_json_string()), "test")),
+        "test",
+        "config.json",
+    )
 
 
 def test_differences_are_reported_together():
@@ -66,7 +71,7 @@ def test_differences_are_reported_together():
     found["stray"] = (1,)
     del found["encoder.final_layer_norm.weight"]
     with pytest.raises(ShapeError) as caught:
-        check_names(found, text_encoder_tensors(spec), "model.safetensors")
+        check_names(found, text_encoder_tensors(spec), "model.safetensors", "config.json")
     report = str(caught.value)
     assert "model.safetensors: 3 tensors differ" in report
     assert "missing     encoder.final_layer_norm.weight, want (4,)" in report

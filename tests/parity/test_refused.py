@@ -127,7 +127,7 @@ def a_download_beside_older_weights(folder: Path) -> tuple[list[str], str]:
 def tokens_that_are_still_loading(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
     (model / "tokenizer/special_tokens_map.json").symlink_to(folder / "blobs" / "2")
-    return given(model), "special_tokens_map.json: a link to a file that is not there; download the checkpoint again"
+    return given(model), "special_tokens_map.json: a link to a file that is not there; download it again"
 
 
 @case

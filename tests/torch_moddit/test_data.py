@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
-from moddit.errors import FormatError, InputError, MissingError, ShapeError
+from moddit.errors import FormatError, InputError, MissingError
 from tests import tiny
-from torch_moddit.data import Batches, PictureFolder, Precomputed, fit, read_captions
+from torch_moddit.data import Batches, PictureFolder, fit, read_captions
 
 
 def save_picture(path: Path, size: tuple[int, int] = (20, 16), colour: tuple[int, int, int] = (255, 0, 0)) -> None:
@@ -57,7 +57,7 @@ def test_refuses_incomplete_folders(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no pictures"):
         read_captions(tmp_path)
     save_picture(tmp_path / "a.png")
-    with pytest.raises(MissingError, match=r"a\.png: no caption"):
+    with pytest.raises(MissingError, match=r"a\.txt: no such file; want the caption of a\.png in it"):
         read_captions(tmp_path)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "lost.png", "text": "x"}\n')
     with pytest.raises(MissingError, match=r"jsonl:1: .*lost\.png is not there"):
@@ -77,48 +77,49 @@ def test_refuses_incomplete_folders(tmp_path: Path) -> None:
             read_captions(tmp_path)
 
 
-def tensors(count: int) -> dict[str, torch.Tensor]:
-    return {
-        "latents": torch.randn(count, 4, 2, 2).half(),
-        "text": torch.randn(count, 5, 3).half(),
-        "mask": torch.ones(count, 5, dtype=torch.int64),
-    }
+def replace_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
-def test_reads_precomputed_files(tmp_path: Path) -> None:
-    first, second = tensors(2), tensors(3)
-    save_file(first, tmp_path / "0.safetensors")
-    save_file(second, tmp_path / "1.safetensors")
-    save_file({"text": torch.zeros(5, 3), "mask": torch.ones(5)}, tmp_path / "null.safetensors")
-    data = Precomputed(tmp_path)
-    assert len(data) == 5
-    assert torch.equal(data[2]["latents"], second["latents"][0].float())
-    null = data.null()
-    assert null is not None
-    assert null["text"].shape == (5, 3)
+@pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"\xff red square"),
+        lambda path: path.write_bytes(b"x" * 200_000),
+        lambda path: path.mkdir(),
+        lambda path: os.mkfifo(path),
+        lambda path: path.symlink_to(path.name),
+    ],
+)
+def test_captions_that_are_no_text_are_refused_at_once(
+    name: str, spoil: Callable[[Path], object], tmp_path: Path
+) -> None:
+    save_picture(tmp_path / "a.png")
+    spoil(tmp_path / name)
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
+        read_captions(tmp_path)
 
 
-def test_reads_precomputed_numpy(tmp_path: Path) -> None:
-    values = tensors(4)
-    for name, value in values.items():
-        np.save(tmp_path / f"{name}.npy", value.numpy())
-    data = Precomputed(tmp_path)
-    assert torch.equal(data[3]["text"], values["text"][3].float())
-    assert data.null() is None
-
-
-def test_refuses_damaged_precomputed_files(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="missing"):
-        Precomputed(tmp_path)
-    save_file({"latents": torch.zeros(1, 4, 2, 2)}, tmp_path / "0.safetensors")
-    with pytest.raises(MissingError, match="'mask', 'text'"):
-        Precomputed(tmp_path)
-    save_file({**tensors(2), "text": torch.zeros(1, 5, 3)}, tmp_path / "0.safetensors")
-    with pytest.raises(ShapeError, match="different lengths"):
-        Precomputed(tmp_path)
-    (tmp_path / "0.safetensors").write_bytes(b"nothing")
-    with pytest.raises(FormatError, match="truncated"):
-        Precomputed(tmp_path)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no picture"),
+        lambda path: path.write_bytes(path.read_bytes()[:60]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"IDAT", b"IDOT")),
+        replace_by_fifo,
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named(workers: int, spoil: Callable[[Path], object], tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red square")
+    spoil(tmp_path / "a.png")
+    folder = PictureFolder(tmp_path, tiny.make_tokenizer(), height=8, width=8, max_tokens=tiny.MAX_TOKENS)
+    with pytest.raises(FormatError, match=r"a\.png: cannot read the picture"):
+        next(iter(DataLoader(folder, num_workers=workers)))
 
 
 def test_batches_resume_anywhere_and_cover_every_epoch() -> None:

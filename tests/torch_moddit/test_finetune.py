@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch.utils.data import Dataset
 
 from moddit.errors import (
     FormatError,
+    InputError,
     MissingError,
     OutputExistsError,
     StorageError,
@@ -162,7 +164,7 @@ def test_resuming_refuses_another_configuration(tmp_path: Path) -> None:
     train(replace(config, log_every=1), stop_after=1)
     progress = list_checkpoints(tmp_path)[-1] / "progress.json"
     progress.write_text("{")
-    with pytest.raises(FormatError, match="not the state of a run"):
+    with pytest.raises(FormatError, match="not JSON"):
         train(config)
 
 
@@ -192,7 +194,7 @@ def test_resuming_runs_no_pickle(tmp_path: Path) -> None:
     assert difference(resumed, train(configure(tmp_path / "whole"))) <= REPEATED
     for name in ("state.safetensors", "state.json", "progress.json"):
         torch.save(Bomb(mark), list_checkpoints(config.output)[-1] / name)
-        with pytest.raises(FormatError, match="not the state of a run"):
+        with pytest.raises(FormatError, match=rf"/{name}: not (JSON|the state of a run)"):
             train(config)
         assert not mark.exists()
 
@@ -236,7 +238,37 @@ def test_a_damaged_checkpoint_is_one_error(tmp_path: Path, file: str, content: b
     config = configure(tmp_path)
     train(config, stop_after=1)
     (list_checkpoints(tmp_path)[-1] / file).write_bytes(content)
-    with pytest.raises(FormatError, match=r"^\[finetune\] "):
+    wanted = "(delete this checkpoint|.* another output folder)"
+    with pytest.raises(InputError, match=rf"^\[finetune\] .*/{file}: .*; {wanted}"):
+        train(config)
+
+
+def turn(tensors: dict[str, Tensor]) -> None:
+    """Turn a matrix, so that it has as many numbers in another shape."""
+    name = next(name for name, value in tensors.items() if value.dim() == 2 and value.shape[0] != value.shape[1])
+    tensors[name] = tensors[name].t().contiguous()
+
+
+def drop_average(state: dict[str, Any]) -> None:
+    state["average"]["shadow_params"].pop()
+
+
+def turn_moments(state: dict[str, Any]) -> None:
+    moments = (values["exp_avg"] for values in state["optimizer_0"]["state"].values())
+    matrix = next(value for value in moments if value.dim() == 2 and value.shape[0] != value.shape[1])
+    matrix.set_(matrix.t().contiguous())
+
+
+@pytest.mark.parametrize("change", [lambda state: turn(state["trainee"]), drop_average, turn_moments])
+def test_a_state_of_other_shapes_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Before a step is taken: where the libraries use it, it is too late for an error that names the file."""
+    config = configure(tmp_path)
+    train(config, stop_after=1)
+    folder = list_checkpoints(tmp_path)[-1]
+    state = read_state(folder)
+    change(state)
+    write_state(folder, state)
+    with pytest.raises(FormatError, match=r"state\.json: (trainee|average|optimizer_0) does not fit .*; delete this"):
         train(config)
 
 
@@ -262,6 +294,23 @@ def test_resuming_needs_the_same_data_and_processes(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
     with pytest.raises(ValueRangeError, match=r"another processes \(was 1, is 2\); repeat it as it was"):
         train(config)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_run_that_diverges_stops_and_keeps_the_last_checkpoint(tmp_path: Path, log_every: int) -> None:
+    config = configure(tmp_path, save_every=2, log_every=log_every)
+    train(config, stop_after=2)
+
+    class Spoiled(Latents):
+        def __getitem__(self, index: int) -> Item:
+            return {**super().__getitem__(index), "latents": torch.full((4, 8, 8), torch.nan)}
+
+    with pytest.raises(ValueRangeError, match=r"not finite at step \d; choose another output folder and lower"):
+        train(config, Spoiled())
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["00000002"]
+    log = tmp_path / "log.jsonl"
+    assert log.exists() == (log_every == 1)
+    assert "NaN" not in (log.read_text() if log.exists() else "")
 
 
 def test_the_log_tells_each_step_once(tmp_path: Path) -> None:

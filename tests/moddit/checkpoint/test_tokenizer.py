@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import struct
-from collections.abc import Sequence
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +20,13 @@ from moddit.checkpoint.sentencepiece import read_vocabulary
 from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.errors import FormatError, ModditError, UnsupportedError
 from tests.convert.checkpoints import convert
+from tests.sentencepieces import PIECES, write_model
 from tests.tiny import save_pipeline
 
-PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁red", -4.0), ("▁é", -5.5)]
-PIECES += [(letter, -9.25) for letter in "abcdefghijklmnopqrstuvwxyz,"] + [("<mine>", 0.0)]
 # T5's own map of characters (nmt_nfkc), as the Swift package is tested with it.
 GOLDEN = Path(__file__).parents[3] / "swift_bridge/Tests/ModditCoreTests/Golden/tokenizer.json"
 CHARSMAP = base64.b64decode(json.loads(GOLDEN.read_text(encoding="utf-8"))["normalizer"]["precompiled_charsmap"])
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-TYPES = {"<mine>": 4, "<pad>": 3, "</s>": 3, "<unk>": 2}  # control, unknown
-
-
-def field(number: int, value: int | float | bytes) -> bytes:
-    """Write one field of a protocol buffer."""
-    if isinstance(value, bytes):
-        return varint(number << 3 | 2) + varint(len(value)) + value
-    if isinstance(value, float):
-        return varint(number << 3 | 5) + struct.pack("<f", value)
-    return varint(number << 3) + varint(value)
-
-
-def varint(value: int) -> bytes:
-    groups = [value & 0x7F]
-    while value := value >> 7:
-        groups.append(value & 0x7F)
-    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
-
-
-def write_model(
-    folder: Path, pieces: Sequence[tuple[str, float]] = PIECES, *, model_type: int = 1, charsmap: bytes = b""
-) -> Path:
-    """Write `spiece.model`, with fields that a reader does not need among those that it does."""
-    data = b""
-    for name, score in pieces:
-        data += field(1, field(1, name.encode()) + field(2, score) + field(3, TYPES.get(name, 1)))
-    data += field(2, field(1, b"corpus.txt") + field(3, model_type) + field(4, 32000))
-    data += field(3, field(1, b"nmt_nfkc") + (field(2, charsmap) if charsmap else b"") + field(4, 1))
-    folder.mkdir(exist_ok=True)
-    (folder / "spiece.model").write_bytes(data)
-    return folder
 
 
 TEXTS = ("red", "a red, é", "<extra_id_3> red <extra_id_0>", "<mask>red <new> x<lora>y", "</s> <pad> RED", "", "  a ")
@@ -169,7 +137,7 @@ def test_plain_classes_take_the_file_as_it_is(tmp_path: Path, kind: str, name: s
 
 
 def test_a_class_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="class CLIPTokenizer is not implemented, want T5Tokenizer"):
+    with pytest.raises(UnsupportedError, match=r"class 'CLIPTokenizer', as model_index\.json says, is not implemented"):
         read_tokenizer(write_model(tmp_path), "CLIPTokenizer")
 
 
@@ -254,6 +222,16 @@ def test_a_cut_model_is_refused(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:-5])
     with pytest.raises(FormatError, match=r"spiece\.model: not a SentencePiece model \(truncated\)"):
+        read_vocabulary(path)
+
+
+@pytest.mark.parametrize("make", [lambda path: os.truncate(path, 1 << 40), lambda path: (path.unlink(), path.mkdir())])
+def test_a_model_that_is_too_large_or_no_file_is_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
+    path = write_model(tmp_path) / "spiece.model"
+    make(path)
+    with pytest.raises(
+        FormatError, match=r"\[tokenizer\] .*spiece\.model: (has \d+ bytes, want at most|cannot be read)"
+    ):
         read_vocabulary(path)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ def save(path: Path, values: Values) -> None:
         save_file(arrays, path)
     else:
         torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+
+
+def pack(path: Path, changes: Mapping[str, bytes], kind: int) -> None:
+    """Write a zip archive again, with other contents of the members whose names end so."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, content in members.items():
+            archive.writestr(name, changes.get(Path(name).name, content) if "/data/" in name else content)
 
 
 def save_shards(folder: Path, index: str, shards: Mapping[str, Values], extra: Mapping[str, str] | None = None) -> None:
@@ -236,6 +246,27 @@ class TestPickles:
         path.write_bytes(path.read_bytes()[:-150] if damage is None else damage)
         with pytest.raises(FormatError, match=path.name):
             read_weights(tmp_path, TRANSFORMERS)
+
+    def test_a_compressed_archive_is_not_unpacked(self, tmp_path: Path) -> None:
+        """A few bytes could become any number of them."""
+        path = tmp_path / TRANSFORMERS.pickled
+        torch.save({"a": torch.ones(100)}, path)
+        pack(path, {}, zipfile.ZIP_DEFLATED)
+        with pytest.raises(FormatError, match=rf"{path.name}: not a file of torch\.save \(member .* is compressed"):
+            read_weights(tmp_path, TRANSFORMERS)
+
+    @pytest.mark.parametrize("size", [0, 3, 401])
+    def test_a_tensor_is_not_read_beyond_its_member(self, size: int, tmp_path: Path) -> None:
+        path = tmp_path / TRANSFORMERS.pickled
+        torch.save({"a": torch.ones(100), "b": torch.ones(100)}, path)
+        pack(path, {"1": bytes(size)}, zipfile.ZIP_STORED)
+        with pytest.raises(FormatError, match=rf"{path.name}: has no member with the 400 bytes of tensor 'b'"):
+            read_weights(tmp_path, TRANSFORMERS)
+
+    def test_tensors_that_share_numbers(self, tmp_path: Path) -> None:
+        whole = torch.arange(4.0)
+        torch.save({"a": whole[:1], "b": whole[3:], "c": torch.ones(1)}, tmp_path / TRANSFORMERS.pickled)
+        assert read(read_weights(tmp_path, TRANSFORMERS)) == {"a": 0, "b": 3, "c": 1}
 
     def test_nothing_in_it_is_executed(self, tmp_path: Path) -> None:
         class Trap:

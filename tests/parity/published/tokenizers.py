@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.moddit.checkpoint.test_tokenizer import write_model
 from tests.parity.published.base import (
     Published,
     case,
@@ -16,6 +15,7 @@ from tests.parity.published.base import (
     plain,
     save,
 )
+from tests.sentencepieces import write_model
 
 
 def _with_vocabulary(folder: Path, **settings: Any) -> Path:
