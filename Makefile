@@ -1,10 +1,11 @@
 # Everything runs in .venv, made on first use by scripts/environment.sh with Python 3.11, 3.12 or 3.13; PYTHON=python3.13
-# names one. Targets: setup generate test golden swift-test lint nightly mac-wheels verify-mac clean
+# names one. Targets: setup generate test fuzz golden swift-test lint nightly mac-wheels verify-mac clean
 
 PROMPT ?= a large red circle on the left and a small blue square on the right on a white background
 SEED ?= 0
 OUT ?= out
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -17,7 +18,7 @@ IS_MAC := test "$$(uname -s)" = Darwin
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup generate test golden swift-test lint nightly mac-wheels verify-mac clean
+.PHONY: setup generate test fuzz golden swift-test lint nightly mac-wheels verify-mac clean
 .NOTPARALLEL:
 
 # The pinned development environment, and on Linux the libraries for a fast BLAS under MLX where they can be had.
@@ -38,7 +39,11 @@ test: setup
 	$(IS_MAC) || $(PY) -m pytest -m "$(QUICK)" $(AS_GPU) $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory swift-test
 
-nightly: setup mac-wheels
+# Thousands of damaged inputs, drawn by chance; `make test` has a sample. FUZZ_ARGS="--seed 1" draws others.
+fuzz: setup
+	$(PY) -m tests.fuzz $(FUZZ_ARGS)
+
+nightly: setup mac-wheels fuzz
 	$(PY) -m pytest $(PYTEST_ARGS)
 	$(IS_MAC) || $(PY) -m pytest $(AS_GPU) $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory swift-test

@@ -1,0 +1,145 @@
+"""Whole inputs of our programs, small: each is a folder whose files are damaged, one at a time, in copies of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests import tiny
+from tests.fuzz.server import Server
+from tests.parity.published.adapters import save_adapter
+from tests.parity.published.original import original_alpha
+from tests.sentencepieces import write_model
+
+CONVERT: Final = ("convert", "--from", "hf-checkpoint", "--hf-path", "in/model", "--out", "out")
+COREML: Final = ("--to", "coreml", "--max-sequence-length", "16")
+GENERATE: Final = ("mlx_moddit", "generate", "--steps", "1", "--height", "32", "--width", "32", "-o", "a.png")
+FINETUNE: Final = (
+    *("torch_moddit.finetune", "--model", "in/model", "--batch-size", "2", "--warmup", "1", "--caption-dropout", "0"),
+    *("--steps", "2", "--save-every", "1", "--height", "16", "--width", "16"),
+)
+
+
+def routed(folder: Path, server: Server) -> None:
+    tiny.save_pipeline(folder / "model")
+
+
+def sharded(folder: Path, server: Server) -> None:
+    tiny.save_pipeline(folder / "model", sharded=True, dtype="float16")
+
+
+def sentencepiece(folder: Path, server: Server) -> None:
+    """A tokenizer as T5's publishers keep it."""
+    tiny.save_pipeline(folder / "model", routed=False)
+    (folder / "model/tokenizer/tokenizer.json").unlink()
+    write_model(folder / "model/tokenizer")
+
+
+def original(folder: Path, server: Server) -> None:
+    """PixArt's own names in a pickle, beside a pipeline for the rest."""
+    folder.mkdir()
+    original_alpha(folder)
+
+
+def adapter(folder: Path, server: Server) -> None:
+    tiny.save_pipeline(folder / "model", routed=False)
+    save_adapter(folder, "style", 3, lora_alpha=5)
+
+
+def mlx(folder: Path, server: Server) -> None:
+    _make(server, folder, "model", *CONVERT)
+
+
+def picture(folder: Path, server: Server) -> None:
+    """A bundle, and a picture that it made."""
+    mlx(folder, server)
+    _run(server, folder, *GENERATE, "--model", "in/model", "-p", "a red circle")
+    shutil.move(folder.parent / "a.png", folder)
+
+
+def prompts(folder: Path, server: Server) -> None:
+    mlx(folder, server)
+    (folder / "prompts.txt").write_text("a red circle\n\na small blue square on the left\n")
+
+
+def coreml(folder: Path, server: Server) -> None:
+    _make(server, folder, "model", *CONVERT, *COREML)
+
+
+def latents(folder: Path, server: Server) -> None:
+    tiny.save_pipeline(folder / "model", kind="alpha", routed=False)
+    (folder / "data").mkdir()
+    rows = {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)}
+    save_file(rows, folder / "data/0.safetensors")
+    save_file({name: rows[name][0] for name in ("text", "mask")}, folder / "data/null.safetensors")
+
+
+def arrays(folder: Path, server: Server) -> None:
+    """The same as numpy's files."""
+    import numpy as np
+
+    tiny.save_pipeline(folder / "model", kind="alpha", routed=False)
+    (folder / "data").mkdir()
+    for name, shape in (("latents", (4, 4, 8, 8)), ("text", (4, 16, 32)), ("mask", (4, 16))):
+        np.save(folder / "data" / f"{name}.npy", np.ones(shape, np.float32))
+
+
+def pictures(folder: Path, server: Server) -> None:
+    tiny.save_pipeline(folder / "model", kind="alpha", routed=False)
+    (folder / "data").mkdir()
+    for index in range(2):
+        Image.new("RGB", (20, 24), (80 * index, 0, 99)).save(folder / f"data/{index}.png")
+    rows = (f'{{"file_name": "{index}.png", "text": "a small blue square"}}\n' for index in range(2))
+    (folder / "data/metadata.jsonl").write_text("".join(rows))
+
+
+def captions(folder: Path, server: Server) -> None:
+    """Pictures with a text beside each."""
+    pictures(folder, server)
+    (folder / "data/metadata.jsonl").unlink()
+    for index in range(2):
+        (folder / f"data/{index}.txt").write_text("a small blue square")
+
+
+def run(folder: Path, server: Server) -> None:
+    """A fine-tuning that can be resumed."""
+    latents(folder, server)
+    _run(server, folder, *FINETUNE, "--latents", "in/data", "--out", "in/run")
+    shutil.rmtree(folder / "run/model")
+
+
+MAKERS: Final[Mapping[str, Callable[[Path, Server], None]]] = {
+    maker.__name__: maker
+    for maker in (
+        *(routed, sharded, sentencepiece, original, adapter, mlx, picture, prompts, coreml),
+        *(latents, arrays, pictures, captions, run),
+    )
+}
+
+
+def make_inputs(root: Path, server: Server) -> None:
+    """Make each input as ROOT/NAME/in."""
+    for name, maker in MAKERS.items():
+        (root / name).mkdir(parents=True)
+        maker(root / name / "in", server)
+        for output in (root / name).glob("std*"):
+            output.unlink()
+
+
+def _make(server: Server, folder: Path, name: str, *arguments: str) -> None:
+    """Convert a routed checkpoint, and keep the bundle alone."""
+    tiny.save_pipeline(folder / "model")
+    _run(server, folder, *arguments)
+    shutil.rmtree(folder / "model")
+    shutil.move(folder.parent / "out", folder / name)
+
+
+def _run(server: Server, folder: Path, *arguments: str) -> None:
+    done = server.run(arguments, folder.parent, seconds=600)
+    assert done.status == 0, (arguments, done.status, done.errors)
