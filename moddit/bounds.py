@@ -24,7 +24,8 @@ TENSORS: Final = 100_000  # listed by name
 # Texts, in characters
 NAME: Final = 256
 PATH: Final = 1024
-TEXT: Final = 100_000  # a prompt, or where a bundle came from
+PROMPT: Final = 20_000  # that is encoded; a text of 300 tokens has about 1,500
+TEXT: Final = 100_000  # of a setting, or where a bundle came from
 
 # Networks
 LAYERS: Final = 1000
