@@ -150,4 +150,5 @@ def test_the_table() -> None:
     names = [case["name"] for case in TABLE["cases"]]
     assert len(names) == len(set(names)) >= 150
     assert {case["verdict"] for case in TABLE["cases"]} == {"accept", "refuse"}
+    assert all(case["field"] for case in TABLE["cases"] if case["verdict"] == "refuse")
     assert {case["base"] for case in TABLE["cases"]} == TABLE["bases"].keys() == READERS.keys()

@@ -12,7 +12,7 @@ enum Tokens {
 
     static func run(_ arguments: Arguments) throws -> String {
         guard let text = arguments.positional.first else { throw UsageError(message: "no TEXT") }
-        let length = try arguments.integer("length", in: 1...UnigramTokenizer.longest)
+        let length = try arguments.integer("length", in: 1...Bounds.textTokens)
         let (tokenizer, most) = try tokenizer(arguments)
         let clean = Caption.clean(text)
         let ids = try tokenizer.encode(clean, maxLength: length ?? most ?? .max)

@@ -2,9 +2,6 @@ import Foundation
 
 /// A bundle's folder and its manifest.
 public struct ModelBundle: Sendable {
-    /// Most bytes of a tokenizer's file.
-    private static let mostTokenizerBytes = 1 << 28
-
     /// The folder.
     public let folder: URL
     /// What it says of itself.
@@ -16,7 +13,7 @@ public struct ModelBundle: Sendable {
     ///   what `Manifest` throws.
     public init(folder: URL) throws(ModditError) {
         let file = folder.appendingPathComponent(Manifest.fileName)
-        let data = try Self.read(file, most: Manifest.mostBytes)
+        let data = try Self.read(file, most: Bounds.jsonBytes)
         self.folder = folder
         manifest = try Manifest(data, place: file.path)
         try verify()
@@ -48,7 +45,7 @@ public struct ModelBundle: Sendable {
             throw .format("[manifest] \(folder.path): the tokenizer has \(files.count) files, want one")
         }
         let file = url(info.path)
-        let data = try Self.read(file, most: Self.mostTokenizerBytes)
+        let data = try Self.read(file, most: Bounds.tokenizerBytes)
         guard SHA256Hash.hash(data) == info.sha256 else { throw wrongHash(file) }
         return try UnigramTokenizer(data, place: file.path)
     }

@@ -50,7 +50,7 @@ public struct PictureMetadata: Sendable, Hashable {
                 "source": .string(source),
             ]),
             "dtype": dtype.map { .string($0) } ?? .null,
-            "versions": .object(versions.mapValues { .string($0) }),
+            "versions": .dictionary(versions.mapValues { .string($0) }),
         ]).text
     }
 

@@ -159,7 +159,7 @@ public struct Pipeline: Sendable {
         PictureMetadata(
             settings: run.settings, size: run.schedule.size, sampler: run.schedule.sampler, path: modelPath,
             fingerprint: manifest.fingerprint, source: manifest.provenance.source,
-            dtype: manifest.components["transformer"]?.dtype, versions: versions)
+            dtype: manifest.components["transformer"]?.dtype?.rawValue, versions: versions)
     }
 }
 
