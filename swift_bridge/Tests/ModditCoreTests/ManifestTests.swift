@@ -158,6 +158,79 @@ struct ModelBundleTests {
         expect("missing", "no such file") { () throws(ModditError) in _ = try ModelBundle(folder: files.folder) }
     }
 
+    /// As in the cache of the Hub, where files are links to blobs elsewhere.
+    @Test func filesMayBeLinksAndTheirFoldersNot() throws {
+        let (files, elsewhere) = (try TestBundle("routed"), try TestBundle("routed"))
+        defer { [files, elsewhere].forEach { $0.remove() } }
+        let manager = FileManager.default
+        let path = "Transformer.mlpackage/Data/com.apple.CoreML/weights"
+        let (folder, other) = (files.folder.appendingPathComponent(path), elsewhere.folder.appendingPathComponent(path))
+        let weights = folder.appendingPathComponent("weight.bin")
+        try manager.removeItem(at: weights)
+        try manager.createSymbolicLink(at: weights, withDestinationURL: other.appendingPathComponent("weight.bin"))
+        try ModelBundle(folder: files.folder).verify(hashes: true)
+
+        let inside = files.folder.appendingPathComponent("inside")
+        try manager.moveItem(at: folder, to: inside)
+        try manager.createSymbolicLink(at: folder, withDestinationURL: inside)
+        try ModelBundle(folder: files.folder).verify(hashes: true)
+
+        try manager.removeItem(at: folder)
+        try manager.createSymbolicLink(at: folder, withDestinationURL: other)
+        expect("format", "weight.bin: its folder is a link that leaves the bundle") { () throws(ModditError) in
+            _ = try ModelBundle(folder: files.folder)
+        }
+        try manager.removeItem(at: folder)
+        try manager.createSymbolicLink(at: folder, withDestinationURL: files.folder.appendingPathComponent("absent"))
+        expect("missing", "weight.bin: no such file") { () throws(ModditError) in
+            _ = try ModelBundle(folder: files.folder)
+        }
+    }
+
+    /// A bundle may itself be reached through a link.
+    @Test func linkedBundle() throws {
+        let files = try TestBundle("chain")
+        let link = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString)")
+        try FileManager.default.createSymbolicLink(at: link, withDestinationURL: files.folder)
+        defer {
+            try? FileManager.default.removeItem(at: link)
+            files.remove()
+        }
+        try ModelBundle(folder: link).verify(hashes: true)
+    }
+
+    /// Slashes that a combining character follows are slashes to the system, too.
+    @Test func combiningCharacterBehindASlash() throws {
+        let path = "TextEncoder.mlpackage/\u{338}größer/\u{301}x"
+        let file = JSON.object([
+            "path": .string(path), "bytes": .integer(path.utf8.count), "sha256": .string(SHA256Hash.hash(path.utf8)),
+        ])
+        let changed = try TestBundle.manifest("dense").value.replacing(
+            ["components", "text_encoder", "files"], with: .array([file]))
+        let files = try TestBundle("dense", changed: changed)
+        defer { files.remove() }
+        try ModelBundle(folder: files.folder).verify(hashes: true)
+    }
+
+    @Test func manifestThatIsNoRegularFile() throws {
+        let files = try TestBundle("routed")
+        defer { files.remove() }
+        let manifest = files.folder.appendingPathComponent("manifest.json")
+        try FileManager.default.removeItem(at: manifest)
+        #expect(mkfifo(manifest.path, 0o600) == 0)  // which would be waited for
+        expect("format", "manifest.json: is no regular file") { () throws(ModditError) in
+            _ = try ModelBundle(folder: files.folder)
+        }
+    }
+
+    @Test func manifestThatIsTooLarge() throws {
+        let files = try TestBundle("routed", manifest: Data(repeating: 0x20, count: Bounds.jsonBytes + 1))
+        defer { files.remove() }
+        expect("format", "has 8388609 bytes, want at most 8388608") { () throws(ModditError) in
+            _ = try ModelBundle(folder: files.folder)
+        }
+    }
+
     @Test func tamperedTokenizer() throws {
         let files = try TestBundle("routed")
         defer { files.remove() }
