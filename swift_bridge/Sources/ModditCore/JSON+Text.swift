@@ -7,6 +7,7 @@ extension JSON {
         case .null: return "null"
         case .bool(let flag): return flag ? "true" : "false"
         case .integer(let number): return String(number)
+        case .unsigned(let number): return String(number)
         case .number(let number): return "\(number)"
         case .string(let text): return Self.quote(text)
         case .array(let items): return "[" + items.map(\.text).joined(separator: ", ") + "]"
@@ -20,7 +21,7 @@ extension JSON {
     var shown: String {
         let most = 4
         switch self {
-        case .null, .bool, .integer, .number: return text
+        case .null, .bool, .integer, .unsigned, .number: return text
         case .string(let text): return text.quoted
         case .array(let items):
             let parts = items.prefix(most).map(\.outline) + (items.count > most ? ["..."] : [])

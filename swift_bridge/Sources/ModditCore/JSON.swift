@@ -7,8 +7,10 @@ public enum JSON: Sendable, Equatable {
     case null
     /// `true` or `false`
     case bool(Bool)
-    /// A number without fraction and exponent that fits 64 bits.
+    /// A number without fraction and exponent that fits 64 bits with a sign.
     case integer(Int)
+    /// A number without fraction and exponent that fits 64 bits without a sign only, such as a large seed.
+    case unsigned(UInt64)
     /// Any other number; finite.
     case number(Double)
     /// A text.
@@ -94,16 +96,19 @@ public struct JSONField: Sendable {
 
     /// Reads an integer in a range.
     public func integer(in range: ClosedRange<Int> = Int.min...Int.max) throws(ModditError) -> Int {
-        guard case .integer(let number) = value else { throw wrong(want: "an integer") }
-        guard number >= range.lowerBound else { throw outOfRange("at least \(range.lowerBound)") }
-        guard number <= range.upperBound else { throw outOfRange("at most \(range.upperBound)") }
-        return number
+        switch value {
+        case .integer(let number) where number < range.lowerBound: throw outOfRange("at least \(range.lowerBound)")
+        case .integer(let number) where number <= range.upperBound: return number
+        case .integer, .unsigned: throw outOfRange("at most \(range.upperBound)")
+        default: throw wrong(want: "an integer")
+        }
     }
 
     /// Reads a number, whole or not.
     public func number() throws(ModditError) -> Double {
         switch value {
         case .integer(let number): return Double(number)
+        case .unsigned(let number): return Double(number)
         case .number(let number): return number
         default: throw wrong(want: "a number")
         }

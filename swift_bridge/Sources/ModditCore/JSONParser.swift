@@ -160,6 +160,7 @@ extension JSONParser {
         }
         let literal = String(decoding: bytes[start..<position], as: UTF8.self)
         if isWhole, let number = Int(literal) { return .integer(number) }
+        if isWhole, let number = UInt64(literal) { return .unsigned(number) }
         guard let number = Double(literal), number.isFinite else {
             throw fault("\(literal.quoted) is too large a number")
         }

@@ -49,7 +49,7 @@ enum Generate {
     private static func settings(_ arguments: Arguments) throws(UsageError) -> GenerationSettings {
         var settings = GenerationSettings(prompt: try arguments.required("prompt"))
         settings.negativePrompt = arguments.values["negative-prompt"] ?? ""
-        settings.seed = try arguments.integer("seed") ?? 0
+        settings.seed = try arguments.integer("seed", in: GenerationSettings.seeds) ?? 0
         settings.steps = try arguments.integer("steps", in: 1...Bounds.timesteps) ?? settings.steps
         settings.guidanceScale = try arguments.number("guidance-scale") ?? settings.guidanceScale
         settings.size = try CLI.size(arguments)

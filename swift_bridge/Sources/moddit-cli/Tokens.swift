@@ -14,6 +14,7 @@ enum Tokens {
         guard let text = arguments.positional.first else { throw UsageError(message: "no TEXT") }
         let length = try arguments.integer("length", in: 1...Bounds.textTokens)
         let (tokenizer, most) = try tokenizer(arguments)
+        try Caption.check(text)
         let clean = Caption.clean(text)
         let ids = try tokenizer.encode(clean, maxLength: length ?? most ?? .max)
         guard arguments.flags.contains("json") else { return ids.map { "\($0)" }.joined(separator: " ") }

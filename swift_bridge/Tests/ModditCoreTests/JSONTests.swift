@@ -20,7 +20,9 @@ struct JSONTests {
                     "a": .object(["b": .array([])]), "c": .string("é🙂\n/"),
                 ]))
         #expect(try parse("9223372036854775807") == .integer(.max))
-        #expect(try parse("9223372036854775808") == .number(9_223_372_036_854_775_808))
+        #expect(try parse("9223372036854775808") == .unsigned(9_223_372_036_854_775_808))
+        #expect(try parse("18446744073709551615") == .unsigned(.max))
+        #expect(try parse("18446744073709551616") == .number(18_446_744_073_709_551_616))
     }
 
     @Test(arguments: [
@@ -59,6 +61,7 @@ extension JSON {
         case .null: "null"
         case .bool(let flag): "\(flag)"
         case .integer(let number): "\(number)"
+        case .unsigned(let number): "\(number)"
         case .number(let number): "\(number)"
         case .string(let text): Self.quote(text)
         case .array(let items): "[" + items.map(\.encoded).joined(separator: ",") + "]"

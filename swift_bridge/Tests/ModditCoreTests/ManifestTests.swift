@@ -242,6 +242,18 @@ struct ModelBundleTests {
         expect("format", "sha256") { () throws(ModditError) in _ = try bundle.tokenizer() }
     }
 
+    @Test func tokensBeyondTheTextEncoder() throws {
+        let place = ["spec", "text_encoder", "vocab_size"]
+        let largest = try UnigramTokenizer(Golden.data("embedded-tokenizer.json")).vocabularySize - 1
+        let changed = try TestBundle.manifest("routed").value.replacing(place[...], with: .integer(largest))
+        let files = try TestBundle("routed", changed: changed)
+        defer { files.remove() }
+        let bundle = try ModelBundle(folder: files.folder)
+        expect("shape", "number of a token is \(largest), the text encoder's vocab_size is \(largest)") {
+            () throws(ModditError) in _ = try bundle.tokenizer()
+        }
+    }
+
     @Test func bundleOfAnotherRuntime() throws {
         let original = try TestBundle.manifest("dense").value
         let changed = original.replacing(["backend"], with: .string("mlx")).replacing(["graphs"], with: .null)

@@ -23,8 +23,8 @@ public struct ModelBundle: Sendable {
     ///
     /// Files may be links, as downloads from the Hub are, but not their folders, to another place.
     ///
-    /// - Throws: `ModditError.missing` if a file is absent, `ModditError.format` if it has another size or hash than the
-    ///   manifest says, or is outside the bundle.
+    /// - Throws: `ModditError.missing` if a file is absent, `ModditError.format` if it has another size or hash than
+    ///   the manifest says, or is outside the bundle.
     public func verify(hashes: Bool = false) throws(ModditError) {
         for name in Manifest.componentNames {
             for info in manifest.components[name]?.files ?? [] { try verify(info, hashes: hashes) }
@@ -40,7 +40,8 @@ public struct ModelBundle: Sendable {
 
     /// Reads the tokenizer.
     ///
-    /// - Throws: `ModditError` if it is absent or damaged, or its hash is not the manifest's.
+    /// - Throws: `ModditError` if it is absent or damaged, its hash is not the manifest's, or a token has a number that
+    ///   the text encoder does not know.
     public func tokenizer() throws(ModditError) -> UnigramTokenizer {
         let files = manifest.components["tokenizer"]?.files ?? []
         guard files.count == 1, let info = files.first else {
@@ -49,7 +50,14 @@ public struct ModelBundle: Sendable {
         let file = url(info.path)
         let data = try Self.read(file, most: Bounds.tokenizerBytes)
         guard SHA256Hash.hash(data) == info.sha256 else { throw wrongHash(file) }
-        return try UnigramTokenizer(data, place: file.path)
+        let tokenizer = try UnigramTokenizer(data, place: file.path)
+        guard tokenizer.vocabularySize <= manifest.spec.textEncoder.vocabularySize else {
+            throw .shape(
+                "[tokenizer] \(file.path): the largest number of a token is \(tokenizer.vocabularySize - 1), the "
+                    + "text encoder's vocab_size is \(manifest.spec.textEncoder.vocabularySize); "
+                    + "convert the checkpoint again")
+        }
+        return tokenizer
     }
 
     /// The packages and their uses.

@@ -18,7 +18,7 @@ public struct UnigramTokenizer: Sendable {
     /// Number that fills texts up; nil if the file has none.
     public let padID: Int32?
 
-    /// Tokens that are numbered from 0, the added ones included.
+    /// Tokens that are numbered from 0, with those that are added, that close a text and that fill it up.
     public let vocabularySize: Int
 
     private let normalizer: Normalizer?
@@ -64,7 +64,8 @@ public struct UnigramTokenizer: Sendable {
         template = try part("post_processor", Template.init) ?? Template()
         padID = try part("padding", Self.readPadding) ?? (added.ids["<pad>"] ?? model.id(of: "<pad>")).map { Int32($0) }
         _ = try part("truncation", Self.checkTruncation)
-        vocabularySize = max(model.count, (added.ids.values.max() ?? -1) + 1)
+        let others = Array(added.ids.values) + template.before + template.after + (padID.map { [Int($0)] } ?? [])
+        vocabularySize = max(model.count, (others.max() ?? -1) + 1)
     }
 
     /// Gives the token numbers of a text, the end token included.
@@ -92,12 +93,13 @@ public struct UnigramTokenizer: Sendable {
 
     /// Gives the token numbers of a prompt: cleaned as `Caption` does, cut and filled up to a fixed length.
     ///
-    /// - Throws: `ModditError.valueRange` for a length without room for the end token, `ModditError.missing` if the
-    ///   file has no token that fills up.
+    /// - Throws: `ModditError.valueRange` for a prompt that is too long, or a length without room for the end token,
+    ///   `ModditError.missing` if the file has no token that fills up.
     public func encodeCaption(_ prompt: String, length: Int) throws(ModditError) -> Padded {
         guard length <= Bounds.textTokens else {
             throw .valueRange("[tokenizer] length out of range, got \(length), want at most \(Bounds.textTokens)")
         }
+        try Caption.check(prompt)
         let ids = try encode(Caption.clean(prompt), maxLength: length)
         guard let padID else {
             throw .missing("[tokenizer] the tokenizer has no <pad> token; convert the checkpoint again")
