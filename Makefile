@@ -48,10 +48,11 @@ nightly: setup mac-wheels fuzz
 	$(IS_MAC) || $(PY) -m pytest $(AS_GPU) $(PYTEST_ARGS)
 	$(MAKE) --no-print-directory swift-test
 
-# The files that the Swift package is tested against, and the schema in docs/, from the Python core.
+# The files that the Swift package is tested against, its bounds, and the schema in docs/, from the Python core.
 golden: setup
 	$(PY) -m scripts.golden
 	$(PY) -m scripts.schema
+	$(PY) -m scripts.swift_bounds
 
 # The Swift package, with a Swift that is installed first where there is none; skipped where it cannot be (status 77).
 swift-test:

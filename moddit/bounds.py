@@ -24,7 +24,8 @@ TENSORS: Final = 100_000  # listed by name
 # Texts, in characters
 NAME: Final = 256
 PATH: Final = 1024
-TEXT: Final = 100_000  # a prompt, or where a bundle came from
+PROMPT: Final = 20_000  # that is encoded; a text of 300 tokens has about 1,500
+TEXT: Final = 100_000  # of a setting, or where a bundle came from
 
 # Networks
 LAYERS: Final = 1000
@@ -57,7 +58,7 @@ PACKAGES: Final = 100  # that run one after the other
 FUNCTIONS: Final = 1000  # of a package
 FEATURES: Final = 64  # of a function
 DIMENSIONS: Final = 8
-FEATURE_SIZE: Final = 1 << 30  # numbers
+FEATURE_SIZE: Final = 1 << 30  # numbers of a feature
 
 
 def choice(*values: str) -> Meta:
@@ -68,6 +69,17 @@ def choice(*values: str) -> Meta:
 
 Name = Annotated[str, Meta(min_length=1, max_length=NAME)]
 Text = Annotated[str, Meta(max_length=TEXT)]
+Identifier = Annotated[  # a name in a program of Core ML, which has no others
+    str,
+    Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?![\s\S])",
+        max_length=NAME,
+        description="a name of letters, digits and underscores that does not begin with a digit",
+    ),
+]
+Version = Annotated[
+    str, Meta(pattern=r"^[0-9]{1,4}(?:\.[0-9]{1,4}){0,2}(?![\s\S])", description="a version such as 18.0")
+]
 Sha256 = Annotated[
     str, Meta(pattern="^[0-9a-f]{64}$", min_length=64, max_length=64, description="64 hexadecimal digits")
 ]

@@ -7,6 +7,7 @@ step's timestep, and feeds it features by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final
@@ -23,12 +24,14 @@ from moddit.bounds import (
     REGIONS,
     TOKENS,
     Batch,
+    Identifier,
     Name,
     RelativePath,
     Side,
+    Version,
     choice,
 )
-from moddit.errors import MissingError, ShapeError
+from moddit.errors import MissingError, ShapeError, ValueRangeError
 from moddit.record import Origin, decode, escape, quote
 from moddit.routing import DENOMINATOR, PlanRecord, RoutingPlan, capacity
 from moddit.spec import ModelSpec
@@ -49,6 +52,10 @@ class Feature:
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=FEATURE_SIZE)], ...], Meta(min_length=1, max_length=DIMENSIONS)]
     dtype: Annotated[str, choice(*FEATURE_DTYPES)]
 
+    def __post_init__(self) -> None:
+        if math.prod(self.shape) > FEATURE_SIZE:
+            raise ValueRangeError(f"[graphs] shape is {list(self.shape)}, want at most {FEATURE_SIZE} numbers")
+
 
 Features = Annotated[Mapping[Name, Feature], Meta(min_length=1, max_length=FEATURES)]
 
@@ -57,7 +64,7 @@ Features = Annotated[Mapping[Name, Feature], Meta(min_length=1, max_length=FEATU
 class GraphFunction:
     """One function of a package."""
 
-    name: Name
+    name: Identifier
     inputs: Features
     outputs: Features
 
@@ -87,7 +94,7 @@ class Package:
 class Denoiser:
     """One function of the transformer's packages, which all have it: what it is for."""
 
-    function: Name
+    function: Identifier
     height: Side  # of the picture, pixels
     width: Side  # pixels
     batch: Batch  # 2 runs both halves of classifier-free guidance in one call
@@ -228,6 +235,7 @@ class Graphs:
                 yield size_name(*size), vae_function(spec, role, *size)
 
 
+One = Annotated[tuple[Package, ...], Meta(min_length=1, max_length=1)]
 Chain = Annotated[tuple[Package, ...], Meta(min_length=1, max_length=PACKAGES)]
 
 
@@ -235,18 +243,18 @@ Chain = Annotated[tuple[Package, ...], Meta(min_length=1, max_length=PACKAGES)]
 class SystemsRecord:
     """The oldest systems that run the packages."""
 
-    iOS: Name  # noqa: N815 # as Apple writes it
-    macOS: Name  # noqa: N815
+    iOS: Version  # noqa: N815 # as Apple writes it
+    macOS: Version  # noqa: N815
 
 
 @dataclass(frozen=True)
 class ChainsRecord:
     """The packages of each role."""
 
-    text_encoder: Chain
+    text_encoder: One
     transformer: Chain
-    vae_decoder: Chain
-    vae_encoder: Chain
+    vae_decoder: One
+    vae_encoder: One
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -130,13 +132,14 @@ def parse_json(content: bytes, origin: Origin, *, most: int = JSON_BYTES, strict
         strict: also refuse what other programs write: NaN and Infinity, and a key twice, of which the last one counts.
 
     Raises:
-        FormatError: it is too large, not JSON, nested too deeply, or has texts that are not Unicode.
+        FormatError: it is too large, not JSON, nested too deeply, or has texts that are not Unicode or numbers beyond
+            float64.
     """
     if len(content) > most:
         raise FormatError(f"{origin}: has {len(content)} bytes, want at most {most}{origin.end}")
     options: dict[str, Any] = {"object_pairs_hook": _unique, "parse_constant": _refuse_constant} if strict else {}
     try:
-        value = json.loads(content.decode("utf-8"), **options)
+        value = json.loads(content.decode("utf-8"), parse_int=_read_integer, parse_float=_read_float, **options)
         if _SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
@@ -229,6 +232,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key {quote(name)} is there twice")
         found[name] = value
     return found
+
+
+def _read_integer(digits: str) -> int:
+    if len(digits) > sys.float_info.max_10_exp:  # fewer always fit
+        _read_float(digits)
+    return int(digits)
+
+
+def _read_float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{quote(digits)} is too large a number")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

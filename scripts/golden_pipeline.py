@@ -54,7 +54,7 @@ def make_runs(bundles: Mapping[str, Manifest], tokenizer: Tokenizer) -> list[dic
     cases = [
         ("routed", _settings(seed=0, steps=6, sampler="dpmpp-2m")),
         ("routed", _settings(seed=42, steps=5, sampler="euler", negative_prompt=NEGATIVE)),
-        ("routed", _settings(seed=2**63 - 1, steps=4, sampler="ddim", guidance_scale=1.0)),
+        ("routed", _settings(seed=2**64 - 1, steps=4, sampler="ddim", guidance_scale=1.0)),
         ("routed", _settings(seed=7, steps=3, sampler="ddim", width=64, negative_prompt=NEGATIVE)),
         ("dense", _settings(seed=-1, steps=4, sampler="euler", width=64, guidance_scale=7.25)),
         ("dense", _settings(seed=3, steps=1, sampler="dpmpp-2m", width=64, guidance_scale=0.0)),

@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from moddit.bounds import PROMPT, TOKENIZER_BYTES
 from moddit.checkpoint.tokenizer_shape import Shape
 from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-MAX_CHARACTERS: Final = 20_000  # of a prompt; a text of 300 tokens has about 1,500
-MAX_BYTES: Final = 1 << 28  # of tokenizer.json; T5's has 2.4 MB
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class PromptTokenizer:
         """
         try:
             with path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
+                content = file.read(TOKENIZER_BYTES + 1)
         except FileNotFoundError:
             raise MissingError(f"[tokenizer] {path}: no such file; convert the checkpoint again") from None
         except OSError as error:
@@ -80,12 +78,12 @@ class PromptTokenizer:
         """Encode one text: lower case, stripped, truncated, closed with the end token, never padded.
 
         Raises:
-            ValueRangeError: the text has more than MAX_CHARACTERS characters, or halves of characters.
+            ValueRangeError: the text has more than PROMPT characters, or halves of characters.
             FormatError, ShapeError: the tokenizer is damaged after all.
         """
-        if len(text) > MAX_CHARACTERS:
+        if len(text) > PROMPT:
             raise ValueRangeError(
-                f"[tokenizer] the prompt has {len(text)} characters, want at most {MAX_CHARACTERS}; shorten it"
+                f"[tokenizer] the prompt has {len(text)} characters, want at most {PROMPT}; shorten it"
             )
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueRangeError(
@@ -106,8 +104,8 @@ class PromptTokenizer:
 
 
 def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
-    if len(content) > MAX_BYTES:
-        raise FormatError(f"[tokenizer] {path}: larger than {MAX_BYTES} bytes, want a tokenizer of T5's kind")
+    if len(content) > TOKENIZER_BYTES:
+        raise FormatError(f"[tokenizer] {path}: larger than {TOKENIZER_BYTES} bytes, want a tokenizer of T5's kind")
     try:
         fields = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:

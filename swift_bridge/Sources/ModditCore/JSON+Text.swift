@@ -7,13 +7,37 @@ extension JSON {
         case .null: return "null"
         case .bool(let flag): return flag ? "true" : "false"
         case .integer(let number): return String(number)
+        case .unsigned(let number): return String(number)
         case .number(let number): return "\(number)"
         case .string(let text): return Self.quote(text)
         case .array(let items): return "[" + items.map(\.text).joined(separator: ", ") + "]"
         case .object(let fields):
-            let names = fields.keys.sorted { $0.unicodeScalars.lexicographicallyPrecedes($1.unicodeScalars) }
-            let parts = names.map { Self.quote($0) + ": " + (fields[$0] ?? .null).text }
+            let parts = fields.sorted { $0.key < $1.key }.map { Self.quote($0.key.text) + ": " + $0.value.text }
             return "{" + parts.joined(separator: ", ") + "}"
+        }
+    }
+
+    /// The value for a message, escaped and shortened, about as Python writes it.
+    var shown: String {
+        let most = 4
+        switch self {
+        case .null, .bool, .integer, .unsigned, .number: return text
+        case .string(let text): return text.quoted
+        case .array(let items):
+            let parts = items.prefix(most).map(\.outline) + (items.count > most ? ["..."] : [])
+            return "[" + parts.joined(separator: ", ") + "]"
+        case .object(let fields):
+            let first = fields.sorted { $0.key < $1.key }.prefix(most)
+            let parts = first.map { $0.key.text.quoted + ": " + $0.value.outline }
+            return "{" + (parts + (fields.count > most ? ["..."] : [])).joined(separator: ", ") + "}"
+        }
+    }
+
+    private var outline: String {
+        switch self {
+        case .array: "[...]"
+        case .object: "{...}"
+        default: shown
         }
     }
 

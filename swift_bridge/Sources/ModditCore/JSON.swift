@@ -7,8 +7,10 @@ public enum JSON: Sendable, Equatable {
     case null
     /// `true` or `false`
     case bool(Bool)
-    /// A number without fraction and exponent that fits 64 bits.
+    /// A number without fraction and exponent that fits 64 bits with a sign.
     case integer(Int)
+    /// A number without fraction and exponent that fits 64 bits without a sign only, such as a large seed.
+    case unsigned(UInt64)
     /// Any other number; finite.
     case number(Double)
     /// A text.
@@ -16,35 +18,36 @@ public enum JSON: Sendable, Equatable {
     /// A list.
     case array([JSON])
     /// Fields by name.
-    case object([String: JSON])
+    case object([ExactText: JSON])
 
-    /// What kind of value it is, for messages.
-    public var kind: String {
-        switch self {
-        case .null: "null"
-        case .bool: "true or false"
-        case .integer: "an integer"
-        case .number: "a number"
-        case .string: "a text"
-        case .array: "a list"
-        case .object: "an object"
-        }
+    /// Makes an object of fields by name.
+    public static func dictionary(_ fields: [String: JSON]) -> JSON {
+        .object(Dictionary(uniqueKeysWithValues: fields.map { (ExactText($0), $1) }))
     }
 }
 
 /// A value of a JSON file and where it is, for reading it strictly: every accessor throws a message with the place.
+///
+/// Messages read as in Python: `[component] FILE: path.of.field is VALUE, want ...; what to do`.
 public struct JSONField: Sendable {
     /// The value.
     public let value: JSON
-    /// File and path to the value.
-    public let place: String
+    /// Name of the file.
+    public let file: String
+    /// Fields and indices that lead to the value; empty for the whole file.
+    public let path: String
     /// Part of the program that reads it, for messages.
     public let component: String
 
-    /// Points at a value.
-    public init(_ value: JSON, place: String, component: String) {
+    /// Points at the value of a whole file.
+    public init(_ value: JSON, place file: String, component: String) {
+        self.init(value, file: file, path: "", component: component)
+    }
+
+    private init(_ value: JSON, file: String, path: String, component: String) {
         self.value = value
-        self.place = place
+        self.file = file
+        self.path = path
         self.component = component
     }
 
@@ -54,66 +57,89 @@ public struct JSONField: Sendable {
     /// Reads an object that has all the `required` fields, perhaps some `optional` ones, and no others.
     public func object(_ required: [String], optional: [String] = []) throws(ModditError) -> [String: JSONField] {
         let fields = try object()
-        let unknown = Set(fields.keys).subtracting(required).subtracting(optional)
-        guard unknown.isEmpty, required.allSatisfy({ fields[$0] != nil }) else {
-            let also = optional.isEmpty ? "" : ", perhaps \(optional.sorted())"
-            throw format("got fields \(fields.keys.sorted())", want: "exactly \(required.sorted())\(also)")
+        let absent = Set(required.map { ExactText($0) }).subtracting(fields.keys)
+        let more = Set(fields.keys).subtracting((required + optional).map { ExactText($0) })
+        guard absent.isEmpty, more.isEmpty else {
+            let parts = [("lacks", absent), ("has", more)].filter { !$1.isEmpty }
+            let found = parts.map { "\($0) \(Self.list($1))" }.joined(separator: " and ")
+            let also = optional.isEmpty ? "" : " and at most \(optional.sorted())"
+            throw .format(message(found, want: "an object with exactly \(required.sorted())\(also)"))
         }
-        return fields
+        return Dictionary(uniqueKeysWithValues: fields.map { ($0.text, $1) })  // all of them known names
     }
 
     /// Reads an object with any fields.
-    public func object() throws(ModditError) -> [String: JSONField] {
-        guard case .object(let fields) = value else { throw wrongKind("an object") }
-        var result: [String: JSONField] = [:]
-        for (name, field) in fields {
-            result[name] = JSONField(field, place: "\(place).\(name)", component: component)
-        }
+    public func object() throws(ModditError) -> [ExactText: JSONField] {
+        guard case .object(let fields) = value else { throw wrong(want: "an object") }
+        var result: [ExactText: JSONField] = [:]
+        for (name, field) in fields { result[name] = inner(field, path.isEmpty ? name.text : ".\(name)") }
         return result
     }
 
     /// Reads a list.
     public func array() throws(ModditError) -> [JSONField] {
-        guard case .array(let items) = value else { throw wrongKind("a list") }
-        return items.enumerated().map { JSONField($1, place: "\(place)[\($0)]", component: component) }
+        guard case .array(let items) = value else { throw wrong(want: "a list") }
+        return items.enumerated().map { inner($1, "[\($0)]") }
     }
 
     /// Reads a text.
     public func string() throws(ModditError) -> String {
-        guard case .string(let text) = value else { throw wrongKind("a text") }
+        guard case .string(let text) = value else { throw wrong(want: "a text") }
         return text
     }
 
     /// Reads `true` or `false`.
     public func bool() throws(ModditError) -> Bool {
-        guard case .bool(let flag) = value else { throw wrongKind("true or false") }
+        guard case .bool(let flag) = value else { throw wrong(want: "true or false") }
         return flag
     }
 
     /// Reads an integer in a range.
     public func integer(in range: ClosedRange<Int> = Int.min...Int.max) throws(ModditError) -> Int {
-        guard case .integer(let number) = value else { throw wrongKind("an integer") }
-        guard range.contains(number) else {
-            throw .valueRange("[\(component)] \(place) is out of range, got \(number), want \(range)")
+        switch value {
+        case .integer(let number) where number < range.lowerBound: throw outOfRange("at least \(range.lowerBound)")
+        case .integer(let number) where number <= range.upperBound: return number
+        case .integer, .unsigned: throw outOfRange("at most \(range.upperBound)")
+        default: throw wrong(want: "an integer")
         }
-        return number
     }
 
     /// Reads a number, whole or not.
     public func number() throws(ModditError) -> Double {
         switch value {
         case .integer(let number): return Double(number)
+        case .unsigned(let number): return Double(number)
         case .number(let number): return number
-        default: throw wrongKind("a number")
+        default: throw wrong(want: "a number")
         }
     }
 
-    /// Makes the error for a value that is not what it should be.
-    public func format(_ found: String, want: String) -> ModditError {
-        .format("[\(component)] \(place): \(found), want \(want); the file is damaged or not of this kind")
+    /// Makes the error for something that is wrong with the value.
+    public func format(_ problem: String, want: String) -> ModditError {
+        .format(message(problem, want: want))
     }
 
-    private func wrongKind(_ wanted: String) -> ModditError {
-        format("got \(value.kind)", want: wanted)
+    /// Makes the error for a value of another kind.
+    func wrong(want: String) -> ModditError {
+        format("is \(value.shown)", want: want)
+    }
+
+    /// Makes the error for a number that is too small or too large.
+    func outOfRange(_ wanted: String) -> ModditError {
+        .valueRange(message("is \(value.shown)", want: wanted))
+    }
+
+    /// Says what is wrong.
+    func message(_ problem: String, want: String) -> String {
+        "[\(component)] \(file): \(path.isEmpty ? "it" : path) \(problem), want \(want); convert the checkpoint again"
+    }
+
+    /// Points at a value within this one.
+    func inner(_ value: JSON, _ step: String) -> JSONField {
+        JSONField(value, file: file, path: path + step, component: component)
+    }
+
+    private static func list(_ names: Set<ExactText>) -> String {
+        names.sorted().prefix(6).map(\.text.quoted).joined(separator: ", ")
     }
 }

@@ -14,7 +14,7 @@ public struct JSONObject: Sendable {
     /// A field.
     public subscript(name: String) -> JSONField {
         get throws(ModditError) {
-            guard let field = fields[name] else { throw whole.format("no '\(name)'", want: "one") }
+            guard let field = fields[name] else { throw whole.format("lacks '\(name)'", want: "it") }
             return field
         }
     }
@@ -34,25 +34,59 @@ public struct JSONObject: Sendable {
 }
 
 extension JSONField {
-    /// Reads a list of items, of at least some number.
+    /// Reads a list whose length is in a range, which is checked before its items are read.
     func list<Item>(
-        atLeast least: Int = 0, _ read: (JSONField) throws(ModditError) -> Item
+        _ range: ClosedRange<Int>, _ read: (JSONField) throws(ModditError) -> Item
     ) throws(ModditError) -> [Item] {
+        let fields = try array()
+        try check(length: fields.count, in: range)
         var items: [Item] = []
-        for field in try array() { items.append(try read(field)) }
-        guard items.count >= least else { throw format("got an empty list", want: "one that is not empty") }
+        for field in fields { items.append(try read(field)) }
         return items
     }
 
-    /// Reads a list of at least one integer, all in a range.
-    func integers(in range: ClosedRange<Int>) throws(ModditError) -> [Int] {
-        try list(atLeast: 1) { field throws(ModditError) in try field.integer(in: range) }
+    /// Reads an object with names of any kind, whose number is in a range.
+    func dictionary<Item>(
+        _ range: ClosedRange<Int>, _ read: (JSONField) throws(ModditError) -> Item
+    ) throws(ModditError) -> [ExactText: Item] {
+        let fields = try object()
+        try check(length: fields.count, in: range)
+        var items: [ExactText: Item] = [:]
+        for (name, field) in fields {
+            guard (1...Bounds.name).contains(name.text.unicodeScalars.count) else {
+                throw format("has the key \(name.text.quoted)", want: "keys of 1 to \(Bounds.name) characters")
+            }
+            items[name] = try read(field)
+        }
+        return items
     }
 
-    /// Reads a text that is not empty.
-    func name() throws(ModditError) -> String {
+    /// Reads a number in a range.
+    func number(in range: ClosedRange<Double>) throws(ModditError) -> Double {
+        let number = try number()
+        guard number >= range.lowerBound else { throw outOfRange("at least \(range.lowerBound)") }
+        guard number <= range.upperBound else { throw outOfRange("at most \(range.upperBound)") }
+        return number
+    }
+
+    /// Reads a text whose number of characters, which are code points, is in a range.
+    func text(_ range: ClosedRange<Int>) throws(ModditError) -> String {
         let text = try string()
-        guard !text.isEmpty else { throw format("got an empty text", want: "one that is not empty") }
+        try check(length: text.unicodeScalars.count, in: range)
         return text
+    }
+
+    /// Reads a name.
+    func name() throws(ModditError) -> String {
+        try text(1...Bounds.name)
+    }
+
+    private func check(length: Int, in range: ClosedRange<Int>) throws(ModditError) {
+        guard length >= range.lowerBound else {
+            throw format("is of length \(length)", want: "at least \(range.lowerBound)")
+        }
+        guard length <= range.upperBound else {
+            throw format("is of length \(length)", want: "at most \(range.upperBound)")
+        }
     }
 }

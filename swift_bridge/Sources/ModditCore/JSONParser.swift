@@ -1,23 +1,27 @@
 import Foundation
 
 extension JSON {
-    /// Deepest nesting of lists and objects that a file may have.
-    public static let deepest = 64
-
     /// Reads a JSON file.
     ///
     /// - Parameters:
     ///   - data: its bytes, UTF-8.
     ///   - place: its name, for messages.
     ///   - component: part of the program that reads it, for messages.
-    /// - Throws: `ModditError.format` with the position of the first fault.
-    public static func parse(_ data: Data, place: String, component: String) throws(ModditError) -> JSON {
+    ///   - most: bytes that it may have.
+    /// - Throws: `ModditError.format` for too many bytes, or with the position of the first fault.
+    public static func parse(
+        _ data: Data, place: String, component: String, most: Int = Bounds.jsonBytes
+    ) throws(ModditError) -> JSON {
+        guard data.count <= most else {
+            throw .format(
+                "[\(component)] \(place): has \(data.count) bytes, want at most \(most); convert the checkpoint again")
+        }
         var parser = JSONParser(bytes: [UInt8](data))
         do throws(JSONParser.Fault) {
             return try parser.document()
         } catch {
             throw .format(
-                "[\(component)] \(place): not JSON, \(error.problem) at byte \(error.position) of \(data.count); "
+                "[\(component)] \(place): not JSON (\(error.problem) at byte \(error.position) of \(data.count)); "
                     + "the file is damaged, convert the checkpoint again")
         }
     }
@@ -78,8 +82,15 @@ private struct JSONParser {
         }
     }
 
+    /// Makes the fault for something that is no value, such as NaN.
+    private func noValue(from start: Int) -> Fault {
+        let word = bytes[start...].prefix { $0 == UInt8(ascii: "-") || Unicode.Scalar($0).properties.isAlphabetic }
+        let name = String(decoding: word, as: UTF8.self)
+        return Fault(problem: name.isEmpty ? "no value" : "\(name.quoted) is no value of JSON", position: start)
+    }
+
     private mutating func nested(_ read: (inout JSONParser) throws(Fault) -> JSON) throws(Fault) -> JSON {
-        guard depth < JSON.deepest else { throw fault("it is nested deeper than \(JSON.deepest)") }
+        guard depth < Bounds.jsonDepth else { throw fault("nested more than \(Bounds.jsonDepth) deep") }
         depth += 1
         position += 1
         let value = try read(&self)
@@ -99,18 +110,20 @@ private struct JSONParser {
         }
     }
 
-    private mutating func fields() throws(Fault) -> [String: JSON] {
-        var fields: [String: JSON] = [:]
+    private mutating func fields() throws(Fault) -> [ExactText: JSON] {
+        var fields: [ExactText: JSON] = [:]
         skipSpace()
         if take("}") { return fields }
         while true {
             skipSpace()
             guard next == UInt8(ascii: "\"") else { throw fault("an object lacks the name of a field") }
-            let name = try text()
+            let name = ExactText(try text())
             skipSpace()
             guard take(":") else { throw fault("an object lacks :") }
             let item = try value()
-            guard fields.updateValue(item, forKey: name) == nil else { throw fault("field '\(name)' is there twice") }
+            guard fields.updateValue(item, forKey: name) == nil else {
+                throw fault("key \(name.text.quoted) is there twice")
+            }
             skipSpace()
             if take("}") { return fields }
             guard take(",") else { throw fault("an object lacks , or }") }
@@ -118,8 +131,9 @@ private struct JSONParser {
     }
 
     private mutating func word(_ word: StaticString, _ value: JSON) throws(Fault) -> JSON {
+        let start = position
         for character in String(describing: word).unicodeScalars {
-            guard take(character) else { throw fault("an unknown word") }
+            guard take(character) else { throw noValue(from: start) }
         }
         return value
     }
@@ -131,7 +145,7 @@ extension JSONParser {
     private mutating func number() throws(Fault) -> JSON {
         let start = position
         _ = take("-")
-        guard let first = next, isDigit(first) else { throw fault("no value") }
+        guard let first = next, isDigit(first) else { throw noValue(from: start) }
         let digits = skipDigits()
         guard digits == 1 || first != UInt8(ascii: "0") else { throw fault("a number begins with 0") }
         var isWhole = true
@@ -146,7 +160,10 @@ extension JSONParser {
         }
         let literal = String(decoding: bytes[start..<position], as: UTF8.self)
         if isWhole, let number = Int(literal) { return .integer(number) }
-        guard let number = Double(literal), number.isFinite else { throw fault("a number is too large") }
+        if isWhole, let number = UInt64(literal) { return .unsigned(number) }
+        guard let number = Double(literal), number.isFinite else {
+            throw fault("\(literal.quoted) is too large a number")
+        }
         return .number(number)
     }
 
@@ -194,11 +211,11 @@ extension JSONParser {
         guard take("u") else { throw fault("an unknown escape in a text") }
         let unit = try codeUnit()
         if let scalar = Unicode.Scalar(unit) { return scalar }
-        guard take("\\"), take("u") else { throw fault("half a surrogate pair in a text") }
+        guard take("\\"), take("u") else { throw fault("surrogates without their other half in a text") }
         let low = try codeUnit()
         guard unit < 0xDC00, (0xDC00...0xDFFF).contains(low),
             let scalar = Unicode.Scalar(0x10000 + (UInt32(unit) - 0xD800) << 10 + (UInt32(low) - 0xDC00))
-        else { throw fault("half a surrogate pair in a text") }
+        else { throw fault("surrogates without their other half in a text") }
         return scalar
     }
 

@@ -2,7 +2,8 @@ import Foundation
 
 /// Everything that a user or a file can cause; the same kinds as in the Python package `moddit`.
 ///
-/// Messages read `[component] what is wrong, got VALUE, want VALUE; what to do` and name the file.
+/// Messages read `[component] FILE: what is wrong, want VALUE; what to do`. What a terminal would obey in them is
+/// escaped, since much of them comes from files.
 public enum ModditError: Error, Sendable, Equatable {
     /// A file is not what it claims to be: truncated, malformed, an unknown version or field.
     case format(String)
@@ -26,7 +27,7 @@ public enum ModditError: Error, Sendable, Equatable {
         switch self {
         case .format(let message), .missing(let message), .shape(let message), .valueRange(let message),
             .unsupported(let message), .outputExists(let message), .storage(let message), .compute(let message):
-            message
+            message.printable
         }
     }
 }

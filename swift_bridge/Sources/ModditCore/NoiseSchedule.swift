@@ -65,7 +65,7 @@ public struct NoiseSchedule: Sendable, Hashable {
         betaEnd: Double = 0.02, predictionType: PredictionType = .epsilon, timestepSpacing: TimestepSpacing,
         stepsOffset: Int = 0, setAlphaToOne: Bool = true, sampler: Sampler
     ) throws(ModditError) {
-        let most = RoutingPlan.mostTimesteps
+        let most = Bounds.timesteps
         guard (1...most).contains(numTrainTimesteps) else {
             throw .valueRange("[samplers] num_train_timesteps = \(numTrainTimesteps) is out of range, want 1...\(most)")
         }
@@ -96,23 +96,24 @@ public struct NoiseSchedule: Sendable, Hashable {
             "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "timestep_spacing",
             "steps_offset", "set_alpha_to_one", "sampler",
         ]
-        let fields = try field.object(names)
-        func read<Value>(
-            _ name: String, _ read: (JSONField) throws(ModditError) -> Value
-        ) throws(ModditError) -> Value {
-            guard let item = fields[name] else { throw field.format("no '\(name)'", want: "one") }
-            return try read(item)
-        }
-        try self.init(
-            numTrainTimesteps: read("num_train_timesteps") { item throws(ModditError) in try item.integer() },
-            betaSchedule: read("beta_schedule", choice),
-            betaStart: read("beta_start") { item throws(ModditError) in try item.number() },
-            betaEnd: read("beta_end") { item throws(ModditError) in try item.number() },
-            predictionType: read("prediction_type", choice),
-            timestepSpacing: read("timestep_spacing", choice),
-            stepsOffset: read("steps_offset") { item throws(ModditError) in try item.integer() },
-            setAlphaToOne: read("set_alpha_to_one") { item throws(ModditError) in try item.bool() },
-            sampler: read("sampler", choice))
+        let object = try JSONObject(field, names)
+        numTrainTimesteps = try object.count("num_train_timesteps", most: Bounds.timesteps)
+        betaSchedule = try choice(object["beta_schedule"])
+        betaStart = try Self.beta(object["beta_start"])
+        betaEnd = try Self.beta(object["beta_end"])
+        predictionType = try choice(object["prediction_type"])
+        timestepSpacing = try choice(object["timestep_spacing"])
+        stepsOffset = try object["steps_offset"].integer(in: 0...Bounds.timesteps)
+        setAlphaToOne = try object["set_alpha_to_one"].bool()
+        sampler = try choice(object["sampler"])
+        guard betaStart <= betaEnd else { throw try object["beta_start"].outOfRange("at most beta_end, \(betaEnd)") }
+    }
+
+    private static func beta(_ field: JSONField) throws(ModditError) -> Double {
+        let beta = try field.number()
+        guard beta > 0 else { throw field.outOfRange("more than 0") }
+        guard beta < 1 else { throw field.outOfRange("less than 1") }
+        return beta
     }
 
     /// Share of signal variance left at every training timestep, (numTrainTimesteps).
@@ -144,8 +145,8 @@ func choice<Choice: RawRepresentable & CaseIterable>(_ field: JSONField) throws(
 where Choice.RawValue == String {
     let text = try field.string()
     guard let value = Choice(rawValue: text) else {
-        let known = Choice.allCases.map { "'\($0.rawValue)'" }.joined(separator: " or ")
-        throw .unsupported("[\(field.component)] \(field.place) = '\(text)' is not implemented, want \(known)")
+        let known = Choice.allCases.map(\.rawValue).joined(separator: " or ")
+        throw .unsupported(field.message("is \(text.quoted)", want: known))
     }
     return value
 }

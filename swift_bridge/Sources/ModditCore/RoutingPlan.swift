@@ -7,9 +7,6 @@ public struct RoutingPlan: Sendable, Hashable {
     /// Keep ratios are tenths: 1/10 to 10/10.
     public static let denominator = 10
 
-    /// Most training timesteps that a plan or a noise schedule may have.
-    public static let mostTimesteps = 1_000_000
-
     /// Keep ratios in tenths, [layers][regions], each 1 to 10.
     public let keepTenths: [[Int]]
 
@@ -33,10 +30,10 @@ public struct RoutingPlan: Sendable, Hashable {
                         + "want an integer in 1...\(Self.denominator)")
             }
         }
-        guard numTrainTimesteps >= regions, numTrainTimesteps <= Self.mostTimesteps else {
+        guard numTrainTimesteps >= regions, numTrainTimesteps <= Bounds.timesteps else {
             throw .valueRange(
                 "[routing] num_train_timesteps out of range, got \(numTrainTimesteps), "
-                    + "want \(regions)...\(Self.mostTimesteps)")
+                    + "want \(regions)...\(Bounds.timesteps)")
         }
         self.keepTenths = keepTenths
         self.numTrainTimesteps = numTrainTimesteps
@@ -44,23 +41,25 @@ public struct RoutingPlan: Sendable, Hashable {
 
     /// Reads the "plan" object of a manifest strictly.
     ///
-    /// - Throws: `ModditError.format` for unknown, missing or wrongly typed fields; otherwise as the other initializer.
+    /// - Throws: `ModditError.format` for unknown, missing or wrongly typed fields, `ModditError.shape` for a table
+    ///   that is not as wide as `regions` says, `ModditError.valueRange` for a number outside its range.
     public init(_ field: JSONField) throws(ModditError) {
-        let fields = try field.object(["keep_tenths", "num_train_timesteps", "regions"])
-        guard let table = fields["keep_tenths"], let width = fields["regions"],
-            let steps = fields["num_train_timesteps"]
-        else { throw field.format("no plan", want: "a routing plan") }
-        let regions = try width.integer()
-        var rows: [[Int]] = []
-        for row in try table.array() {
-            var tenths: [Int] = []
-            for item in try row.array() { tenths.append(try item.integer(in: 1...Self.denominator)) }
-            guard tenths.count == regions else {
-                throw .shape("[routing] \(row.place) has \(tenths.count) regions, 'regions' says \(regions)")
+        let object = try JSONObject(field, ["keep_tenths", "num_train_timesteps", "regions"])
+        let regions = try object.count("regions", most: Bounds.regions)
+        numTrainTimesteps = try object.count("num_train_timesteps", most: Bounds.timesteps)
+        keepTenths = try object["keep_tenths"].list(1...Bounds.layers) { row throws(ModditError) in
+            try row.list(1...Bounds.regions) { item throws(ModditError) in
+                try item.integer(in: 1...Self.denominator)
             }
-            rows.append(tenths)
         }
-        try self.init(keepTenths: rows, numTrainTimesteps: try steps.integer())
+        let widths = Set(keepTenths.map(\.count)).sorted()
+        guard widths == [regions] else {
+            let wanted = "\(regions), as regions says"
+            throw .shape(try object["keep_tenths"].message("has rows of \(widths)", want: wanted))
+        }
+        guard numTrainTimesteps >= regions else {
+            throw try object["num_train_timesteps"].outOfRange("at least regions, \(regions)")
+        }
     }
 
     /// Number of layers.

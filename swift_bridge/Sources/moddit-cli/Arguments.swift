@@ -95,11 +95,12 @@ struct Arguments: Sendable, Equatable {
     }
 
     /// A whole number; nil if the option is not there.
-    func integer(_ name: String, in range: ClosedRange<Int> = Int.min...Int.max) throws(UsageError) -> Int? {
+    func integer<Number: FixedWidthInteger>(
+        _ name: String, in range: ClosedRange<Number>
+    ) throws(UsageError) -> Number? {
         guard let text = values[name] else { return nil }
-        guard let number = Int(text), range.contains(number) else {
-            let wanted = range == Int.min...Int.max ? "an integer" : "an integer in \(range)"
-            throw UsageError(message: "option --\(name) = '\(text)', want \(wanted)")
+        guard let number = Number(text), range.contains(number) else {
+            throw UsageError(message: "option --\(name) = '\(text)', want an integer in \(range)")
         }
         return number
     }

@@ -46,7 +46,7 @@ struct CLI {
         } catch is CancellationError {
             return fail("interrupted", status: 1)
         } catch {
-            return fail((error as? ModditError)?.message ?? error.localizedDescription, status: 1)
+            return fail((error as? ModditError)?.message ?? error.localizedDescription.printable, status: 1)
         }
     }
 
@@ -77,8 +77,8 @@ struct CLI {
 
     /// Both sides of a picture, or neither.
     static func size(_ arguments: Arguments) throws(UsageError) -> PictureSize? {
-        let height = try arguments.integer("height", in: 1...Graphs.longestSide)
-        let width = try arguments.integer("width", in: 1...Graphs.longestSide)
+        let height = try arguments.integer("height", in: 1...Bounds.side)
+        let width = try arguments.integer("width", in: 1...Bounds.side)
         guard let height, let width else {
             guard height == nil, width == nil else { throw UsageError(message: "give both --height and --width") }
             return nil

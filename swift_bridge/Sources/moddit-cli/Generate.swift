@@ -49,8 +49,8 @@ enum Generate {
     private static func settings(_ arguments: Arguments) throws(UsageError) -> GenerationSettings {
         var settings = GenerationSettings(prompt: try arguments.required("prompt"))
         settings.negativePrompt = arguments.values["negative-prompt"] ?? ""
-        settings.seed = try arguments.integer("seed") ?? 0
-        settings.steps = try arguments.integer("steps", in: 1...Int.max) ?? settings.steps
+        settings.seed = try arguments.integer("seed", in: GenerationSettings.seeds) ?? 0
+        settings.steps = try arguments.integer("steps", in: 1...Bounds.timesteps) ?? settings.steps
         settings.guidanceScale = try arguments.number("guidance-scale") ?? settings.guidanceScale
         settings.size = try CLI.size(arguments)
         settings.sampler = try arguments.choice("sampler")
@@ -81,7 +81,7 @@ enum Generate {
             let compiled = String(format: "compiled in %.1f s", load.compileSeconds)
             let origin = load.origin == .cache ? "from the cache" : compiled
             CLI.note(
-                "\(load.package), function \(load.function): \(origin), "
+                "\(load.package.printable), function \(load.function): \(origin), "
                     + String(format: "loaded in %.1f s", load.loadSeconds))
         }
     }

@@ -19,7 +19,7 @@ enum Info {
         let components = manifest.components.mapValues { component in
             JSON.object([
                 "bytes": .integer(component.bytes),
-                "dtype": component.dtype.map { .string($0) } ?? .null,
+                "dtype": component.dtype.map { .string($0.rawValue) } ?? .null,
                 "parameters": .integer(component.parameters),
                 "bits": component.quantization.map { .integer($0.bits) } ?? .null,
             ])
@@ -28,7 +28,7 @@ enum Info {
             "backend": .string(manifest.backend.rawValue),
             "source": .string(manifest.provenance.source),
             "fingerprint": .string(manifest.fingerprint),
-            "components": .object(components),
+            "components": .dictionary(components),
             "layers": .integer(manifest.spec.transformer.layers),
             "regions": .integer(manifest.plan?.regions ?? 1),
             "mean_keep_ratio": .number(manifest.plan?.meanKeepRatio ?? 1),
@@ -58,7 +58,7 @@ enum Info {
         let parts = Manifest.componentNames.map { name -> [String] in
             let part = manifest.components[name]
             let bits = part?.quantization.map { ", \($0.bits) bits" } ?? ""
-            return [name, megabytes(part?.bytes ?? 0), "\(part?.parameters ?? 0)", (part?.dtype ?? "") + bits]
+            return [name, megabytes(part?.bytes ?? 0), "\(part?.parameters ?? 0)", (part?.dtype?.rawValue ?? "") + bits]
         }
         let functions = (manifest.graphs?.denoisers ?? []).map { item in
             [
@@ -69,7 +69,7 @@ enum Info {
         }
         let (all, one) = (MemoryEstimate(manifest, reducesMemory: false), MemoryEstimate(manifest, reducesMemory: true))
         return """
-            \(manifest.provenance.source), for \(manifest.backend.rawValue)
+            \(manifest.provenance.source.printable), for \(manifest.backend.rawValue)
             \(manifest.spec.transformer.layers) layers, \(plan ?? "dense")
             weights in memory \(megabytes(all.peak)), with --reduce-memory \(megabytes(one.peak))
 

@@ -50,14 +50,14 @@ struct Plans: Sendable, Equatable {
         var (placements, failures): ([Placement], [String]) = ([], [])
         for package in packages {
             for function in package.functions where name == nil || function.name == name {
-                let place = "\(package.path), \(function.name)"
+                let place = "\(package.path.printable), \(function.name)"
                 note("planning \(place)")
                 do {
                     placements.append(try await ask(package, function))
                 } catch let error as CancellationError {
                     throw error
                 } catch {
-                    note("error: \((error as? ModditError)?.message ?? error.localizedDescription)")
+                    note("error: \((error as? ModditError)?.message ?? error.localizedDescription.printable)")
                     failures.append(place)
                 }
             }
@@ -76,8 +76,8 @@ struct Plans: Sendable, Equatable {
             JSON.object([
                 "package": .string(placement.package),
                 "function": .string(placement.function),
-                "operations": .object(
-                    placement.operations.mapValues { devices in .object(devices.mapValues { .integer($0) }) }),
+                "operations": .dictionary(
+                    placement.operations.mapValues { devices in .dictionary(devices.mapValues { .integer($0) }) }),
             ])
         }
         return .object([
@@ -90,7 +90,7 @@ struct Plans: Sendable, Equatable {
     func text(_ units: ComputeUnits) -> String {
         let paragraphs = placements.map { placement in
             """
-            operations of \(placement.package), \(placement.function)
+            operations of \(placement.package.printable), \(placement.function)
               top-k, gather, scatter: \(Self.list(placement.operations.filter { Placement.selecting.contains($0.key) }))
               others: \(Self.list(placement.operations.filter { !Placement.selecting.contains($0.key) }))
             """

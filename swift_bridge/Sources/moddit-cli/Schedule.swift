@@ -11,12 +11,12 @@ enum Schedule {
 
     static func run(_ arguments: Arguments) throws -> String {
         let manifest = try CLI.bundle(arguments).manifest
-        let batch = try arguments.integer("batch", in: 1...Graphs.largestBatch)
+        let batch = try arguments.integer("batch", in: 1...Bounds.batch)
         let schedule = try DenoisingSchedule(
             manifest, size: CLI.size(arguments),
             batch: try batch ?? Batching(texts: 2, batches: manifest.graphs?.batches ?? [1]).batch,
             sampler: arguments.choice("sampler"),
-            steps: arguments.integer("steps", in: 1...Int.max) ?? GenerationSettings.defaultSteps)
+            steps: arguments.integer("steps", in: 1...Bounds.timesteps) ?? GenerationSettings.defaultSteps)
         return arguments.flags.contains("json") ? json(schedule).text : text(schedule)
     }
 

@@ -12,8 +12,9 @@ enum Tokens {
 
     static func run(_ arguments: Arguments) throws -> String {
         guard let text = arguments.positional.first else { throw UsageError(message: "no TEXT") }
-        let length = try arguments.integer("length", in: 1...UnigramTokenizer.longest)
+        let length = try arguments.integer("length", in: 1...Bounds.textTokens)
         let (tokenizer, most) = try tokenizer(arguments)
+        try Caption.check(text)
         let clean = Caption.clean(text)
         let ids = try tokenizer.encode(clean, maxLength: length ?? most ?? .max)
         guard arguments.flags.contains("json") else { return ids.map { "\($0)" }.joined(separator: " ") }

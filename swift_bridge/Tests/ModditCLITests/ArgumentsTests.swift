@@ -12,8 +12,8 @@ struct ArgumentsTests {
         let arguments = try parse("--prompt", "a red circle", "--seed=-3", "--json", "--output=a=b.png")
         #expect(arguments.values == ["prompt": "a red circle", "seed": "-3", "output": "a=b.png"])
         #expect(arguments.flags == ["json"])
-        #expect(try arguments.integer("seed") == -3)
-        #expect(try arguments.integer("steps") == nil)
+        #expect(try arguments.integer("seed", in: -9...9) == -3)
+        #expect(try arguments.integer("steps", in: 1...9) == nil)
         #expect(try parse("--help").wantsHelp)
         #expect(try parse("--prompt", "--json").values == ["prompt": "--json"])
     }
@@ -33,8 +33,11 @@ struct ArgumentsTests {
     }
 
     @Test func wrongValues() throws {
-        for text in ["x", "1.5", "", "9223372036854775808"] {
-            #expect(throws: UsageError.self) { try parse("--seed", text).integer("seed") }
+        for text in ["x", "1.5", "", "18446744073709551616", "-9223372036854775809"] {
+            #expect(throws: UsageError.self) { try parse("--seed", text).integer("seed", in: GenerationSettings.seeds) }
+        }
+        for text in ["18446744073709551615", "-9223372036854775808"] {
+            #expect(try parse("--seed", text).integer("seed", in: GenerationSettings.seeds) == Int128(text))
         }
         #expect(throws: UsageError.self) { try parse("--steps", "0").integer("steps", in: 1...9) }
         for text in ["x", "-1", "nan", "inf"] {

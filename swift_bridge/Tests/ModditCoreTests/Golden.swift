@@ -16,13 +16,13 @@ enum Golden {
 
     /// The items of a list in a golden file.
     static func items(_ name: String, _ field: String) throws -> [JSONField] {
-        try #require(try read(name).object()[field]).array()
+        try read(name)[field].array()
     }
 }
 
 extension JSONField {
     subscript(name: String) -> JSONField {
-        get throws { try #require(try object()[name]) }
+        get throws { try #require(try object()[ExactText(name)]) }
     }
 
     var integers: [Int] {

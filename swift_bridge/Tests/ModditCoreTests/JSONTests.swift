@@ -20,7 +20,9 @@ struct JSONTests {
                     "a": .object(["b": .array([])]), "c": .string("é🙂\n/"),
                 ]))
         #expect(try parse("9223372036854775807") == .integer(.max))
-        #expect(try parse("9223372036854775808") == .number(9_223_372_036_854_775_808))
+        #expect(try parse("9223372036854775808") == .unsigned(9_223_372_036_854_775_808))
+        #expect(try parse("18446744073709551615") == .unsigned(.max))
+        #expect(try parse("18446744073709551616") == .number(18_446_744_073_709_551_616))
     }
 
     @Test(arguments: [
@@ -33,7 +35,7 @@ struct JSONTests {
     }
 
     @Test func deepNesting() throws {
-        let deepest = JSON.deepest
+        let deepest = Bounds.jsonDepth
         _ = try parse(String(repeating: "[", count: deepest) + String(repeating: "]", count: deepest))
         #expect(throws: ModditError.self) { try parse(String(repeating: "[", count: 1_000_000)) }
         #expect(throws: ModditError.self) { try parse(String(repeating: "{\"a\":", count: 1_000_000)) }
@@ -47,7 +49,7 @@ struct JSONTests {
 
     @Test func messageTellsThePlace() throws {
         let field = JSONField(try parse(#"{"a": [1, "x"]}"#), place: "file", component: "test")
-        let wanted = "[test] file.a[1]: got a text, want an integer; the file is damaged or not of this kind"
+        let wanted = "[test] file: a[1] is 'x', want an integer; convert the checkpoint again"
         #expect(throws: ModditError.format(wanted)) { try field["a"].array().map { try $0.integer() } }
     }
 }
@@ -59,12 +61,14 @@ extension JSON {
         case .null: "null"
         case .bool(let flag): "\(flag)"
         case .integer(let number): "\(number)"
+        case .unsigned(let number): "\(number)"
         case .number(let number): "\(number)"
         case .string(let text): Self.quote(text)
         case .array(let items): "[" + items.map(\.encoded).joined(separator: ",") + "]"
         case .object(let fields):
-            "{" + fields.keys.sorted().map { Self.quote($0) + ":" + (fields[$0]?.encoded ?? "") }.joined(separator: ",")
-                + "}"
+            "{"
+                + fields.sorted { $0.key < $1.key }.map { Self.quote($0.key.text) + ":" + $0.value.encoded }
+                .joined(separator: ",") + "}"
         }
     }
 
@@ -86,7 +90,9 @@ extension JSON {
         case .array(let items):
             items.enumerated().flatMap { index, item in [["\(index)"]] + item.places.map { ["\(index)"] + $0 } }
         case .object(let fields):
-            fields.sorted { $0.key < $1.key }.flatMap { name, item in [[name]] + item.places.map { [name] + $0 } }
+            fields.sorted { $0.key < $1.key }.flatMap { name, item in
+                [[name.text]] + item.places.map { [name.text] + $0 }
+            }
         default: []
         }
     }
@@ -104,7 +110,8 @@ extension JSON {
             }
             return .array(items)
         case .object(var fields):
-            fields[first] = rest.isEmpty ? other : fields[first]?.replacing(rest, with: other)
+            let name = ExactText(first)
+            fields[name] = rest.isEmpty ? other : fields[name]?.replacing(rest, with: other)
             return .object(fields)
         default: return self
         }

@@ -60,18 +60,7 @@ struct ManifestTests {
         try graphs.check(system: "Linux", version: version)  // which has no minimum
     }
 
-    @Test(arguments: ["new", "15.", "-1", "15.0.0.0", "+15", "99999999999999999999"])
-    func minimumOSThatIsNoVersion(minimum: String) throws {
-        let graphs = try Self.graphs(minimum)
-        let version = OperatingSystemVersion(majorVersion: 99, minorVersion: 0, patchVersion: 0)
-        do throws(ModditError) {
-            try graphs.check(system: "macOS", version: version)
-            Issue.record("no error, want format")
-        } catch {
-            #expect(error.kind == "format")
-            #expect(error.message.contains("'\(minimum)' is no version"))
-        }
-    }
+    private static let feature = JSON.object(["shape": .array([.integer(1)]), "dtype": .string("float32")])
 
     private static func graphs(_ minimum: String) throws -> Graphs {
         let changed = try TestBundle.manifest("routed").value.replacing(
@@ -91,63 +80,36 @@ struct ManifestTests {
         }
     }
 
-    /// Each change, and the kind and a part of the error it must give.
+    /// Each kind of change, and the kind and a part of the error it must give; `RefusalTests` has all that is refused.
     @Test(arguments: [
-        ("format", JSON.string("other"), "format", "not a moddit bundle"),
-        ("format_version", .integer(Manifest.formatVersion - 1), "format", "format_version is unknown"),
-        ("format_version", .integer(Manifest.formatVersion + 1), "format", "format_version is unknown"),
-        ("format_version", .string("3"), "format", "format_version is unknown"),
-        ("backend", .string("tflite"), "unsupported", "'mlx' or 'coreml'"),
-        ("plan.keep_tenths.0.0", .integer(11), "valueRange", "want 1...10"),
-        ("plan.regions", .integer(3), "shape", "4 regions"),
-        ("plan", .null, "shape", "want one function for each of 1 regions"),
-        ("spec.scheduler.sampler", .string("heun"), "unsupported", "'heun' is not implemented"),
-        ("spec.scheduler.num_train_timesteps", .integer(.max), "valueRange", "out of range"),
-        ("spec.transformer.num_layers", .integer(4), "shape", "plan has 3 layers"),
-        ("spec.transformer.patch_size", .integer(3), "shape", "multiple of patch_size"),
-        ("spec.transformer.patch_size", .integer(0), "valueRange", "out of range"),
-        ("spec.transformer.cross_attention_dim", .integer(17), "unsupported", "hidden size"),
-        ("spec.transformer.in_channels", .integer(5), "shape", "latent_channels"),
-        ("spec.text_encoder.d_model", .integer(9), "shape", "caption_channels"),
-        ("spec.text_encoder.dense_act_fn", .integer(1), "format", "want a text"),
-        ("spec.vae.block_out_channels", .array(Array(repeating: .integer(1), count: 64)), "shape", "64 numbers"),
-        ("spec.vae.out_channels", .integer(4), "unsupported", "want 3"),
-        ("spec.vae.scaling_factor", .integer(0), "valueRange", "more than 0"),
-        ("spec.max_sequence_length", .integer(1 << 40), "valueRange", "out of range"),
-        ("components.vae.files.0.path", .string("../secret"), "format", "leaves the bundle"),
-        ("components.vae.files.0.path", .string("/etc/passwd"), "format", "leaves the bundle"),
-        ("components.vae.files.0.path", .string("a//b"), "format", "leaves the bundle"),
-        ("components.vae.files.0.path", .string("a\\..\\b"), "format", "leaves the bundle"),
-        ("components.vae.files.0.path", .string(""), "format", "leaves the bundle"),
-        ("components.vae.files.0.path", .string("a/./b"), "format", "leaves the bundle"),
-        ("components.vae.files.0.bytes", .integer(-1), "valueRange", "out of range"),
-        ("components.vae.files.0.bytes", .number(1e30), "format", "want an integer"),
-        ("components.vae.files.0.sha256", .string("abc"), "format", "64 hexadecimal digits"),
-        ("components.vae.files", .array([]), "missing", "'VAEDecoder.mlpackage' has no files"),
-        ("graphs.compute_units", .string("gpu"), "unsupported", "'cpuAndGPU'"),
-        ("graphs.denoisers", .array([]), "format", "not empty"),
-        ("graphs", .null, "format", "'mlx' without or 'coreml' with"),
-        ("backend", .string("mlx"), "format", "'mlx' without or 'coreml' with"),
-        ("graphs.denoisers.0.capacities.0", .integer(1), "shape", "the plan says"),
-        ("graphs.denoisers.0.regions.0", .integer(3), "missing", "no function for 32x32"),
-        ("graphs.denoisers.0.function", .string("absent"), "shape", "Transformer.mlpackage has functions"),
-        ("graphs.denoisers.0.height", .integer(1 << 20), "valueRange", "out of range"),
-        ("graphs.packages.transformer", .array([]), "format", "not empty"),
-        ("graphs.packages.vae_encoder.0.functions.0.name", .string("px9x9"), "shape", "has functions"),
-        ("graphs.packages.vae_encoder.0.functions.0.name", .string(""), "format", "not empty"),
-        ("graphs.packages.transformer.0.path", .string("../Other.mlpackage"), "format", "leaves the bundle"),
-        ("graphs.packages.vae_decoder.0.functions.0.inputs.latents.dtype", .string("int8"), "unsupported", "'int32'"),
-        (
-            "graphs.packages.vae_decoder.0.functions.0.inputs.latents.shape",
-            .array([.integer(1 << 30), .integer(1 << 30)]), "valueRange", "too large"
-        ),
+        ("format", JSON.string("other"), "format", "m: not a moddit bundle, want \"format\": 'moddit'"),
+        ("format_version", .integer(2), "format", "m: format_version is unknown, got 2, want 3"),
+        ("backend", .string("tflite"), "unsupported", "m: backend is 'tflite', want mlx or coreml; convert"),
+        ("backend", .string("mlx"), "format", "m: backend is 'mlx' with graphs, want 'mlx' without"),
+        ("plan.keep_tenths.0.0", .integer(11), "valueRange", "m: plan.keep_tenths[0][0] is 11, want at most 10"),
+        ("plan.regions", .integer(3), "shape", "m: plan.keep_tenths has rows of [4], want 3"),
+        ("plan", .null, "shape", "keeps [16, 5, 2] tokens by layer, the plan says [16, 16, 16] in region 0"),
+        ("graphs.denoisers.0.regions", .array([.integer(0), .integer(2), .integer(2)]), "shape", "want one function"),
+        ("spec.transformer.num_layers", .integer(4), "shape", "keep_tenths has 3 layers, want the transformer's 4"),
+        ("spec.transformer.cross_attention_dim", .integer(17), "unsupported", "is 17, want the hidden size, 16"),
+        ("spec.vae.scaling_factor", .integer(0), "valueRange", "m: spec.vae.scaling_factor is 0, want at least 1e-06"),
+        ("spec.vae.use_quant_conv", .integer(1), "format", "m: spec.vae.use_quant_conv is 1, want true or false"),
+        ("spec.vae", .array([.null, .array([.null])]), "format", "m: spec.vae is [null, [...]], want an object"),
+        ("spec.vae", .null, "format", "m: spec.vae is null, want an object"),
+        ("components.vae.files.0.path", .string("../a\n"), "format", "files[0].path is '../a\\n', want a path inside"),
+        ("components.vae.files.0.bytes", .number(1e30), "format", "files[0].bytes is 1e+30, want an integer"),
+        ("components.vae.files", .array([]), "format", "m: components.vae.files is of length 0, want at least 1"),
+        ("graphs.denoisers.0.capacities.0", .integer(1), "shape", "the plan says [16, 5, 2] in region 0"),
+        ("graphs.denoisers.0.regions.0", .integer(3), "missing", "no function for 32x32 pixels, batch 2, region 0"),
+        ("graphs.denoisers.0.function", .string("absent"), "shape", "Transformer.mlpackage has functions ["),
+        ("graphs.packages.vae_decoder.0.functions.0.inputs", .object(["x": feature]), "shape", "got no 'latents'"),
     ])
     func refuses(path: String, value: JSON, kind: String, part: String) throws {
         let original = try TestBundle.manifest("routed").value
         let place = path.split(separator: ".").map(String.init)
         let changed = original.replacing(place[...], with: value)
         do throws(ModditError) {
-            _ = try Manifest(Data(changed.encoded.utf8))
+            _ = try Manifest(Data(changed.encoded.utf8), place: "m")
             Issue.record("\(path) = \(value) is accepted")
         } catch {
             #expect("\(error.kind)" == kind)
@@ -196,6 +158,79 @@ struct ModelBundleTests {
         expect("missing", "no such file") { () throws(ModditError) in _ = try ModelBundle(folder: files.folder) }
     }
 
+    /// As in the cache of the Hub, where files are links to blobs elsewhere.
+    @Test func filesMayBeLinksAndTheirFoldersNot() throws {
+        let (files, elsewhere) = (try TestBundle("routed"), try TestBundle("routed"))
+        defer { [files, elsewhere].forEach { $0.remove() } }
+        let manager = FileManager.default
+        let path = "Transformer.mlpackage/Data/com.apple.CoreML/weights"
+        let (folder, other) = (files.folder.appendingPathComponent(path), elsewhere.folder.appendingPathComponent(path))
+        let weights = folder.appendingPathComponent("weight.bin")
+        try manager.removeItem(at: weights)
+        try manager.createSymbolicLink(at: weights, withDestinationURL: other.appendingPathComponent("weight.bin"))
+        try ModelBundle(folder: files.folder).verify(hashes: true)
+
+        let inside = files.folder.appendingPathComponent("inside")
+        try manager.moveItem(at: folder, to: inside)
+        try manager.createSymbolicLink(at: folder, withDestinationURL: inside)
+        try ModelBundle(folder: files.folder).verify(hashes: true)
+
+        try manager.removeItem(at: folder)
+        try manager.createSymbolicLink(at: folder, withDestinationURL: other)
+        expect("format", "weight.bin: its folder is a link that leaves the bundle") { () throws(ModditError) in
+            _ = try ModelBundle(folder: files.folder)
+        }
+        try manager.removeItem(at: folder)
+        try manager.createSymbolicLink(at: folder, withDestinationURL: files.folder.appendingPathComponent("absent"))
+        expect("missing", "weight.bin: no such file") { () throws(ModditError) in
+            _ = try ModelBundle(folder: files.folder)
+        }
+    }
+
+    /// A bundle may itself be reached through a link.
+    @Test func linkedBundle() throws {
+        let files = try TestBundle("chain")
+        let link = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString)")
+        try FileManager.default.createSymbolicLink(at: link, withDestinationURL: files.folder)
+        defer {
+            try? FileManager.default.removeItem(at: link)
+            files.remove()
+        }
+        try ModelBundle(folder: link).verify(hashes: true)
+    }
+
+    /// Slashes that a combining character follows are slashes to the system, too.
+    @Test func combiningCharacterBehindASlash() throws {
+        let path = "TextEncoder.mlpackage/\u{338}größer/\u{301}x"
+        let file = JSON.object([
+            "path": .string(path), "bytes": .integer(path.utf8.count), "sha256": .string(SHA256Hash.hash(path.utf8)),
+        ])
+        let changed = try TestBundle.manifest("dense").value.replacing(
+            ["components", "text_encoder", "files"], with: .array([file]))
+        let files = try TestBundle("dense", changed: changed)
+        defer { files.remove() }
+        try ModelBundle(folder: files.folder).verify(hashes: true)
+    }
+
+    @Test func manifestThatIsNoRegularFile() throws {
+        let files = try TestBundle("routed")
+        defer { files.remove() }
+        let manifest = files.folder.appendingPathComponent("manifest.json")
+        try FileManager.default.removeItem(at: manifest)
+        #expect(mkfifo(manifest.path, 0o600) == 0)  // which would be waited for
+        expect("format", "manifest.json: is no regular file") { () throws(ModditError) in
+            _ = try ModelBundle(folder: files.folder)
+        }
+    }
+
+    @Test func manifestThatIsTooLarge() throws {
+        let files = try TestBundle("routed", manifest: Data(repeating: 0x20, count: Bounds.jsonBytes + 1))
+        defer { files.remove() }
+        expect("format", "has 8388609 bytes, want at most 8388608") { () throws(ModditError) in
+            _ = try ModelBundle(folder: files.folder)
+        }
+    }
+
     @Test func tamperedTokenizer() throws {
         let files = try TestBundle("routed")
         defer { files.remove() }
@@ -205,6 +240,18 @@ struct ModelBundleTests {
         try bytes.write(to: url)
         let bundle = try ModelBundle(folder: files.folder)
         expect("format", "sha256") { () throws(ModditError) in _ = try bundle.tokenizer() }
+    }
+
+    @Test func tokensBeyondTheTextEncoder() throws {
+        let place = ["spec", "text_encoder", "vocab_size"]
+        let largest = try UnigramTokenizer(Golden.data("embedded-tokenizer.json")).vocabularySize - 1
+        let changed = try TestBundle.manifest("routed").value.replacing(place[...], with: .integer(largest))
+        let files = try TestBundle("routed", changed: changed)
+        defer { files.remove() }
+        let bundle = try ModelBundle(folder: files.folder)
+        expect("shape", "number of a token is \(largest), the text encoder's vocab_size is \(largest)") {
+            () throws(ModditError) in _ = try bundle.tokenizer()
+        }
     }
 
     @Test func bundleOfAnotherRuntime() throws {

@@ -147,6 +147,10 @@ struct PipelineTests {
         let bad = [
             GenerationSettings(prompt: "x", steps: 0), GenerationSettings(prompt: "x", steps: 1001),
             GenerationSettings(prompt: "x", guidanceScale: -1), GenerationSettings(prompt: "x", guidanceScale: .nan),
+            GenerationSettings(prompt: "x", guidanceScale: 1000.5), GenerationSettings(prompt: "x", seed: 1 << 64),
+            GenerationSettings(prompt: "x", seed: -1 - (1 << 63)),
+            GenerationSettings(prompt: String(repeating: "e\u{301}", count: Bounds.prompt / 2 + 1)),
+            GenerationSettings(prompt: "x", negativePrompt: String(repeating: "x", count: Bounds.prompt + 1)),
             GenerationSettings(prompt: "x", size: small),
         ]
         for settings in bad {
@@ -285,9 +289,14 @@ struct TensorTests {
 extension GenerationSettings {
     /// Reads the settings of a golden run.
     init(_ field: JSONField) throws {
+        let seed: Int128 =
+            switch try field["seed"].value {
+            case .unsigned(let seed): Int128(seed)
+            default: Int128(try field["seed"].integer())
+            }
         try self.init(
             prompt: field["prompt"].string(), negativePrompt: field["negative_prompt"].string(),
-            seed: field["seed"].integer(), steps: field["steps"].integer(),
+            seed: seed, steps: field["steps"].integer(),
             guidanceScale: field["guidance_scale"].number(),
             size: PictureSize(height: field["height"].integer(), width: field["width"].integer()),
             sampler: Sampler(rawValue: field["sampler"].string()))

@@ -89,7 +89,7 @@ struct SamplerTests {
         let item = try #require(try Golden.items("samplers.json", "tables").first)
         guard case .object(var fields) = try item["schedule"].value else { return }
         fields["sampler"] = .string("heun")
-        let wanted = "[test] schedule.sampler = 'heun' is not implemented, want 'dpmpp-2m' or 'ddim' or 'euler'"
+        let wanted = "[test] schedule: sampler is 'heun', want dpmpp-2m or ddim or euler; convert the checkpoint again"
         #expect(throws: ModditError.unsupported(wanted)) {
             try NoiseSchedule(JSONField(.object(fields), place: "schedule", component: "test"))
         }

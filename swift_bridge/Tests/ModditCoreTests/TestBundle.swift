@@ -10,9 +10,11 @@ struct TestBundle {
 
     /// Writes a bundle: every file holds its own path, but the tokenizer.
     ///
-    /// - Parameter changes: replaces the manifest's bytes.
-    init(_ name: String, manifest bytes: Data? = nil) throws {
-        manifest = try Self.manifest(name).value
+    /// - Parameters:
+    ///   - changed: replaces the manifest.
+    ///   - bytes: replaces the bytes of its file.
+    init(_ name: String, changed: JSON? = nil, manifest bytes: Data? = nil) throws {
+        manifest = try changed ?? Self.manifest(name).value
         folder = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString)")
         for component in try JSONField(manifest, place: "", component: "")["components"].object().values {
             for file in try component["files"].array() { try write(file["path"].string()) }

@@ -56,6 +56,23 @@ struct TokenizerTests {
         #expect(Caption.clean("   ") == "")
     }
 
+    @Test func promptsHaveABound() throws {
+        let tokenizer = try UnigramTokenizer(Golden.data("embedded-tokenizer.json"))
+        let longest = String(repeating: "a ", count: Bounds.prompt / 2)
+        #expect(try tokenizer.encodeCaption(longest, length: 9).ids.count == 9)
+        let wanted = "[tokenizer] the prompt has 20001 characters, want at most 20000; shorten it"
+        #expect(throws: ModditError.valueRange(wanted)) {
+            try tokenizer.encodeCaption(String(repeating: "a", count: Bounds.prompt + 1), length: 9)
+        }
+    }
+
+    /// What closes a text, or fills it up, is a token too.
+    @Test func vocabularyHasTheTokensOfTheTemplate() throws {
+        let place = ["post_processor", "special_tokens", "</s>", "ids", "0"]
+        let changed = try Golden.read("embedded-tokenizer.json").value.replacing(place[...], with: .integer(4000))
+        #expect(try UnigramTokenizer(Data(changed.encoded.utf8)).vocabularySize == 4001)
+    }
+
     @Test func unknownPartsAreTold() throws {
         let text = String(decoding: try Golden.data("embedded-tokenizer.json"), as: UTF8.self)
         let changes = [

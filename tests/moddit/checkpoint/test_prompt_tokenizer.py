@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import pytest
 
-from moddit.checkpoint.prompt_tokenizer import MAX_CHARACTERS, PromptTokenizer
+from moddit.bounds import PROMPT
+from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.checkpoint.tokenizer_shape import MAX_REPLACEMENT
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from tests.tiny import make_tokenizer
@@ -302,9 +303,9 @@ def test_numbers_are_checked_again_when_a_prompt_is_encoded(tmp_path: Path, whol
 
 def test_prompts_are_bounded(tmp_path: Path, whole: dict[str, Any]) -> None:
     tokenizer = load(tmp_path / "tokenizer.json", json.dumps(whole))
-    assert len(tokenizer.encode("a " * (MAX_CHARACTERS // 2))) == 16
-    with pytest.raises(ValueRangeError, match=f"has {MAX_CHARACTERS + 1} characters, want at most {MAX_CHARACTERS}"):
-        tokenizer.encode("a" * (MAX_CHARACTERS + 1))
+    assert len(tokenizer.encode("a " * (PROMPT // 2))) == 16
+    with pytest.raises(ValueRangeError, match=f"has {PROMPT + 1} characters, want at most {PROMPT}"):
+        tokenizer.encode("a" * (PROMPT + 1))
     with pytest.raises(ValueRangeError, match="not Unicode text"):
         tokenizer.encode("caf\udce9")
 

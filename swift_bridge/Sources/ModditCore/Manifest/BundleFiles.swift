@@ -12,22 +12,35 @@ public struct FileInfo: Sendable, Hashable {
     /// Reads a file's entry strictly.
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["path", "bytes", "sha256"])
-        path = try BundlePath.read(object["path"])
-        bytes = try object["bytes"].integer(in: 0...Int.max)
-        sha256 = try object["sha256"].string()
-        let isHash = sha256.utf8.count == 64 && sha256.allSatisfy { $0.isHexDigit && !$0.isUppercase }
-        guard isHash else { throw field.format("sha256 '\(sha256.prefix(80))'", want: "64 hexadecimal digits") }
+        path = try object["path"].relativePath()
+        bytes = try object["bytes"].integer(in: 0...Bounds.fileBytes)
+        sha256 = try object["sha256"].sha256()
     }
 }
 
 /// Fewer bits for the tensors listed by name; the others stay as they are.
 public struct Quantization: Sendable, Hashable {
+    /// How the numbers of tensors are made smaller.
+    public enum Mode: String, Sendable, CaseIterable {
+        /// A scale and a bias for each group.
+        case affine
+        /// A scale for each group.
+        case symmetric
+        /// A table of values for each group of rows.
+        case palette
+
+        /// Bits that a number may have.
+        var bits: [Int] { self == .palette ? [4, 6] : [4, 8] }
+    }
+
+    private static let affineGroups = [32, 64, 128]
+
     /// Bits of a number.
     public let bits: Int
     /// Numbers that share a scale (0: a whole row), or rows that share a palette.
     public let groupSize: Int
-    /// "affine", "symmetric" or "palette".
-    public let mode: String
+    /// How they are made smaller.
+    public let mode: Mode
     /// Names.
     public let tensors: [String]
 
@@ -35,18 +48,37 @@ public struct Quantization: Sendable, Hashable {
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["bits", "group_size", "mode", "tensors"])
         bits = try object["bits"].integer(in: 1...16)
-        groupSize = try object["group_size"].integer(in: 0...Int(Int32.max))
-        mode = try object["mode"].string()
-        tensors = try object["tensors"].list { item throws(ModditError) in try item.string() }
+        groupSize = try object["group_size"].integer(in: 0...Bounds.width)
+        mode = try choice(object["mode"])
+        tensors = try object["tensors"].list(1...Bounds.tensors) { item throws(ModditError) in try item.name() }
+        guard mode.bits.contains(bits) else {
+            throw .unsupported(try object["bits"].message("of mode \(mode.rawValue) is \(bits)", want: "\(mode.bits)"))
+        }
+        guard mode != .affine || Self.affineGroups.contains(groupSize) else {
+            throw .unsupported(try object["group_size"].message("is \(groupSize)", want: "\(Self.affineGroups)"))
+        }
+        guard Set(tensors.map { ExactText($0) }).count == tensors.count else {
+            throw try object["tensors"].format("lists tensors twice", want: "each once")
+        }
     }
 }
 
 /// One component of a bundle.
 public struct Component: Sendable, Hashable {
+    /// Kinds of numbers.
+    public enum DType: String, Sendable, CaseIterable {
+        /// 2 bytes, with 11 bits of precision.
+        case float16
+        /// 2 bytes, with 8 bits of precision.
+        case bfloat16
+        /// 4 bytes.
+        case float32
+    }
+
     /// Its files.
     public let files: [FileInfo]
     /// Of its large tensors; nil for files that are not tensors.
-    public let dtype: String?
+    public let dtype: DType?
     /// Number of parameters.
     public let parameters: Int
     /// How tensors are stored in fewer bits.
@@ -63,9 +95,9 @@ public struct Component: Sendable, Hashable {
     /// Reads a component strictly.
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["files", "dtype", "parameters", "quantization"])
-        files = try object["files"].list(FileInfo.init)
-        dtype = try object.optional("dtype") { item throws(ModditError) in try item.string() }
-        parameters = try object["parameters"].integer(in: 0...Int.max)
+        files = try object["files"].list(1...Bounds.files, FileInfo.init)
+        dtype = try object.optional("dtype", choice)
+        parameters = try object["parameters"].integer(in: 0...Bounds.parameters)
         quantization = try object.optional("quantization") { item throws(ModditError) in try Quantization(item) }
     }
 }
@@ -77,40 +109,18 @@ public struct Provenance: Sendable, Hashable {
     /// Its SHA-256.
     public let sourceSHA256: String
     /// Versions of the programs that wrote the bundle.
-    public let toolVersions: [String: String]
+    public let toolVersions: [ExactText: String]
     /// ISO 8601, UTC.
     public let created: String
 
     /// Reads a provenance strictly.
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["source", "source_sha256", "tool_versions", "created"])
-        source = try object["source"].string()
-        sourceSHA256 = try object["source_sha256"].string()
-        created = try object["created"].string()
-        var versions: [String: String] = [:]
-        for (name, item) in try object["tool_versions"].object() { versions[name] = try item.string() }
-        toolVersions = versions
-    }
-}
-
-/// Paths of a manifest, which must stay inside the bundle.
-enum BundlePath {
-    /// Reads a path.
-    ///
-    /// - Throws: `ModditError.format` for one that leaves the bundle, or names the bundle itself.
-    static func read(_ field: JSONField) throws(ModditError) -> String {
-        let path = try field.string()
-        let parts = path.split(separator: "/", omittingEmptySubsequences: false)
-        let isInside = parts.allSatisfy { !["", ".", ".."].contains($0) }
-        guard isInside, !path.unicodeScalars.contains(where: { $0 == "\\" || $0.value < 0x20 }) else {
-            throw .format(
-                "[manifest] \(field.place): path '\(path)' leaves the bundle, want a relative path inside it")
+        source = try object["source"].text(0...Bounds.text)
+        sourceSHA256 = try object["source_sha256"].sha256()
+        created = try object["created"].time()
+        toolVersions = try object["tool_versions"].dictionary(0...Bounds.files) { item throws(ModditError) in
+            try item.name()
         }
-        return path
-    }
-
-    /// Whether a path is one of a folder's.
-    static func isInside(_ path: String, _ folder: String) -> Bool {
-        path.hasPrefix(folder + "/")
     }
 }

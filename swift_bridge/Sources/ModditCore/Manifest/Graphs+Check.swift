@@ -1,59 +1,126 @@
+// Port of moddit/graphs.py, `Graphs.check`.
+
 extension Graphs {
     /// Checks that for every size and batch each region has one function, with the capacities that the plan gives it,
-    /// and that packages have these functions, one for each picture size in the VAE's, and no others.
+    /// and that packages have these functions, one for each picture size in the VAE's, and no others, with the features
+    /// that the specification gives them.
     ///
-    /// - Throws: `ModditError.missing` if a region has no function, `ModditError.shape` if capacities are not the plan's,
-    ///   or there are functions that nothing is said of.
-    public func check(_ spec: ModelSpec, plan: RoutingPlan?, place: String) throws(ModditError) {
+    /// - Throws: `ModditError.missing` if a region has no function, `ModditError.shape` if capacities are not the
+    ///   plan's, features not the model's, or there are functions that nothing is said of.
+    public func check(_ spec: ModelSpec, plan: RoutingPlan?, file: String) throws(ModditError) {
+        try checkDenoisers(spec, plan, file)
+        for role in PackageRole.allCases {
+            let packages = try packages(for: role)
+            for (index, package) in packages.enumerated() {
+                let position = (isFirst: index == 0, isLast: index == packages.count - 1)
+                try Self.check(package, try functions(of: role, in: package, spec, position), file)
+            }
+        }
+    }
+
+    private func checkDenoisers(_ spec: ModelSpec, _ plan: RoutingPlan?, _ file: String) throws(ModditError) {
         let regions = plan?.regions ?? 1
-        let named = denoisers.flatMap(\.regions)
-        guard named.count == regions * sizes.count * batches.count, named.allSatisfy({ $0 < regions }) else {
-            throw .shape("[graphs] \(place): want one function for each of \(regions) regions, got regions \(named)")
+        var found: [Use: DenoiserFunction] = [:]
+        for item in denoisers.reversed() {
+            for region in item.regions { found[Use(item.size, item.batch, region)] = item }
         }
         for size in sizes {
-            let tokens = try countTokens(size, spec)
-            for region in 0..<regions {
-                let wanted = try plan?.capacities(region: region, tokens: tokens)
-                let capacities = wanted ?? Array(repeating: tokens, count: spec.transformer.layers)
-                for batch in batches {
-                    let item = try denoiser(size: size, batch: batch, region: region)
-                    try check(item, region: region, capacities: capacities, place: place)
+            let tokens = try countTokens(size, spec, file)
+            let whole = Array(repeating: tokens, count: spec.transformer.layers)
+            let kept = try (0..<regions).map { region throws(ModditError) in
+                try plan?.capacities(region: region, tokens: tokens) ?? whole
+            }
+            for batch in batches {
+                for (region, capacities) in kept.enumerated() {
+                    guard let item = found[Use(size, batch, region)] else {
+                        throw .missing(explain(size: size, batch: batch, region: region) + " (in \(file))")
+                    }
+                    try check(item, region: region, capacities: capacities, file: file)
                 }
             }
         }
-        for role in PackageRole.allCases {
-            for package in try packages(for: role) { try check(package, role, place) }
+        let named = denoisers.flatMap(\.regions)
+        guard named.count == regions * sizes.count * batches.count, named.allSatisfy({ $0 < regions }) else {
+            let found = JSON.array(named.map { .integer($0) }).shown
+            throw .shape("[graphs] \(file): want one function for each of \(regions) regions, got regions \(found)")
         }
     }
 
-    private func check(_ package: Package, _ role: PackageRole, _ place: String) throws(ModditError) {
-        let found = package.functions.map(\.name)
-        let wanted: [String] =
-            switch role {
-            case .textEncoder: Array(found.prefix(1))
-            case .transformer: denoisers.map(\.function)
-            case .vaeDecoder, .vaeEncoder: sizes.map(\.functionName)
-            }
-        guard found.sorted() == wanted.sorted(), Set(found).count == found.count else {
-            throw .shape("[graphs] \(place): \(package.path) has functions \(found), want \(wanted)")
+    /// What a function is for.
+    private struct Use: Hashable {
+        let size: PictureSize
+        let batch: Int
+        let region: Int
+
+        init(_ size: PictureSize, _ batch: Int, _ region: Int) {
+            (self.size, self.batch, self.region) = (size, batch, region)
         }
     }
 
-    private func countTokens(_ size: PictureSize, _ spec: ModelSpec) throws(ModditError) -> Int {
-        let scale = spec.vae.downscale
-        guard size.height % scale == 0, size.width % scale == 0 else {
-            throw .shape("[graphs] size \(size.height)x\(size.width): sides must be multiples of \(scale) pixels")
+    private func countTokens(_ size: PictureSize, _ spec: ModelSpec, _ file: String) throws(ModditError) -> Int {
+        let unit = spec.pixelsPerPatch
+        guard size.height % unit == 0, size.width % unit == 0 else {
+            throw .shape("[graphs] \(file): a size is \(size.height)x\(size.width) pixels, want multiples of \(unit)")
         }
-        return try spec.transformer.tokens(height: size.height / scale, width: size.width / scale)
+        let tokens = (size.height / unit) * (size.width / unit)
+        guard tokens <= Bounds.tokens else {
+            throw .shape(
+                "[graphs] \(file): \(size.height)x\(size.width) pixels are \(tokens) tokens, "
+                    + "want at most \(Bounds.tokens)")
+        }
+        return tokens
     }
 
     private func check(
-        _ item: DenoiserFunction, region: Int, capacities: [Int], place: String
+        _ item: DenoiserFunction, region: Int, capacities: [Int], file: String
     ) throws(ModditError) {
         guard item.capacities == capacities else {
             throw .shape(
-                "[graphs] \(place): function '\(item.function)' keeps \(item.capacities) tokens by layer, the plan says "
+                "[graphs] \(file): function '\(item.function)' keeps \(item.capacities) tokens by layer, the plan says "
                     + "\(capacities) in region \(region); convert the checkpoint again")
         }
+    }
+
+    /// Lists the functions that a package has to have.
+    private func functions(
+        of role: PackageRole, in package: Package, _ spec: ModelSpec, _ position: (isFirst: Bool, isLast: Bool)
+    ) throws(ModditError) -> [GraphFunction] {
+        switch role {
+        case .textEncoder: package.functions.prefix(1).map { spec.textFunction($0.name) }
+        case .transformer:
+            try denoisers.map { item throws(ModditError) in
+                try spec.stepFunction(item, isFirst: position.isFirst, isLast: position.isLast)
+            }
+        case .vaeDecoder: sizes.map { spec.decoderFunction($0) }
+        case .vaeEncoder: sizes.map { spec.encoderFunction($0) }
+        }
+    }
+
+    private static func check(_ package: Package, _ wanted: [GraphFunction], _ file: String) throws(ModditError) {
+        let found = package.functions.sorted { $0.name < $1.name }
+        let wanted = wanted.sorted { $0.name < $1.name }
+        let (names, wantedNames) = (found.map(\.name), wanted.map(\.name))
+        guard names == wantedNames, Set(names).count == names.count else {
+            throw .shape("[graphs] \(file): \(package.path) has functions \(names), want \(wantedNames)")
+        }
+        for (item, function) in zip(found, wanted) {
+            try check("inputs", item.inputs, function.inputs, "\(file): \(package.path)", item.name)
+            try check("outputs", item.outputs, function.outputs, "\(file): \(package.path)", item.name)
+        }
+    }
+
+    private static func check(
+        _ side: String, _ found: [String: Feature], _ wanted: [String: Feature], _ place: String, _ function: String
+    ) throws(ModditError) {
+        let names = Set(found.keys).union(wanted.keys).sorted()
+        guard let name = names.first(where: { found[$0] != wanted[$0] }) else { return }
+        throw .shape(
+            "[graphs] \(place) has other \(side) in '\(function)' than the model, got \(describe(name, found)), "
+                + "want \(describe(name, wanted)); convert the checkpoint again")
+    }
+
+    private static func describe(_ name: String, _ features: [String: Feature]) -> String {
+        guard let feature = features[name] else { return "no \(name.quoted)" }
+        return "\(name.quoted) \(feature.shape) \(feature.dtype.rawValue)"
     }
 }

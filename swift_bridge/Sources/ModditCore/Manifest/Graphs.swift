@@ -10,6 +10,9 @@ public enum PackageRole: String, Sendable, CaseIterable {
     case vaeDecoder = "vae_decoder"
     /// Picture to moments of latents.
     case vaeEncoder = "vae_encoder"
+
+    /// How many may run one after the other.
+    var mostPackages: Int { self == .transformer ? Bounds.packages : 1 }
 }
 
 /// Where Core ML may compute.
@@ -52,19 +55,25 @@ public struct Feature: Sendable, Hashable {
     /// Numbers that it has.
     public let count: Int
 
-    /// Most numbers that a feature may have.
-    static let mostNumbers = 1 << 30
+    /// Makes a feature that the model has.
+    init(_ shape: [Int], _ dtype: DType = .float32) {
+        self.shape = shape
+        self.dtype = dtype
+        count = shape.reduce(1, *)
+    }
 
     /// Reads a feature strictly.
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["shape", "dtype"])
-        shape = try object["shape"].integers(in: 1...Self.mostNumbers)
+        shape = try object["shape"].list(1...Bounds.dimensions) { item throws(ModditError) in
+            try item.integer(in: 1...Bounds.featureSize)
+        }
         dtype = try choice(object["dtype"])
         var product = 1
         for size in shape {
             product *= size  // both at most 2^30
-            guard product <= Self.mostNumbers else {
-                throw .valueRange("[graphs] \(field.place): too large, got \(shape), want \(Self.mostNumbers) numbers")
+            guard product <= Bounds.featureSize else {
+                throw try object["shape"].outOfRange("at most \(Bounds.featureSize) numbers")
             }
         }
         count = product
@@ -83,14 +92,22 @@ public struct GraphFunction: Sendable, Hashable {
     /// Reads a function strictly.
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["name", "inputs", "outputs"])
-        name = try object["name"].name()
+        name = try object["name"].identifier()
         inputs = try Self.readFeatures(object["inputs"])
         outputs = try Self.readFeatures(object["outputs"])
     }
 
+    /// Makes a function that the model has.
+    init(_ name: String, inputs: [String: Feature], outputs: [String: Feature]) {
+        self.name = name
+        self.inputs = inputs
+        self.outputs = outputs
+    }
+
+    /// Reads features; names that a `String` does not tell apart are not the model's, and are refused with it.
     private static func readFeatures(_ field: JSONField) throws(ModditError) -> [String: Feature] {
         var features: [String: Feature] = [:]
-        for (name, item) in try field.object() { features[name] = try Feature(item) }
+        for (name, feature) in try field.dictionary(1...Bounds.features, Feature.init) { features[name.text] = feature }
         return features
     }
 }
@@ -105,8 +122,8 @@ public struct Package: Sendable, Hashable {
     /// Reads a package strictly.
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["path", "functions"])
-        path = try BundlePath.read(object["path"])
-        functions = try object["functions"].list(atLeast: 1, GraphFunction.init)
+        path = try object["path"].relativePath()
+        functions = try object["functions"].list(1...Bounds.functions, GraphFunction.init)
     }
 
     /// Finds a function.
@@ -135,15 +152,22 @@ public struct DenoiserFunction: Sendable, Hashable {
     /// Tokens that each layer keeps.
     public let capacities: [Int]
 
+    /// The picture's size.
+    var size: PictureSize { PictureSize(height: height, width: width) }
+
     /// Reads a function's use strictly.
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["function", "height", "width", "batch", "regions", "capacities"])
-        function = try object["function"].name()
-        height = try object.count("height", most: Graphs.longestSide)
-        width = try object.count("width", most: Graphs.longestSide)
-        batch = try object.count("batch", most: Graphs.largestBatch)
-        regions = try object["regions"].integers(in: 0...RoutingPlan.mostTimesteps)
-        capacities = try object["capacities"].integers(in: 1...Int.max)
+        function = try object["function"].identifier()
+        height = try object.count("height", most: Bounds.side)
+        width = try object.count("width", most: Bounds.side)
+        batch = try object.count("batch", most: Bounds.batch)
+        regions = try object["regions"].list(1...Bounds.regions) { item throws(ModditError) in
+            try item.integer(in: 0...Bounds.regions - 1)
+        }
+        capacities = try object["capacities"].list(1...Bounds.layers) { item throws(ModditError) in
+            try item.integer(in: 1...Bounds.tokens)
+        }
     }
 }
 
@@ -166,11 +190,6 @@ public struct PictureSize: Sendable, Hashable {
 
 /// All packages of a bundle.
 public struct Graphs: Sendable, Hashable {
-    /// Longest side of a picture, pixels.
-    public static let longestSide = 1 << 15
-    /// Largest batch.
-    public static let largestBatch = 64
-
     /// "iOS" and "macOS" to a version.
     public let minimumOS: [String: String]
     /// What the packages suit best.
@@ -191,20 +210,22 @@ public struct Graphs: Sendable, Hashable {
         let object = try JSONObject(
             field, ["minimum_os", "compute_units", "routing", "packages", "denoisers", "trained_plan"])
         let systems = try JSONObject(object["minimum_os"], ["iOS", "macOS"])
-        minimumOS = ["iOS": try systems["iOS"].name(), "macOS": try systems["macOS"].name()]
+        minimumOS = ["iOS": try systems["iOS"].version(), "macOS": try systems["macOS"].version()]
         computeUnits = try choice(object["compute_units"])
         routing = try choice(object["routing"])
         let roles = try JSONObject(object["packages"], PackageRole.allCases.map(\.rawValue))
         var packages: [PackageRole: [Package]] = [:]
-        for role in PackageRole.allCases { packages[role] = try roles[role.rawValue].list(atLeast: 1, Package.init) }
+        for role in PackageRole.allCases {
+            packages[role] = try roles[role.rawValue].list(1...role.mostPackages, Package.init)
+        }
         self.packages = packages
-        denoisers = try object["denoisers"].list(atLeast: 1, DenoiserFunction.init)
+        denoisers = try object["denoisers"].list(1...Bounds.functions, DenoiserFunction.init)
         trainedPlan = try object.optional("trained_plan") { item throws(ModditError) in try RoutingPlan(item) }
     }
 
     /// Sizes of pictures that the bundle can draw, in the manifest's order.
     public var sizes: [PictureSize] {
-        unique(denoisers.map { PictureSize(height: $0.height, width: $0.width) })
+        unique(denoisers.map(\.size))
     }
 
     /// Batches that the transformer runs in.
@@ -217,23 +238,34 @@ public struct Graphs: Sendable, Hashable {
         let found = denoisers.first {
             $0.height == size.height && $0.width == size.width && $0.batch == batch && $0.regions.contains(region)
         }
-        guard let found else {
-            let known = sizes.map { "\($0.height)x\($0.width)" }.joined(separator: ", ")
-            throw .missing(
-                "[graphs] no function for \(size.height)x\(size.width) pixels, batch \(batch), region \(region); "
-                    + "the bundle has sizes \(known) and batches \(batches)")
-        }
+        guard let found else { throw .missing(explain(size: size, batch: batch, region: region)) }
         return found
+    }
+
+    func explain(size: PictureSize, batch: Int, region: Int) -> String {
+        let known = sizes.map { "\($0.height)x\($0.width)" }.joined(separator: ", ")
+        return "[graphs] no function for \(size.height)x\(size.width) pixels, batch \(batch), region \(region); "
+            + "the bundle has sizes \(known) and batches \(batches)"
     }
 
     /// Finds the packages of a role.
     ///
     /// - Throws: `ModditError.missing` if there are none.
     public func packages(for role: PackageRole) throws(ModditError) -> [Package] {
-        guard let found = packages[role], !found.isEmpty else {
-            throw .missing("[graphs] the bundle has no package '\(role.rawValue)'; convert the checkpoint again")
-        }
+        guard let found = packages[role] else { throw noPackage(role) }
         return found
+    }
+
+    /// Finds the package of a role that has one.
+    ///
+    /// - Throws: `ModditError.missing` if there is none.
+    func package(for role: PackageRole) throws(ModditError) -> Package {
+        guard let found = packages[role]?.first else { throw noPackage(role) }
+        return found
+    }
+
+    private func noPackage(_ role: PackageRole) -> ModditError {
+        .missing("[graphs] the bundle has no package '\(role.rawValue)'; convert the checkpoint again")
     }
 }
 

@@ -18,8 +18,6 @@ public struct Manifest: Sendable, Hashable {
     public static let formatVersion = 3
     /// Name of the file in a bundle.
     public static let fileName = "manifest.json"
-    /// Most bytes that a manifest may have.
-    public static let mostBytes = 1 << 26
     /// Components that every bundle has.
     public static let componentNames = ["transformer", "text_encoder", "vae", "tokenizer"]
 
@@ -58,26 +56,22 @@ public struct Manifest: Sendable, Hashable {
         backend = try choice(object["backend"])
         spec = try ModelSpec(object["spec"])
         plan = try object.optional("plan") { item throws(ModditError) in try RoutingPlan(item) }
-        if let plan, plan.layers != spec.transformer.layers {
-            throw .shape(
-                "[manifest] \(field.place): plan has \(plan.layers) layers, the transformer \(spec.transformer.layers)")
-        }
         components = try Self.readComponents(object["components"])
         graphs = try object.optional("graphs") { item throws(ModditError) in try Graphs(item) }
         provenance = try Provenance(object["provenance"])
+        for plan in [plan, graphs?.trainedPlan].compactMap({ $0 }) { try Self.check(plan, spec, field) }
         guard (graphs == nil) == (backend == .mlx) else {
-            let found = graphs == nil ? "without" : "with"
-            throw field.format(
-                "backend is '\(backend.rawValue)' \(found) graphs", want: "'mlx' without or 'coreml' with them")
+            let found = "is '\(backend.rawValue)' with\(graphs == nil ? "out" : "") graphs"
+            throw try object["backend"].format(found, want: "'mlx' without or 'coreml' with them")
         }
-        try graphs?.check(spec, plan: plan, place: "\(field.place).graphs")
-        try Self.checkPackages(graphs, components, field.place)
+        try graphs?.check(spec, plan: plan, file: field.file)
+        try Self.checkPackages(graphs, components, field)
         fingerprint = Self.fingerprint(components, spec: try object["spec"].value, plan: try object["plan"].value)
     }
 
     /// Files of a package, as the components list them, sorted by path.
     public func files(of package: Package) -> [FileInfo] {
-        Self.files(of: package, components).sorted { $0.path < $1.path }
+        Self.files(of: package, components).sorted { ExactText($0.path) < ExactText($1.path) }
     }
 
     /// Hash of a package's files: two packages with the same one are the same.
@@ -88,12 +82,25 @@ public struct Manifest: Sendable, Hashable {
 
     private static func checkVersion(_ field: JSONField) throws(ModditError) {
         guard case .object(let fields) = field.value, fields["format"] == .string(format) else {
-            throw .format("[manifest] \(field.place): not a moddit bundle, want \"format\": \"\(format)\"")
+            throw .format("[manifest] \(field.file): not a moddit bundle, want \"format\": '\(format)'")
         }
         guard fields["format_version"] == .integer(formatVersion) else {
+            let found = fields["format_version", default: .null].shown
             throw .format(
-                "[manifest] \(field.place): format_version is unknown, want \(formatVersion); "
+                "[manifest] \(field.file): format_version is unknown, got \(found), want \(formatVersion); "
                     + "convert the checkpoint again, or upgrade moddit if the bundle is newer")
+        }
+    }
+
+    private static func check(_ plan: RoutingPlan, _ spec: ModelSpec, _ field: JSONField) throws(ModditError) {
+        let (layers, timesteps) = (spec.transformer.layers, spec.scheduler.numTrainTimesteps)
+        guard plan.layers == layers else {
+            let found = "has a plan whose keep_tenths has \(plan.layers) layers"
+            throw .shape(field.message(found, want: "the transformer's \(layers)"))
+        }
+        guard plan.numTrainTimesteps == timesteps else {
+            let found = "has a plan whose num_train_timesteps is \(plan.numTrainTimesteps)"
+            throw .valueRange(field.message(found, want: "the scheduler's \(timesteps)"))
         }
     }
 
@@ -101,27 +108,32 @@ public struct Manifest: Sendable, Hashable {
         let object = try JSONObject(field, componentNames)
         var components: [String: Component] = [:]
         for name in componentNames { components[name] = try Component(object[name]) }
+        for name in componentNames where name != "tokenizer" && components[name]?.dtype == nil {
+            throw try object[name].format("has dtype null", want: "the dtype of its tensors")
+        }
         return components
     }
 
     private static func fingerprint(_ components: [String: Component], spec: JSON, plan: JSON) -> String {
         let files = components.values.flatMap(\.files).map { [$0.path, $0.sha256] }
-            .sorted { $0[0].unicodeScalars.lexicographicallyPrecedes($1[0].unicodeScalars) }
+            .sorted { ExactText($0[0]) < ExactText($1[0]) }
         let rows = files.map { JSON.array($0.map { .string($0) }) }
         return SHA256Hash.hash(JSON.array([.array(rows), spec, plan]).text.utf8)
     }
 
     private static func files(of package: Package, _ components: [String: Component]) -> [FileInfo] {
-        components.values.flatMap(\.files).filter { BundlePath.isInside($0.path, package.path) }
+        components.values.flatMap(\.files).filter { $0.path.isPath(inside: package.path) }
     }
 
     /// Every package must have files, or it could be anything.
     private static func checkPackages(
-        _ graphs: Graphs?, _ components: [String: Component], _ place: String
+        _ graphs: Graphs?, _ components: [String: Component], _ field: JSONField
     ) throws(ModditError) {
         for role in PackageRole.allCases {
             for package in graphs?.packages[role] ?? [] where files(of: package, components).isEmpty {
-                throw .missing("[manifest] \(place): package '\(package.path)' has no files; convert again")
+                throw .missing(
+                    "[manifest] \(field.file): no component lists files of \(package.path); "
+                        + "convert the checkpoint again")
             }
         }
     }

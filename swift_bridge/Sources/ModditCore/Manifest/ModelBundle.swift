@@ -2,9 +2,6 @@ import Foundation
 
 /// A bundle's folder and its manifest.
 public struct ModelBundle: Sendable {
-    /// Most bytes of a tokenizer's file.
-    private static let mostTokenizerBytes = 1 << 28
-
     /// The folder.
     public let folder: URL
     /// What it says of itself.
@@ -16,7 +13,7 @@ public struct ModelBundle: Sendable {
     ///   what `Manifest` throws.
     public init(folder: URL) throws(ModditError) {
         let file = folder.appendingPathComponent(Manifest.fileName)
-        let data = try Self.read(file, most: Manifest.mostBytes)
+        let data = try Self.read(file, most: Bounds.jsonBytes)
         self.folder = folder
         manifest = try Manifest(data, place: file.path)
         try verify()
@@ -24,8 +21,10 @@ public struct ModelBundle: Sendable {
 
     /// Checks that every file is there with its size, and with its hash if `hashes` (reads everything).
     ///
-    /// - Throws: `ModditError.missing` if a file is absent, `ModditError.format` if it has another size or hash than the
-    ///   manifest says.
+    /// Files may be links, as downloads from the Hub are, but not their folders, to another place.
+    ///
+    /// - Throws: `ModditError.missing` if a file is absent, `ModditError.format` if it has another size or hash than
+    ///   the manifest says, or is outside the bundle.
     public func verify(hashes: Bool = false) throws(ModditError) {
         for name in Manifest.componentNames {
             for info in manifest.components[name]?.files ?? [] { try verify(info, hashes: hashes) }
@@ -41,16 +40,24 @@ public struct ModelBundle: Sendable {
 
     /// Reads the tokenizer.
     ///
-    /// - Throws: `ModditError` if it is absent or damaged, or its hash is not the manifest's.
+    /// - Throws: `ModditError` if it is absent or damaged, its hash is not the manifest's, or a token has a number that
+    ///   the text encoder does not know.
     public func tokenizer() throws(ModditError) -> UnigramTokenizer {
         let files = manifest.components["tokenizer"]?.files ?? []
         guard files.count == 1, let info = files.first else {
             throw .format("[manifest] \(folder.path): the tokenizer has \(files.count) files, want one")
         }
         let file = url(info.path)
-        let data = try Self.read(file, most: Self.mostTokenizerBytes)
+        let data = try Self.read(file, most: Bounds.tokenizerBytes)
         guard SHA256Hash.hash(data) == info.sha256 else { throw wrongHash(file) }
-        return try UnigramTokenizer(data, place: file.path)
+        let tokenizer = try UnigramTokenizer(data, place: file.path)
+        guard tokenizer.vocabularySize <= manifest.spec.textEncoder.vocabularySize else {
+            throw .shape(
+                "[tokenizer] \(file.path): the largest number of a token is \(tokenizer.vocabularySize - 1), the "
+                    + "text encoder's vocab_size is \(manifest.spec.textEncoder.vocabularySize); "
+                    + "convert the checkpoint again")
+        }
+        return tokenizer
     }
 
     /// The packages and their uses.
@@ -72,15 +79,17 @@ public struct ModelBundle: Sendable {
 
     private func verify(_ info: FileInfo, hashes: Bool) throws(ModditError) {
         let file = url(info.path)
-        let attributes = try? FileManager.default.attributesOfItem(atPath: file.resolvingSymlinksInPath().path)
-        guard let attributes, attributes[.type] as? FileAttributeType == .typeRegular else {
+        guard let found = RegularFile(file) else {
             throw .missing(
                 "[manifest] \(file.path): no such file, though the manifest lists it; convert the checkpoint again")
         }
-        let bytes = (attributes[.size] as? NSNumber)?.int64Value ?? -1
-        guard bytes == Int64(info.bytes) else {
+        guard found.folder.starts(with: RegularFile.components(of: folder)) else {
             throw .format(
-                "[manifest] \(file.path): got \(bytes) bytes, want \(info.bytes); "
+                "[manifest] \(file.path): its folder is a link that leaves the bundle; copy the bundle again")
+        }
+        guard found.bytes == Int64(info.bytes) else {
+            throw .format(
+                "[manifest] \(file.path): got \(found.bytes) bytes, want \(info.bytes); "
                     + "the file is truncated or changed, convert the checkpoint again")
         }
         if hashes, try SHA256Hash.hash(fileAt: file) != info.sha256 { throw wrongHash(file) }
@@ -88,23 +97,48 @@ public struct ModelBundle: Sendable {
 
     private func wrongHash(_ file: URL) -> ModditError {
         .format(
-            "[manifest] \(file.path): its sha256 is not the manifest's; the file has changed, convert the checkpoint again"
-        )
+            "[manifest] \(file.path): its sha256 is not the manifest's; the file has changed, "
+                + "convert the checkpoint again")
     }
 
+    /// Reads a whole file, after a look at its size; one that is not regular might never end.
     private static func read(_ file: URL, most: Int) throws(ModditError) -> Data {
-        guard let handle = try? FileHandle(forReadingFrom: file) else {
+        guard FileManager.default.fileExists(atPath: file.path) else {
             throw .missing(
                 "[manifest] \(file.path): no such file; make a bundle with "
                     + "`python -m convert --from hf-checkpoint --to coreml`")
         }
-        defer { try? handle.close() }
-        guard let data = try? handle.read(upToCount: most + 1) ?? Data() else {
+        guard let bytes = RegularFile(file)?.bytes else {
+            throw .format("[manifest] \(file.path): is no regular file, want one; convert the checkpoint again")
+        }
+        guard bytes <= most else {
+            throw .format(
+                "[manifest] \(file.path): has \(bytes) bytes, want at most \(most); convert the checkpoint again")
+        }
+        guard let data = try? Data(contentsOf: file) else {
             throw .format("[manifest] \(file.path): cannot be read; check the disk, or convert again")
         }
-        guard data.count <= most else {
-            throw .format("[manifest] \(file.path): larger than \(most) bytes, want a file of a bundle")
-        }
         return data
+    }
+}
+
+/// A file that is there, and is no folder, pipe or device; a link to one counts as it.
+private struct RegularFile {
+    /// Its size.
+    let bytes: Int64
+    /// Parts of the path of the folder that it is named in, without links.
+    let folder: [String]
+
+    init?(_ file: URL) {
+        let target = file.resolvingSymlinksInPath().path
+        guard let attributes = try? FileManager.default.attributesOfItem(atPath: target),
+            attributes[.type] as? FileAttributeType == .typeRegular, let size = attributes[.size] as? NSNumber
+        else { return nil }
+        bytes = size.int64Value
+        folder = Self.components(of: file.deletingLastPathComponent())
+    }
+
+    static func components(of folder: URL) -> [String] {
+        folder.resolvingSymlinksInPath().pathComponents
     }
 }

@@ -1,10 +1,5 @@
-// Port of moddit/spec.py: what a bundle says about its model. Sizes have upper bounds here, so that no product of them
-// can overflow.
-
-/// Largest width, number of layers or other dimension that a specification may have.
-private let mostOfAny = 1 << 24
-private let mostOfASide = 1 << 12
-private let mostLayers = 1 << 12
+// Port of moddit/spec.py: what a bundle says about its model. Its numbers have upper bounds, so that no product of them
+// overflows.
 
 /// Dimensions of a PixArt transformer.
 public struct PixArtSpec: Sendable, Hashable {
@@ -32,24 +27,34 @@ public struct PixArtSpec: Sendable, Hashable {
                 "sample_size", "cross_attention_dim", "caption_channels", "interpolation_scale", "attention_bias",
                 "norm_eps", "use_additional_conditions",
             ])
-        layers = try object.count("num_layers", most: mostLayers)
-        let heads = try object.count("num_attention_heads", most: mostOfAny)
-        hiddenSize = try object.count("attention_head_dim", most: mostOfAny) * heads
-        channels = try object.count("in_channels", most: mostOfASide)
-        _ = try object.count("out_channels", most: mostOfASide)
-        patchSize = try object.count("patch_size", most: mostOfASide)
-        sampleSize = try object.count("sample_size", most: mostOfASide)
-        captionChannels = try object.count("caption_channels", most: mostOfAny)
-        usesAdditionalConditions = try object["use_additional_conditions"].bool()
-        _ = try object["interpolation_scale"].number()
+        layers = try object.count("num_layers", most: Bounds.layers)
+        let heads = try object.count("num_attention_heads", most: Bounds.heads)
+        hiddenSize = try object.count("attention_head_dim", most: Bounds.headWidth) * heads
+        channels = try object.count("in_channels", most: Bounds.channels)
+        let outputs = try object.count("out_channels", most: Bounds.channels)
+        patchSize = try object.count("patch_size", most: Bounds.patch)
+        sampleSize = try object.count("sample_size", most: Bounds.side)
+        let width = try object.count("cross_attention_dim", most: Bounds.width)
+        captionChannels = try object.count("caption_channels", most: Bounds.width)
+        _ = try object["interpolation_scale"].number(in: scales)
         _ = try object["attention_bias"].bool()
-        _ = try object["norm_eps"].number()
-        let width = try object.count("cross_attention_dim", most: Int.max)
+        _ = try object["norm_eps"].number(in: 0...1)
+        usesAdditionalConditions = try object["use_additional_conditions"].bool()
         guard width == hiddenSize else {
-            throw .unsupported("[spec] cross_attention_dim is not the hidden size, got \(width), want \(hiddenSize)")
+            let wanted = "the hidden size, \(hiddenSize)"
+            throw .unsupported(try object["cross_attention_dim"].message("is \(width)", want: wanted))
         }
         guard sampleSize % patchSize == 0 else {
-            throw .shape("[spec] sample_size \(sampleSize) is not a multiple of patch_size \(patchSize)")
+            let wanted = "a multiple of patch_size, \(patchSize)"
+            throw .shape(try object["sample_size"].message("is \(sampleSize)", want: wanted))
+        }
+        guard hiddenSize % 4 == 0 else {
+            let wanted = "a multiple of 4, as positions need"
+            throw .shape(try object["cross_attention_dim"].message("is \(hiddenSize)", want: wanted))
+        }
+        guard [channels, 2 * channels].contains(outputs) else {
+            let wanted = "in_channels, \(channels), or twice that with a variance"
+            throw .unsupported(try object["out_channels"].message("is \(outputs)", want: wanted))
         }
     }
 
@@ -57,8 +62,9 @@ public struct PixArtSpec: Sendable, Hashable {
     ///
     /// - Throws: `ModditError.shape` if a side is not a positive multiple of the patch size, or too large.
     public func tokens(height: Int, width: Int) throws(ModditError) -> Int {
+        let sides = 1...Bounds.side
         let isWhole = height % patchSize == 0 && width % patchSize == 0
-        guard height >= 1, width >= 1, max(height, width) <= 1 << 15, isWhole else {
+        guard sides.contains(height), sides.contains(width), isWhole else {
             throw .shape("[spec] latent size \(height)x\(width) is not made of whole patches of \(patchSize)")
         }
         return (height / patchSize) * (width / patchSize)
@@ -67,6 +73,12 @@ public struct PixArtSpec: Sendable, Hashable {
 
 /// Dimensions of a T5 encoder.
 public struct T5Spec: Sendable, Hashable {
+    /// Activations of the feed-forward layers.
+    private enum Activation: String, CaseIterable {
+        case gelu, relu, silu
+        case geluNew = "gelu_new"
+    }
+
     /// Tokens that it knows.
     public let vocabularySize: Int
     /// Width of its states.
@@ -82,15 +94,21 @@ public struct T5Spec: Sendable, Hashable {
                 "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets",
                 "relative_attention_max_distance", "is_gated", "dense_act_fn", "layer_norm_epsilon",
             ])
-        vocabularySize = try object.count("vocab_size", most: mostOfAny)
-        width = try object.count("d_model", most: mostOfAny)
-        layers = try object.count("num_layers", most: mostLayers)
-        for name in ["d_kv", "d_ff", "num_heads", "relative_attention_num_buckets", "relative_attention_max_distance"] {
-            _ = try object.count(name, most: mostOfAny)
-        }
+        vocabularySize = try object.count("vocab_size", most: Bounds.vocabulary)
+        width = try object.count("d_model", most: Bounds.width)
+        _ = try object.count("d_kv", most: Bounds.headWidth)
+        _ = try object.count("d_ff", most: Bounds.width)
+        layers = try object.count("num_layers", most: Bounds.layers)
+        _ = try object.count("num_heads", most: Bounds.heads)
+        let buckets = try object["relative_attention_num_buckets"].integer(in: 4...Bounds.buckets)
+        let distance = try object.count("relative_attention_max_distance", most: Bounds.distance)
         _ = try object["is_gated"].bool()
-        _ = try object["dense_act_fn"].string()
-        _ = try object["layer_norm_epsilon"].number()
+        let _: Activation = try choice(object["dense_act_fn"])
+        _ = try object["layer_norm_epsilon"].number(in: 0...1)
+        guard distance > buckets / 4 else {  // distances up to there have buckets of their own
+            let wanted = "more than \(buckets / 4), a quarter of relative_attention_num_buckets"
+            throw try object["relative_attention_max_distance"].outOfRange(wanted)
+        }
     }
 }
 
@@ -114,26 +132,27 @@ public struct VAESpec: Sendable, Hashable {
                 "norm_num_groups", "scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv",
                 "mid_block_add_attention",
             ])
-        latentChannels = try object.count("latent_channels", most: mostOfASide)
-        let blocks = try object["block_out_channels"].integers(in: 1...mostOfAny)
-        guard (1...8).contains(blocks.count) else {
-            throw .shape("[spec] block_out_channels has \(blocks.count) numbers, want 1...8")
-        }
-        downscale = 1 << (blocks.count - 1)
-        scalingFactor = try object["scaling_factor"].number()
-        shiftFactor = try object["shift_factor"].number()
-        guard scalingFactor > 0 else {
-            throw .valueRange("[spec] scaling_factor out of range, got \(scalingFactor), want more than 0")
-        }
         for name in ["in_channels", "out_channels"] {
-            let channels = try object.count(name, most: mostOfASide)
+            let channels = try object.count(name, most: Bounds.channels)
             guard channels == 3 else {
-                throw .unsupported("[spec] VAE \(name) = \(channels) is not implemented, want 3: red, green and blue")
+                throw .unsupported(try object[name].message("is \(channels)", want: "3: red, green and blue"))
             }
         }
-        for name in ["layers_per_block", "norm_num_groups"] { _ = try object.count(name, most: mostOfAny) }
+        latentChannels = try object.count("latent_channels", most: Bounds.channels)
+        let widths = try object["block_out_channels"].list(1...Bounds.levels) { item throws(ModditError) in
+            try item.integer(in: 1...Bounds.width)
+        }
+        downscale = 1 << (widths.count - 1)
+        _ = try object.count("layers_per_block", most: Bounds.layers)
+        let groups = try object.count("norm_num_groups", most: Bounds.width)
+        scalingFactor = try object["scaling_factor"].number(in: scales)
+        shiftFactor = try object["shift_factor"].number(in: -1e6...1e6)
         for name in ["use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"] {
             _ = try object[name].bool()
+        }
+        guard widths.allSatisfy({ $0 % groups == 0 }) else {
+            let wanted = "multiples of norm_num_groups, \(groups)"
+            throw .shape(try object["block_out_channels"].message("is \(widths)", want: wanted))
         }
     }
 }
@@ -161,16 +180,20 @@ public struct ModelSpec: Sendable, Hashable {
         textEncoder = try T5Spec(object["text_encoder"])
         vae = try VAESpec(object["vae"])
         scheduler = try NoiseSchedule(object["scheduler"])
-        maxSequenceLength = try object.count("max_sequence_length", most: UnigramTokenizer.longest)
+        maxSequenceLength = try object.count("max_sequence_length", most: Bounds.textTokens)
         guard transformer.channels == vae.latentChannels else {
-            throw .shape(
-                "[spec] transformer in_channels \(transformer.channels) and VAE latent_channels "
-                    + "\(vae.latentChannels) differ")
+            let found = "has in_channels \(transformer.channels)"
+            let wanted = "the VAE's latent_channels, \(vae.latentChannels)"
+            throw .shape(try object["transformer"].message(found, want: wanted))
         }
         guard transformer.captionChannels == textEncoder.width else {
-            throw .shape(
-                "[spec] transformer caption_channels \(transformer.captionChannels) and text encoder d_model "
-                    + "\(textEncoder.width) differ")
+            let found = "has caption_channels \(transformer.captionChannels)"
+            let wanted = "the text encoder's d_model, \(textEncoder.width)"
+            throw .shape(try object["transformer"].message(found, want: wanted))
+        }
+        guard defaultSide <= Bounds.side else {
+            let found = "has sample_size \(transformer.sampleSize), which is \(defaultSide) pixels"
+            throw .valueRange(try object["transformer"].message(found, want: "at most \(Bounds.side)"))
         }
     }
 
@@ -180,3 +203,6 @@ public struct ModelSpec: Sendable, Hashable {
     /// Side of the square picture that the model was trained on, pixels.
     public var defaultSide: Int { transformer.sampleSize * vae.downscale }
 }
+
+/// Of the position embedding, and of latents.
+private let scales = 1e-6...1e6

@@ -6,13 +6,16 @@ public struct GenerationSettings: Sendable, Hashable {
     public static let defaultSteps = 20
     /// Guidance scale where none is chosen.
     public static let defaultGuidanceScale = 4.5
+    /// Seeds that there are: numbers of 64 bits, with a sign or without.
+    public static let seeds = Int128(Int64.min)...Int128(UInt64.max)
 
     /// What to draw.
     public var prompt: String
     /// What to avoid; without effect when not guided.
     public var negativePrompt: String
-    /// The same noise as `torch.Generator("cpu").manual_seed(seed)`, of which only the low 32 bits count.
-    public var seed: Int
+    /// One of `seeds`: the same noise as `torch.Generator("cpu").manual_seed(seed)`, of which only the low 32 bits
+    /// count.
+    public var seed: Int128
     /// Denoising steps.
     public var steps: Int
     /// How much to follow the prompt; 1 or less generates without guidance, in half the time.
@@ -24,7 +27,7 @@ public struct GenerationSettings: Sendable, Hashable {
 
     /// Makes settings.
     public init(
-        prompt: String, negativePrompt: String = "", seed: Int = 0, steps: Int = GenerationSettings.defaultSteps,
+        prompt: String, negativePrompt: String = "", seed: Int128 = 0, steps: Int = GenerationSettings.defaultSteps,
         guidanceScale: Double = GenerationSettings.defaultGuidanceScale, size: PictureSize? = nil,
         sampler: Sampler? = nil
     ) {
@@ -45,11 +48,22 @@ public struct GenerationSettings: Sendable, Hashable {
 
     /// The guidance.
     ///
-    /// - Throws: `ModditError.valueRange` for a scale that is negative or not finite.
+    /// - Throws: `ModditError.valueRange` for a scale that is out of bounds.
     func guidance() throws(ModditError) -> Guidance {
-        guard guidanceScale.isFinite, guidanceScale >= 0 else {
-            throw .valueRange("[settings] guidance_scale out of range, got \(guidanceScale), want 0 or more")
+        guard (0...Double(Bounds.guidance)).contains(guidanceScale) else {
+            throw .valueRange(
+                "[settings] guidance_scale out of range, got \(guidanceScale), want 0...\(Bounds.guidance)")
         }
         return try Guidance(scale: Float(guidanceScale))
+    }
+
+    /// Checks the seed, and the length of the prompts.
+    ///
+    /// - Throws: `ModditError.valueRange` for one that is out of bounds.
+    func check() throws(ModditError) {
+        guard Self.seeds.contains(seed) else {
+            throw .valueRange("[settings] seed out of range, got \(seed), want \(Self.seeds)")
+        }
+        for text in [prompt, negativePrompt] { try Caption.check(text) }
     }
 }

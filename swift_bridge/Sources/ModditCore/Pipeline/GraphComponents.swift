@@ -1,15 +1,18 @@
 /// A text encoder that is a package.
 public struct GraphTextEncoder: TextEncoding {
-    /// Name of the function.
-    static let function = "encode"
     private let package: Package
+    private let function: GraphFunction
     private let runner: any PackageRunning
 
     /// Finds the package.
     ///
     /// - Throws: `ModditError.missing` if the bundle has none.
     public init(_ graphs: Graphs, runner: any PackageRunning) throws(ModditError) {
-        package = try graphs.onePackage(for: .textEncoder)
+        package = try graphs.package(for: .textEncoder)
+        guard let function = package.functions.first else {
+            throw .missing("[graphs] \(package.path): has no function; convert the checkpoint again")
+        }
+        self.function = function
         self.runner = runner
     }
 
@@ -20,7 +23,7 @@ public struct GraphTextEncoder: TextEncoding {
             "input_ids": try Tensor(.int32(tokens.ids), shape: shape),
             "text_mask": try Tensor(tokens.mask.map { Float($0) }, shape: shape),
         ]
-        return try await runner.call(package, package.function(Self.function), inputs).floats("text")
+        return try await runner.call(package, function, inputs).floats("text")
     }
 
     /// Gives the package's memory back.
@@ -93,7 +96,7 @@ public struct GraphDecoder: LatentDecoding {
     ///
     /// - Throws: `ModditError.missing` if the bundle has none.
     public init(_ graphs: Graphs, spec: VAESpec, runner: any PackageRunning) throws(ModditError) {
-        package = try graphs.onePackage(for: .vaeDecoder)
+        package = try graphs.package(for: .vaeDecoder)
         self.spec = spec
         self.runner = runner
     }
@@ -119,7 +122,7 @@ public struct GraphEncoder: Unloadable {
     ///
     /// - Throws: `ModditError.missing` if the bundle has none.
     public init(_ graphs: Graphs, spec: VAESpec, runner: any PackageRunning) throws(ModditError) {
-        package = try graphs.onePackage(for: .vaeEncoder)
+        package = try graphs.package(for: .vaeEncoder)
         self.spec = spec
         self.runner = runner
     }
@@ -138,17 +141,6 @@ public struct GraphEncoder: Unloadable {
 
     /// Gives the package's memory back.
     public func unload() async { await runner.unload(package) }
-}
-
-extension Graphs {
-    /// Finds the package of a role that has one.
-    func onePackage(for role: PackageRole) throws(ModditError) -> Package {
-        let found = try packages(for: role)
-        guard found.count == 1, let package = found.first else {
-            throw .unsupported("[graphs] '\(role.rawValue)' has \(found.count) packages, want one")
-        }
-        return package
-    }
 }
 
 extension Package {

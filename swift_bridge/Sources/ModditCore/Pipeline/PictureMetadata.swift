@@ -37,7 +37,7 @@ public struct PictureMetadata: Sendable, Hashable {
             "settings": .object([
                 "prompt": .string(settings.prompt),
                 "negative_prompt": .string(settings.negativePrompt),
-                "seed": .integer(settings.seed),
+                "seed": UInt64(exactly: settings.seed).map { .unsigned($0) } ?? .integer(Int(clamping: settings.seed)),
                 "steps": .integer(settings.steps),
                 "guidance_scale": .number(settings.guidanceScale),
                 "height": .integer(size.height),
@@ -50,7 +50,7 @@ public struct PictureMetadata: Sendable, Hashable {
                 "source": .string(source),
             ]),
             "dtype": dtype.map { .string($0) } ?? .null,
-            "versions": .object(versions.mapValues { .string($0) }),
+            "versions": .dictionary(versions.mapValues { .string($0) }),
         ]).text
     }
 

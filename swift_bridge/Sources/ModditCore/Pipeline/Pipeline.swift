@@ -159,7 +159,7 @@ public struct Pipeline: Sendable {
         PictureMetadata(
             settings: run.settings, size: run.schedule.size, sampler: run.schedule.sampler, path: modelPath,
             fingerprint: manifest.fingerprint, source: manifest.provenance.source,
-            dtype: manifest.components["transformer"]?.dtype, versions: versions)
+            dtype: manifest.components["transformer"]?.dtype?.rawValue, versions: versions)
     }
 }
 
@@ -172,6 +172,7 @@ private struct Run: Sendable {
     let shape: [Int]  // of latents, (1, C, h, w)
 
     init(_ manifest: Manifest, _ settings: GenerationSettings) throws(ModditError) {
+        try settings.check()
         self.settings = settings
         guidance = try settings.guidance()
         batching = try Batching(texts: settings.texts.count, batches: manifest.graphs?.batches ?? [1])

@@ -20,7 +20,7 @@ struct AddedTokens: Sendable {
     private var normalized: [Token] = []  // sought in the normalised text
 
     /// Numbers by content.
-    private(set) var ids: [String: Int] = [:]
+    private(set) var ids: [ExactText: Int] = [:]
 
     init(_ field: JSONField, model: UnigramModel, normalizer: Normalizer?) throws(ModditError) {
         var next = model.count
@@ -29,11 +29,11 @@ struct AddedTokens: Sendable {
             let fields = try item.object(names)
             func flag(_ name: String) throws(ModditError) -> Bool { try fields[name]?.bool() ?? false }
             let content = try fields["content"]?.string() ?? ""
-            guard !content.isEmpty else { throw item.format("an empty token", want: "a text") }
+            guard !content.isEmpty else { throw item.format("has no content", want: "a text") }
             let wanted = model.id(of: content) ?? next
             let id = try fields["id"]?.integer() ?? -1
-            guard id == wanted, ids.updateValue(id, forKey: content) == nil else {
-                throw item.format("token '\(content)' has id \(id), or is there twice", want: "\(wanted)")
+            guard id == wanted, ids.updateValue(id, forKey: ExactText(content)) == nil else {
+                throw item.format("is token \(content.quoted) with id \(id), or is there twice", want: "id \(wanted)")
             }
             next = max(next, id + 1)
             let isNormalized = try flag("normalized")

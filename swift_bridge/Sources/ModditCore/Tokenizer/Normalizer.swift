@@ -55,7 +55,7 @@ indirect enum Normalizer: Sendable {
             return .replace(Array(text.unicodeScalars), with: replacement)
         }
         guard let expression = try fields["Regex"]?.string(), fields.count == 1 else {
-            throw pattern.format("no pattern", want: "a 'String' or a 'Regex'")
+            throw pattern.format("has no pattern", want: "a 'String' or a 'Regex'")
         }
         guard expression == " {2,}" else { throw unsupported(pattern, expression) }
         return .replaceSpaces(with: replacement)
@@ -125,11 +125,11 @@ extension Normalizer.Form {
 
 /// Reads the "type" of a part of the file.
 func typeName(of field: JSONField) throws(ModditError) -> String {
-    guard let type = try field.object()["type"] else { throw field.format("no 'type'", want: "one") }
+    guard let type = try field.object()["type"] else { throw field.format("has no type", want: "one") }
     return try type.string()
 }
 
 /// Makes the error for a part of the file that is not implemented.
 func unsupported(_ field: JSONField, _ what: String) -> ModditError {
-    .unsupported("[tokenizer] \(field.place): '\(what)' is not implemented, want a tokenizer of T5's kind")
+    .unsupported(field.message("is of kind \(what.quoted)", want: "a tokenizer of T5's kind"))
 }

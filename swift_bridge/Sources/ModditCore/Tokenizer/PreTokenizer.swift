@@ -62,7 +62,7 @@ extension PreTokenizer.Metaspace {
         let fields = try field.object(["type", "replacement"], optional: optional)
         let text = try fields["replacement"]?.string() ?? ""
         guard let scalar = text.unicodeScalars.first, text.unicodeScalars.count == 1 else {
-            throw field.format("replacement is '\(text)'", want: "one character")
+            throw field.format("has the replacement \(text.quoted)", want: "one character")
         }
         replacement = scalar
         isSplit = try fields["split"]?.bool() ?? true
@@ -70,7 +70,7 @@ extension PreTokenizer.Metaspace {
         if let scheme = fields["prepend_scheme"] {
             prepends = try choice(scheme)
             guard addsSpace || prepends == .never else {
-                throw field.format("'add_prefix_space' contradicts 'prepend_scheme'", want: "one of them")
+                throw field.format("has an add_prefix_space that contradicts prepend_scheme", want: "one of them")
             }
         } else {
             prepends = addsSpace ? .always : .never

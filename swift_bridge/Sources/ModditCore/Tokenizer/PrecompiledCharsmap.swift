@@ -9,17 +9,17 @@ struct PrecompiledCharsmap: Sendable {
 
     init(_ field: JSONField) throws(ModditError) {
         guard let data = Data(base64Encoded: try field.string()) else {
-            throw field.format("not base64", want: "a compiled map of characters")
+            throw field.format("is not base64", want: "a compiled map of characters")
         }
         let bytes = [UInt8](data)
         let size = bytes.count >= 4 ? Int(Self.word(bytes, at: 0)) : 0
         guard size >= 4, size % 4 == 0, size <= bytes.count - 4 else {
-            throw field.format("a trie of \(size) bytes in \(bytes.count)", want: "a compiled map of characters")
+            throw field.format("has a trie of \(size) bytes in \(bytes.count)", want: "a compiled map of characters")
         }
         units = stride(from: 4, to: 4 + size, by: 4).map { Self.word(bytes, at: $0) }
         replacements = Array(bytes[(4 + size)...])
         guard String(validating: replacements, as: UTF8.self) != nil else {
-            throw field.format("replacements are not UTF-8", want: "a compiled map of characters")
+            throw field.format("has replacements that are not UTF-8", want: "a compiled map of characters")
         }
     }
 

@@ -17,22 +17,21 @@ struct UnigramModel: Sendable {
     init(_ field: JSONField) throws(ModditError) {
         let fields = try field.object(["type", "unk_id", "vocab"], optional: ["byte_fallback"])
         guard let type = fields["type"], let unknown = fields["unk_id"], let vocabulary = fields["vocab"] else {
-            throw field.format("no vocabulary", want: "one")
+            throw field.format("has no vocabulary", want: "one")
         }
         guard try type.string() == "Unigram" else {
-            throw .unsupported("[tokenizer] \(type.place) = '\(try type.string())' is not implemented, want 'Unigram'")
+            throw .unsupported(type.message("is \(try type.string().quoted)", want: "Unigram"))
         }
         guard case .array(let items) = vocabulary.value, !items.isEmpty else {
-            throw vocabulary.format("no pieces", want: "a list of [piece, score]")
+            throw vocabulary.format("has no pieces", want: "a list of [piece, score]")
         }
         var (pieces, scores) = (PieceTrie(), [Double]())
         scores.reserveCapacity(items.count)
         for (id, item) in items.enumerated() {
             guard case .array(let pair) = item, pair.count == 2, case .string(let piece) = pair[0] else {
-                throw vocabulary.format("item \(id) is not a piece", want: "[piece, score]")
+                throw vocabulary.format("has the item \(id), which is no piece", want: "[piece, score]")
             }
-            let score = JSONField(pair[1], place: "\(vocabulary.place)[\(id)][1]", component: "tokenizer")
-            scores.append(try score.number())
+            scores.append(try vocabulary.inner(pair[1], "[\(id)][1]").number())
             pieces.insert(piece.utf8, id: id)
         }
         self.scores = scores

@@ -15,13 +15,10 @@ public struct UnigramTokenizer: Sendable {
         public let mask: [Int32]
     }
 
-    /// Most tokens that a text can be filled up to.
-    public static let longest = 1 << 16
-
     /// Number that fills texts up; nil if the file has none.
     public let padID: Int32?
 
-    /// Tokens that are numbered from 0, the added ones included.
+    /// Tokens that are numbered from 0, with those that are added, that close a text and that fill it up.
     public let vocabularySize: Int
 
     private let normalizer: Normalizer?
@@ -38,7 +35,8 @@ public struct UnigramTokenizer: Sendable {
     /// - Throws: `ModditError.format` if it is damaged, `ModditError.unsupported` for a part that is not implemented.
     public init(_ data: Data, place: String = "tokenizer.json") throws(ModditError) {
         let root = JSONField(
-            try JSON.parse(data, place: place, component: "tokenizer"), place: place, component: "tokenizer")
+            try JSON.parse(data, place: place, component: "tokenizer", most: Bounds.tokenizerBytes), place: place,
+            component: "tokenizer")
         let names = [
             "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
             "decoder", "model",
@@ -51,13 +49,13 @@ public struct UnigramTokenizer: Sendable {
             return try read(field)
         }
         guard try part("version", { field throws(ModditError) in try field.string() }) == "1.0" else {
-            throw .unsupported("[tokenizer] \(place).version is unknown, want '1.0'")
+            throw .unsupported(root.message("has an unknown version", want: "'1.0'"))
         }
-        guard let model = try part("model", UnigramModel.init) else { throw root.format("no model", want: "one") }
+        guard let model = try part("model", UnigramModel.init) else { throw root.format("has no model", want: "one") }
         let normalizer = try part("normalizer", Normalizer.init)
         let readAdded = { (field) throws(ModditError) in try AddedTokens(field, model: model, normalizer: normalizer) }
         guard let added = try part("added_tokens", readAdded) else {
-            throw root.format("no added tokens", want: "a list")
+            throw root.format("has no added tokens", want: "a list")
         }
         self.normalizer = normalizer
         self.model = model
@@ -66,7 +64,8 @@ public struct UnigramTokenizer: Sendable {
         template = try part("post_processor", Template.init) ?? Template()
         padID = try part("padding", Self.readPadding) ?? (added.ids["<pad>"] ?? model.id(of: "<pad>")).map { Int32($0) }
         _ = try part("truncation", Self.checkTruncation)
-        vocabularySize = max(model.count, (added.ids.values.max() ?? -1) + 1)
+        let others = Array(added.ids.values) + template.before + template.after + (padID.map { [Int($0)] } ?? [])
+        vocabularySize = max(model.count, (others.max() ?? -1) + 1)
     }
 
     /// Gives the token numbers of a text, the end token included.
@@ -94,12 +93,13 @@ public struct UnigramTokenizer: Sendable {
 
     /// Gives the token numbers of a prompt: cleaned as `Caption` does, cut and filled up to a fixed length.
     ///
-    /// - Throws: `ModditError.valueRange` for a length without room for the end token, `ModditError.missing` if the
-    ///   file has no token that fills up.
+    /// - Throws: `ModditError.valueRange` for a prompt that is too long, or a length without room for the end token,
+    ///   `ModditError.missing` if the file has no token that fills up.
     public func encodeCaption(_ prompt: String, length: Int) throws(ModditError) -> Padded {
-        guard length <= Self.longest else {
-            throw .valueRange("[tokenizer] length out of range, got \(length), want at most \(Self.longest)")
+        guard length <= Bounds.textTokens else {
+            throw .valueRange("[tokenizer] length out of range, got \(length), want at most \(Bounds.textTokens)")
         }
+        try Caption.check(prompt)
         let ids = try encode(Caption.clean(prompt), maxLength: length)
         guard let padID else {
             throw .missing("[tokenizer] the tokenizer has no <pad> token; convert the checkpoint again")
@@ -136,30 +136,30 @@ private struct Template: Sendable {
         guard type == "TemplateProcessing" else { throw unsupported(field, type) }
         let fields = try field.object(["type", "single", "pair", "special_tokens"])
         guard let single = fields["single"], let tokens = try fields["special_tokens"]?.object() else {
-            throw field.format("no template", want: "one")
+            throw field.format("has no template", want: "one")
         }
         var hasText = false
         for item in try single.array() {
             let parts = try item.object([], optional: ["Sequence", "SpecialToken"])
             if parts.count == 1, let sequence = parts["Sequence"], !hasText {
                 guard try sequence.object(["id", "type_id"])["id"]?.string() == "A" else {
-                    throw sequence.format("another text than A", want: "A")
+                    throw sequence.format("is another text than A", want: "A")
                 }
                 hasText = true
             } else if parts.count == 1, let token = parts["SpecialToken"] {
                 let ids = try Self.readIDs(token, tokens)
                 if hasText { after += ids } else { before += ids }
             } else {
-                throw item.format("fields \(parts.keys.sorted())", want: "one text A among special tokens")
+                throw item.format("has fields \(parts.keys.sorted())", want: "one text A among special tokens")
             }
         }
-        guard hasText else { throw single.format("no text in the template", want: "one") }
+        guard hasText else { throw single.format("has no text", want: "one") }
     }
 
-    private static func readIDs(_ token: JSONField, _ tokens: [String: JSONField]) throws(ModditError) -> [Int] {
+    private static func readIDs(_ token: JSONField, _ tokens: [ExactText: JSONField]) throws(ModditError) -> [Int] {
         let name = try token.object(["id", "type_id"])["id"]?.string() ?? ""
-        guard let fields = try tokens[name]?.object(["id", "ids", "tokens"]), let ids = fields["ids"] else {
-            throw token.format("special token '\(name)' is not in 'special_tokens'", want: "its numbers there")
+        guard let fields = try tokens[ExactText(name)]?.object(["id", "ids", "tokens"]), let ids = fields["ids"] else {
+            throw token.format("is \(name.quoted), which is not in special_tokens", want: "its numbers there")
         }
         var numbers: [Int] = []
         for id in try ids.array() { numbers.append(try id.integer(in: 0...Int(Int32.max))) }
