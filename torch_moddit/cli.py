@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
+from moddit.bounds import SIDE
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.errors import MissingError, ModditError, OutputExistsError
 from moddit.paths import expand
@@ -38,6 +39,7 @@ class _Path(click.Path):
 _FOLDER = _Path(exists=True, file_okay=False, path_type=Path)
 _SHARE = click.FloatRange(0, 1)
 _COUNT = click.IntRange(min=1)
+_PIXELS = click.IntRange(min=1, max=SIDE)
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -102,8 +104,8 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
     help="Of forward passes.",
 )
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
-@click.option("--height", type=_COUNT, help="Picture height in pixels, with --images [default: the model's].")
-@click.option("--width", type=_COUNT, help="Picture width in pixels, with --images [default: the model's].")
+@click.option("--height", type=_PIXELS, help="Picture height in pixels, with --images [default: the model's].")
+@click.option("--width", type=_PIXELS, help="Picture width in pixels, with --images [default: the model's].")
 @click.option("--dtype", type=click.Choice(list(_TYPES)), default="float32", help="Of the saved transformer.")
 @click.option("--seed", type=click.IntRange(min=0), default=_DEFAULTS["seed"], help="Of everything random.")
 @click.option("--log-every", type=_COUNT, default=_DEFAULTS["log_every"], help="Steps between rows of OUT/log.jsonl.")

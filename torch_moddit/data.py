@@ -24,10 +24,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from moddit.bounds import LOG_BYTES, PATH, TEXT, Text
-from moddit.errors import FormatError, MissingError
+from moddit.bounds import LOG_BYTES, PATH, PIXELS, TEXT, Text
+from moddit.errors import FormatError, MissingError, ValueRangeError
 from moddit.record import Keys, Origin, decode, escape, open_regular, parse_json, read_bytes
 
+SEEDS: Final = 1 << 63  # that torch's generators take
 PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
 # Of Pillow's readers, which check little.
 _PICTURE_ERRORS: Final = (
@@ -60,6 +61,7 @@ class PictureFolder(Dataset[Item]):
         with_conditions: add resolution and aspect ratio.
 
     Raises:
+        ValueRangeError: too many pixels.
         MissingError: no pictures, or one without a caption or file, or a line without a name or a text.
         FormatError: a damaged `metadata.jsonl` or caption; and, when it is asked for, a damaged picture.
     """
@@ -74,6 +76,10 @@ class PictureFolder(Dataset[Item]):
         max_tokens: int,
         with_conditions: bool = False,
     ) -> None:
+        if height * width > PIXELS:
+            raise ValueRangeError(
+                f"[data] height {height} and width {width} are too large, want at most {PIXELS} pixels"
+            )
         self.pairs = read_captions(folder)
         self.tokenizer = tokenizer
         self.height, self.width = height, width
@@ -127,7 +133,7 @@ class Batches(Sampler[list[int]]):
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, self.count)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % SEEDS)
             self._order = torch.randperm(self.count, generator=generator).tolist()
             self._epoch = epoch
         return self._order[offset]

@@ -46,7 +46,7 @@ from tqdm import tqdm
 from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
 from moddit.files import discard, new_folder, storage_errors
 from moddit.samplers import NoiseSchedule
-from torch_moddit.data import Batches, Item
+from torch_moddit.data import SEEDS, Batches, Item
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
@@ -368,7 +368,7 @@ class Trainer:
             batch_sampler=batches,
             num_workers=config.workers,
             pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator().manual_seed(config.seed),
+            generator=torch.Generator().manual_seed(config.seed % SEEDS),
         )
 
     def _generator(self, micro: int) -> torch.Generator:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
+from moddit.bounds import REGIONS
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR
 from torch_moddit.ratios import check_target, falling_goal
 
+MOST_STEPS: Final = 10**8
+# What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
+_RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    **dict.fromkeys(("steps", "log_every", "save_every", "keep_checkpoints"), (1, MOST_STEPS)),
+    "batch_size": (1, 65_536),
+    "accumulation": (1, 4096),
+    "regions": (1, REGIONS),
+    "warmup": (0, MOST_STEPS),
+    "workers": (0, 256),
+    "seed": (0, 2**64 - 1),
+    **dict.fromkeys(("learning_rate", "router_rate", "ratio_rate", "weight_decay"), (0, 10)),
+    **dict.fromkeys(("flat_share", "floor", "fall_share", "freeze_share", "caption_dropout"), (0, 1)),
+    **dict.fromkeys(("beta2", "ema_decay"), (0, 1)),
+    **dict.fromkeys(("max_grad_norm", "distill_weight"), (0, 10**6)),
+}
 # Fields of the configuration that may differ when a run resumes, because no weight depends on them.
 _FREE: Final = ("output", "log_every", "save_every", "workers", "progress")
 
@@ -64,12 +81,10 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_target(self.target)
-        for name in ("steps", "batch_size", "accumulation", "regions", "log_every", "save_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueRangeError(f"[finetune] {name} out of range, got {getattr(self, name)}, want at least 1")
-        for name in ("flat_share", "floor", "fall_share", "freeze_share", "caption_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueRangeError(f"[finetune] {name} out of range, got {getattr(self, name)}, want 0..1")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:  # NaN is in no range
+                raise ValueRangeError(f"[finetune] {name} out of range, got {value}, want {least}..{most}")
         if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
             raise ValueRangeError(
                 f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"

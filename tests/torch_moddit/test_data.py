@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from moddit.errors import FormatError, InputError, MissingError
+from moddit.errors import FormatError, InputError, MissingError, ValueRangeError
 from tests import tiny
 from torch_moddit.data import Batches, PictureFolder, fit, read_captions
 
@@ -51,6 +51,11 @@ def test_pictures_become_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(30, 10), (10, 30), (7, 5), (24, 16)])
 def test_pictures_are_covered_and_cropped(size: tuple[int, int]) -> None:
     assert fit(Image.new("RGB", size), 16, 24).size == (24, 16)
+
+
+def test_refuses_sizes_that_no_memory_holds(tmp_path: Path) -> None:
+    with pytest.raises(ValueRangeError, match="height 16384 and width 16384 are too large"):
+        PictureFolder(tmp_path, tiny.make_tokenizer(), height=16_384, width=16_384, max_tokens=tiny.MAX_TOKENS)
 
 
 def test_refuses_incomplete_folders(tmp_path: Path) -> None:

@@ -441,12 +441,20 @@ def test_rates_rise_stay_and_fall(tmp_path: Path) -> None:
         ({"target": 0.05}, "target"),
         ({"steps": 0}, "steps"),
         ({"caption_dropout": 1.5}, "caption_dropout"),
+        ({"accumulation": 100_001}, r"accumulation out of range, got 100001, want 1\.\.4096"),
+        ({"workers": 10**6}, "workers"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"seed": 2**64}, "seed"),
         ({"mode": Mode.UNIFORM, "target": 0.45}, "whole tenths"),
     ],
 )
 def test_refuses_configurations_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueRangeError, match=message):
         configure(tmp_path, **changes)
+
+
+def test_the_largest_seed(tmp_path: Path) -> None:
+    assert train(configure(tmp_path, steps=2, seed=2**64 - 1)).is_finished
 
 
 def test_asks_for_what_the_data_needs(tmp_path: Path) -> None:
