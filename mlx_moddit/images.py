@@ -53,7 +53,7 @@ def save_image(path: Path, image: Image.Image, text: PngImagePlugin.PngInfo | No
         OutputExistsError: the file has appeared since `check_outputs`, and `overwrite` is off.
         StorageError: it cannot be written.
     """
-    with new_file(path, overwrite=overwrite) as file, storage_errors(path):
+    with new_file(path, overwrite=overwrite) as file:
         image.save(file, format="PNG", pnginfo=text)
 
 
