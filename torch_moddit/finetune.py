@@ -26,8 +26,17 @@ runs nothing that it holds (`torch_moddit.runstate`).
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below: they take seconds, in which a signal must find its handler
+    import sys
+
+    from torch_moddit.__main__ import main
+
+    sys.exit(main())
+
 import copy
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +52,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from moddit.errors import MissingError, UnsupportedError
-from moddit.files import discard, new_folder, storage_errors
+from moddit.files import discard, exclusive, new_folder, recover_all
 from moddit.samplers import NoiseSchedule
+from moddit.signals import raise_if_stopped
 from torch_moddit.data import Batches, Item
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
@@ -104,7 +114,7 @@ def finetune(
         ValueRangeError: a checkpoint was made with another configuration, number of processes or data.
         FormatError: a checkpoint is damaged, or of another version.
         UnsupportedError: Accelerate splits the model between processes.
-        StorageError: a checkpoint cannot be written.
+        StorageError: a checkpoint or the log cannot be written, or another run writes into the same folder.
     """
     if null is None and config.caption_dropout > 0:
         raise MissingError(
@@ -113,8 +123,9 @@ def finetune(
     samples = len(dataset)  # type: ignore[arg-type] # torch's Dataset does not say that it has one
     optimizers = make_optimizers or make_adamw
     trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, optimizers, on_log, samples)
-    trainer.resume()
-    return trainer.train(dataset, null, stop_after)
+    with trainer.alone():
+        trainer.resume()
+        return trainer.train(dataset, null, stop_after)
 
 
 class Trainer:
@@ -162,6 +173,21 @@ class Trainer:
         self.log = Log(config.output / LOG, on_log)
         self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs out of the folder, and put right in it what a run left that was killed.
+
+        Raises:
+            StorageError: another run writes into it, or it cannot be written.
+        """
+        folder = self.config.output / CHECKPOINTS
+        with exclusive(folder) if self.accelerator.is_main_process else nullcontext():
+            if self.accelerator.is_main_process:
+                recover_all(folder)
+                self._drop_oldest()
+            self.accelerator.wait_for_everyone()  # before others look for checkpoints
+            yield
+
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of all optimizers."""
@@ -172,19 +198,20 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         batches = iter(self._loader(dataset))
-        bar = tqdm(total=config.steps, initial=self.step, disable=not (config.progress and accelerator.is_main_process))
+        is_shown = config.progress and accelerator.is_main_process
         self.trainee.train()
-        while self.step < last:
-            self._before_step()
-            for micro in range(config.accumulation):
-                self._micro_step(next(batches), micro, null)
-            self.step += 1
-            bar.update()
-            if self.step % config.log_every == 0 or self.step == config.steps:
-                bar.set_postfix(self._write_log())
-            if self.step % config.save_every == 0 or self.step == last:
-                self.save()
-        bar.close()
+        with tqdm(total=config.steps, initial=self.step, disable=not is_shown) as bar:
+            while self.step < last:
+                raise_if_stopped()
+                self._before_step()
+                for micro in range(config.accumulation):
+                    self._micro_step(next(batches), micro, null)
+                self.step += 1
+                bar.update()
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    bar.set_postfix(self._write_log())
+                if self.step % config.save_every == 0 or self.step == last:
+                    self.save()
         return self._result()
 
     @property
@@ -217,9 +244,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _write(self, folder: Path) -> None:
-        with new_folder(folder, kind="state of a run", may_replace=lambda _: True) as part, storage_errors(folder):
+        with new_folder(folder, kind="state of a run", may_replace=lambda _: True) as part:
             write_state(part, {name: item.state_dict() for name, item in self.parts.items()})
             write_progress(part, self.step, self.conditions)
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
         for old in list_checkpoints(self.config.output)[: -self.config.keep_checkpoints]:
             discard(old)
 
@@ -355,6 +385,7 @@ class Trainer:
             dataset,
             batch_sampler=batches,
             num_workers=config.workers,
+            worker_init_fn=_ignore_interrupts,
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator().manual_seed(config.seed),
         )
@@ -423,11 +454,10 @@ def draw_stratified(count: int, generator: torch.Generator, *, num_train_timeste
     return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
 
 
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process of the program, to the one that ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _freeze(module: Any) -> Any:
     return module.requires_grad_(False).eval()
-
-
-if __name__ == "__main__":
-    from torch_moddit.cli import main
-
-    main()

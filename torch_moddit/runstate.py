@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from moddit.errors import FormatError
+from torch_moddit.tensorfiles import write_tensors
 
 TREE: Final = "state.json"
 TENSORS: Final = "state.safetensors"
@@ -37,7 +38,7 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: Tensors = {}
     tree = _encode(state, tensors)
-    save_file(tensors, folder / TENSORS)
+    write_tensors(folder / TENSORS, tensors, {})
     (folder / TREE).write_text(json.dumps(tree) + "\n", encoding="utf-8")
 
 
@@ -62,8 +63,7 @@ def _encode(value: Any, tensors: Tensors) -> Any:
         return value
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        # a copy: two tensors of one file may not share memory
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
