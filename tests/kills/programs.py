@@ -104,7 +104,15 @@ class Program:
         return states[0][0]
 
     def check_next(self, folder: Path) -> None:
-        """Check that the next run ends with what an undisturbed one leaves, and nothing else."""
+        """Check that the next run ends with what an undisturbed one leaves, and nothing else.
+
+        What was moved aside in a swap is to come back first, for a next run that may not replace it.
+        """
+        unit = folder / self.units[0]
+        if not unit.exists() and list(unit.parent.glob(f".{unit.name}.*.old")):
+            options = [option for option in self.arguments(folder) if option != "--overwrite"]
+            self.check_refusal(folder, run_forked(self.module, options), "exists already")
+            assert self.judge(folder, "old", may_leave=False) == "old"
         outcome = self.run(folder)
         assert outcome.status == 0, outcome.errors
         found = read(folder)
