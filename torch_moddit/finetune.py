@@ -184,7 +184,6 @@ class Trainer:
         with exclusive(folder) if self.accelerator.is_main_process else nullcontext():
             if self.accelerator.is_main_process:
                 recover_all(folder)
-                self._drop_oldest()
             self.accelerator.wait_for_everyone()  # before others look for checkpoints
             yield
 
@@ -267,6 +266,7 @@ class Trainer:
             self.average.to(self.accelerator.device)
             self.step = step
         if self.accelerator.is_main_process:
+            self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
             self.log.trim(self.step)
         return bool(found)
 

@@ -31,6 +31,7 @@ from moddit.errors import (
     UnsupportedError,
     ValueRangeError,
 )
+from moddit.files import exclusive
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from tests import tiny
@@ -297,6 +298,25 @@ def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch
             train(config)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["00000002"]
     assert train(config).is_finished
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    config = configure(tmp_path, save_every=1, steps=4)
+    train(config, stop_after=2)
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(checkpoints / "00000001", checkpoints / "00000000")  # the oldest, not dropped yet
+    for name in (".00000000.01234567.trash", ".00000003.01234567.partial", ".00000009.01234567.partial"):
+        (checkpoints / name).mkdir()
+    train(config, stop_after=0)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["00000001", "00000002"]
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path / "checkpoints"),
+        pytest.raises(StorageError, match="checkpoints: another program is writing into it"),
+    ):
+        train(configure(tmp_path))
 
 
 def test_starts_at_the_dense_model(tmp_path: Path) -> None:
