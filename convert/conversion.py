@@ -19,8 +19,8 @@ from moddit.checkpoint.description import Description, describe
 from moddit.checkpoint.hub import Checkpoint
 from moddit.checkpoint.sources import file_state
 from moddit.errors import FormatError, MissingError
-from moddit.files import check_folder, new_folder, recover, storage_errors
-from moddit.manifest import MANIFEST_NAME, Manifest, Provenance, write_manifest
+from moddit.files import check_folder, new_folder, recover
+from moddit.manifest import Manifest, Provenance, write_manifest
 
 _READ_SIZE: Final = 1 << 20  # bytes
 
@@ -76,7 +76,7 @@ def convert(
     with new_folder(out, kind=BUNDLE, may_replace=is_bundle if overwrite else None) as folder:
         counter = progress("converting", sum(part.nbytes for part in description.parts.values()))
         written = write(description, folder, counter)
-        counter = progress("hashing", sum(path.stat().st_size for path in description.files.values()))
+        counter = progress("hashing", sum(description.states[path][1] for path in description.files.values()))
         provenance = Provenance(
             source=checkpoint.name,
             source_sha256=hash_source(description.files, counter, description.states),
@@ -86,8 +86,7 @@ def convert(
         manifest = Manifest(
             written.backend, description.spec, written.plan, written.components, written.graphs, provenance
         )
-        with storage_errors(folder / MANIFEST_NAME):
-            write_manifest(folder, manifest)
+        write_manifest(folder, manifest)
         return report(Conversion(out, description, manifest, (*description.notes, *written.notes)))
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from mlx_moddit.metadata import Metadata
-from moddit.errors import FormatError, MissingError, StorageError
+from moddit.errors import FormatError, MissingError
 from moddit.files import check_file, new_file, storage_errors
 from moddit.record import escape, open_regular
 
@@ -29,13 +29,11 @@ def check_outputs(paths: Sequence[Path], *, overwrite: bool) -> None:
     for path in paths:
         with storage_errors(path):  # a folder that may not be searched, or a name that is too long
             check_file(path, overwrite=overwrite)
-    for folder in {path.parent for path in paths}:
-        try:
+    for folder, path in {path.parent: path for path in paths}.items():
+        with storage_errors(path):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"[output] cannot make folder {folder}: {error.strerror}") from None
-        if not os.access(folder, os.W_OK):
-            raise StorageError(f"[output] cannot write into folder {folder}: permission denied")
+            if not os.access(folder, os.W_OK):
+                raise PermissionError("no permission, or a read-only disk")
 
 
 def save_picture(path: Path, image: Image.Image, metadata: Metadata, *, overwrite: bool) -> None:
@@ -53,7 +51,7 @@ def save_image(path: Path, image: Image.Image, text: PngImagePlugin.PngInfo | No
         OutputExistsError: the file has appeared since `check_outputs`, and `overwrite` is off.
         StorageError: it cannot be written.
     """
-    with new_file(path, overwrite=overwrite) as file, storage_errors(path):
+    with new_file(path, overwrite=overwrite) as file:
         image.save(file, format="PNG", pnginfo=text)
 
 

@@ -9,6 +9,9 @@ two is whole; the renames of a swap are done under a lock of the parent folder, 
 What a writer leaves that dies in between (SIGKILL, a power cut) is put right by the next one, or by `recover`: a
 target that was moved aside comes back, everything else of a dead writer is removed. A writer is dead when nobody
 holds its lock, which the kernel gives back; process numbers are not asked, since containers share them.
+
+A program that writes many things into one folder for a long time keeps others out: `with exclusive(folder): ...`.
+What the system refuses inside one of these blocks is a StorageError of its target.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ _TOKEN_BYTES: Final = 4  # short, since file systems allow 255 bytes of a name
 PARTIAL: Final = "partial"  # being written
 OLD: Final = "old"  # whole, moved aside in a swap
 TRASH: Final = "trash"  # being removed
+_LEFTOVER: Final = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.({PARTIAL}|{OLD}|{TRASH})", re.DOTALL)
 
 
 @contextmanager
@@ -45,21 +49,19 @@ def new_file(target: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
     """
     target = absolute(target)
     partial = _name(target, PARTIAL)
-    with ExitStack() as stack:
-        with storage_errors(target):
-            _prepare(target)
-            stack.callback(_remove, partial)
-            with _locked(target.parent):  # nobody may take it for a dead writer's before it is locked
-                file = stack.enter_context(partial.open("xb"))
-                _lock(file.fileno())
+    with storage_errors(target), ExitStack() as stack:
+        _prepare(target)
+        stack.callback(_remove, partial)
+        with _locked(target.parent):  # nobody may take it for a dead writer's before it is locked
+            file = stack.enter_context(partial.open("xb"))
+            _lock(file.fileno(), fcntl.LOCK_EX)
         yield file
         raise_if_stopped()
-        with storage_errors(target):
-            file.flush()
-            os.fsync(file.fileno())
-            with uninterrupted(), _locked(target.parent):
-                check_file(target, overwrite=overwrite)
-                partial.replace(target)
+        file.flush()
+        os.fsync(file.fileno())
+        with uninterrupted(), _locked(target.parent):
+            check_file(target, overwrite=overwrite)
+            partial.replace(target)
 
 
 @contextmanager
@@ -77,22 +79,42 @@ def new_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] |
     """
     target = absolute(target)
     partial = _name(target, PARTIAL)
-    with ExitStack() as stack:
-        with storage_errors(target):
-            check_folder(target, kind=kind, may_replace=may_replace)  # before the folders above it are made
-            _prepare(target)
-            stack.callback(_remove, partial)
-            with _locked(target.parent):  # nobody may take it for a dead writer's before it is locked
-                partial.mkdir()
-                stack.enter_context(_owned(partial))
+    with storage_errors(target), ExitStack() as stack:
+        check_folder(target, kind=kind, may_replace=may_replace)  # before the folders above it are made
+        _prepare(target)
+        stack.callback(_remove, partial)
+        with _locked(target.parent):  # nobody may take it for a dead writer's before it is locked
+            partial.mkdir()
+            stack.enter_context(_owned(partial, fcntl.LOCK_EX))
         yield partial
+        _flush(partial)
         raise_if_stopped()
-        with storage_errors(target), uninterrupted():
+        with uninterrupted():
             with _locked(target.parent):
                 _check_folder(target, kind, may_replace)  # somebody may have made it meanwhile
                 trash = _swap(partial, target)
             if trash is not None:
                 _remove(trash)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Make a folder if it is not there, and keep it to this process while the block runs.
+
+    Raises:
+        StorageError: another process has it, or it cannot be written.
+    """
+    folder = absolute(folder)
+    with ExitStack() as stack:
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(_owned(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise StorageError(
+                    f"[output] {folder}: another program is writing into it; wait for its end, or choose another place"
+                ) from None
+        yield
 
 
 def discard(folder: Path) -> None:
@@ -115,15 +137,15 @@ def recover(target: Path) -> None:
         StorageError: a folder that was moved aside cannot be brought back.
     """
     target = absolute(target)
-    with storage_errors(target), uninterrupted():
-        if not _leftovers(target):
-            return
-        with _locked(target.parent):
-            for path, state in _leftovers(target):
-                if state == OLD and not os.path.lexists(target):
-                    path.rename(target)
-                elif state != PARTIAL or _is_dead(path):
-                    _remove(path)
+    with storage_errors(target):
+        _recover(target.parent, target.name)
+
+
+def recover_all(folder: Path) -> None:
+    """Put right what dead writers left of everything that they wrote into a folder; otherwise as `recover`."""
+    folder = absolute(folder)
+    with storage_errors(folder):
+        _recover(folder, None)
 
 
 def check_file(target: Path, *, overwrite: bool) -> None:
@@ -174,7 +196,7 @@ def storage_errors(target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         what = "disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror or error})"
-        raise StorageError(f"[output] {target}: {what}; nothing was kept, make room or choose another place") from error
+        raise StorageError(f"[output] {target}: {what}; make room or choose another place") from error
 
 
 def absolute(path: Path) -> Path:
@@ -192,8 +214,23 @@ def _prepare(target: Path) -> None:
     recover(target)
 
 
+def _flush(folder: Path) -> None:
+    """Have the files of a folder on the disk before its name is: a power cut may come between the two."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_file():
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _swap(partial: Path, target: Path) -> Path | None:
-    """Put `partial` in the place of `target`; return what was there, under a name that marks it as rubbish."""
+    """Put `partial` in the place of `target`; return what was there, under a name that marks it as rubbish.
+
+    Once the new one is there nothing fails any more: an old one that keeps its name is left to the next writer.
+    """
     if not os.path.lexists(target):
         partial.rename(target)
         return None
@@ -205,7 +242,10 @@ def _swap(partial: Path, target: Path) -> Path | None:
         old.rename(target)
         raise
     trash = _name(target, TRASH)
-    old.rename(trash)
+    try:
+        old.rename(trash)
+    except OSError:
+        return None
     return trash
 
 
@@ -213,15 +253,25 @@ def _name(target: Path, state: str) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(_TOKEN_BYTES)}.{state}")
 
 
-def _leftovers(target: Path) -> list[tuple[Path, str]]:
-    """List what writers of `target` have beside it, dead or alive, and its state."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.({PARTIAL}|{OLD}|{TRASH})")
+def _recover(folder: Path, name: str | None) -> None:
+    if not _leftovers(folder, name):
+        return
+    with uninterrupted(), _locked(folder):
+        for path, target, state in _leftovers(folder, name):
+            if state == OLD and not os.path.lexists(target):
+                path.rename(target)
+            elif state != PARTIAL or _is_dead(path):
+                _remove(path)
+
+
+def _leftovers(folder: Path, name: str | None) -> list[tuple[Path, Path, str]]:
+    """List what writers of one name, or of any, have in a folder, dead or alive: its path, its target and its state."""
     try:
-        names = os.listdir(target.parent)
+        names = os.listdir(folder)
     except OSError:
         return []
-    matches = filter(None, map(pattern.fullmatch, names))
-    return [(target.with_name(match[0]), match[1]) for match in matches]
+    matches = filter(None, map(_LEFTOVER.fullmatch, names))
+    return [(folder / match[0], folder / match[1], match[2]) for match in matches if name in (None, match[1])]
 
 
 def _is_dead(partial: Path) -> bool:
@@ -240,20 +290,35 @@ def _is_dead(partial: Path) -> bool:
         os.close(descriptor)
 
 
-# Folders that this process is writing: what it writes whole within one needs no other lock, and would wait for itself.
-_OWNED: Final[set[tuple[int, int]]] = set()
+# Folders that this process is writing, and the descriptors of their locks: what it writes whole within one needs no
+# other lock, and would wait for itself.
+_OWNED: Final[dict[tuple[int, int], int]] = {}
 
 
 @contextmanager
-def _owned(partial: Path) -> Iterator[None]:
-    """Hold the lock of a folder that is being written, for as long as its writer lives."""
-    with _locked(partial):
-        key = _identity(partial)
-        _OWNED.add(key)
+def _owned(folder: Path, operation: int) -> Iterator[None]:
+    """Hold the lock of a folder for as long as its writer lives."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, operation)
+        key = _identity(folder)
+        _OWNED[key] = descriptor
         try:
             yield
         finally:
-            _OWNED.discard(key)
+            del _OWNED[key]
+    finally:
+        os.close(descriptor)
+
+
+def _disown() -> None:
+    """Leave the locks to the parent: a forked process that outlives it would make it look alive."""
+    for descriptor in _OWNED.values():
+        os.close(descriptor)
+    _OWNED.clear()
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 @contextmanager
@@ -264,7 +329,7 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(descriptor)
+        _lock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -275,9 +340,9 @@ def _identity(folder: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _lock(descriptor: int) -> None:
+def _lock(descriptor: int, operation: int) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, operation)
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise

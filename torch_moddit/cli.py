@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,17 +16,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from moddit.bounds import SIDE
 from moddit.checkpoint.hub import find_checkpoint
-from moddit.errors import MissingError, ModditError, OutputExistsError
+from moddit.errors import MissingError, ModditError
 from moddit.paths import expand
-from moddit.signals import end_on_stop
+from moddit.signals import Stopped, end_on_stop
 from moddit.text import printable_lines
 from torch_moddit.data import Item, PictureFolder
-from torch_moddit.export import save_checkpoint
+from torch_moddit.export import check_output, save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
 from torch_moddit.precomputed import Precomputed
+from torch_moddit.runfiles import list_checkpoints
 
 _DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 
@@ -134,8 +137,7 @@ def command(
     """
     if (images is None) == (latents is None):
         raise click.UsageError("give one of --images and --latents")
-    if (output / "model").exists() and not overwrite:
-        raise OutputExistsError(f"[finetune] {output / 'model'} exists; choose another folder or pass --overwrite")
+    check_output(output / "model", overwrite=overwrite)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
     config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
@@ -144,31 +146,36 @@ def command(
     routed = load_checkpoint(sources)
     start: Any = routed if config.mode is Mode.FIXED else _dense(routed, model)
     dataset, null = _dataset(reference, images, latents, height, width)
-    result = finetune(
-        config,
-        start,
-        dataset,
-        reference.schedule,
-        null=null,
-        text_encoder=reference.pipeline.text_encoder,
-        vae=reference.pipeline.vae,
-    )
-    if not PartialState().is_main_process:
-        return
-    save_checkpoint(
-        output / "model",
-        result.model,
-        source=sources,
-        keep_ratio=result.keep_ratio,
-        dtype=_TYPES[dtype],
-        overwrite=overwrite,
-    )
+    with _resumable(output):
+        result = finetune(
+            config,
+            start,
+            dataset,
+            reference.schedule,
+            null=null,
+            text_encoder=reference.pipeline.text_encoder,
+            vae=reference.pipeline.vae,
+        )
+        if not PartialState().is_main_process:
+            return
+        save_checkpoint(
+            output / "model",
+            result.model,
+            source=sources,
+            keep_ratio=result.keep_ratio,
+            dtype=_TYPES[dtype],
+            overwrite=overwrite,
+        )
     click.echo(output / "model")
 
 
-def main() -> None:
-    """Run the command; failures that a user or a file can cause end with one line and exit status 1."""
-    sys.exit(end_on_stop(_run))
+def main() -> int:
+    """Run the command of this process's arguments.
+
+    Returns:
+        the exit status: 0, 1 on an error, 2 on wrong usage, 128 + number on a signal that stops a process.
+    """
+    return end_on_stop(_run)
 
 
 def _run() -> int:
@@ -181,6 +188,19 @@ def _run() -> int:
         error.show()
         return error.exit_code
     return 0
+
+
+@contextmanager
+def _resumable(output: Path) -> Iterator[None]:
+    """Say from where a run goes on that is stopped."""
+    try:
+        yield
+    except Stopped:
+        if PartialState().is_main_process:
+            found = list_checkpoints(output)
+            place = f"step {int(found[-1].name)}" if found else "the start, since there is no checkpoint yet"
+            click.echo(f"stopped; the same command goes on from {place}", err=True)
+        raise
 
 
 def _dense(routed: RoutedPixArt, model: str) -> Any:

@@ -11,25 +11,32 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from moddit.checkpoint.diffcr import PLAN_KEY, ROUTED_CLASS, ROUTED_NORM_TYPE
-from moddit.checkpoint.sources import INDEX, TRANSFORMER, Sources, as_sources
+from moddit.checkpoint.sources import COMPONENTS, INDEX, TRANSFORMER, Sources, as_sources
 from moddit.checkpoint.transformer import CLASS as DENSE_CLASS
-from moddit.checkpoint.weights import read_json
-from moddit.files import new_folder, storage_errors
+from moddit.checkpoint.weights import read_optional_json
+from moddit.files import check_folder, new_folder, recover
 from moddit.tensors import KEEP_RATIO
 from torch_moddit.model import RoutedPixArt
+from torch_moddit.tensorfiles import write_tensors
 
+KIND: Final = "checkpoint"
 WEIGHTS: Final = "diffusion_pytorch_model{suffix}.safetensors"
 SHARD_INDEX: Final = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Raise OutputExistsError if `save_checkpoint` may not write there, once what a dead writer left is put right."""
+    recover(folder)
+    check_folder(folder, kind=KIND, may_replace=is_checkpoint if overwrite else None)
 
 
 def save_checkpoint(
@@ -60,17 +67,12 @@ def save_checkpoint(
         OutputExistsError: the folder exists and may not be replaced.
         StorageError: it cannot be written.
     """
-
-    def write(target: Path) -> None:
+    with new_folder(folder, kind=KIND, may_replace=is_checkpoint if overwrite else None) as target:
         if source is not None:
             _write_index(target / INDEX, model, _copy_others(target, as_sources(source)))
         elif pipeline is not None:
             _write_index(target / INDEX, model, _save_others(target, pipeline, dtype))
         write_transformer(target / TRANSFORMER, model, keep_ratio, dtype, max_shard_size)
-
-    may_replace = is_checkpoint if overwrite else None
-    with new_folder(folder, kind="checkpoint", may_replace=may_replace) as target, storage_errors(folder):
-        write(target)
 
 
 def write_transformer(
@@ -88,7 +90,7 @@ def write_transformer(
         config |= {"_class_name": ROUTED_CLASS, "norm_type": ROUTED_NORM_TYPE, PLAN_KEY: model.plan.to_json()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = model.transformer.state_dict()
-    tensors = {name: value.detach().to("cpu", dtype or value.dtype).contiguous() for name, value in state.items()}
+    tensors = {name: value.detach().to("cpu", dtype or value.dtype) for name, value in state.items()}
     if keep_ratio is not None:
         for layer, row in enumerate(keep_ratio.detach().to("cpu", torch.float32)):
             tensors[KEEP_RATIO.format(layer=layer)] = row.clone()
@@ -96,7 +98,7 @@ def write_transformer(
         tensors, filename_pattern=WEIGHTS.format(suffix="{suffix}"), max_shard_size=max_shard_size
     )
     for name, members in shards.filename_to_tensors.items():
-        save_file({member: tensors[member] for member in members}, folder / name, metadata={"format": "pt"})
+        write_tensors(folder / name, {member: tensors[member] for member in members}, {"format": "pt"})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / SHARD_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -116,11 +118,15 @@ def _write_index(path: Path, model: RoutedPixArt, index: dict[str, Any]) -> None
 def _copy_others(target: Path, sources: Sources) -> dict[str, Any]:
     """Copy every component of a checkpoint but the transformer; return the index of the pipeline that they make."""
     index: dict[str, Any] = {}
-    for root in reversed(list(sources.roots)):  # the first one counts, and is copied over the others
-        shutil.copytree(root, target, dirs_exist_ok=True, ignore=_ignore_transformer(root))
-        if (root / INDEX).is_file():
-            found = read_json(root / INDEX)
-            index |= {key: value for key, value in found.items() if not isinstance(value, list) or any(value)}
+    for root in reversed(list(sources.roots)):  # the first one counts
+        found = read_optional_json(root / INDEX) or {}
+        index |= {key: value for key, value in found.items() if not isinstance(value, list) or any(value)}
+    for name in COMPONENTS:
+        if name != TRANSFORMER and sources.has(name):
+            (target / name).mkdir()
+            for path in sources.component(name).iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, target / name / path.name)
     return index
 
 
@@ -134,12 +140,8 @@ def _save_others(target: Path, pipeline: Any, dtype: torch.dtype | None) -> dict
             continue
         if isinstance(component, torch.nn.Module) and dtype is not None:
             component = copy.deepcopy(component).to(dtype)
-        component.save_pretrained(target / name)
+        try:
+            component.save_pretrained(target / name)
+        except SafetensorError as error:  # which has what the system said in its text alone
+            raise OSError(str(error)) from error
     return index
-
-
-def _ignore_transformer(source: Path) -> Callable[[str, list[str]], list[str]]:
-    def ignore(folder: str, names: list[str]) -> list[str]:
-        return [TRANSFORMER] if Path(folder) == source and TRANSFORMER in names else []
-
-    return ignore

@@ -26,9 +26,18 @@ runs nothing that it holds (`torch_moddit.runstate`).
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below: they take seconds, in which a signal must find its handler
+    import sys
+
+    from torch_moddit.__main__ import main
+
+    sys.exit(main())
+
 import copy
 import math
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -44,8 +53,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
-from moddit.files import discard, new_folder, storage_errors
+from moddit.files import discard, exclusive, new_folder, recover_all
 from moddit.samplers import NoiseSchedule
+from moddit.signals import raise_if_stopped
 from torch_moddit.data import SEEDS, Batches, Item
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
@@ -106,7 +116,7 @@ def finetune(
             a weight is not finite any more.
         FormatError: a checkpoint is damaged, or of another version.
         UnsupportedError: Accelerate splits the model between processes.
-        StorageError: a checkpoint cannot be written.
+        StorageError: a checkpoint or the log cannot be written, or another run writes into the same folder.
     """
     if null is None and config.caption_dropout > 0:
         raise MissingError(
@@ -115,8 +125,9 @@ def finetune(
     samples = len(dataset)  # type: ignore[arg-type] # torch's Dataset does not say that it has one
     optimizers = make_optimizers or make_adamw
     trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, optimizers, on_log, samples)
-    trainer.resume()
-    return trainer.train(dataset, null, stop_after)
+    with trainer.alone():
+        trainer.resume()
+        return trainer.train(dataset, null, stop_after)
 
 
 class Trainer:
@@ -164,6 +175,20 @@ class Trainer:
         self.log = Log(config.output / LOG, on_log)
         self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs out of the folder, and put right in it what a run left that was killed.
+
+        Raises:
+            StorageError: another run writes into it, or it cannot be written.
+        """
+        folder = self.config.output / CHECKPOINTS
+        with exclusive(folder) if self.accelerator.is_main_process else nullcontext():
+            if self.accelerator.is_main_process:
+                recover_all(folder)
+            self.accelerator.wait_for_everyone()  # before others look for checkpoints
+            yield
+
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of all optimizers."""
@@ -175,19 +200,20 @@ class Trainer:
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         batches = iter(self._loader(dataset))
         is_silent = not (config.progress and accelerator.is_main_process)
-        bar = tqdm(total=config.steps, initial=self.step, disable=is_silent or None)  # None: unless on a terminal
         self.trainee.train()
-        while self.step < last:
-            self._before_step()
-            for micro in range(config.accumulation):
-                self._micro_step(_take(batches), micro, null)
-            self.step += 1
-            bar.update()
-            if self.step % config.log_every == 0 or self.step == config.steps:
-                bar.set_postfix(self._write_log())
-            if self.step % config.save_every == 0 or self.step == last:
-                self.save()
-        bar.close()
+        # None: unless it is a terminal
+        with tqdm(total=config.steps, initial=self.step, disable=is_silent or None) as bar:
+            while self.step < last:
+                raise_if_stopped()
+                self._before_step()
+                for micro in range(config.accumulation):
+                    self._micro_step(_take(batches), micro, null)
+                self.step += 1
+                bar.update()
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    bar.set_postfix(self._write_log())
+                if self.step % config.save_every == 0 or self.step == last:
+                    self.save()
         return self._result()
 
     @property
@@ -229,9 +255,12 @@ class Trainer:
         )
 
     def _write(self, folder: Path) -> None:
-        with new_folder(folder, kind="state of a run", may_replace=lambda _: True) as part, storage_errors(folder):
+        with new_folder(folder, kind="state of a run", may_replace=lambda _: True) as part:
             write_state(part, {name: item.state_dict() for name, item in self.parts.items()})
             write_progress(part, self.step, self.conditions)
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
         for old in list_checkpoints(self.config.output)[: -self.config.keep_checkpoints]:
             discard(old)
 
@@ -249,6 +278,7 @@ class Trainer:
             self.average.to(self.accelerator.device)
             self.step = step
         if self.accelerator.is_main_process:
+            self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
             self.log.trim(self.step)
         return bool(found)
 
@@ -367,6 +397,7 @@ class Trainer:
             dataset,
             batch_sampler=batches,
             num_workers=config.workers,
+            worker_init_fn=_ignore_interrupts,
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator().manual_seed(config.seed % SEEDS),
         )
@@ -446,11 +477,10 @@ def _take(batches: Iterator[Item]) -> Item:
         raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from None
 
 
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process of the program, to the one that ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _freeze(module: Any) -> Any:
     return module.requires_grad_(False).eval()
-
-
-if __name__ == "__main__":
-    from torch_moddit.cli import main
-
-    main()

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from moddit.bounds import LOG_BYTES
 from moddit.errors import FormatError, ValueRangeError
-from moddit.files import new_file
+from moddit.files import new_file, storage_errors
 from moddit.record import Keys, Origin, decode, quote, read_bytes, read_json
 
 CHECKPOINTS: Final = "checkpoints"
@@ -32,10 +32,13 @@ class Log:
         self.start = time.monotonic()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row, with the seconds since this process started to train."""
+        """Append a row, with the seconds since this process started to train.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         row = {**row, "seconds": round(time.monotonic() - self.start, 2)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.on_log is not None:
             self.on_log(row)

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from moddit.checkpoint.safetensors import read_tensors
 from moddit.errors import FormatError, InputError
 from moddit.record import Origin, read_json
+from torch_moddit.tensorfiles import write_tensors
 
 TREE: Final = "state.json"
 TENSORS: Final = "state.safetensors"
@@ -39,7 +40,7 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: Tensors = {}
     tree = _encode(state, tensors)
-    save_file(tensors, folder / TENSORS)
+    write_tensors(folder / TENSORS, tensors, {})
     (folder / TREE).write_text(json.dumps(tree) + "\n", encoding="utf-8")
 
 
@@ -74,8 +75,7 @@ def _encode(value: Any, tensors: Tensors) -> Any:
         return value
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        # a copy: two tensors of one file may not share memory
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
@@ -92,7 +92,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 _KINDS: Final[Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]]] = {
-    "tensor": lambda name, tensors: tensors[name],
+    "tensor": lambda name, tensors: tensors[name].clone(),  # the file is mapped, and may be written again
     "dict": lambda pairs, tensors: {_decode(key, tensors): _decode(item, tensors) for key, item in pairs},
     "list": lambda items, tensors: [_decode(item, tensors) for item in items],
     "tuple": lambda items, tensors: tuple(_decode(item, tensors) for item in items),

@@ -17,8 +17,6 @@ from coremltools.proto import Model_pb2
 import moddit
 from convert.coreml.native import LIBRARIES, incomplete
 from convert.coreml.target import OPSET
-from moddit.errors import StorageError
-from moddit.files import storage_errors
 from moddit.graphs import Feature, GraphFunction, Package
 
 AUTHOR: Final = "moddit"
@@ -53,9 +51,9 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
 
     Raises:
         MissingError: coremltools could not load its native library.
-        StorageError: the disk is full, or cannot be written.
+        OSError: it cannot be written.
     """
-    with _quiet(), _scratch(path.parent), storage_errors(path):
+    with _quiet(), _scratch(path.parent):
         try:
             ct.convert(
                 program,
@@ -69,7 +67,7 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
         except RuntimeError as error:  # of coremltools' writer of weights
             if load.BlobWriter is None:
                 raise incomplete(LIBRARIES[0]) from error
-            raise StorageError(f"[coreml] {path}: cannot be written ({error}); is the disk full?") from error
+            raise OSError(f"{error}; is the disk full?") from error
     _describe(path, summary)
     functions = tuple(_signature(name, function) for name, function in program.functions.items())
     return Package(path.name, functions)
@@ -87,9 +85,8 @@ def _describe(path: Path, summary: str) -> None:
     for function in model.description.functions:
         for feature in (*function.input, *function.output):
             feature.shortDescription = FEATURES[feature.name]
-    with storage_errors(file):
-        file.unlink()  # coremltools makes it unreadable for others
-        file.write_bytes(model.SerializeToString())
+    file.unlink()  # coremltools makes it unreadable for others
+    file.write_bytes(model.SerializeToString())
 
 
 def _signature(name: str, function: Any) -> GraphFunction:

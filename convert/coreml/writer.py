@@ -24,7 +24,7 @@ from convert.output import Written
 from moddit.bounds import BATCH, SIDE, TOKENS
 from moddit.checkpoint.description import Description
 from moddit.errors import ValueRangeError
-from moddit.files import check_space, storage_errors
+from moddit.files import check_space
 from moddit.graphs import Graphs, Package, size_name
 from moddit.manifest import Component, Quantization, describe_file
 from moddit.routing import RoutingPlan
@@ -51,7 +51,8 @@ def write_packages(
     Raises:
         ShapeError, ValueRangeError: a size, a chunk count or a function count that this model cannot have, or weights
             that are not finite.
-        StorageError: the disk is full, or cannot be written.
+        StorageError: the disk has not enough room.
+        OSError: it cannot be written.
     """
     spec = description.spec
     sizes = recipe.sizes or ((spec.default_side, spec.default_side),)
@@ -63,8 +64,7 @@ def write_packages(
     graph = TransformerGraph(spec.transformer, weights["transformer"], spec.max_sequence_length, recipe.routing)
     programs = graph.programs([variant for variant, _ in functions], recipe.chunks)
     frames = [(size_name(*size), *size) for size in sizes]
-    with storage_errors(folder / TOKENIZER_PATH):
-        (folder / TOKENIZER_PATH).write_bytes(description.tokenizer)
+    (folder / TOKENIZER_PATH).write_bytes(description.tokenizer)
     encoder, vae = weights["text_encoder"], weights["vae"]
     packages = {
         "text_encoder": (

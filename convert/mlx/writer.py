@@ -14,7 +14,7 @@ from convert.mlx.layout import Recipe, Slot, plan_slots
 from convert.output import Written
 from moddit.checkpoint.description import Description
 from moddit.checkpoint.safetensors import format_header
-from moddit.files import check_space, storage_errors
+from moddit.files import check_space
 from moddit.manifest import Component, FileInfo, Quantization
 
 BACKEND: Final = "mlx"
@@ -31,7 +31,8 @@ def write_components(description: Description, folder: Path, advance: Advance, *
     Raises:
         ValueRangeError: a weight is not finite.
         FormatError: a file of the source has changed since it was described.
-        StorageError: the disk is full, or cannot be written.
+        StorageError: the disk has not enough room.
+        OSError: it cannot be written.
     """
     slots = {name: plan_slots(name, part, recipe) for name, part in description.parts.items()}
     size = sum(slot.nbytes for group in slots.values() for slot in group)
@@ -81,13 +82,10 @@ def _encode(slots: list[Slot], advance: Advance) -> Iterable[bytes | memoryview]
 def _write_file(folder: Path, path: str, pieces: Iterable[bytes | memoryview]) -> FileInfo:
     """Write pieces as they come, and hash them on the way."""
     digest, size, target = hashlib.sha256(), 0, folder / path
-    with storage_errors(target):
-        target.parent.mkdir(exist_ok=True)
-        file = target.open("wb", buffering=0)
-    with file:
+    target.parent.mkdir(exist_ok=True)
+    with target.open("wb", buffering=0) as file:
         for piece in pieces:
-            with storage_errors(target):
-                _write_all(file, piece)
+            _write_all(file, piece)
             digest.update(piece)
             size += len(piece)
     return FileInfo(path, size, digest.hexdigest())

@@ -15,7 +15,7 @@ from moddit.bounds import GUIDANCE
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.errors import ValueRangeError
 from moddit.graphs import size_name
-from moddit.noise import torch_randn
+from moddit.noise import SEED_MAX, SEED_MIN, torch_randn
 from moddit.samplers import build_table
 
 PICTURE_DECIBELS: Final = {  # PSNR that a picture must reach against the reference's
@@ -37,8 +37,9 @@ class Request:
     guidance_scale: float = 4.5  # 1 or less turns guidance off
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance_scale <= GUIDANCE:
-            raise ValueRangeError(f"[verify] guidance_scale is {self.guidance_scale}, want 0..{GUIDANCE}")
+        for name, (least, most) in {"guidance_scale": (0, GUIDANCE), "seed": (SEED_MIN, SEED_MAX)}.items():
+            if not least <= getattr(self, name) <= most:  # NaN is in no range
+                raise ValueRangeError(f"[verify] {name} is {getattr(self, name)}, want {least}..{most}")
 
 
 def generate(packages: Packages, request: Request) -> NDArray[np.float32]:

@@ -23,7 +23,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from moddit.errors import FormatError, MissingError, ParityError
-from moddit.files import storage_errors
 from moddit.graphs import Denoiser, Graphs
 from moddit.manifest import Manifest
 from moddit.routing import RoutingPlan
@@ -83,12 +82,11 @@ def store(folder: Path, spec: ModelSpec, plan: RoutingPlan | None, graphs: Graph
     """Write the arrays of all cases.
 
     Raises:
-        StorageError: they cannot be written.
+        OSError: they cannot be written.
     """
     path = reference_file(folder)
     digest = np.array(_digest(spec, plan, graphs))
-    with storage_errors(path):
-        np.savez_compressed(path, allow_pickle=False, **{**arrays, DESCRIPTION: digest})
+    np.savez_compressed(path, allow_pickle=False, **{**arrays, DESCRIPTION: digest})
 
 
 def read_stored(folder: Path, manifest: Manifest) -> Arrays:

@@ -22,7 +22,7 @@ from convert.verify.report import REPORT_NAME, Picture, Report, decibels
 from convert.verify.stored import read_stored, reference_file, store
 from convert.verify.weights import read_values
 from moddit.errors import MissingError, ParityError
-from moddit.files import new_file
+from moddit.files import new_file, recover_all, storage_errors
 from moddit.graphs import Graphs
 from moddit.manifest import Manifest, verify_files
 from moddit.routing import RoutingPlan
@@ -49,7 +49,7 @@ def verify_written(
 
     Raises:
         ParityError: a function differs from the reference.
-        StorageError: the report cannot be written.
+        OSError: the folder cannot be written.
     """
     reference = Reference.build(spec, plan, values)
     exact = Packages.open(folder, spec, plan, graphs, Arithmetic.EXACT)
@@ -81,7 +81,7 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
 
     Raises:
         InputError: the bundle is damaged, or has no packages.
-        StorageError: a picture cannot be written.
+        StorageError: the folder cannot be written.
     """
     verify_files(folder, manifest, hashes=True)
     spec, plan = manifest.spec, manifest.plan
@@ -91,7 +91,9 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
     )
     _check_tokenizer(exact, request)
     reference = Reference.build(spec, plan, read_values(spec, exact.interpreters, routed=plan is not None))
-    (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails
+    recover_all(folder)
+    with storage_errors(folder / REPORT_NAME):
+        (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails
     stored = _read_outputs(folder, manifest)
     outcomes = []
     for case in list_cases(exact, reference, quick=False):

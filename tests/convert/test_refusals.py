@@ -327,7 +327,7 @@ class TestOutput:
             write(file, piece)
 
         monkeypatch.setattr(writer, "_write_all", fill)
-        refuse(source, tmp_path, "model.safetensors: disk is full; nothing was kept")
+        refuse(source, tmp_path, "bundle: disk is full; make room")
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
     def test_a_real_refusal_to_write(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -218,6 +219,22 @@ class TestFolders:
         assert read(tmp_path / "bundle") == OLD
         assert names(tmp_path) == ["bundle"]
 
+    def test_once_the_new_one_is_there_nothing_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        fill(tmp_path / "bundle", OLD)
+        rename = Path.rename
+
+        def fail(path: Path, target: Path) -> Path:
+            if path.name.endswith(files.OLD):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", fail)
+            write(tmp_path / "bundle", NEW, lambda _: True)
+        assert read(tmp_path / "bundle") == NEW
+        recover(tmp_path / "bundle")
+        assert names(tmp_path) == ["bundle"]
+
     def test_other_names_are_not_swept(self, tmp_path: Path) -> None:
         others = [".bundle.partial", ".bundle.0123456g.partial", ".other.01234567.partial", "bundle.01234567.old"]
         for name in others:
@@ -257,6 +274,20 @@ class TestFiles:
         monkeypatch.setattr(os, "fsync", fail)
         with pytest.raises(StorageError, match="disk is full"), new_file(tmp_path / "x.png", overwrite=False) as file:
             file.write(b"new")
+        assert names(tmp_path) == []
+
+    def test_what_does_not_fit_is_one_error(self, tmp_path: Path) -> None:
+        """More than a buffer holds, so that writing it fails, and then closing the file."""
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            with (
+                pytest.raises(StorageError, match=r"x\.png: cannot be written \(File too large\)"),
+                new_file(tmp_path / "x.png", overwrite=False) as file,
+            ):
+                file.write(bytes(100_000))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert names(tmp_path) == []
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -142,7 +142,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("torch_moddit.export.save_file", full)
+    monkeypatch.setattr("torch_moddit.export.write_tensors", full)
     with pytest.raises(StorageError, match="disk is full"):
         save_checkpoint(tmp_path / "m", routed())
     assert list(tmp_path.iterdir()) == []

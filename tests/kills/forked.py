@@ -1,0 +1,120 @@
+"""Programs in a process that is forked when all that they import is loaded: a run takes a second then, not ten.
+
+An Event happens to the program when it is about to make its nth change of the files in a folder. Python tells audit
+hooks of them; what native code writes lies between two of those moments.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+PRELOAD: Final = ("convert.coreml.writer", "convert.verify.verification", "mlx_moddit.cli", "torch_moddit.cli")
+TAKES: Final = frozenset({"open", "os.mkdir", "os.rename", "os.link", "os.symlink"})  # room on a disk
+CHANGES: Final = TAKES | {"os.remove", "os.rmdir", "os.truncate"}
+TIMEOUT: Final = 300  # seconds, of a program
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended."""
+
+    status: int  # negative: the signal that killed it
+    output: str
+    errors: str
+    is_reached: bool  # whether the event has happened
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happens to a program before its nth change of what is in a folder."""
+
+    folder: Path
+    number: int  # from 1
+    action: Callable[[Path], None]  # given the folder
+
+    def is_change(self, name: str, values: tuple[Any, ...]) -> bool:
+        """Say whether this is what is counted, from what Python tells an audit hook."""
+        if name not in (TAKES if self.action is fill else CHANGES):
+            return False
+        if name == "open" and not values[2] & (os.O_WRONLY | os.O_RDWR):
+            return False
+        path = values[0]
+        if not isinstance(path, (str, bytes, os.PathLike)) or (name == "os.mkdir" and os.path.isdir(path)):
+            return False
+        # a name alone is within an open folder: shutil.rmtree works so
+        return not os.path.isabs(path) or Path(os.fsdecode(path)).is_relative_to(self.folder)
+
+
+def kill(_: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate(_: Path) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def press_control_c(_: Path) -> None:
+    os.killpg(0, signal.SIGINT)
+
+
+def terminate_all(_: Path) -> None:
+    os.killpg(0, signal.SIGTERM)
+
+
+def fill(_: Path) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_forked(module: str, arguments: list[str], event: Event | None = None) -> Outcome:
+    """Run a module to its end, as `python -m` does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOAD))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        process = context.Process(target=_main, args=(folder, module, arguments, event))
+        process.start()
+        process.join(TIMEOUT)
+        assert process.exitcode is not None, f"{module} {arguments} does not end"
+        output, errors = ((folder / part).read_text(errors="replace") for part in ("output", "errors"))
+        return Outcome(process.exitcode, output, errors, (folder / "reached").exists())
+
+
+def _main(folder: Path, module: str, arguments: list[str], event: Event | None) -> None:
+    for descriptor, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.setsid()  # a group of its own, as in a shell
+    multiprocessing.set_start_method(None, force=True)  # what a program has
+    sys.argv[1:] = arguments
+    if event is not None:
+        _watch(event, folder / "reached")
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _watch(event: Event, reached: Path) -> None:
+    """Count changes, and act once."""
+    count = 0
+
+    def hook(name: str, values: tuple[Any, ...]) -> None:
+        nonlocal count
+        if count < event.number and event.is_change(name, values):
+            count += 1
+            if count == event.number:
+                reached.touch()
+                event.action(event.folder)
+
+    sys.addaudithook(hook)
