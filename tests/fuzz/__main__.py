@@ -9,48 +9,26 @@ was wrong, or accepted what the next one refuses.
 from __future__ import annotations
 
 import argparse
-import queue
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from tests.fuzz.inputs import make_inputs
 from tests.fuzz.judge import Verdict, judge
 from tests.fuzz.programs import Case, draw_cases
-from tests.fuzz.server import Server
 
 
 def run_cases(cases: Iterable[Case], *, jobs: int) -> Iterator[Verdict]:
     """Run cases, `jobs` at a time, and yield how each ended, in order."""
-    with tempfile.TemporaryDirectory(prefix="moddit-fuzz-") as temporary, ExitStack() as stack:
-        idle: queue.Queue[Server] = queue.Queue()
-        for _ in range(jobs):
-            idle.put(stack.enter_context(Server()))
+    with tempfile.TemporaryDirectory(prefix="moddit-fuzz-") as temporary, ThreadPoolExecutor(jobs) as pool:
         inputs = Path(temporary) / "inputs"
-        with _taken(idle) as server:
-            make_inputs(inputs, server)
-        pool = stack.enter_context(ThreadPoolExecutor(jobs))
-        yield from pool.map(partial(_judge, inputs=inputs, idle=idle), cases)
-
-
-@contextmanager
-def _taken(idle: queue.Queue[Server]) -> Iterator[Server]:
-    server = idle.get()
-    try:
-        yield server
-    finally:
-        idle.put(server)
-
-
-def _judge(case: Case, inputs: Path, idle: queue.Queue[Server]) -> Verdict:
-    with _taken(idle) as server:
-        return judge(case, inputs, server)
+        make_inputs(inputs)
+        yield from pool.map(partial(judge, inputs=inputs), cases)
 
 
 def table(verdicts: Sequence[Verdict]) -> str:

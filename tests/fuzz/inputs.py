@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests import tiny
-from tests.fuzz.server import Server
+from tests.forked import run_forked
 from tests.parity.published.adapters import save_adapter
 from tests.parity.published.original import original_alpha
 from tests.sentencepieces import write_model
@@ -26,53 +26,53 @@ FINETUNE: Final = (
 )
 
 
-def routed(folder: Path, server: Server) -> None:
+def routed(folder: Path) -> None:
     tiny.save_pipeline(folder / "model")
 
 
-def sharded(folder: Path, server: Server) -> None:
+def sharded(folder: Path) -> None:
     tiny.save_pipeline(folder / "model", sharded=True, dtype="float16")
 
 
-def sentencepiece(folder: Path, server: Server) -> None:
+def sentencepiece(folder: Path) -> None:
     """A tokenizer as T5's publishers keep it."""
     tiny.save_pipeline(folder / "model", routed=False)
     (folder / "model/tokenizer/tokenizer.json").unlink()
     write_model(folder / "model/tokenizer")
 
 
-def original(folder: Path, server: Server) -> None:
+def original(folder: Path) -> None:
     """PixArt's own names in a pickle, beside a pipeline for the rest."""
     folder.mkdir()
     original_alpha(folder)
 
 
-def adapter(folder: Path, server: Server) -> None:
+def adapter(folder: Path) -> None:
     tiny.save_pipeline(folder / "model", routed=False)
     save_adapter(folder, "style", 3, lora_alpha=5)
 
 
-def mlx(folder: Path, server: Server) -> None:
-    _make(server, folder, "model", *CONVERT)
+def mlx(folder: Path) -> None:
+    _make(folder, "model", *CONVERT)
 
 
-def picture(folder: Path, server: Server) -> None:
+def picture(folder: Path) -> None:
     """A bundle, and a picture that it made."""
-    mlx(folder, server)
-    _run(server, folder, *GENERATE, "--model", "in/model", "-p", "a red circle")
+    mlx(folder)
+    _run(folder, *GENERATE, "--model", "in/model", "-p", "a red circle")
     shutil.move(folder.parent / "a.png", folder)
 
 
-def prompts(folder: Path, server: Server) -> None:
-    mlx(folder, server)
+def prompts(folder: Path) -> None:
+    mlx(folder)
     (folder / "prompts.txt").write_text("a red circle\n\na small blue square on the left\n")
 
 
-def coreml(folder: Path, server: Server) -> None:
-    _make(server, folder, "model", *CONVERT, *COREML)
+def coreml(folder: Path) -> None:
+    _make(folder, "model", *CONVERT, *COREML)
 
 
-def latents(folder: Path, server: Server) -> None:
+def latents(folder: Path) -> None:
     tiny.save_pipeline(folder / "model", kind="alpha", routed=False)
     (folder / "data").mkdir()
     rows = {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)}
@@ -80,7 +80,7 @@ def latents(folder: Path, server: Server) -> None:
     save_file({name: rows[name][0] for name in ("text", "mask")}, folder / "data/null.safetensors")
 
 
-def arrays(folder: Path, server: Server) -> None:
+def arrays(folder: Path) -> None:
     """The same as numpy's files."""
     import numpy as np
 
@@ -90,7 +90,7 @@ def arrays(folder: Path, server: Server) -> None:
         np.save(folder / "data" / f"{name}.npy", np.ones(shape, np.float32))
 
 
-def pictures(folder: Path, server: Server) -> None:
+def pictures(folder: Path) -> None:
     tiny.save_pipeline(folder / "model", kind="alpha", routed=False)
     (folder / "data").mkdir()
     for index in range(2):
@@ -99,22 +99,22 @@ def pictures(folder: Path, server: Server) -> None:
     (folder / "data/metadata.jsonl").write_text("".join(rows))
 
 
-def captions(folder: Path, server: Server) -> None:
+def captions(folder: Path) -> None:
     """Pictures with a text beside each."""
-    pictures(folder, server)
+    pictures(folder)
     (folder / "data/metadata.jsonl").unlink()
     for index in range(2):
         (folder / f"data/{index}.txt").write_text("a small blue square")
 
 
-def run(folder: Path, server: Server) -> None:
+def run(folder: Path) -> None:
     """A fine-tuning that can be resumed."""
-    latents(folder, server)
-    _run(server, folder, *FINETUNE, "--latents", "in/data", "--out", "in/run")
+    latents(folder)
+    _run(folder, *FINETUNE, "--latents", "in/data", "--out", "in/run")
     shutil.rmtree(folder / "run/model")
 
 
-MAKERS: Final[Mapping[str, Callable[[Path, Server], None]]] = {
+MAKERS: Final[Mapping[str, Callable[[Path], None]]] = {
     maker.__name__: maker
     for maker in (
         *(routed, sharded, sentencepiece, original, adapter, mlx, picture, prompts, coreml),
@@ -123,23 +123,22 @@ MAKERS: Final[Mapping[str, Callable[[Path, Server], None]]] = {
 }
 
 
-def make_inputs(root: Path, server: Server) -> None:
+def make_inputs(root: Path) -> None:
     """Make each input as ROOT/NAME/in."""
     for name, maker in MAKERS.items():
         (root / name).mkdir(parents=True)
-        maker(root / name / "in", server)
-        for output in (root / name).glob("std*"):
-            output.unlink()
+        maker(root / name / "in")
 
 
-def _make(server: Server, folder: Path, name: str, *arguments: str) -> None:
+def _make(folder: Path, name: str, *arguments: str) -> None:
     """Convert a routed checkpoint, and keep the bundle alone."""
     tiny.save_pipeline(folder / "model")
-    _run(server, folder, *arguments)
+    _run(folder, *arguments)
     shutil.rmtree(folder / "model")
     shutil.move(folder.parent / "out", folder / name)
 
 
-def _run(server: Server, folder: Path, *arguments: str) -> None:
-    done = server.run(arguments, folder.parent, seconds=600)
+def _run(folder: Path, *arguments: str) -> None:
+    module, *rest = arguments
+    done = run_forked(module, rest, folder=folder.parent)
     assert done.status == 0, (arguments, done.status, done.errors)

@@ -13,9 +13,9 @@ from typing import Final
 
 from moddit.manifest import MANIFEST_NAME
 from moddit.text import printable
+from tests.forked import Outcome, run_forked
 from tests.fuzz.damage import ABSENT, damage
 from tests.fuzz.programs import PROGRAMS, Case, change_option, list_files
-from tests.fuzz.server import Run, Server
 
 SLOW_SECONDS: Final = 15.0
 KILL_SECONDS: Final = 40.0
@@ -23,11 +23,11 @@ MOST_BYTES: Final = 2 << 30
 STATUSES: Final = (0, 1, 2)  # done, failed, wrong usage
 OVERFLOW: Final = "not finite"  # numbers too large to compute with show there alone, and no file is to blame for sure
 SIZE: Final = "[settings] a picture of"  # what is drawn afterwards may be too large for another model
-# Names in a case's folder that are no litter after a failure: ours, what a fine-tuning goes on from, what verify tells.
+# Names in a case's folder that are no litter after a failure: what a fine-tuning goes on from, what verify tells.
 KEPT: Final[Mapping[str, re.Pattern[str]]] = {
-    "convert": re.compile(r"stdout|stderr|in/model/(parity\.json|verify-\w+\.png)"),
-    "mlx_moddit": re.compile(r"stdout|stderr"),
-    "torch_moddit.finetune": re.compile(r"stdout|stderr|out(/log\.jsonl|/checkpoints(/\d{8}(/.*)?)?)?"),
+    "convert": re.compile(r"in/model/(parity\.json|verify-\w+\.png)"),
+    "mlx_moddit": re.compile(""),
+    "torch_moddit.finetune": re.compile(r"out(/log\.jsonl|/checkpoints(/\d{8}(/.*)?)?)?"),
 }
 
 
@@ -37,7 +37,7 @@ class Verdict:
 
     case: Case
     what: str  # was damaged, and how
-    run: Run
+    run: Outcome
     faults: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -48,13 +48,12 @@ class Verdict:
         )
 
 
-def judge(case: Case, inputs: Path, server: Server) -> Verdict:
+def judge(case: Case, inputs: Path) -> Verdict:
     """Make a damaged copy of an input, run the program, and the one that uses what it has written.
 
     Args:
         case: to run.
         inputs: whole, see `tests.fuzz.inputs`.
-        server: that runs it.
     """
     program, chance = PROGRAMS[case.program], case.chance
     with tempfile.TemporaryDirectory(dir=inputs.parent, prefix="case-") as temporary:
@@ -74,23 +73,28 @@ def judge(case: Case, inputs: Path, server: Server) -> Verdict:
             what, names = f"{path.relative_to(folder)}: {how}", [path.parent.name if how == ABSENT else path.name]
             names += ["[manifest]"] if path.name == MANIFEST_NAME else []
         before = _names(folder)
-        run = server.run(arguments, folder, seconds=KILL_SECONDS)
+        run = _run(arguments, folder)
         faults = _faults(run, names)
         left = {name for name in _names(folder) - before if not KEPT[arguments[0]].fullmatch(name)}
         if run.status != 0 and left and not run.timed_out:
             faults.append(f"litter: {sorted(left)}")
         if run.status == 0 and program.then:
-            run = server.run(program.then, folder, seconds=KILL_SECONDS)
+            run = _run(program.then, folder)
             is_late = run.status != 0 and not any(word in run.errors for word in (SIZE, OVERFLOW))
             faults += ["late"] * is_late + _faults(run, ())
         return Verdict(case, what, run, tuple(faults))
+
+
+def _run(arguments: Sequence[str], folder: Path) -> Outcome:
+    module, *rest = arguments
+    return run_forked(module, rest, folder=folder, seconds=KILL_SECONDS)
 
 
 def _names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def _faults(run: Run, names: Sequence[str]) -> list[str]:
+def _faults(run: Outcome, names: Sequence[str]) -> list[str]:
     text = run.output + run.errors
     found = {
         "traceback": "Traceback (most recent call last)" in text,

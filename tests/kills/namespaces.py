@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.kills.forked import Outcome
+from tests.forked import Outcome
 from tests.kills.programs import Program
 
 PAGE: Final = 4096  # bytes, which a tmpfs gives out

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from moddit.manifest import read_manifest, verify_files
 from tests import tiny
-from tests.kills.forked import Event, Outcome, run_forked
+from tests.forked import Event, Outcome, run_forked
 from torch_moddit.runfiles import LOG, list_checkpoints, read_progress
 from torch_moddit.runstate import read_state
 

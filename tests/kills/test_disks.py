@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills.forked import Event, remove
+from tests.forked import Event, remove
 from tests.kills.namespaces import needs_mounts, run_on_small_disk, run_read_only
 from tests.kills.programs import STARTS, Programs
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.kills.forked import Event, Outcome, fill, kill, terminate
+from tests.forked import Event, Outcome, fill, kill, terminate
 from tests.kills.programs import STARTS, Program, Programs
 
 QUICK = ("convert", "generate")

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.kills.forked import Event, kill, press_control_c, terminate_all
+from tests.forked import Event, kill, press_control_c, terminate_all
 from tests.kills.programs import Programs
 
 # Changes of the run's folder, and from where it goes on when it is stopped there.

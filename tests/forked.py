@@ -9,20 +9,30 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import resource
 import runpy
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-PRELOAD: Final = ("convert.coreml.writer", "convert.verify.verification", "mlx_moddit.cli", "torch_moddit.cli")
+PRELOAD: Final = (
+    *("convert.coreml.writer", "convert.mlx.writer", "convert.verify.verification", "convert.verify.generation"),
+    *("mlx_moddit.cli", "torch_moddit.cli", "tests.classes"),
+)
 TAKES: Final = frozenset({"open", "os.mkdir", "os.rename", "os.link", "os.symlink"})  # room on a disk
 CHANGES: Final = TAKES | {"os.remove", "os.rmdir", "os.truncate"}
 TIMEOUT: Final = 300  # seconds, of a program
+LIMITS: Final[Mapping[int, int]] = {  # a program that goes mad is stopped before it takes the machine along
+    resource.RLIMIT_DATA: 6 << 30,
+    resource.RLIMIT_FSIZE: 1 << 30,
+    resource.RLIMIT_CORE: 0,
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,10 @@ class Outcome:
     status: int  # negative: the signal that killed it
     output: str
     errors: str
-    is_reached: bool  # whether the event has happened
+    is_reached: bool = False  # whether the event has happened
+    seconds: float = 0.0
+    peak_bytes: int = 0  # resident; 0 if a signal killed it
+    timed_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,29 +93,61 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_forked(module: str, arguments: list[str], event: Event | None = None) -> Outcome:
-    """Run a module to its end, as `python -m` does."""
+def run_forked(
+    module: str,
+    arguments: Sequence[str],
+    event: Event | None = None,
+    *,
+    folder: Path | None = None,
+    seconds: float = TIMEOUT,
+) -> Outcome:
+    """Run a module to its end, as `python -m` does.
+
+    Args:
+        module: that is run as `__main__`.
+        arguments: of its command line.
+        event: that happens to it.
+        folder: where it runs, which is its home folder too; by default where this process does.
+        seconds: after which it is killed.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOAD))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        process = context.Process(target=_main, args=(folder, module, arguments, event))
+        notes = Path(name)
+        process = context.Process(target=_main, args=(notes, module, list(arguments), event, folder))
+        start = time.monotonic()
         process.start()
-        process.join(TIMEOUT)
-        assert process.exitcode is not None, f"{module} {arguments} does not end"
-        output, errors = ((folder / part).read_text(errors="replace") for part in ("output", "errors"))
-        return Outcome(process.exitcode, output, errors, (folder / "reached").exists())
+        process.join(seconds)
+        timed_out = process.exitcode is None
+        if timed_out:
+            assert process.pid is not None
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+        assert process.exitcode is not None
+        output, errors = ((notes / part).read_text("utf-8", "replace") for part in ("output", "errors"))
+        peak = int((notes / "peak").read_text()) if (notes / "peak").exists() else 0
+        is_reached, taken = (notes / "reached").exists(), time.monotonic() - start
+        return Outcome(process.exitcode, output, errors, is_reached, taken, peak, timed_out)
 
 
-def _main(folder: Path, module: str, arguments: list[str], event: Event | None) -> None:
+def _main(notes: Path, module: str, arguments: list[str], event: Event | None, folder: Path | None) -> None:
     for descriptor, name in ((1, "output"), (2, "errors")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(notes / name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     os.setsid()  # a group of its own, as in a shell
     multiprocessing.set_start_method(None, force=True)  # what a program has
+    if folder is not None:
+        os.chdir(folder)
+        os.environ["HOME"] = str(folder)
+    for kind, limit in LIMITS.items():
+        resource.setrlimit(kind, (limit, limit))
     sys.argv[1:] = arguments
     if event is not None:
-        _watch(event, folder / "reached")
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+        _watch(event, notes / "reached")
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        (notes / "peak").write_text(str(peak if sys.platform == "darwin" else peak << 10))
 
 
 def _watch(event: Event, reached: Path) -> None:
