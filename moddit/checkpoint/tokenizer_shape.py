@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from moddit.bounds import REPLACEMENT, STEPS
 from moddit.errors import FormatError, ShapeError, UnsupportedError
 
 FORMAT: Final = "1.0"
-MAX_STEPS: Final = 8  # of a normalizer or a pre-tokenizer; T5's have at most three
-MAX_REPLACEMENT: Final = 96  # bytes that a map of characters puts for one; T5's own puts 33 at most
 _SPACES: Final = " {2,}"  # the one expression that files of T5's kind have
 _FIXED: Final = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip")  # normalizers whose work no file decides
 
@@ -92,8 +91,8 @@ class Shape:
             return
         part = self._object(name, value)
         steps = self._list(f"{name}.{key}", part.get(key)) if part.get("type") == "Sequence" else [part]
-        if len(steps) > MAX_STEPS:
-            raise self.unsupported(name, f"of {len(steps)} steps", f"{MAX_STEPS} at most")
+        if len(steps) > STEPS:
+            raise self.unsupported(name, f"of {len(steps)} steps", f"{STEPS} at most")
         kinds = [self._object(name, step).get("type") for step in steps]
         if kinds.count("Precompiled") > 1:
             raise self.unsupported(name, "of several maps of characters", "one")
@@ -119,8 +118,8 @@ class Shape:
         if not data or not 4 < start <= len(data) or start % 4:
             raise self.damaged("precompiled_charsmap", value, "a map of characters")
         longest = max(map(len, data[start:].split(b"\0")))
-        if longest > MAX_REPLACEMENT:
-            raise self.unsupported("precompiled_charsmap", f"with texts of {longest} bytes", f"{MAX_REPLACEMENT}")
+        if longest > REPLACEMENT:
+            raise self.unsupported("precompiled_charsmap", f"with texts of {longest} bytes", f"{REPLACEMENT}")
 
     def _check_replace(self, name: str, pattern: object, content: object) -> None:
         fields = self._object(f"{name}.pattern", pattern)

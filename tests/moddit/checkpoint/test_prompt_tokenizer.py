@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import pytest
 
-from moddit.bounds import PROMPT
+from moddit.bounds import PROMPT, REPLACEMENT
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
-from moddit.checkpoint.tokenizer_shape import MAX_REPLACEMENT
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from tests.tiny import make_tokenizer
 
@@ -153,7 +152,7 @@ DAMAGED: Final[dict[str, tuple[Change, type[InputError]]]] = {
         FormatError,
     ),
     "a map with long texts": (
-        put("normalizer", {"type": "Precompiled", "precompiled_charsmap": charsmap(b"a" * (MAX_REPLACEMENT + 1))}),
+        put("normalizer", {"type": "Precompiled", "precompiled_charsmap": charsmap(b"a" * (REPLACEMENT + 1))}),
         UnsupportedError,
     ),
     "several maps": (
