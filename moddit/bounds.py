@@ -27,6 +27,10 @@ PATH: Final = 1024
 PROMPT: Final = 20_000  # that is encoded; a text of 300 tokens has about 1,500
 TEXT: Final = 100_000  # of a setting, or where a bundle came from
 
+# Tokenizers
+STEPS: Final = 8  # of a normalizer or a pre-tokenizer; T5's have at most three
+REPLACEMENT: Final = 96  # bytes that a map of characters puts for one; T5's own puts 33 at most
+
 # Networks
 LAYERS: Final = 1000
 HEADS: Final = 1024

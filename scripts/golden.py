@@ -99,7 +99,6 @@ def _variants() -> dict[str, dict[str, Any]]:
         "strip-both": _small(normalizer={**strip, "strip_left": True}),
         "replace-text": _small(normalizer={"type": "Replace", "pattern": {"String": "aa"}, "content": "b"}),
         "lowercase": _small(normalizer=lower),
-        "no-template": _small(post_processor=None),
         "bytes": _small(fallback=True),
     }
     variants |= {form.lower(): _small(normalizer={"type": form}) for form in ("NFC", "NFD", "NFKC", "NFKD")}

@@ -7,18 +7,21 @@ Rust code included, becomes an error that names the file, and no number leaves t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from moddit.bounds import PROMPT, TOKENIZER_BYTES
 from moddit.checkpoint.tokenizer_shape import Shape
-from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
+from moddit.errors import FormatError, ShapeError, ValueRangeError
+from moddit.record import Origin, escape, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+_ADVICE: Final = "convert the checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,7 @@ class PromptTokenizer:
             ShapeError: it has numbers of tokens that the text encoder does not know.
             UnsupportedError: it is of another kind than T5's.
         """
-        try:
-            with path.open("rb") as file:
-                content = file.read(TOKENIZER_BYTES + 1)
-        except FileNotFoundError:
-            raise MissingError(f"[tokenizer] {path}: no such file; convert the checkpoint again") from None
-        except OSError as error:
-            raise FormatError(f"[tokenizer] {path}: cannot be read ({error}); convert the checkpoint again") from None
+        content = read_bytes(path, _origin(path), absent=_ADVICE, most=TOKENIZER_BYTES)
         return cls.parse(content, path, vocab_size=vocab_size, max_length=max_length)
 
     @classmethod
@@ -59,20 +56,16 @@ class PromptTokenizer:
         """Read the content of `tokenizer.json`; `path` is named in errors. Raises as `load`."""
         from tokenizers import Tokenizer
 
-        fields = _parse_json(content, path)
-        shape = Shape(path, vocab_size)
-        shape.check(fields)
+        shape = Shape(_origin(path), vocab_size)
+        fields = shape.check(parse_json(content, shape.origin, most=TOKENIZER_BYTES))
         with _library_errors(path):
             library = Tokenizer.from_str(json.dumps(fields))  # of what was checked, not of a second reading
-            library.no_padding()  # transformers stores the settings of its last call
             library.enable_truncation(max_length)  # cuts before the end token, which stays
-            largest = max(library.get_vocab(with_added_tokens=True).values(), default=0)
-        shape.check_number("the largest number of a token", largest)
-        tokenizer = cls(path, vocab_size, max_length, library)
-        end = tokenizer.encode("")
-        if len(end) != 1:
-            raise FormatError(f"[tokenizer] {path}: the empty text has tokens {end}, want the end token only")
-        return tokenizer
+            sought = [_normalize(library, token) for token in fields["added_tokens"]]
+        if "" in sought:  # the library finds it everywhere
+            place = f"added_tokens[{sought.index('')}].content"
+            raise shape.damaged(place, "is empty when it is normalized", "a text")
+        return cls(path, vocab_size, max_length, library)
 
     def encode(self, text: str) -> list[int]:
         """Encode one text: lower case, stripped, truncated, closed with the end token, never padded.
@@ -93,8 +86,8 @@ class PromptTokenizer:
             ids: list[int] = self.library.encode(text.lower().strip()).ids
         if len(ids) > self.max_length or any(number >= self.vocab_size for number in ids):
             raise ShapeError(
-                f"[tokenizer] {self.path}: a prompt has {len(ids)} tokens up to number {max(ids)}, want at most "
-                f"{self.max_length} below {self.vocab_size}; convert the checkpoint again"
+                f"{_origin(self.path)}: a prompt has {len(ids)} tokens up to number {max(ids)}, want at most "
+                f"{self.max_length} below {self.vocab_size}; {_ADVICE}"
             )
         return ids
 
@@ -103,18 +96,14 @@ class PromptTokenizer:
         return self.library.token_to_id(token) is not None
 
 
-def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
-    if len(content) > TOKENIZER_BYTES:
-        raise FormatError(f"[tokenizer] {path}: larger than {TOKENIZER_BYTES} bytes, want a tokenizer of T5's kind")
-    try:
-        fields = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"[tokenizer] {path}: not JSON ({error}); convert the checkpoint again") from None
-    if not isinstance(fields, dict) or "model" not in fields:
-        raise FormatError(
-            f"[tokenizer] {path}: not a tokenizer, want an object with a 'model'; convert the checkpoint again"
-        )
-    return fields
+def _origin(path: Path) -> Origin:
+    return Origin("tokenizer", str(path), _ADVICE)
+
+
+def _normalize(library: Tokenizer, token: Mapping[str, Any]) -> str:
+    """Write an added token as it is sought in a text."""
+    content: str = token["content"]
+    return library.normalizer.normalize_str(content) if token["normalized"] and library.normalizer else content
 
 
 @contextmanager
@@ -131,4 +120,4 @@ def _library_errors(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: BaseException) -> FormatError:
-    return FormatError(f"[tokenizer] {path}: not a tokenizer ({error}); convert the checkpoint again")
+    return FormatError(f"{_origin(path)}: not a tokenizer ({escape(str(error))[:200]}); {_ADVICE}")

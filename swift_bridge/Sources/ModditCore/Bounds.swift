@@ -28,6 +28,10 @@ public enum Bounds {
     public static let prompt = 20_000
     /// Characters of a prompt in a picture's settings, or of `source`.
     public static let text = 100_000
+    /// Steps of a normalizer or of a pre-tokenizer.
+    public static let steps = 8
+    /// Bytes that a map of characters puts for one.
+    public static let replacement = 96
     /// Layers of a transformer or text encoder, or of a block of the VAE.
     public static let layers = 1_000
     /// Heads of an attention.

@@ -244,13 +244,12 @@ struct ModelBundleTests {
 
     @Test func tokensBeyondTheTextEncoder() throws {
         let place = ["spec", "text_encoder", "vocab_size"]
-        let largest = try UnigramTokenizer(Golden.data("embedded-tokenizer.json")).vocabularySize - 1
-        let changed = try TestBundle.manifest("routed").value.replacing(place[...], with: .integer(largest))
+        let changed = try TestBundle.manifest("routed").value.replacing(place[...], with: .integer(7))
         let files = try TestBundle("routed", changed: changed)
         defer { files.remove() }
         let bundle = try ModelBundle(folder: files.folder)
-        expect("shape", "number of a token is \(largest), the text encoder's vocab_size is \(largest)") {
-            () throws(ModditError) in _ = try bundle.tokenizer()
+        expect("shape", "want at most the text encoder's vocab_size, 7") { () throws(ModditError) in
+            _ = try bundle.tokenizer()
         }
     }
 

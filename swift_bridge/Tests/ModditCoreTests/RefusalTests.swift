@@ -6,8 +6,8 @@ import Testing
 /// What every reader of our records refuses and accepts, in tests/shared/refusals.json, which Python's tests run too.
 struct RefusalTests {
     /// Bases that Swift reads.
-    static let readers: [String: @Sendable (Data, String) throws(ModditError) -> Void] = [
-        "manifest-mlx": readManifest, "manifest-coreml": readManifest, "plan": readPlan,
+    static let readers: [String: @Sendable (SharedTable.Case) throws(ModditError) -> Void] = [
+        "manifest-mlx": readManifest, "manifest-coreml": readManifest, "plan": readPlan, "tokenizer": readTokenizer,
     ]
     /// Bases that it does not: only the converter reads the configurations of diffusers and transformers, and only the
     /// Python runtime repeats a picture by the settings in its file.
@@ -19,7 +19,7 @@ struct RefusalTests {
     func verdictIsPythons(_ item: SharedTable.Case) throws {
         let read = try #require(Self.readers[item.base])
         do throws(ModditError) {
-            try read(item.content, Self.file)
+            try read(item)
             #expect(item.isAccepted)
         } catch {
             #expect(!item.isAccepted, "\(error.message)")
@@ -36,13 +36,21 @@ struct RefusalTests {
         #expect(Self.notRead.isDisjoint(with: Self.readers.keys))
     }
 
-    @Sendable private static func readManifest(_ content: Data, _ file: String) throws(ModditError) {
-        _ = try Manifest(content, place: file)
+    @Sendable private static func readManifest(_ item: SharedTable.Case) throws(ModditError) {
+        _ = try Manifest(item.content, place: file)
     }
 
-    @Sendable private static func readPlan(_ content: Data, _ file: String) throws(ModditError) {
-        let value = try JSON.parse(content, place: file, component: "routing")
+    @Sendable private static func readPlan(_ item: SharedTable.Case) throws(ModditError) {
+        let value = try JSON.parse(item.content, place: file, component: "routing")
         _ = try RoutingPlan(JSONField(value, place: file, component: "routing"))
+    }
+
+    @Sendable private static func readTokenizer(_ item: SharedTable.Case) throws(ModditError) {
+        let settings = try JSONObject(item.settings, ["vocab_size", "max_length", "prompt"])
+        let tokenizer = try UnigramTokenizer(
+            item.content, place: file, vocabularySize: settings["vocab_size"].integer())
+        _ = try tokenizer.encode(
+            Caption.clean(settings["prompt"].string()), maxLength: settings["max_length"].integer())
     }
 
     /// Whether a terminal shows a character, and nothing else: no control characters, line ends or marks of direction.
@@ -61,6 +69,7 @@ enum SharedTable {
         let name: String
         let base: String
         let content: Data
+        let settings: JSONField  // what a tokenizer is read with
         let isAccepted: Bool
         let field: String
 
@@ -83,7 +92,8 @@ enum SharedTable {
             guard names.contains(base) else { return nil }
             return try Case(
                 name: item["name"].string(), base: base, content: content(item, of: table["bases"][base].value),
-                isAccepted: item["verdict"].string() == "accept", field: item["field"].string())
+                settings: table["read_with"], isAccepted: item["verdict"].string() == "accept",
+                field: item["field"].string())
         }
     }
 

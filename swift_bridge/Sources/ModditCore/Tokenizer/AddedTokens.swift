@@ -22,27 +22,31 @@ struct AddedTokens: Sendable {
     /// Numbers by content.
     private(set) var ids: [ExactText: Int] = [:]
 
-    init(_ field: JSONField, model: UnigramModel, normalizer: Normalizer?) throws(ModditError) {
+    init(
+        _ field: JSONField, model: UnigramModel, normalizer: Normalizer?, vocabularySize: Int
+    ) throws(ModditError) {
         var next = model.count
         for item in try field.array() {
             let names = ["id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"]
-            let fields = try item.object(names)
-            func flag(_ name: String) throws(ModditError) -> Bool { try fields[name]?.bool() ?? false }
-            let content = try fields["content"]?.string() ?? ""
-            guard !content.isEmpty else { throw item.format("has no content", want: "a text") }
+            let fields = try JSONObject(item, names)
+            let content = try fields["content"].string()
             let wanted = model.id(of: content) ?? next
-            let id = try fields["id"]?.integer() ?? -1
-            guard id == wanted, ids.updateValue(id, forKey: ExactText(content)) == nil else {
-                throw item.format("is token \(content.quoted) with id \(id), or is there twice", want: "id \(wanted)")
+            let id = try fields["id"].token(below: vocabularySize)
+            guard id == wanted else { throw try fields["id"].wrong(want: "\(wanted), the number of \(content.quoted)") }
+            guard ids.updateValue(id, forKey: ExactText(content)) == nil else {
+                throw try fields["content"].format("is \(content.quoted) for the second time", want: "another text")
             }
             next = max(next, id + 1)
-            let isNormalized = try flag("normalized")
+            let isNormalized = try fields["normalized"].bool()
             let scalars = Array(content.unicodeScalars)
             let token = Token(
                 id: id, content: isNormalized ? try normalizer?.apply(scalars) ?? scalars : scalars,
-                isSingleWord: try flag("single_word"), takesSpaceBefore: try flag("lstrip"),
-                takesSpaceAfter: try flag("rstrip"))
-            _ = try flag("special")
+                isSingleWord: try fields["single_word"].bool(), takesSpaceBefore: try fields["lstrip"].bool(),
+                takesSpaceAfter: try fields["rstrip"].bool())
+            guard !token.content.isEmpty else {
+                throw try fields["content"].format("is \(content.quoted), which is sought as nothing", want: "a text")
+            }
+            _ = try fields["special"].bool()
             if isNormalized { normalized.append(token) } else { literal.append(token) }
         }
     }

@@ -3,8 +3,27 @@ import Foundation
 /// What happens to a text before it is cut into words.
 ///
 /// Port of huggingface/tokenizers, normalizers/: those that files of T5's kind have.
-indirect enum Normalizer: Sendable {
-    case sequence([Normalizer])
+struct Normalizer: Sendable {
+    private let steps: [Step]
+
+    init(_ field: JSONField) throws(ModditError) {
+        var steps: [Step] = []
+        for step in try readSteps(of: field, in: "normalizers") { steps.append(try Step(step)) }
+        guard steps.count(where: \.isMap) <= 1 else {
+            throw .unsupported(field.message("has several maps of characters", want: "one"))
+        }
+        self.steps = steps
+    }
+
+    func apply(_ text: [Unicode.Scalar]) throws(ModditError) -> [Unicode.Scalar] {
+        var text = text
+        for step in steps { text = try step.apply(text) }
+        return text
+    }
+}
+
+/// One step of a normalizer, none of which makes a text longer than by a known factor.
+private enum Step: Sendable {
     case precompiled(PrecompiledCharsmap)
     case strip(left: Bool, right: Bool)
     case replace([Unicode.Scalar], with: [Unicode.Scalar])
@@ -12,7 +31,14 @@ indirect enum Normalizer: Sendable {
     case unicode(Form)
     case lowercase
 
-    enum Form: String, Sendable, CaseIterable {
+    /// The one expression that files of T5's kind have.
+    private static let spaces: ExactText = " {2,}"
+
+    var isMap: Bool {
+        if case .precompiled = self { true } else { false }
+    }
+
+    enum Form: String, Sendable {
         case composed = "NFC"
         case decomposed = "NFD"
         case compatiblyComposed = "NFKC"
@@ -26,10 +52,6 @@ indirect enum Normalizer: Sendable {
             return names.compactMap { fields[$0] }
         }
         switch type {
-        case "Sequence":
-            var parts: [Normalizer] = []
-            for part in try read(["normalizers"])[0].array() { parts.append(try Normalizer(part)) }
-            self = .sequence(parts)
         case "Precompiled":
             self = .precompiled(try PrecompiledCharsmap(try read(["precompiled_charsmap"])[0]))
         case "Strip":
@@ -37,36 +59,39 @@ indirect enum Normalizer: Sendable {
             self = .strip(left: try sides[0].bool(), right: try sides[1].bool())
         case "Replace":
             let parts = try read(["pattern", "content"])
-            self = try Self.makeReplace(pattern: parts[0], content: try parts[1].string())
+            self = try Self.makeReplace(pattern: parts[0], content: try parts[1].string(), at: field)
         case "Lowercase":
             _ = try read([])
             self = .lowercase
         default:
-            guard let form = Form(rawValue: type) else { throw unsupported(field, type) }
+            // The sign of the kelvin equals a K, but for its code point.
+            guard let form = Form(rawValue: type), ExactText(form.rawValue) == ExactText(type) else {
+                throw unsupported(field, type)
+            }
             _ = try read([])
             self = .unicode(form)
         }
     }
 
-    private static func makeReplace(pattern: JSONField, content: String) throws(ModditError) -> Normalizer {
+    private static func makeReplace(
+        pattern: JSONField, content: String, at field: JSONField
+    ) throws(ModditError) -> Step {
+        let fields = try pattern.object()
         let replacement = Array(content.unicodeScalars)
-        let fields = try pattern.object([], optional: ["String", "Regex"])
-        if let text = try fields["String"]?.string(), fields.count == 1, !text.isEmpty {
+        switch (fields.count, fields["String"]?.value, fields["Regex"]?.value) {
+        case (1, .string(let text), nil) where !text.isEmpty && replacement.count <= text.unicodeScalars.count:
             return .replace(Array(text.unicodeScalars), with: replacement)
+        case (1, nil, .string(let expression)) where ExactText(expression) == spaces && replacement.count <= 1:
+            return .replaceSpaces(with: replacement)
+        default:
+            throw .unsupported(
+                field.message(
+                    "is Replace \(pattern.value.shown) by \(content.quoted)", want: "one that makes no text longer"))
         }
-        guard let expression = try fields["Regex"]?.string(), fields.count == 1 else {
-            throw pattern.format("has no pattern", want: "a 'String' or a 'Regex'")
-        }
-        guard expression == " {2,}" else { throw unsupported(pattern, expression) }
-        return .replaceSpaces(with: replacement)
     }
 
     func apply(_ text: [Unicode.Scalar]) throws(ModditError) -> [Unicode.Scalar] {
         switch self {
-        case .sequence(let parts):
-            var text = text
-            for part in parts { text = try part.apply(text) }
-            return text
         case .precompiled(let map): return try map.normalize(text)
         case .strip(let left, let right): return Self.strip(text, left: left, right: right)
         case .replace(let pattern, let content): return Self.replace(pattern, with: content, in: text)
@@ -112,7 +137,7 @@ indirect enum Normalizer: Sendable {
     }
 }
 
-extension Normalizer.Form {
+extension Step.Form {
     func apply(_ text: String) -> String {
         switch self {
         case .composed: text.precomposedStringWithCanonicalMapping
@@ -121,6 +146,16 @@ extension Normalizer.Form {
         case .compatiblyDecomposed: text.decomposedStringWithCompatibilityMapping
         }
     }
+}
+
+/// Reads a part of the file that is one step, or a sequence of some, which are no sequences themselves.
+func readSteps(of field: JSONField, in name: String) throws(ModditError) -> [JSONField] {
+    guard try typeName(of: field) == "Sequence" else { return [field] }
+    let steps = try JSONObject(field, ["type", name])[name].array()
+    guard steps.count <= Bounds.steps else {
+        throw .unsupported(field.message("has \(steps.count) steps", want: "at most \(Bounds.steps)"))
+    }
+    return steps
 }
 
 /// Reads the "type" of a part of the file.

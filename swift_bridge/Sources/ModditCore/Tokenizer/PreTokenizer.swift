@@ -1,10 +1,11 @@
 /// How a text is cut into words.
 ///
 /// Port of huggingface/tokenizers, pre_tokenizers/: those that files of T5's kind have.
-indirect enum PreTokenizer: Sendable {
-    case sequence([PreTokenizer])
-    case whitespaceSplit
-    case metaspace(Metaspace)
+struct PreTokenizer: Sendable {
+    private enum Step: Sendable {
+        case whitespaceSplit
+        case metaspace(Metaspace)
+    }
 
     struct Metaspace: Sendable {
         let replacement: Unicode.Scalar
@@ -22,30 +23,33 @@ indirect enum PreTokenizer: Sendable {
         var isFirst: Bool
     }
 
+    private let steps: [Step]
+
     init(_ field: JSONField) throws(ModditError) {
-        switch try typeName(of: field) {
-        case "Sequence":
-            var parts: [PreTokenizer] = []
-            for part in try field.object(["type", "pretokenizers"])["pretokenizers"]?.array() ?? [] {
-                parts.append(try PreTokenizer(part))
-            }
-            self = .sequence(parts)
-        case "WhitespaceSplit":
-            _ = try field.object(["type"])
-            self = .whitespaceSplit
-        case "Metaspace":
-            self = .metaspace(try Metaspace(field))
-        case let type:
-            throw unsupported(field, type)
-        }
+        var steps: [Step] = []
+        for step in try readSteps(of: field, in: "pretokenizers") { steps.append(try Self.readStep(step)) }
+        self.steps = steps
     }
 
     /// Cuts words into smaller ones; empty ones vanish.
     func apply(_ words: [Word]) -> [Word] {
-        switch self {
-        case .sequence(let parts): parts.reduce(words) { $1.apply($0) }
-        case .whitespaceSplit: words.flatMap(Self.splitAtWhitespace)
-        case .metaspace(let metaspace): words.flatMap(metaspace.apply)
+        steps.reduce(words) { words, step in
+            switch step {
+            case .whitespaceSplit: words.flatMap(Self.splitAtWhitespace)
+            case .metaspace(let metaspace): words.flatMap(metaspace.apply)
+            }
+        }
+    }
+
+    private static func readStep(_ field: JSONField) throws(ModditError) -> Step {
+        switch try typeName(of: field) {
+        case "WhitespaceSplit":
+            _ = try field.object(["type"])
+            return .whitespaceSplit
+        case "Metaspace":
+            return .metaspace(try Metaspace(field))
+        case let type:
+            throw unsupported(field, type)
         }
     }
 
@@ -66,14 +70,10 @@ extension PreTokenizer.Metaspace {
         }
         replacement = scalar
         isSplit = try fields["split"]?.bool() ?? true
-        let addsSpace = try fields["add_prefix_space"]?.bool() ?? true
-        if let scheme = fields["prepend_scheme"] {
-            prepends = try choice(scheme)
-            guard addsSpace || prepends == .never else {
-                throw field.format("has an add_prefix_space that contradicts prepend_scheme", want: "one of them")
-            }
-        } else {
-            prepends = addsSpace ? .always : .never
+        prepends = try fields["prepend_scheme"].map { field throws(ModditError) in try choice(field) } ?? .always
+        _ = try fields["str_rep"]?.string()
+        guard try fields["add_prefix_space"]?.bool() ?? true || prepends == .never else {
+            throw field.format("has an add_prefix_space that contradicts prepend_scheme", want: "one of them")
         }
     }
 

@@ -6,9 +6,11 @@ import Foundation
 struct PrecompiledCharsmap: Sendable {
     private let units: [UInt32]
     private let replacements: [UInt8]  // each ends with a zero
+    private let damaged: ModditError  // for a trie that leads outside
 
     init(_ field: JSONField) throws(ModditError) {
-        guard let data = Data(base64Encoded: try field.string()) else {
+        let text = try field.string()
+        guard let data = Data(base64Encoded: text), ExactText(data.base64EncodedString()) == ExactText(text) else {
             throw field.format("is not base64", want: "a compiled map of characters")
         }
         let bytes = [UInt8](data)
@@ -21,6 +23,12 @@ struct PrecompiledCharsmap: Sendable {
         guard String(validating: replacements, as: UTF8.self) != nil else {
             throw field.format("has replacements that are not UTF-8", want: "a compiled map of characters")
         }
+        let longest = replacements.split(separator: 0).map(\.count).max() ?? 0
+        guard longest <= Bounds.replacement else {
+            throw .unsupported(
+                field.message("has replacements of \(longest) bytes", want: "at most \(Bounds.replacement)"))
+        }
+        damaged = field.format("leads outside itself", want: "a compiled map of characters")
     }
 
     /// Normalises a text: what a user sees as one character is replaced whole where it takes less than 6 bytes and the
@@ -65,10 +73,6 @@ struct PrecompiledCharsmap: Sendable {
     private func unit(_ position: Int) throws(ModditError) -> UInt32 {
         guard units.indices.contains(position) else { throw damaged }
         return units[position]
-    }
-
-    private var damaged: ModditError {
-        .format("[tokenizer] the compiled map of characters leads outside itself; the file is damaged")
     }
 
     private static func offset(_ unit: UInt32) -> Int {

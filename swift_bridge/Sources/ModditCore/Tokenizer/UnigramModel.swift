@@ -6,7 +6,7 @@ struct UnigramModel: Sendable {
     private static let unknownPenalty = 10.0
 
     private let scores: [Double]
-    private let unknownID: Int?
+    private let unknownID: Int
     private let unknownScore: Double
     private let pieces: PieceTrie
     private let byteIDs: [Int]?  // of the 256 bytes, if unknown characters become bytes
@@ -14,16 +14,20 @@ struct UnigramModel: Sendable {
     /// Number of pieces.
     var count: Int { scores.count }
 
-    init(_ field: JSONField) throws(ModditError) {
+    init(_ field: JSONField, vocabularySize: Int) throws(ModditError) {
+        let type = try typeName(of: field)
+        guard type == "Unigram" else { throw unsupported(field, type) }
         let fields = try field.object(["type", "unk_id", "vocab"], optional: ["byte_fallback"])
-        guard let type = fields["type"], let unknown = fields["unk_id"], let vocabulary = fields["vocab"] else {
+        guard let unknown = fields["unk_id"], let vocabulary = fields["vocab"] else {
             throw field.format("has no vocabulary", want: "one")
-        }
-        guard try type.string() == "Unigram" else {
-            throw .unsupported(type.message("is \(try type.string().quoted)", want: "Unigram"))
         }
         guard case .array(let items) = vocabulary.value, !items.isEmpty else {
             throw vocabulary.format("has no pieces", want: "a list of [piece, score]")
+        }
+        guard items.count <= vocabularySize else {
+            throw .shape(
+                vocabulary.message(
+                    "has \(items.count) pieces", want: "at most the text encoder's vocab_size, \(vocabularySize)"))
         }
         var (pieces, scores) = (PieceTrie(), [Double]())
         scores.reserveCapacity(items.count)
@@ -36,7 +40,7 @@ struct UnigramModel: Sendable {
         }
         self.scores = scores
         self.pieces = pieces
-        unknownID = unknown.isNull ? nil : try unknown.integer(in: 0...scores.count - 1)
+        unknownID = try unknown.integer(in: 0...scores.count - 1)
         unknownScore = scores.reduce(.infinity, min) - Self.unknownPenalty
         let fallsBack = try fields["byte_fallback"]?.bool() ?? false
         byteIDs = fallsBack ? Self.findBytes(pieces) : nil
@@ -48,18 +52,16 @@ struct UnigramModel: Sendable {
     }
 
     /// Cuts a word into pieces.
-    ///
-    /// - Throws: `ModditError.format` for an unknown character in a vocabulary without a piece for it.
-    func encode(_ word: String) throws(ModditError) -> [Int] {
+    func encode(_ word: String) -> [Int] {
         let bytes = Array(word.utf8)
         var ids: [Int] = []
-        for range in try bestPath(bytes) {
+        for range in bestPath(bytes) {
             if let id = pieces.id(of: bytes[range]) {
                 ids.append(id)
             } else if let byteIDs {
                 ids += bytes[range].map { byteIDs[Int($0)] }
             } else {
-                ids.append(try requireUnknown())
+                ids.append(unknownID)
             }
         }
         return ids
@@ -76,7 +78,7 @@ struct UnigramModel: Sendable {
     }
 
     /// Finds the ranges of the most probable pieces; neighbouring unknown characters are one.
-    private func bestPath(_ bytes: [UInt8]) throws(ModditError) -> [Range<Int>] {
+    private func bestPath(_ bytes: [UInt8]) -> [Range<Int>] {
         var nodes = [Node](repeating: Node(), count: bytes.count + 1)
         var start = 0
         while start < bytes.count {
@@ -88,7 +90,7 @@ struct UnigramModel: Sendable {
                 hasCharacter = hasCharacter || end - start == width
             }
             if !hasCharacter {
-                nodes[start + width].offer(id: try requireUnknown(), score: unknownScore + here, start: start)
+                nodes[start + width].offer(id: unknownID, score: unknownScore + here, start: start)
             }
             start += width
         }
@@ -106,13 +108,6 @@ struct UnigramModel: Sendable {
             end = node.start
         }
         return ranges.reversed()
-    }
-
-    private func requireUnknown() throws(ModditError) -> Int {
-        guard let unknownID else {
-            throw .format("[tokenizer] the text has a character without a piece, and the file no 'unk_id'")
-        }
-        return unknownID
     }
 
     /// Bytes of the character that begins with a byte, in valid UTF-8.

@@ -4,8 +4,8 @@ import Foundation
 ///
 /// It knows what files of T5's kind have: a unigram vocabulary, the normalisers Precompiled, Sequence, Strip, Replace,
 /// NFC, NFD, NFKC, NFKD and Lowercase, the cuts WhitespaceSplit and Metaspace, added tokens, and a template. Anything
-/// else in the file is an error, never ignored, except the "decoder", which encoding does not need, and the lengths in
-/// "truncation" and "padding", which the caller decides.
+/// else in the file is an error, never ignored, except the "decoder" and the template's "pair", which encoding does not
+/// need, and the lengths in "truncation" and "padding", which the caller decides.
 public struct UnigramTokenizer: Sendable {
     /// Token numbers of one text, filled up to a fixed length.
     public struct Padded: Sendable, Hashable {
@@ -18,9 +18,6 @@ public struct UnigramTokenizer: Sendable {
     /// Number that fills texts up; nil if the file has none.
     public let padID: Int32?
 
-    /// Tokens that are numbered from 0, with those that are added, that close a text and that fill it up.
-    public let vocabularySize: Int
-
     private let normalizer: Normalizer?
     private let preTokenizer: PreTokenizer?
     private let model: UnigramModel
@@ -32,8 +29,12 @@ public struct UnigramTokenizer: Sendable {
     /// - Parameters:
     ///   - data: its bytes.
     ///   - place: its name, for messages.
-    /// - Throws: `ModditError.format` if it is damaged, `ModditError.unsupported` for a part that is not implemented.
-    public init(_ data: Data, place: String = "tokenizer.json") throws(ModditError) {
+    ///   - vocabularySize: of the text encoder; every number of a token is below.
+    /// - Throws: `ModditError.format` if it is damaged, `ModditError.unsupported` for a part that is not implemented,
+    ///   `ModditError.shape` for a number that the text encoder does not know.
+    public init(
+        _ data: Data, place: String = "tokenizer.json", vocabularySize: Int = Bounds.vocabulary
+    ) throws(ModditError) {
         let root = JSONField(
             try JSON.parse(data, place: place, component: "tokenizer", most: Bounds.tokenizerBytes), place: place,
             component: "tokenizer")
@@ -41,31 +42,22 @@ public struct UnigramTokenizer: Sendable {
             "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor",
             "decoder", "model",
         ]
-        let fields = try root.object(names)
-        func part<Part>(
-            _ name: String, _ read: (JSONField) throws(ModditError) -> Part
-        ) throws(ModditError) -> Part? {
-            guard let field = fields[name], !field.isNull else { return nil }
-            return try read(field)
+        let fields = try JSONObject(root, names)
+        let version = try fields["version"].string()
+        guard version == "1.0" else {
+            throw .unsupported(try fields["version"].message("is \(version.quoted)", want: "'1.0'"))
         }
-        guard try part("version", { field throws(ModditError) in try field.string() }) == "1.0" else {
-            throw .unsupported(root.message("has an unknown version", want: "'1.0'"))
+        model = try UnigramModel(fields["model"], vocabularySize: vocabularySize)
+        normalizer = try fields.optional("normalizer", Normalizer.init)
+        added = try AddedTokens(
+            fields["added_tokens"], model: model, normalizer: normalizer, vocabularySize: vocabularySize)
+        preTokenizer = try fields.optional("pre_tokenizer", PreTokenizer.init)
+        template = try Template(fields["post_processor"], vocabularySize: vocabularySize)
+        let filling = try fields.optional("padding") { field throws(ModditError) in
+            try Self.readPadding(field, vocabularySize: vocabularySize)
         }
-        guard let model = try part("model", UnigramModel.init) else { throw root.format("has no model", want: "one") }
-        let normalizer = try part("normalizer", Normalizer.init)
-        let readAdded = { (field) throws(ModditError) in try AddedTokens(field, model: model, normalizer: normalizer) }
-        guard let added = try part("added_tokens", readAdded) else {
-            throw root.format("has no added tokens", want: "a list")
-        }
-        self.normalizer = normalizer
-        self.model = model
-        self.added = added
-        preTokenizer = try part("pre_tokenizer", PreTokenizer.init)
-        template = try part("post_processor", Template.init) ?? Template()
-        padID = try part("padding", Self.readPadding) ?? (added.ids["<pad>"] ?? model.id(of: "<pad>")).map { Int32($0) }
-        _ = try part("truncation", Self.checkTruncation)
-        let others = Array(added.ids.values) + template.before + template.after + (padID.map { [Int($0)] } ?? [])
-        vocabularySize = max(model.count, (others.max() ?? -1) + 1)
+        padID = (filling ?? added.ids["<pad>"] ?? model.id(of: "<pad>")).map { Int32($0) }
+        _ = try fields.optional("truncation", Self.checkTruncation)
     }
 
     /// Gives the token numbers of a text, the end token included.
@@ -85,7 +77,7 @@ public struct UnigramTokenizer: Sendable {
             case .token(let id): ids.append(id)
             case .text(let text, let isFirst):
                 let whole = [PreTokenizer.Word(text: text, isFirst: isFirst)].filter { !$0.text.isEmpty }
-                for word in preTokenizer?.apply(whole) ?? whole { ids += try model.encode(String(word.text)) }
+                for word in preTokenizer?.apply(whole) ?? whole { ids += model.encode(String(word.text)) }
             }
         }
         return (template.before + Array(ids.prefix(room)) + template.after).map { Int32(truncatingIfNeeded: $0) }
@@ -110,10 +102,9 @@ public struct UnigramTokenizer: Sendable {
             mask: [Int32](repeating: 1, count: ids.count) + [Int32](repeating: 0, count: rest))
     }
 
-    private static func readPadding(_ field: JSONField) throws(ModditError) -> Int32 {
+    private static func readPadding(_ field: JSONField, vocabularySize: Int) throws(ModditError) -> Int {
         let names = ["strategy", "direction", "pad_to_multiple_of", "pad_id", "pad_type_id", "pad_token"]
-        let id = try field.object(names)["pad_id"]?.integer(in: 0...Int(Int32.max)) ?? 0
-        return Int32(id)
+        return try JSONObject(field, names)["pad_id"].token(below: vocabularySize)
     }
 
     private static func checkTruncation(_ field: JSONField) throws(ModditError) {
@@ -121,48 +112,68 @@ public struct UnigramTokenizer: Sendable {
     }
 }
 
-/// Tokens around every text.
+/// What is put around every text: one token.
 private struct Template: Sendable {
-    var before: [Int] = []
-    var after: [Int] = []
+    private(set) var before: [Int] = []
+    private(set) var after: [Int] = []
 
     /// Number of tokens that it adds.
     var count: Int { before.count + after.count }
 
-    init() {}
-
-    init(_ field: JSONField) throws(ModditError) {
+    init(_ field: JSONField, vocabularySize: Int) throws(ModditError) {
         let type = try typeName(of: field)
         guard type == "TemplateProcessing" else { throw unsupported(field, type) }
-        let fields = try field.object(["type", "single", "pair", "special_tokens"])
-        guard let single = fields["single"], let tokens = try fields["special_tokens"]?.object() else {
-            throw field.format("has no template", want: "one")
+        let fields = try JSONObject(field, ["type", "single", "pair", "special_tokens"])
+        var tokens: [ExactText: [Int]] = [:]
+        for (name, token) in try fields["special_tokens"].object() {
+            tokens[name] = try Self.readIDs(token, vocabularySize: vocabularySize)
         }
         var hasText = false
-        for item in try single.array() {
-            let parts = try item.object([], optional: ["Sequence", "SpecialToken"])
-            if parts.count == 1, let sequence = parts["Sequence"], !hasText {
-                guard try sequence.object(["id", "type_id"])["id"]?.string() == "A" else {
-                    throw sequence.format("is another text than A", want: "A")
-                }
+        for item in try fields["single"].array() {
+            let (kind, name) = try Self.readPart(item)
+            if kind == "Sequence", name == "A", !hasText {
                 hasText = true
-            } else if parts.count == 1, let token = parts["SpecialToken"] {
-                let ids = try Self.readIDs(token, tokens)
+            } else if kind == "SpecialToken", let ids = tokens[name] {
                 if hasText { after += ids } else { before += ids }
             } else {
-                throw item.format("has fields \(parts.keys.sorted())", want: "one text A among special tokens")
+                throw item.wrong(want: "the text A, once, or one of post_processor.special_tokens")
             }
         }
-        guard hasText else { throw single.format("has no text", want: "one") }
+        guard hasText, count == 1 else {
+            let found = "has \(hasText ? "the" : "no") text A and \(count) tokens"
+            throw try fields["single"].format(found, want: "the text and one end token")
+        }
     }
 
-    private static func readIDs(_ token: JSONField, _ tokens: [ExactText: JSONField]) throws(ModditError) -> [Int] {
-        let name = try token.object(["id", "type_id"])["id"]?.string() ?? ""
-        guard let fields = try tokens[ExactText(name)]?.object(["id", "ids", "tokens"]), let ids = fields["ids"] else {
-            throw token.format("is \(name.quoted), which is not in special_tokens", want: "its numbers there")
+    /// Reads a special token's numbers.
+    private static func readIDs(_ field: JSONField, vocabularySize: Int) throws(ModditError) -> [Int] {
+        let fields = try JSONObject(field, ["id", "ids", "tokens"])
+        _ = try fields["id"].string()
+        for text in try fields["tokens"].array() { _ = try text.string() }
+        var ids: [Int] = []
+        for id in try fields["ids"].array() { ids.append(try id.token(below: vocabularySize)) }
+        return ids
+    }
+
+    /// Reads of which kind a part is, and its name.
+    private static func readPart(_ field: JSONField) throws(ModditError) -> (kind: String, name: ExactText) {
+        let parts = try field.object([], optional: ["Sequence", "SpecialToken"])
+        guard parts.count == 1, let (kind, part) = parts.first else {
+            throw field.wrong(want: "a Sequence or a SpecialToken")
         }
-        var numbers: [Int] = []
-        for id in try ids.array() { numbers.append(try id.integer(in: 0...Int(Int32.max))) }
-        return numbers
+        let fields = try JSONObject(part, ["id", "type_id"])
+        _ = try fields["type_id"].integer(in: 0...Int(UInt32.max))
+        return (kind, ExactText(try fields["id"].string()))
+    }
+}
+
+extension JSONField {
+    /// Reads the number of a token that the text encoder knows.
+    func token(below count: Int) throws(ModditError) -> Int {
+        let number = try integer(in: 0...Int.max)
+        guard number < count else {
+            throw .shape(message("is \(number)", want: "a number below the text encoder's vocab_size, \(count)"))
+        }
+        return number
     }
 }
