@@ -18,6 +18,7 @@ import moddit
 from convert.coreml.native import LIBRARIES, incomplete
 from convert.coreml.target import OPSET
 from moddit.graphs import Feature, GraphFunction, Package
+from moddit.signals import Stopped
 
 AUTHOR: Final = "moddit"
 LICENSE: Final = "That of the checkpoint's weights"
@@ -64,10 +65,13 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
                 skip_model_load=True,
                 package_dir=str(path),
             )
+        # The frames of what is raised hold a temporary file, which would complain that its folder is gone.
+        except (OSError, Stopped) as error:
+            raise error.with_traceback(None) from None
         except RuntimeError as error:  # of coremltools' writer of weights
             if load.BlobWriter is None:
                 raise incomplete(LIBRARIES[0]) from error
-            raise OSError(f"{error}; is the disk full?") from error
+            raise OSError(f"{error}; is the disk full?") from error.with_traceback(None)
     _describe(path, summary)
     functions = tuple(_signature(name, function) for name, function in program.functions.items())
     return Package(path.name, functions)
