@@ -67,9 +67,11 @@ def read_metadata(path: Path) -> Metadata:
             text = image.text.get(CHUNK) if isinstance(image, PngImagePlugin.PngImageFile) else None
             kind = image.format
     except FileNotFoundError:
-        raise MissingError(f"[metadata] {path}: no such file") from None
+        raise MissingError(f"[metadata] {escape(str(path))}: no such file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FormatError(f"[metadata] {path}: cannot read the picture ({escape(str(error))})") from None
+        raise FormatError(f"[metadata] {escape(str(path))}: cannot read the picture ({escape(str(error))})") from None
     if text is None:
-        raise MissingError(f"[metadata] {path}: a {kind} without moddit's settings; want a PNG as moddit wrote it")
+        raise MissingError(
+            f"[metadata] {escape(str(path))}: a {kind} without moddit's settings; want a PNG as moddit wrote it"
+        )
     return Metadata.from_text(text, str(path))

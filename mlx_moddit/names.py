@@ -13,6 +13,7 @@ from typing import Final
 from mlx_moddit.settings import Settings
 from moddit.errors import ValueRangeError
 from moddit.paths import expand
+from moddit.record import escape
 
 DEFAULT_PATTERN: Final = "{prompt}-{seed}.png"
 FIELDS: Final = ("prompt", "seed", "index")
@@ -59,15 +60,15 @@ def name_files(pattern: str, settings: Sequence[Settings]) -> tuple[Path, ...]:
     paths = _fill(pattern, settings)
     for path in paths:
         if path.suffix.lower() != ".png":
-            raise ValueRangeError(f"[output] {path} is not the name of a PNG, want one that ends in .png")
+            raise ValueRangeError(f"[output] {escape(str(path))} is not the name of a PNG, want one that ends in .png")
         size = len(os.fsencode(path.name))
         if size > MAX_NAME_BYTES:
             raise ValueRangeError(
-                f"[output] the name {path.name} is too long, got {size} bytes, want at most {MAX_NAME_BYTES}"
+                f"[output] the name {escape(path.name)} is too long, got {size} bytes, want at most {MAX_NAME_BYTES}"
             )
     key, count = Counter(map(file_key, paths)).most_common(1)[0]
     if count > 1:
-        names = sorted({str(path) for path in paths if file_key(path) == key})
+        names = sorted({escape(str(path)) for path in paths if file_key(path) == key})
         raise ValueRangeError(
             f"[output] {count} pictures would be called {' or '.join(names)}; use {{seed}} or {{index}} in the name"
             + (", since names that differ only in case are one file on a Mac" if len(names) > 1 else "")

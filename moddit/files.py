@@ -29,6 +29,7 @@ from typing import IO, Final
 
 from moddit.errors import ModditError, OutputExistsError, StorageError
 from moddit.signals import raise_if_stopped, uninterrupted
+from moddit.text import printable
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _WITHOUT_LOCKS: Final = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -112,7 +113,8 @@ def exclusive(folder: Path) -> Iterator[None]:
                 stack.enter_context(_owned(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
             except BlockingIOError:
                 raise StorageError(
-                    f"[output] {folder}: another program is writing into it; wait for its end, or choose another place"
+                    f"[output] {printable(str(folder))}: another program is writing into it; wait for its end, or "
+                    "choose another place"
                 ) from None
         yield
 
@@ -151,9 +153,11 @@ def recover_all(folder: Path) -> None:
 def check_file(target: Path, *, overwrite: bool) -> None:
     """Raise OutputExistsError if a file may not be written to `target`."""
     if target.is_dir():
-        raise OutputExistsError(f"[output] {target} is a folder, want the name of a file")
+        raise OutputExistsError(f"[output] {printable(str(target))} is a folder, want the name of a file")
     if os.path.lexists(target) and not overwrite:
-        raise OutputExistsError(f"[output] {target} exists; choose another name or allow it with --overwrite")
+        raise OutputExistsError(
+            f"[output] {printable(str(target))} exists; choose another name or allow it with --overwrite"
+        )
 
 
 def check_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] | None) -> None:
@@ -169,11 +173,12 @@ def _check_folder(target: Path, kind: str, may_replace: Callable[[Path], bool] |
         return
     if may_replace is None:
         raise OutputExistsError(
-            f"[output] {target}: exists already; choose another name, or replace it with --overwrite"
+            f"[output] {printable(str(target))}: exists already; choose another name, or replace it with --overwrite"
         )
     if target.is_symlink() or not target.is_dir() or not (is_empty(target) or may_replace(target)):
         raise OutputExistsError(
-            f"[output] {target}: exists and is not a {kind}, so it is not replaced; choose another name, or remove it"
+            f"[output] {printable(str(target))}: exists and is not a {kind}, so it is not replaced; "
+            "choose another name, or remove it"
         )
 
 
@@ -182,7 +187,7 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
-            f"[output] {folder.parent}: not enough space, got {free:,} bytes free, want {needed:,}; "
+            f"[output] {printable(str(folder.parent))}: not enough space, got {free:,} bytes free, want {needed:,}; "
             "free some, or choose another disk"
         )
 
@@ -196,7 +201,7 @@ def storage_errors(target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         what = "disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror or error})"
-        raise StorageError(f"[output] {target}: {what}; make room or choose another place") from error
+        raise StorageError(f"[output] {printable(str(target))}: {what}; make room or choose another place") from error
 
 
 def absolute(path: Path) -> Path:

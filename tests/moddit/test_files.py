@@ -430,3 +430,10 @@ def test_check_folder_says_what_it_wants(tmp_path: Path) -> None:
     check_folder(tmp_path / "nothing", kind="thing", may_replace=None)
     with pytest.raises(OutputExistsError, match="replace it with --overwrite"):
         check_folder(tmp_path, kind="thing", may_replace=None)
+
+
+def test_a_name_cannot_write_a_line_of_its_own(tmp_path: Path) -> None:
+    target = tmp_path / "a\nerror: none"
+    target.touch()
+    with pytest.raises(OutputExistsError, match=r"a\\nerror: none exists"), new_file(target, overwrite=False):
+        pass
