@@ -19,8 +19,8 @@ each_program = pytest.mark.parametrize("name", PROGRAMS)
 
 @needs_mounts
 @pytest.mark.nightly
-@each_program
 @pytest.mark.parametrize("start", STARTS)
+@each_program
 def test_full(name: str, start: str, programs: Programs, tmp_path: Path) -> None:
     program, found = programs[name], Counter[str]()
     for free in (0, *(2**power for power in range(16))):
@@ -35,6 +35,8 @@ def test_full(name: str, start: str, programs: Programs, tmp_path: Path) -> None
     else:
         pytest.fail("never had room")
     assert state == "new"
+    # where `verify` takes its old report away, the new ones have room
+    assert found.total() > 0 or (name, start) == ("verify", "old")
     print(f"{name}, {start} at the start, on {found.total()} full disks: {found['absent']} absent, {found['old']} old")
 
 
