@@ -15,9 +15,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +35,10 @@ LIMITS: Final[Mapping[int, int]] = {  # a program that goes mad is stopped befor
     resource.RLIMIT_FSIZE: 1 << 30,
     resource.RLIMIT_CORE: 0,
 }
+
+
+# Whoever starts a process asks all others for their end, which only one thread at a time may do.
+_LOCK: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -116,12 +122,13 @@ def run_forked(
         notes = Path(name)
         process = context.Process(target=_main, args=(notes, module, list(arguments), event, folder))
         start = time.monotonic()
-        process.start()
-        process.join(seconds)
-        timed_out = process.exitcode is None
+        with _LOCK:
+            process.start()
+        timed_out = not wait([process.sentinel], seconds)
         if timed_out:
             assert process.pid is not None
             os.killpg(process.pid, signal.SIGKILL)
+        with _LOCK:
             process.join()
         assert process.exitcode is not None
         output, errors = ((notes / part).read_text("utf-8", "replace") for part in ("output", "errors"))

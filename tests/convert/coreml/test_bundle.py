@@ -238,8 +238,15 @@ def relative_error(found: NDArray[Any], wanted: torch.Tensor) -> float:
     return float(np.abs(found - wanted.numpy()).max() / wanted.abs().max())
 
 
+QUICK: Final = [scheme for scheme in Scheme if scheme is not Scheme.PALETTE6]  # as four bits, and half as quick
+
+
 class TestEmbedded:
-    @pytest.mark.parametrize("scheme", Scheme, ids=lambda scheme: scheme.value)
+    @pytest.mark.parametrize(
+        "scheme",
+        [*QUICK, pytest.param(Scheme.PALETTE6, marks=pytest.mark.slow)],
+        ids=lambda scheme: scheme.value,
+    )
     def test_passes_with_every_compression(
         self, scheme: Scheme, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -24,7 +24,7 @@ from moddit.manifest import Manifest
 from tests.convert.verify.fake_bundle import make_manifest
 
 SECONDS: Final = 60.0  # far more than a process needs, also on a busy machine
-HANGING: Final = 10.0  # enough for a process to start, and to answer where it does not hang
+HANGING: Final = 5.0  # enough for a process to start, and to answer where it does not hang
 
 
 @pytest.fixture

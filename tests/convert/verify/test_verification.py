@@ -421,7 +421,7 @@ class TestCommand:
             lambda value: value["post_processor"]["special_tokens"]["</s>"].update(ids=[10**6]),
         )
         refresh_manifest(bundle)
-        self.refuse(bundle, capsys, "tokenizer.json: post_processor.special_tokens['</s>'].ids is 1000000, the text")
+        self.refuse(bundle, capsys, "tokenizer.json: post_processor.special_tokens.</s>.ids is 1000000, the text")
 
     def test_a_tokenizer_without_padding(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         def change(value: dict[str, Any]) -> None:
