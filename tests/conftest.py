@@ -53,6 +53,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("device") == "reported-gpu":
+        same = [item for item in items if item.get_closest_marker("without_mlx")]
+        config.hook.pytest_deselected(items=same)
+        items[:] = [item for item in items if item not in same]
     reason = "needs the Mac's GPU, and --device is cpu" if IS_MAC else "needs a Mac"
     if IS_MAC and config.getoption("device") != "cpu":
         return

@@ -30,6 +30,10 @@ import pytest
 def test_stored(stored_dtype):
     print(f"\nin {stored_dtype}")
 
+@pytest.mark.without_mlx
+def test_elsewhere():
+    print("\nelsewhere")
+
 @pytest.mark.mac
 def test_metal():
     print("\nmetal")
@@ -42,7 +46,7 @@ def test_device():
 
 
 def run(folder: Path, system: str, device: str) -> list[str]:
-    """Run three tests with this repository's conftest; list what they print."""
+    """Run four tests with this repository's conftest; list what they print."""
     (folder / "test_it.py").write_text(TESTS)
     config = ("-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider")
     command = [sys.executable, "-c", PROGRAM, system, *config, "-q", "-s", "--device", device, str(folder)]
@@ -67,6 +71,7 @@ def test_what_runs(tmp_path: Path, system: str, device: str, dtypes: list[str], 
     found = [line for line in lines if line.startswith("in ")]
     assert found == [f"in {dtype}" for dtype in dtypes]
     assert ("metal" in lines) == is_metal_tested
+    assert ("elsewhere" in lines) == (device != "reported-gpu")
     if device != "default":
         name = f"Device({'gpu' if device == 'reported-gpu' else 'cpu'}, 0)"
         assert name in lines

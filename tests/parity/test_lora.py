@@ -36,6 +36,8 @@ from torch_moddit.export import save_checkpoint
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedPixArt
 
+pytestmark = pytest.mark.without_mlx
+
 SCALE: Final = 0.7
 # Weights and additions are below 1, and both sides compute B @ A over ranks of 2 to 4 in float32, but scale another
 # factor: a unit in the last place, 6e-8 at most in what is tested here. A wrong alpha is 1e-3 or more.

@@ -91,6 +91,7 @@ COREML_PSNR: Final = 45.0
 TEXT_TOKENS: Final = 64  # more than the prompt has, so that nothing is cut
 
 
+@pytest.mark.without_mlx
 @pytest.mark.parametrize("name", COREML)
 @pytest.mark.filterwarnings("ignore")
 def test_core_ml_packages_give_the_pictures_of_diffusers(name: str, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tests.parity.published.base import TEXT_ENCODER, TRANSFORMER, VAE, edit, re
 from tests.parity.published.original import original_names
 from tests.parity.published.weights import save_variant
 
+pytestmark = pytest.mark.without_mlx
+
 Refused = Callable[[Path], tuple[list[str], str]]  # a folder to fill -> what a user types, what the message says
 CASES: Final[dict[str, Refused]] = {}
 

@@ -8,6 +8,8 @@ from transformers import AutoTokenizer
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from tests.tiny import MAX_TOKENS, make_tokenizer
 
+pytestmark = pytest.mark.without_mlx
+
 PROMPTS = [
     "a large red circle on the left and a small blue square on the right",
     "A Large RED Circle",
