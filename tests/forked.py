@@ -2,6 +2,8 @@
 
 An Event happens to the program when it is about to make its nth change of the files in a folder. Python tells audit
 hooks of them; what native code writes lies between two of those moments.
+
+Linux only: elsewhere a process that has loaded frameworks, such as Metal, cannot be forked.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 PRELOAD: Final = (
     *("convert.coreml.writer", "convert.mlx.writer", "convert.verify.verification", "convert.verify.generation"),
     *("mlx_moddit.cli", "torch_moddit.cli", "tests.classes"),
@@ -37,6 +41,9 @@ LIMITS: Final[Mapping[int, int]] = {  # a program that goes mad is stopped befor
 }
 
 
+needs_linux: Final = pytest.mark.skipif(
+    sys.platform != "linux", reason="forks a process that has loaded frameworks, which only Linux can"
+)
 # Whoever starts a process asks all others for their end, which only one thread at a time may do.
 _LOCK: Final = threading.Lock()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
+from tests.forked import needs_linux
 from tests.fuzz.__main__ import run_cases, table
 from tests.fuzz.programs import PROGRAMS, Case, draw_cases
 
@@ -13,7 +12,7 @@ COUNT = 300
 SEED = 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has loaded frameworks, which only Linux can")
+@needs_linux
 def test_damaged_inputs_end_with_one_error_that_names_them(capsys: pytest.CaptureFixture[str]) -> None:
     verdicts = list(run_cases(draw_cases(COUNT, SEED), jobs=2))
     with capsys.disabled():

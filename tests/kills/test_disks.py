@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.forked import Event, remove
+from tests.forked import Event, needs_linux, remove
 from tests.kills.namespaces import needs_mounts, run_on_small_disk, run_read_only
 from tests.kills.programs import STARTS, Programs
+
+pytestmark = needs_linux
 
 PROGRAMS = ("convert", "coreml", "generate", "finetune", "verify")
 WRITERS = ("convert", "generate", "finetune")

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.forked import Event, Outcome, fill, kill, terminate
+from tests.forked import Event, Outcome, fill, kill, needs_linux, terminate
 from tests.kills.programs import STARTS, Program, Programs
+
+pytestmark = needs_linux
 
 QUICK = ("convert", "generate")
 SLOW = ("coreml", "finetune", "verify")  # seconds a run

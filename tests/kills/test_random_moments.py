@@ -17,7 +17,10 @@ from typing import Final
 
 import pytest
 
+from tests.forked import needs_linux
 from tests.kills.programs import STARTS, Program, Programs
+
+pytestmark = needs_linux
 
 SIGNALS: Final = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 SEED: Final = 20261125

@@ -10,8 +10,10 @@ from typing import Final
 
 import pytest
 
-from tests.forked import Event, kill, press_control_c, terminate_all
+from tests.forked import Event, kill, needs_linux, press_control_c, terminate_all
 from tests.kills.programs import Programs
+
+pytestmark = needs_linux
 
 # Changes of the run's folder, and from where it goes on when it is stopped there.
 PLACES: Final = {3: "the start, since there is no checkpoint yet", 20: "step 2", 40: "step 3"}

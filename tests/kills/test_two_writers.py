@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import needs_linux
 from tests.kills.namespaces import UNSHARE, needs_processes
 from tests.kills.programs import Program, Programs, read
+
+pytestmark = needs_linux
 
 
 def run_twice(program: Program, folder: Path) -> list[tuple[int, str]]:
