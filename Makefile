@@ -11,6 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 MODEL := $(OUT)/shapes64-mlx
 PICTURE := $(OUT)/shapes64.png
+SWIFT_LOG := $(OUT)/swift-test.log
 FAST := scripts/fast_blas.py
 QUICK := not slow and not nightly
 AS_GPU := --device reported-gpu tests/mlx_moddit tests/parity tests/test_readme.py
@@ -33,11 +34,16 @@ generate:
 	@echo "The picture of \"$(PROMPT)\" is $(PICTURE)"
 
 # All that this machine can check in minutes; `make nightly` adds the rest. The second run of pytest takes a Mac's path,
-# which is that of whoever computes on a GPU: MLX says that it does. On a Mac the first run takes it.
+# which is that of whoever computes on a GPU: MLX says that it does. On a Mac the first run takes it. Meanwhile the Swift
+# package is built and tested on the core that pytest leaves idle; what that prints comes last.
 test: setup
-	$(PY) -m pytest -m "$(QUICK)" $(PYTEST_ARGS)
-	$(IS_MAC) || $(PY) -m pytest -m "$(QUICK)" $(AS_GPU) $(PYTEST_ARGS)
-	$(MAKE) --no-print-directory swift-test
+	@mkdir -p $(OUT); \
+	$(MAKE) --no-print-directory swift-test >$(SWIFT_LOG) 2>&1 & swift=$$!; \
+	trap 'kill $$swift 2>/dev/null' INT TERM; \
+	$(PY) -m pytest -m "$(QUICK)" $(PYTEST_ARGS) && \
+		{ $(IS_MAC) || $(PY) -m pytest -m "$(QUICK)" $(AS_GPU) $(PYTEST_ARGS); }; python=$$?; \
+	wait $$swift; swift=$$?; cat $(SWIFT_LOG); \
+	test $$python = 0 && test $$swift = 0
 
 # Thousands of damaged inputs, drawn by chance; `make test` has a sample. FUZZ_ARGS="--seed 1" draws others.
 fuzz: setup
