@@ -11,7 +11,7 @@ from moddit.cost import kept_flops_share
 from moddit.graphs import Graphs
 from moddit.manifest import Component
 from moddit.record import escape
-from moddit.routing import RoutingPlan
+from moddit.routing import RoutingPlan, region_timesteps
 from moddit.samplers import build_table
 from moddit.spec import ModelSpec
 from moddit.text import printable
@@ -93,8 +93,8 @@ class Summary:
             f"at {side}x{side} pixels:"
         ]
         for region, row in enumerate(self.capacities or []):
-            first, last = (-(-edge * plan.num_train_timesteps // plan.regions) for edge in (region, region + 1))
-            lines.append(f"    t {first:4}..{last - 1:<4}  {' '.join(map(str, row))}")
+            timesteps = region_timesteps(region, plan.regions, plan.num_train_timesteps)
+            lines.append(f"    t {timesteps[0]:4}..{timesteps[-1]:<4}  {' '.join(map(str, row))}")
         lines.append(
             f"  block FLOPs   {100 * self.flops_share:.1f} % of the dense model's "
             f"({STEPS} steps, {self.spec.max_sequence_length} text tokens)"

@@ -14,6 +14,7 @@ from moddit.bins import Size
 from moddit.cost import activation_bytes, kept_flops_share
 from moddit.manifest import Component, Manifest
 from moddit.record import escape
+from moddit.routing import region_timesteps
 from moddit.samplers import build_table
 from moddit.text import printable
 
@@ -114,10 +115,9 @@ def _routing(facts: dict[str, Any]) -> list[str]:
     regions, total = facts["routing"]["regions"], facts["routing"]["num_train_timesteps"]
     rows = [("region", "timesteps", "kept", *(f"layer {layer}" for layer in range(facts["layers"])))]
     for region, kept in enumerate(facts["capacities"]):
-        # the same integer rule as RoutingPlan.region
-        first, after = -(-region * total // regions), -(-(region + 1) * total // regions)
+        timesteps = region_timesteps(region, regions, total)
         share = sum(kept) / (len(kept) * facts["tokens"])
-        rows.append((str(region), f"{first}-{after - 1}", f"{share:.0%}", *map(str, kept)))
+        rows.append((str(region), f"{timesteps[0]}-{timesteps[-1]}", f"{share:.0%}", *map(str, kept)))
     return [
         f"Tokens kept of {facts['tokens']} ({width}x{height}); mean keep ratio {facts['mean_keep_ratio']:.3f}, "
         f"{facts['kept_flops_share']:.1%} of the dense blocks' FLOPs in {REFERENCE_STEPS} steps:",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from moddit.routing import RoutingPlan
+from moddit.routing import RoutingPlan, region_timesteps
 
 # Anchors of the colour scale from never (0) to always kept (1), dark to bright; between them colours are mixed.
 COLOURS: Final = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
@@ -59,14 +59,17 @@ class RouteCounter:
 
     def result(self) -> tuple[RegionRoutes, ...]:
         """Give the regions that were visited, in the order of the visit: the noisiest first."""
-        width = self._plan.num_train_timesteps / self._plan.regions
+        plan = self._plan
+        timesteps = {
+            region: region_timesteps(region, plan.regions, plan.num_train_timesteps) for region in self._counts
+        }
         return tuple(
             RegionRoutes(
                 region=region,
-                first_timestep=int(np.ceil(region * width)),
-                last_timestep=int(np.ceil((region + 1) * width)) - 1,
+                first_timestep=timesteps[region][0],
+                last_timestep=timesteps[region][-1],
                 steps=self._steps[region],
-                frequency=(counts / (self._plan.layers * self._steps[region])).reshape(self._grid),
+                frequency=(counts / (plan.layers * self._steps[region])).reshape(self._grid),
             )
             for region, counts in self._counts.items()
         )

@@ -44,6 +44,12 @@ def capacity(tenths: int, tokens: int) -> int:
     return max(1, -(-tenths * tokens // DENOMINATOR))
 
 
+def region_timesteps(region: int, regions: int, num_train_timesteps: int) -> range:
+    """List the timesteps t of a region: those with t * regions // num_train_timesteps == region, in integers only."""
+    first, after = (-(-edge * num_train_timesteps // regions) for edge in (region, region + 1))
+    return range(first, after)
+
+
 def snap(keep_ratio: float) -> int:
     """Round a learned keep ratio to its nearest bin, in tenths: clamped to 1..10, halves up.
 

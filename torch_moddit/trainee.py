@@ -49,18 +49,24 @@ def make_trainee(
             f"[finetune] mode {config.mode.value} got a {type(model).__name__}, want a dense PixArtTransformer2DModel, "
             "or in mode fixed a RoutedPixArt"
         )
+    routed, ratios = _route(config, model, num_train_timesteps)
+    routed.gradient_checkpointing = config.gradient_checkpointing
+    return Trainee(routed, ratios)
+
+
+def _route(
+    config: FinetuneConfig, model: PixArtTransformer2DModel | RoutedPixArt, num_train_timesteps: int
+) -> tuple[RoutedPixArt, KeepRatios | None]:
     if isinstance(model, RoutedPixArt):
-        return Trainee(model, None)
+        return model, None
     layers = int(dict(model.config)["num_layers"])
     if config.mode is Mode.DENSE:
-        return Trainee(RoutedPixArt(model, None), None)
+        return RoutedPixArt(model, None), None
     tenths = DENOMINATOR if config.mode is Mode.LEARNED else config.tenths
     plan = RoutingPlan.uniform(layers, config.regions, tenths, num_train_timesteps)
     scoring = Scoring.RANDOM if config.mode is Mode.RANDOM else Scoring.LEARNED
     ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
-    routed = RoutedPixArt.from_dense(model, plan, scoring)
-    routed.gradient_checkpointing = config.gradient_checkpointing
-    return Trainee(routed, ratios)
+    return RoutedPixArt.from_dense(model, plan, scoring), ratios
 
 
 def make_adamw(config: FinetuneConfig, trainee: Trainee) -> list[torch.optim.Optimizer]:

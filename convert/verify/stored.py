@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from moddit.errors import FormatError, MissingError, ParityError
 from moddit.graphs import Denoiser, Graphs
 from moddit.manifest import Manifest
-from moddit.routing import RoutingPlan
+from moddit.routing import RoutingPlan, region_timesteps
 from moddit.spec import ModelSpec
 
 REFERENCE_NAME: Final = "reference.npz"
@@ -63,8 +63,8 @@ def case_name(role: str, function: str, timestep: int | None) -> str:
 def region_edges(spec: ModelSpec, plan: RoutingPlan | None, denoiser: Denoiser) -> list[tuple[int, int]]:
     """First and last timestep of each region that a function is for."""
     count, total = (plan.regions if plan else 1), spec.scheduler.num_train_timesteps
-    edges = [-(-region * total // count) for region in range(count + 1)]
-    return [(edges[region], edges[region + 1] - 1) for region in denoiser.regions]
+    timesteps = (region_timesteps(region, count, total) for region in denoiser.regions)
+    return [(found[0], found[-1]) for found in timesteps]
 
 
 def stored_cases(spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs) -> list[tuple[str, str, str]]:

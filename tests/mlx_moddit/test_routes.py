@@ -22,7 +22,7 @@ def test_counter_follows_the_guided_row_of_the_batch() -> None:
     assert clean.frequency.tolist() == [[1.0, 0.5, 0.5, 1.0]]
 
 
-@pytest.mark.parametrize(("total", "regions"), [(1000, 3), (1000, 7), (10, 10), (999, 4)])
+@pytest.mark.parametrize(("total", "regions"), [(1000, 3), (1000, 7), (10, 10), (999, 4), (100, 11)])
 def test_ranges_are_those_of_the_plan(total: int, regions: int) -> None:
     plan = RoutingPlan.uniform(1, regions, 5, total)
     counter = RouteCounter(plan, 1, 2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from moddit.errors import FormatError, ModditError, ShapeError, ValueRangeError
-from moddit.routing import RoutingPlan, capacity, select, snap
+from moddit.routing import RoutingPlan, capacity, region_timesteps, select, snap
 
 TOKENS = st.integers(1, 1 << 20)
 TENTHS = st.integers(1, 10)
@@ -147,3 +147,16 @@ def test_select_keeps_the_largest_and_breaks_ties_low(scores, data):
 def test_select_refuses_a_count_beyond_the_tokens():
     with pytest.raises(ShapeError, match="cannot keep 5"):
         select(np.zeros((1, 4), np.float32), 5)
+
+
+def test_timesteps_of_a_region_are_those_that_are_in_it() -> None:
+    for total in range(1, 130):
+        for regions in range(1, min(total, 30) + 1):
+            plan = RoutingPlan.uniform(1, regions, 5, total)
+            listed = [timestep for region in range(regions) for timestep in region_timesteps(region, regions, total)]
+            assert listed == list(range(total))
+            assert all(
+                plan.region(region_timesteps(region, regions, total)[end]) == region
+                for region in range(regions)
+                for end in (0, -1)
+            )

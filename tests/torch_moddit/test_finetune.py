@@ -52,6 +52,7 @@ from torch_moddit.pipeline import ReferencePipeline, read_schedule
 from torch_moddit.runfiles import list_checkpoints
 from torch_moddit.runstate import read_state, write_state
 from torch_moddit.settings import rate_factor
+from torch_moddit.trainee import make_trainee
 
 # Repeated training on CPU threads may add in another order; a run that lost its place differs by 1e-3 and more.
 REPEATED = 1e-6
@@ -446,6 +447,14 @@ def test_the_loss_is_the_distance_to_what_the_schedule_predicts(tmp_path: Path, 
 def test_drawn_timesteps_cover_the_range() -> None:
     drawn = draw_stratified(10, torch.Generator().manual_seed(0), num_train_timesteps=1000)
     assert sorted((drawn // 100).tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_gradient_checkpointing_is_for_every_mode(tmp_path: Path, mode: Mode) -> None:
+    model = RoutedPixArt.from_dense(tiny.make_transformer(), RoutingPlan.uniform(3, 4, 5))
+    start = model if mode is Mode.FIXED else tiny.make_transformer()
+    config = configure(tmp_path, mode=mode, gradient_checkpointing=True)
+    assert make_trainee(config, start, 1000).model.gradient_checkpointing
 
 
 def test_rates_rise_stay_and_fall(tmp_path: Path) -> None:
