@@ -1,0 +1,144 @@
+"""Fine-tuning from the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save_file
+
+from moddit.errors import (
+    OutputExistsError,
+    ValueRangeError,
+)
+from moddit.routing import RoutingPlan
+from tests import tiny
+from torch_moddit import cli
+from torch_moddit.loading import load_checkpoint, read_keep_ratios
+from torch_moddit.pipeline import ReferencePipeline
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_pipeline(tmp_path_factory.mktemp("dense") / "m", kind="alpha", routed=False)
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.command, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def test_shell_trains_on_pictures(tmp_path: Path, dense: Path) -> None:
+    for index in range(3):
+        Image.new("RGB", (20, 24), (80 * index, 0, 99)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text("a small blue square")
+    out = tmp_path / "out"
+    code, output = run(
+        *("--model", dense, "--images", tmp_path, "--out", out, "--steps", 3, "--batch-size", 2, "--warmup", 1),
+        *("--distill-weight", 1, "--height", 16, "--width", 24, "--dtype", "float16"),
+    )
+    assert code == 0, output
+    assert output.splitlines()[-1] == str(out / "model")
+    model = load_checkpoint(out / "model")
+    assert model.plan is not None
+    assert model.plan.mean_keep_ratio == pytest.approx(0.5)
+    assert read_keep_ratios(out / "model") is not None
+    assert ReferencePipeline.load(out / "model").generate("a red circle", steps=2).shape == (32, 32, 3)
+
+
+def test_shift_of_the_vae_is_not_used_as_in_the_pipelines(tmp_path: Path, dense: Path) -> None:
+    """diffusers' pipelines of PixArt decode without it: what is trained on must not have it either."""
+    shutil.copytree(dense, tmp_path / "shifted")
+    path = tmp_path / "shifted/vae/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shift_factor": 0.4}))
+    Image.new("RGB", (16, 16), (80, 0, 99)).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("a small blue square")
+    routers = []
+    for model in (dense, tmp_path / "shifted"):
+        files = ("--model", model, "--images", tmp_path, "--out", tmp_path / f"out-{model.name}")
+        code, output = run(*files, "--steps", 1, "--batch-size", 1, "--height", 16, "--width", 16)
+        assert code == 0, output
+        routers.append(load_checkpoint(tmp_path / f"out-{model.name}" / "model").transformer.state_dict())
+    assert all(torch.equal(routers[1][name], value) for name, value in routers[0].items())
+
+
+def test_two_processes_share_a_run(tmp_path: Path, dense: Path) -> None:
+    for index in range(4):
+        Image.new("RGB", (16, 16), (60 * index, 0, 99)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text("a small blue square")
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "torch_moddit.finetune")
+    files = ("--model", dense, "--images", tmp_path, "--out", tmp_path / "out", "--height", "16", "--width", "16")
+    command = [sys.executable, "-m", *launch, *map(str, files), "--steps", "3", "--batch-size", "2", "--log-every", "1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["samples"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
+    assert done.stdout.splitlines() == [str(tmp_path / "out" / "model")]  # one of them writes it
+    assert load_checkpoint(tmp_path / "out" / "model").plan is not None
+    # nor does one process go on where two have been
+    with pytest.raises(ValueRangeError, match=r"another processes \(was 2, is 1\)"):
+        run(*command[8:], "--overwrite")
+
+
+def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    save_file(
+        {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)},
+        data / "0.safetensors",
+    )
+    code, output = run(
+        *("--model", dense, "--latents", data, "--out", tmp_path / "out", "--steps", 2, "--batch-size", 2),
+        *("--mode", "uniform", "--target", 0.3, "--caption-dropout", 0),
+    )
+    assert code == 0, output
+    assert load_checkpoint(tmp_path / "out" / "model").plan == RoutingPlan.uniform(3, 4, 3)
+
+
+def test_shell_starts_from_a_transformer_and_a_base(tmp_path: Path, dense: Path) -> None:
+    """As the paper's own model is published, Sigma 512: a transformer, and a pipeline for the rest."""
+    tiny.make_transformer("alpha", seed=8).save_pretrained(tmp_path / "one" / "transformer")
+    data = tmp_path / "data"
+    data.mkdir()
+    tensors = {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)}
+    save_file(tensors, data / "0.safetensors")
+    files = ("--model", tmp_path / "one", "--base", dense, "--latents", data, "--out", tmp_path / "out")
+    code, output = run(*files, "--steps", 1, "--batch-size", 2, "--caption-dropout", 0)
+    assert code == 0, output
+    found = ReferencePipeline.load(tmp_path / "out" / "model")
+    assert found.model.plan is not None
+    assert found.generate("a red circle", steps=2).shape == (32, 32, 3)
+    index = json.loads((tmp_path / "out" / "model" / "model_index.json").read_text())
+    assert index["transformer"] == ["torch_moddit", "RoutedPixArtTransformer2DModel"]
+    assert index["text_encoder"] == ["transformers", "T5EncoderModel"]
+
+
+def test_every_path_of_the_shell_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("data", "out/model"):
+        (tmp_path / name).mkdir(parents=True)
+    for data in ("--images=~/data", "--latents=~/data"):  # --model and --base are find_checkpoint's
+        with pytest.raises(OutputExistsError, match=re.escape(f"{tmp_path / 'out' / 'model'}: exists")):
+            run("--model=~/model", data, "--out=~/out", "--steps=1")
+
+
+def test_shell_tells_what_is_wrong(
+    tmp_path: Path, dense: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--model", dense, "--out", tmp_path / "o", "--steps", 1)[0] == 2
+    arguments = ["--model", dense, "--images", tmp_path, "--out", tmp_path / "o", "--steps", 1]
+    monkeypatch.setattr("sys.argv", ["finetune", *map(str, arguments)])
+    assert cli.main() == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: [data]")
