@@ -1,23 +1,20 @@
 """`python -m convert`."""
 
 import sys
+from collections.abc import Callable
 
-from moddit.signals import end_on_stop, uninterrupted
+from moddit.signals import run_program
 
 
 def main() -> int:
-    """Run the command line; a signal that asks it to end leaves nothing half written.
-
-    Returns:
-        the exit status.
-    """
-    return end_on_stop(_run)
+    """Run the command line; return the exit status."""
+    return run_program(_load)
 
 
-def _run() -> int:
-    with uninterrupted():  # the libraries that this loads may swallow exceptions
-        from convert import cli
-    return cli.main()
+def _load() -> Callable[[], int]:
+    from convert import cli
+
+    return cli.main
 
 
 if __name__ == "__main__":

@@ -1,24 +1,21 @@
 """`python -m mlx_moddit`, and the command `mlx_moddit`."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 
-from moddit.signals import end_on_stop, uninterrupted
+from moddit.signals import run_program
 
 
 def main() -> int:
-    """Run the command line; a signal that asks it to end leaves nothing half written.
-
-    Returns:
-        the exit status.
-    """
-    return end_on_stop(_run)
+    """Run the command line; return the exit status."""
+    return run_program(_load)
 
 
-def _run() -> int:
-    with uninterrupted():  # the libraries that this loads may swallow exceptions
-        from mlx_moddit import cli
-    cli.main(prog_name="mlx_moddit")
-    return 0
+def _load() -> Callable[[], int]:
+    from mlx_moddit import cli
+
+    return partial(cli.main, prog_name="mlx_moddit")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,24 @@ def end_on_stop(program: Callable[[], int]) -> int:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
+def run_program(load: Callable[[], Callable[[], int]]) -> int:
+    """Import a program and run it; a signal that asks it to end, from now on, leaves nothing half written.
+
+    Args:
+        load: imports it and returns it; signals wait, since the libraries that it loads may swallow exceptions.
+
+    Returns:
+        as `end_on_stop`.
+    """
+
+    def run() -> int:
+        with uninterrupted():
+            program = load()
+        return program()
+
+    return end_on_stop(run)
+
+
 def raise_if_stopped() -> None:
     """Raise Stopped again if a library swallowed it: what was stopped must not come to its end.
 
