@@ -6,7 +6,7 @@ import gc
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import coremltools as ct
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from convert.verify.interpreter import Arithmetic, Interpreter
 
+REGION: Final = "px32x32_batch2_region1_2"  # the function that faults are planted in; all layers drop tokens
+TRANSFORMER: Final = "Transformer.mlpackage"
 MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 TYPES = {"float32": types.fp32, "float16": types.fp16, "int32": types.int32}
@@ -81,3 +83,16 @@ def trace(
     interpreter = Interpreter(package, arithmetic)
     interpreter.run("main", inputs, lambda name, values: seen.update({name: [value.numpy() for value in values]}))
     return {name: [np.array(value) for value in values] for name, values in seen.items()}
+
+
+def find(model: Any, name: str) -> Any:
+    return next(item for item in block(model, REGION).operations if item.outputs[0].name == name)
+
+
+def rewire(operation: str, parameter: str, value: str) -> Callable[[Any], None]:
+    """Make an operation take another value."""
+
+    def change(model: Any) -> None:
+        find(model, operation).inputs[parameter].arguments[0].name = value
+
+    return change
