@@ -36,7 +36,7 @@ from mlx_moddit.settings import (
     choose_tile,
 )
 from mlx_moddit.stages import Encoded, Stage, Step
-from moddit.bounds import JSON_BYTES, PICTURES
+from moddit.bounds import JSON_BYTES, PICTURES, PROMPT
 from moddit.errors import FormatError, ModditError, ValueRangeError
 from moddit.manifest import read_manifest
 from moddit.paths import expand
@@ -65,7 +65,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--model", metavar="DIR", help="Bundle to use.  [default: the embedded model]")
-@click.option("-p", "--prompt", help="What to draw, in at most 20,000 characters.")
+@click.option("-p", "--prompt", help=f"What to draw, in at most {PROMPT:,} characters.")
 @click.option("--prompt-file", metavar="FILE", help="Prompts, one a line, - for stdin; empty lines are skipped.")
 @click.option("--negative-prompt", help='What to avoid.  [default: ""]')
 @click.option("--steps", type=click.IntRange(1), help=f"Denoising steps.  [default: {DEFAULT_STEPS}]")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
 from torch_moddit.precomputed import Precomputed
 from torch_moddit.runfiles import list_checkpoints
+from torch_moddit.settings import RANGES
 
-_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
+_FIELDS = {field.name: field for field in fields(FinetuneConfig)}
 
 
 class _Path(click.Path):
@@ -40,10 +41,16 @@ class _Path(click.Path):
 
 
 _FOLDER = _Path(exists=True, file_okay=False, path_type=Path)
-_SHARE = click.FloatRange(0, 1)
-_COUNT = click.IntRange(min=1)
 _PIXELS = click.IntRange(min=1, max=SIDE)
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _setting(name: str, text: str) -> Callable[[Any], Any]:
+    """Make the option of a number that the configuration has, with the range and the default there."""
+    field, (least, most) = _FIELDS[name], RANGES[name]
+    kind = click.IntRange(int(least), int(most)) if field.type == "int" else click.FloatRange(least, most)
+    default = {"required": True} if field.default is MISSING else {"default": field.default}
+    return click.option(f"--{name.replace('_', '-')}", type=kind, help=text, **default)
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 120})
@@ -54,66 +61,40 @@ _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @click.option("--images", type=_FOLDER, help="Pictures with captions: metadata.jsonl, or NAME.txt beside NAME.png.")
 @click.option("--latents", type=_FOLDER, help="Instead, latents and text states (see torch_moddit.precomputed).")
 @click.option("--out", "output", type=_Path(path_type=Path), required=True, help="Folder of the run and its result.")
-@click.option("--steps", type=_COUNT, required=True, help="Optimizer steps.")
-@click.option(
-    "--batch-size", type=_COUNT, default=_DEFAULTS["batch_size"], help="Samples of one process in one micro-step."
-)
-@click.option(
-    "--accumulation", type=_COUNT, default=_DEFAULTS["accumulation"], help="Micro-steps of one optimizer step."
-)
+@_setting("steps", "Optimizer steps.")
+@_setting("batch_size", "Samples of one process in one micro-step.")
+@_setting("accumulation", "Micro-steps of one optimizer step.")
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
 @click.option(
     "--target",
     type=click.FloatRange(0.1, 1.0),
-    default=_DEFAULTS["target"],
+    default=_FIELDS["target"].default,
     help="Mean keep ratio over layers and regions.",
 )
-@click.option("--regions", type=_COUNT, default=_DEFAULTS["regions"], help="Regions of timesteps.")
-@click.option("--learning-rate", type=float, default=_DEFAULTS["learning_rate"], help="Of the transformer.")
-@click.option("--router-rate", type=float, default=_DEFAULTS["router_rate"], help="Learning rate of the routers.")
-@click.option("--ratio-rate", type=float, default=_DEFAULTS["ratio_rate"], help="Change of a keep ratio in one step.")
-@click.option(
-    "--warmup", type=click.IntRange(min=0), default=_DEFAULTS["warmup"], help="Steps before the rates are full."
-)
-@click.option(
-    "--fall-share",
-    type=_SHARE,
-    default=_DEFAULTS["fall_share"],
-    help="Share of steps in which the mean falls to the target.",
-)
-@click.option(
-    "--freeze-share",
-    type=_SHARE,
-    default=_DEFAULTS["freeze_share"],
-    help="Share of steps after which the keep ratios stay.",
-)
-@click.option(
-    "--distill-weight",
-    type=click.FloatRange(min=0),
-    default=_DEFAULTS["distill_weight"],
-    help="Weight of the dense model's answer.",
-)
-@click.option(
-    "--caption-dropout",
-    type=_SHARE,
-    default=_DEFAULTS["caption_dropout"],
-    help="Share of samples with the empty caption.",
-)
-@click.option("--ema-decay", type=_SHARE, default=_DEFAULTS["ema_decay"], help="Of the weight average that is saved.")
+@_setting("regions", "Regions of timesteps.")
+@_setting("learning_rate", "Of the transformer.")
+@_setting("router_rate", "Learning rate of the routers.")
+@_setting("ratio_rate", "Change of a keep ratio in one step.")
+@_setting("warmup", "Steps before the rates are full.")
+@_setting("fall_share", "Share of steps in which the mean falls to the target.")
+@_setting("freeze_share", "Share of steps after which the keep ratios stay.")
+@_setting("distill_weight", "Weight of the dense model's answer.")
+@_setting("caption_dropout", "Share of samples with the empty caption.")
+@_setting("ema_decay", "Of the weight average that is saved.")
 @click.option(
     "--mixed-precision",
     type=click.Choice(["no", "fp16", "bf16"]),
-    default=_DEFAULTS["mixed_precision"],
+    default=_FIELDS["mixed_precision"].default,
     help="Of forward passes.",
 )
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
 @click.option("--height", type=_PIXELS, help="Picture height in pixels, with --images [default: the model's].")
 @click.option("--width", type=_PIXELS, help="Picture width in pixels, with --images [default: the model's].")
 @click.option("--dtype", type=click.Choice(list(_TYPES)), default="float32", help="Of the saved transformer.")
-@click.option("--seed", type=click.IntRange(min=0), default=_DEFAULTS["seed"], help="Of everything random.")
-@click.option("--log-every", type=_COUNT, default=_DEFAULTS["log_every"], help="Steps between rows of OUT/log.jsonl.")
-@click.option("--save-every", type=_COUNT, default=_DEFAULTS["save_every"], help="Steps between checkpoints.")
-@click.option("--workers", type=click.IntRange(min=0), default=_DEFAULTS["workers"], help="Processes that read data.")
+@_setting("seed", "Of everything random.")
+@_setting("log_every", "Steps between rows of OUT/log.jsonl.")
+@_setting("save_every", "Steps between checkpoints.")
+@_setting("workers", "Processes that read data.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT/model if it is there.")
 def command(
     model: str,

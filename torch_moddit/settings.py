@@ -16,7 +16,7 @@ from torch_moddit.ratios import check_target, falling_goal
 
 MOST_STEPS: Final = 10**8
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
-_RANGES: Final[Mapping[str, tuple[float, float]]] = {
+RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("steps", "log_every", "save_every", "keep_checkpoints"), (1, MOST_STEPS)),
     "batch_size": (1, 65_536),
     "accumulation": (1, 4096),
@@ -81,7 +81,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_target(self.target)
-        for name, (least, most) in _RANGES.items():
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if not least <= value <= most:  # NaN is in no range
                 raise ValueRangeError(f"[finetune] {name} out of range, got {value}, want {least}..{most}")
