@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from moddit.errors import (
+    FormatError,
     OutputExistsError,
     ValueRangeError,
 )
@@ -90,6 +91,18 @@ def test_two_processes_share_a_run(tmp_path: Path, dense: Path) -> None:
     # nor does one process go on where two have been
     with pytest.raises(ValueRangeError, match=r"another processes \(was 2, is 1\)"):
         run(*command[8:], "--overwrite")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_one_line(tmp_path: Path, dense: Path, workers: int) -> None:
+    """Also where another process has read it, whose traceback PyTorch puts into the message."""
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    (tmp_path / "0.txt").write_text("a small blue square")
+    files = ("--model", dense, "--images", tmp_path, "--out", tmp_path / "out", "--height", 16, "--width", 16)
+    with pytest.raises(FormatError) as raised:
+        run(*files, "--steps", 1, "--batch-size", 1, "--workers", workers)
+    assert str(raised.value).startswith(f"[data] {tmp_path}/0.png: cannot read the picture")
+    assert "\n" not in str(raised.value)
 
 
 def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:

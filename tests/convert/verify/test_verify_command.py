@@ -172,6 +172,6 @@ class TestCommand:
 
 
 def test_a_picture_without_guidance_is_that_of_the_reference(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(bundle), "--guidance", "0.5", "--steps", "2"]) == 0
+    assert main(["verify", str(bundle), "--guidance", "0", "--steps", "2"]) == 0
     assert main(["verify", str(bundle), "--guidance", "nan"]) == 1
     assert "guidance_scale is nan, want 0..1000" in capsys.readouterr().err
