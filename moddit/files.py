@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from moddit.errors import ModditError, OutputExistsError, StorageError
+from moddit.errors import FormatError, ModditError, OutputExistsError, StorageError
 from moddit.signals import raise_if_stopped, uninterrupted
 from moddit.text import printable
 
@@ -194,14 +194,26 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def storage_errors(target: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write into StorageError."""
+    """Turn the system's refusals to write a target into StorageError, and those of another file into FormatError."""
     try:
         yield
     except ModditError:
         raise
     except OSError as error:
+        if error.errno not in _FULL and isinstance(error.filename, str) and not _concerns(target, error.filename):
+            name = printable(error.filename)
+            raise FormatError(f"[source] {name}: cannot be read ({error.strerror}), want a readable file") from error
         what = "disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror or error})"
         raise StorageError(f"[output] {printable(str(target))}: {what}; make room or choose another place") from error
+
+
+def _concerns(target: Path, name: str) -> bool:
+    """Say whether a file is part of what is written to a target, or a folder above it."""
+    target, path = absolute(target), absolute(Path(name))
+    if path in target.parents or not path.is_relative_to(target.parent):
+        return path in target.parents
+    first = path.relative_to(target.parent).parts[0]
+    return first == target.name or first.startswith(f".{target.name}.")
 
 
 def absolute(path: Path) -> Path:

@@ -20,7 +20,7 @@ import pytest
 
 import moddit
 from moddit import files
-from moddit.errors import OutputExistsError, StorageError
+from moddit.errors import FormatError, OutputExistsError, StorageError
 from moddit.files import check_folder, new_file, new_folder, recover
 from moddit.signals import STOP_SIGNALS, Stopped, end_on_stop, raise_if_stopped, uninterrupted
 
@@ -437,3 +437,20 @@ def test_a_name_cannot_write_a_line_of_its_own(tmp_path: Path) -> None:
     target.touch()
     with pytest.raises(OutputExistsError, match=r"a\\nerror: none exists"), new_file(target, overwrite=False):
         pass
+
+
+@pytest.mark.parametrize("name", ["lost", "sub/lost", "../lost"])
+def test_what_cannot_be_read_is_not_blamed_on_the_output(tmp_path: Path, name: str) -> None:
+    (tmp_path / "work/sub").mkdir(parents=True)
+    target, lost = tmp_path / "work/out", tmp_path / "work" / name
+    with (
+        pytest.raises(FormatError, match=r"^\[source\] .*lost: cannot be read \(No such file"),
+        new_folder(target, kind="thing", may_replace=None),
+    ):
+        lost.read_bytes()
+    with (
+        pytest.raises(StorageError, match=rf"^\[output\] {target}: cannot be written"),
+        new_folder(target, kind="thing", may_replace=None) as folder,
+    ):
+        (folder / "lost" / "file").write_bytes(b"")
+    assert names(tmp_path / "work") == ["sub"]
