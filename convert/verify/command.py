@@ -18,7 +18,7 @@ from moddit.text import printable
 PROMPT = "a large red circle on the left and a small blue square on the right on a white background"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(short_help="Compare a bundle for Core ML with PyTorch.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", default=PROMPT, show_default=True, help="Of the picture that is compared.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of its noise.")

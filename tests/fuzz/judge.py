@@ -63,6 +63,7 @@ def judge(case: Case, inputs: Path) -> Verdict:
         if program.help is not None:
             arguments, names = change_option(program, chance)
             what = f"{names[0]} {names[-1]}"
+            names += [str(folder)] if names[-1] == "~" else []  # which is the home of what is run
         else:
             path = chance.choice(list_files(program, folder / "in"))
             content = path.read_bytes()

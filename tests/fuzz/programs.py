@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from convert.cli import command as convert_command
+from convert.cli import coreml_command, mlx_command
 from convert.verify.command import command as verify_command
 from mlx_moddit.cli import generate, info
 from tests.fuzz.inputs import CONVERT, COREML, FINETUNE, GENERATE
@@ -60,8 +60,8 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "finetune on pictures": Program("pictures", TRAIN_ON_PICTURES, 20, "data/*"),
     "finetune on captions": Program("captions", TRAIN_ON_PICTURES, 10, "data/*"),
     "finetune on": Program("run", (*FINETUNE, "--latents", "in/data", "--out", "in/run"), 40, "run/**/*"),
-    "options of convert": Program("routed", CONVERT, 20, help=convert_command),
-    "options of convert to Core ML": Program("routed", (*CONVERT, *COREML), 8, help=convert_command),
+    "options of convert": Program("routed", CONVERT, 20, help=mlx_command),
+    "options of convert to Core ML": Program("routed", (*CONVERT, *COREML), 8, help=coreml_command),
     "options of generate": Program("mlx", (*DRAW, "in/model"), 30, help=generate),
     "options of info": Program("mlx", ("mlx_moddit", "info", "--model", "in/model"), 8, help=info),
     "options of verify": Program("coreml", VERIFY, 8, help=verify_command),
