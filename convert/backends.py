@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final
 
-from convert.coreml.native import check_native_libraries
 from convert.coreml.recipe import Recipe as CoreMLRecipe
+from convert.installed import VERIFY_MODULES, WRITE_MODULES, check_installed
 from convert.mlx.layout import Recipe as MLXRecipe
 from convert.mlx.writer import write_components
 from convert.output import Written
 from moddit.checkpoint.description import Description
-from moddit.errors import MissingError
 from moddit.signals import uninterrupted
-
-WRITE_MODULES: Final = ("coremltools",)
-VERIFY_MODULES: Final = ("torch", "diffusers", "transformers", "tokenizers", "PIL")
 
 Write = Callable[[Description, Path, Callable[[int], object]], Written]
 
@@ -53,18 +46,3 @@ def coreml_writer(recipe: CoreMLRecipe, *, verify: bool) -> Write:
         return written.with_note(f"verified: {len(report.outcomes)} functions, largest error {worst:.1e}")
 
     return write
-
-
-def check_installed(*modules: str) -> None:
-    """Check that modules are there, before anything is downloaded or written.
-
-    Raises:
-        MissingError: they are not, or coremltools lacks its native libraries.
-    """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingError(f"[coreml] {', '.join(missing)} not installed; pip install 'moddit[coreml]'")
-    if "coremltools" in modules:
-        check_native_libraries()
-    # Keep coremltools from saying on Linux that it cannot run models here, and that torch is newer than it.
-    logging.getLogger("coremltools").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from convert.backends import VERIFY_MODULES, WRITE_MODULES, check_installed
+from convert.installed import VERIFY_MODULES, WRITE_MODULES, check_installed
 from convert.verify.device_process import TIMEOUT
 from convert.verify.framework import UNITS
 from moddit.errors import ParityError
