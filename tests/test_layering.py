@@ -67,7 +67,6 @@ class Import:
     target: str  # dotted name
     line: int
     in_function: bool
-    as_program: bool  # under `if __name__ == "__main__"`, so never when the module is imported
 
 
 def declared(pyproject: Path, extras: set[str]) -> set[str]:
@@ -117,18 +116,17 @@ def targets(node: ast.AST, known: set[str]) -> Iterator[str]:
 def imports_of(module: str, tree: ast.Module, known: set[str]) -> Iterator[Import]:
     """List what a module imports at run time, wherever it does so."""
 
-    def walk(node: ast.AST, in_function: bool, as_program: bool) -> Iterator[Import]:
+    def walk(node: ast.AST, in_function: bool) -> Iterator[Import]:
         condition = ast.unparse(node.test) if isinstance(node, ast.If) else ""
         if condition in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
             return
         for target in targets(node, known):
-            yield Import(module, target, getattr(node, "lineno", 0), in_function, as_program)
+            yield Import(module, target, getattr(node, "lineno", 0), in_function)
         in_function = in_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        as_program = as_program or condition == "__name__ == '__main__'"
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, in_function, as_program)
+            yield from walk(child, in_function)
 
-    yield from walk(tree, in_function=False, as_program=False)
+    yield from walk(tree, in_function=False)
 
 
 def judge(item: Import, package: str, rule: Rule, third_party: set[str]) -> str | None:
@@ -190,7 +188,7 @@ def check_layers(root: Path, pyproject: Path) -> list[str]:
         edges: dict[str, set[str]] = {}
         for module, file in modules.items():
             found = list(imports_of(module, ast.parse(file.read_text(), str(file)), set(modules)))
-            edges[module] = {item.target for item in found if item.target in modules and not item.as_program}
+            edges[module] = {item.target for item in found if item.target in modules}
             rule = find_rule(module)
             assert rule is not None
             third_party = declared(pyproject, rule.extras)
@@ -232,9 +230,9 @@ CLEAN = {
     "convert/coreml/package.py": "import coremltools as ct\nfrom convert import pth\n",
     "convert/verify/package.py": "import torch\nimport torch_moddit.model\nfrom google.protobuf import message\n",
     "mlx_moddit/cli.py": "import click\nimport PIL.Image\nimport mlx.core as mx\nfrom moddit.spec import np\n",
-    "torch_moddit/model.py": "import torch\nfrom diffusers import PixArtTransformer2DModel\n"
-    "if __name__ == '__main__':\n    from torch_moddit.cli import main\n",
+    "torch_moddit/model.py": "import torch\nfrom diffusers import PixArtTransformer2DModel\n",
     "torch_moddit/cli.py": "import torch_moddit.model\n",
+    "torch_moddit/train.py": "if __name__ == '__main__':\n    from torch_moddit.cli import main\n",
     "tests/test_all.py": "import convert, mlx_moddit, torch_moddit, recipes, pytest\n",
 }
 
@@ -286,6 +284,11 @@ def test_accepts_a_layered_tree(tmp_path: Path) -> None:
         ),
         ("convert/verify/a.py", "import convert.coreml.package", "convert.verify.a:1: imports convert.coreml.package"),
         ("convert/verify/a.py", "import mlx.core", "convert.verify.a:1: imports mlx.core"),
+        (
+            "torch_moddit/model.py",
+            "if __name__ == '__main__':\n    from torch_moddit.cli import main",
+            "torch_moddit: cycle torch_moddit.cli -> torch_moddit.model -> torch_moddit.cli",
+        ),
         ("recipes/a.py", "import tests.tiny", "recipes.a:1: imports tests.tiny"),
         ("recipes/a.py", "import benchmarks", "recipes.a:1: imports benchmarks"),
         ("helpers/a.py", "import json", "helpers: has no rule"),

@@ -22,13 +22,13 @@ from moddit.signals import Stopped, end_on_stop
 from moddit.text import printable_lines
 from torch_moddit.data import Item, PictureFolder
 from torch_moddit.export import check_output, save_checkpoint
-from torch_moddit.finetune import FinetuneConfig, Mode, finetune
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
 from torch_moddit.precomputed import Precomputed
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import RANGES
+from torch_moddit.settings import RANGES, FinetuneConfig, Mode
+from torch_moddit.trainer import finetune
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
 

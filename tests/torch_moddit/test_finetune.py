@@ -20,14 +20,11 @@ from moddit.errors import (
 from moddit.routing import RoutingPlan
 from tests import tiny
 from tests.torch_moddit.training import NULL, Latents, configure, read_log, schedule, train
-from torch_moddit.finetune import (
-    Mode,
-    draw_stratified,
-    finetune,
-)
+from torch_moddit.finetune import Mode, finetune
 from torch_moddit.model import RoutedPixArt
 from torch_moddit.settings import rate_factor
 from torch_moddit.trainee import make_trainee
+from torch_moddit.trainer import draw_stratified
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.75])

@@ -241,7 +241,7 @@ def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("torch_moddit.finetune.write_state", full)
+        patch.setattr("torch_moddit.trainer.write_state", full)
         with pytest.raises(StorageError, match="disk is full"):
             train(config)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["00000002"]

@@ -1,0 +1,453 @@
+"""One run of fine-tuning: its steps, its log, its checkpoints. `torch_moddit.finetune` tells how to use it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType
+from diffusers import PixArtTransformer2DModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
+from moddit.files import discard, exclusive, new_folder, recover_all
+from moddit.samplers import NoiseSchedule
+from moddit.signals import raise_if_stopped
+from torch_moddit.data import SEEDS, Batches, Item
+from torch_moddit.model import RoutedPixArt
+from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
+from torch_moddit.runstate import read_state, restore, write_state
+from torch_moddit.settings import FinetuneConfig, describe, rate_factor
+from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
+
+SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a call of `finetune` reached."""
+
+    model: RoutedPixArt  # averaged weights, evaluation mode, with the final plan
+    keep_ratio: Tensor | None  # learned ratios [layers][regions]; None where none were learned
+    step: int
+    is_finished: bool
+    log: Path
+
+
+def finetune(
+    config: FinetuneConfig,
+    model: PixArtTransformer2DModel | RoutedPixArt,
+    dataset: Dataset[Item],
+    schedule: NoiseSchedule,
+    *,
+    null: Item | None = None,
+    text_encoder: nn.Module | None = None,
+    vae: nn.Module | None = None,
+    draw_timesteps: DrawTimesteps | None = None,
+    make_optimizers: MakeOptimizers | None = None,
+    stop_after: int | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
+) -> FinetuneResult:
+    """Train, from the last checkpoint in `config.output` if there is one.
+
+    Args:
+        config: how to train.
+        model: dense transformer, taken over and trained in place; a RoutedPixArt only for `Mode.FIXED`.
+        dataset: see `torch_moddit.finetune`.
+        schedule: noise levels and prediction type of the model.
+        null: the empty caption, with the dataset's text keys; needed for caption dropout.
+        text_encoder: T5 encoder, kept as it is, for datasets with "input_ids".
+        vae: AutoencoderKL, kept as it is, for datasets with "pixels".
+        draw_timesteps: how timesteps are drawn; stratified over all of them by default.
+        make_optimizers: what moves weights and routers; `make_adamw` by default. Each group's rate follows the
+            configuration's schedule, from the rate it was made with.
+        stop_after: steps of this call, after which it writes a checkpoint and returns.
+        on_log: called with each row of the log.
+
+    Raises:
+        MissingError: `null`, `text_encoder` or `vae` is needed and absent.
+        ValueRangeError: a checkpoint was made with another configuration, number of processes or data; or the loss or
+            a weight is not finite any more.
+        FormatError: a checkpoint is damaged, or of another version.
+        UnsupportedError: Accelerate splits the model between processes.
+        StorageError: a checkpoint or the log cannot be written, or another run writes into the same folder.
+    """
+    if null is None and config.caption_dropout > 0:
+        raise MissingError(
+            "[finetune] caption_dropout needs the empty caption `null`; pass it, or set the dropout to 0"
+        )
+    samples = len(dataset)  # type: ignore[arg-type] # torch's Dataset does not say that it has one
+    optimizers = make_optimizers or make_adamw
+    trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, optimizers, on_log, samples)
+    with trainer.alone():
+        trainer.resume()
+        return trainer.train(dataset, null, stop_after)
+
+
+class Trainer:
+    """One run: everything that changes from step to step, and how it is stored."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        model: PixArtTransformer2DModel | RoutedPixArt,
+        schedule: NoiseSchedule,
+        text_encoder: nn.Module | None,
+        vae: nn.Module | None,
+        draw_timesteps: DrawTimesteps | None,
+        make_optimizers: MakeOptimizers,
+        on_log: Callable[[dict[str, Any]], None] | None,
+        samples: int,
+    ) -> None:
+        self.config = config
+        self.samples = samples  # of the dataset, which decide their order
+        self.schedule = schedule
+        stratified = partial(draw_stratified, num_train_timesteps=schedule.num_train_timesteps)
+        self.draw_timesteps = draw_timesteps or stratified
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
+        )
+        if self.accelerator.distributed_type in SPLITTING:
+            raise UnsupportedError(
+                f"[finetune] {self.accelerator.distributed_type.value} splits the model between processes, which is "
+                "not implemented; want each process to hold all of it"
+            )
+        device = self.accelerator.device
+        self.teacher = _freeze(copy.deepcopy(model)).to(device) if config.distill_weight > 0 else None
+        self.text_encoder = None if text_encoder is None else _freeze(text_encoder).to(device)
+        self.vae: Any = None if vae is None else _freeze(vae).to(device)
+        self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
+        self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
+        self.average.to(device)
+        optimizers = make_optimizers(config, self.trainee)
+        self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
+        for group in self.groups:
+            group["base_rate"] = group["lr"]
+        alphas = torch.from_numpy(schedule.alphas_cumprod)
+        self.signal, self.noise = alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device)
+        self.step = 0
+        self.log = Log(config.output / LOG, on_log)
+        self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs out of the folder, and put right in it what a run left that was killed.
+
+        Raises:
+            StorageError: another run writes into it, or it cannot be written.
+        """
+        folder = self.config.output / CHECKPOINTS
+        with exclusive(folder) if self.accelerator.is_main_process else nullcontext():
+            if self.accelerator.is_main_process:
+                recover_all(folder)
+            self.accelerator.wait_for_everyone()  # before others look for checkpoints
+            yield
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def train(self, dataset: Dataset[Item], null: Item | None, stop_after: int | None) -> FinetuneResult:
+        """Take the steps that are left, or `stop_after` of them."""
+        config, accelerator = self.config, self.accelerator
+        last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
+        batches = iter(self._loader(dataset))
+        is_silent = not (config.progress and accelerator.is_main_process)
+        self.trainee.train()
+        # None: unless it is a terminal
+        with tqdm(total=config.steps, initial=self.step, disable=is_silent or None) as bar:
+            while self.step < last:
+                raise_if_stopped()
+                self._before_step()
+                for micro in range(config.accumulation):
+                    self._micro_step(_take(batches), micro, null)
+                self.step += 1
+                bar.update()
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    bar.set_postfix(self._write_log())
+                if self.step % config.save_every == 0 or self.step == last:
+                    self.save()
+        return self._result()
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint stores; it is the same in every process."""
+        parts = {"trainee": self.trainee, "average": self.average}
+        parts |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(self.optimizers)}
+        return parts if self.accelerator.scaler is None else {**parts, "scaler": self.accelerator.scaler}
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What has to be the same when a run is resumed, as JSON has it."""
+        return {
+            "config": describe(self.config),
+            "schedule": asdict(self.schedule),
+            "processes": self.accelerator.num_processes,
+            "samples": self.samples,
+        }
+
+    def save(self) -> None:
+        """Write a checkpoint whole, and drop the oldest.
+
+        Raises:
+            ValueRangeError: a weight is not finite.
+            StorageError: disk full, or no permission.
+        """
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.trainee.model.parameters()):
+            raise self._diverged("weights are")
+        folder = self.config.output / CHECKPOINTS / f"{self.step:08d}"
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._write(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _diverged(self, what: str) -> ValueRangeError:
+        return ValueRangeError(
+            f"[finetune] {self.config.output}: {what} not finite at step {self.step}; choose another output folder and "
+            "lower learning_rate and router_rate, or see whether the data are what they should be"
+        )
+
+    def _write(self, folder: Path) -> None:
+        with new_folder(folder, kind="state of a run", may_replace=lambda _: True) as part:
+            write_state(part, {name: item.state_dict() for name, item in self.parts.items()})
+            write_progress(part, self.step, self.conditions)
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        for old in list_checkpoints(self.config.output)[: -self.config.keep_checkpoints]:
+            discard(old)
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint if there is one; drop what the log tells of later steps.
+
+        Raises:
+            ValueRangeError: it was made with another configuration, number of processes or data.
+            FormatError: it is damaged, or of another version.
+        """
+        found = list_checkpoints(self.config.output)
+        if found:
+            step = read_progress(found[-1], self.conditions)
+            restore(found[-1], self.parts, read_state(found[-1]))
+            self.average.to(self.accelerator.device)
+            self.step = step
+        if self.accelerator.is_main_process:
+            self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
+            self.log.trim(self.step)
+        return bool(found)
+
+    def _before_step(self) -> None:
+        """Set the rates, and freeze the ratios when it is time."""
+        config, ratios = self.config, self.trainee.ratios
+        if ratios is not None and not ratios.is_frozen and self.step >= config.freeze_step:
+            ratios.freeze(config.target)
+            self.average.optimization_step = (
+                0  # forget weights of other ratios soon: the average starts to warm up again
+            )
+        factor = rate_factor(self.step, config)
+        for group in self.groups:
+            group["lr"] = group["base_rate"] * factor
+
+    def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
+        """Add one batch's gradient; after the last one of the step, move the weights."""
+        config, accelerator, ratios = self.config, self.accelerator, self.trainee.ratios
+        generator = self._generator(micro)
+        self.trainee.model.generator = generator
+        with accelerator.accumulate(self.wrapped):
+            accelerator.backward(self._loss(batch, null, generator))
+            if not accelerator.sync_gradients:
+                return
+            loss_scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
+            accelerator.clip_grad_norm_(self.trainee.model.parameters(), config.max_grad_norm)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if ratios is not None:
+                if not ratios.is_frozen:
+                    rate = config.ratio_rate * config.ratio_factor(self.step)
+                    ratios.follow(config.goal(self.step + 1), rate, loss_scale=loss_scale)
+                ratios.values.grad = None
+            self.average.step(self.trainee.model.parameters())
+
+    def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
+        """Noise a batch, predict, and compare with the truth and the teacher."""
+        device = self.accelerator.device
+        latents, text, mask, conditions = self._encode(batch, null, generator)
+        timesteps = self.draw_timesteps(len(latents), generator)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        regions = (timesteps * self.config.regions // self.schedule.num_train_timesteps).to(device)
+        timesteps = timesteps.to(device)
+        signal, share = (table[timesteps].view(-1, 1, 1, 1) for table in (self.signal, self.noise))
+        noisy = signal * latents + share * noise
+        wanted = noise if self.schedule.prediction_type == "epsilon" else signal * noise - share * latents
+        output = self._predict(self.wrapped, noisy, timesteps, text, mask, conditions)
+        losses = (output - wanted).square().mean(dim=(1, 2, 3))
+        distances = torch.zeros_like(losses)
+        if self.teacher is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                told = self._predict(self._teach, noisy, timesteps, text, mask, conditions)
+            distances = (output - told).square().mean(dim=(1, 2, 3))
+        rows = torch.stack([losses, distances, torch.ones_like(losses)], dim=1).detach()
+        self.totals.index_add_(0, regions, rows)
+        return (losses + self.config.distill_weight * distances).mean()
+
+    def _predict(self, predict: Callable[..., Tensor], noisy: Tensor, *inputs: Any) -> Tensor:
+        """Predict noise or velocity, without the variance that some models predict beside it."""
+        return predict(noisy, *inputs)[:, : noisy.shape[1]].float()
+
+    def _teach(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor, conditions: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        assert self.teacher is not None
+        if isinstance(self.teacher, RoutedPixArt):
+            return self.teacher(noisy, timesteps, text, mask, conditions)
+        return self.teacher(
+            noisy,
+            encoder_hidden_states=text,
+            timestep=timesteps,
+            encoder_attention_mask=mask,
+            added_cond_kwargs=dict(conditions) if conditions else {"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+
+    @torch.no_grad()
+    def _encode(
+        self, batch: Item, null: Item | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor] | None]:
+        """Turn a batch into latents, text states, mask and conditions; some captions become the empty one."""
+        device = self.accelerator.device
+        count = len(batch["mask"])
+        dropped = torch.rand(count, generator=generator) < self.config.caption_dropout
+        key = "text" if "text" in batch else "input_ids"
+        values, mask = batch[key], batch["mask"]
+        if null is not None:
+            values = torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), null[key].to(values.dtype), values)
+            mask = torch.where(dropped.view(-1, 1), null["mask"].to(mask.dtype), mask)
+        values, mask = values.to(device), mask.to(device)
+        if key == "input_ids":
+            if self.text_encoder is None:
+                raise MissingError("[finetune] the dataset gives input_ids: pass `text_encoder`")
+            values = self.text_encoder(values, attention_mask=mask)[0]
+        latents = batch["latents"].to(device) if "latents" in batch else self._encode_pixels(batch["pixels"], generator)
+        conditions: dict[str, Tensor] = {
+            name: batch[name].to(device) for name in ("resolution", "aspect_ratio") if name in batch
+        }
+        return latents.float(), values.float(), mask, conditions or None
+
+    def _encode_pixels(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        if self.vae is None:
+            raise MissingError("[finetune] the dataset gives pixels: pass `vae`")
+        encoded = self.vae.encode(pixels.to(self.accelerator.device, self.vae.dtype)).latent_dist
+        noise = torch.randn(encoded.mean.shape, generator=generator).to(encoded.mean)
+        # without the VAE's shift_factor: diffusers' pipelines of PixArt decode without it
+        latents: Tensor = (encoded.mean + encoded.std * noise) * self.vae.config.scaling_factor
+        return latents
+
+    def _loader(self, dataset: Any) -> DataLoader[Item]:
+        accelerator, config = self.accelerator, self.config
+        first = self.step * config.accumulation * accelerator.num_processes + accelerator.process_index
+        batches = Batches(len(dataset), config.batch_size, config.seed, first=first, stride=accelerator.num_processes)
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=config.workers,
+            worker_init_fn=_ignore_interrupts,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator().manual_seed(config.seed % SEEDS),
+        )
+
+    def _generator(self, micro: int) -> torch.Generator:
+        """Make the source of everything random in one micro-step of this process."""
+        key = [self.config.seed, self.step, micro, self.accelerator.process_index]
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        return torch.Generator().manual_seed(seed >> 1)
+
+    def _write_log(self) -> dict[str, str]:
+        """Write the means since the last row; return what the progress bar shows."""
+        totals = self.accelerator.reduce(self.totals).cpu()
+        self.totals.zero_()
+        sums = totals.sum(dim=0)
+        diffusion, distill = (float(sums[i] / sums[2]) for i in (0, 1))
+        row = {
+            "step": self.step,
+            "samples": self.step * self.config.batch_size * self.config.accumulation * self.accelerator.num_processes,
+            "loss": diffusion + self.config.distill_weight * distill,
+            "diffusion_loss": diffusion,
+            "distill_loss": distill,
+            "diffusion_loss_by_region": (totals[:, 0] / totals[:, 2].clamp_min(1)).tolist(),
+            "keep_ratio": self._keep_ratio(),
+            "keep_ratio_by_region": self._keep_ratio_by_region(),
+            "learning_rate": self.groups[0]["lr"],
+        }
+        if not math.isfinite(diffusion + distill):
+            raise self._diverged("the loss is")
+        if self.accelerator.is_main_process:
+            self.log.write(row)
+        return {"loss": f"{row['loss']:.4f}", "keep": f"{row['keep_ratio']:.3f}"}
+
+    def _keep_ratio(self) -> float:
+        ratios, plan = self.trainee.ratios, self.trainee.model.plan
+        return ratios.mean if ratios is not None else 1.0 if plan is None else plan.mean_keep_ratio
+
+    def _keep_ratio_by_region(self) -> list[float]:
+        ratios, plan = self.trainee.ratios, self.trainee.model.plan
+        if ratios is not None:
+            return ratios.region_means()
+        if plan is None:
+            return [1.0] * self.config.regions
+        return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
+
+    def _result(self) -> FinetuneResult:
+        """Copy the averaged weights into a model of their own, with the final plan."""
+        trained, ratios = self.trainee.model, self.trainee.ratios
+        is_finished = self.step >= self.config.steps
+        keep_ratio = None
+        if ratios is not None:
+            final = copy.deepcopy(ratios)
+            if is_finished and not final.is_frozen:
+                final.freeze(self.config.target)
+            keep_ratio = final.values.detach().cpu().clone()
+        trained.generator = None
+        model = copy.deepcopy(trained).cpu()
+        self.average.copy_to(model.parameters())
+        if ratios is not None:
+            model.plan = final.plan()
+        self.accelerator.free_memory()
+        return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
+
+
+def draw_stratified(count: int, generator: torch.Generator, *, num_train_timesteps: int) -> Tensor:
+    """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
+    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
+    return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
+
+
+def _take(batches: Iterator[Item]) -> Item:
+    """Take the next batch; an error says no more than it did in the process that read the data."""
+    try:
+        return next(batches)
+    except InputError as error:
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from None
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process of the program, to the one that ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _freeze(module: Any) -> Any:
+    return module.requires_grad_(False).eval()
