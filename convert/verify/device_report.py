@@ -14,7 +14,7 @@ from moddit.text import printable
 # 9e-3 where that routes a token otherwise, as Core ML may, adding in another order. A wrong graph is off by a tenth and
 # more; finer mistakes of the exporter are found by the interpreter, in exact arithmetic.
 MEAN_TOLERANCE: Final = 2e-2
-SELECTING: Final = {"topk", "argsort", "gather", "gather_along_axis", "scatter", "scatter_along_axis"}
+SELECTING: Final = {"topk", "argsort", "gather", "gather_along_axis", "scatter"}
 
 
 @dataclass(frozen=True)

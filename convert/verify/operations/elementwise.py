@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from convert.verify.operations.registry import operation
-from moddit.errors import FormatError, UnsupportedError
+from moddit.errors import FormatError
 
 
 @operation("identity")
@@ -36,38 +35,6 @@ def sub(x: Tensor, y: Tensor) -> Tensor:
 @operation("mul")
 def mul(x: Tensor, y: Tensor) -> Tensor:
     return x * y
-
-
-@operation("real_div")
-def real_div(x: Tensor, y: Tensor) -> Tensor:
-    if not x.is_floating_point():
-        raise UnsupportedError("division of integers, whose rounding MIL does not describe; cast to fp32 first")
-    return x / y
-
-
-@operation("maximum")
-def maximum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x, y)
-
-
-@operation("minimum")
-def minimum(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(x, y)
-
-
-@operation("pow")
-def power(x: Tensor, y: Tensor) -> Tensor:
-    return x**y
-
-
-@operation("exp")
-def exp(x: Tensor) -> Tensor:
-    return x.exp()
-
-
-@operation("sqrt")
-def sqrt(x: Tensor) -> Tensor:
-    return x.sqrt()
 
 
 @operation("rsqrt", mixed=("epsilon",))
@@ -105,16 +72,6 @@ def relu(x: Tensor) -> Tensor:
     return x.relu()
 
 
-@operation("tanh")
-def tanh(x: Tensor) -> Tensor:
-    return x.tanh()
-
-
-@operation("erf")
-def erf(x: Tensor) -> Tensor:
-    return x.erf()
-
-
 @operation("gelu")
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
@@ -124,19 +81,9 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     return functional.gelu(x, approximate="tanh" if mode == "TANH_APPROXIMATION" else "none")
 
 
-@operation("clip", mixed=("alpha", "beta"))
-def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
-    return x.clamp(alpha, beta)
-
-
 @operation("greater", dtypes=("bool",))
 def greater(x: Tensor, y: Tensor) -> Tensor:
     return x > y
-
-
-@operation("greater_equal", dtypes=("bool",))
-def greater_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x >= y
 
 
 @operation("less", dtypes=("bool",))
@@ -144,31 +91,6 @@ def less(x: Tensor, y: Tensor) -> Tensor:
     return x < y
 
 
-@operation("less_equal", dtypes=("bool",))
-def less_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x <= y
-
-
 @operation("equal", dtypes=("bool",))
 def equal(x: Tensor, y: Tensor) -> Tensor:
     return x == y
-
-
-@operation("not_equal", dtypes=("bool",))
-def not_equal(x: Tensor, y: Tensor) -> Tensor:
-    return x != y
-
-
-@operation("logical_and", dtypes=("bool",))
-def logical_and(x: Tensor, y: Tensor) -> Tensor:
-    return x.logical_and(y)
-
-
-@operation("logical_not", dtypes=("bool",))
-def logical_not(x: Tensor) -> Tensor:
-    return x.logical_not()
-
-
-@operation("select", dtypes=("a",))
-def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(cond, a, b)

@@ -87,15 +87,14 @@ def layer_norm(
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
+    """Bring to mean 0 and variance 1 over `axes`, then scale and shift by tensors of their sizes."""
     axes = _normalise(axes, x.dim())
     shape = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
-    return _standardise(x, axes, gamma, beta, epsilon, shape)
-
-
-@operation("instance_norm", mixed=("gamma", "beta", "epsilon"))
-def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
-    spatial = x.dim() - 2
-    return _standardise(x, tuple(range(2, x.dim())), gamma, beta, epsilon, [-1, *[1] * spatial])
+    centred = x - x.mean(axes, keepdim=True)
+    result = centred / (centred.square().mean(axes, keepdim=True) + epsilon).sqrt()
+    if gamma is not None:
+        result = result * gamma.reshape(shape)
+    return result if beta is None else result + beta.reshape(shape)
 
 
 @operation("reduce_mean")
@@ -110,11 +109,6 @@ def reduce_sum(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> 
     return x.sum(_normalise(axes, x.dim()), keepdim=keep_dims)
 
 
-@operation("reduce_max")
-def reduce_max(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
-    return x.amax(_normalise(axes, x.dim()), keepdim=keep_dims)
-
-
 def _normalise(axes: Ints | None, rank: int) -> Ints:
     """Give axes that count from the front; all of them for None."""
     if axes is None:
@@ -122,19 +116,6 @@ def _normalise(axes: Ints | None, rank: int) -> Ints:
     if not all(-rank <= axis < rank for axis in axes):
         raise FormatError(f"axes, got {list(axes)}, want numbers in [{-rank}, {rank})")
     return tuple(axis % rank for axis in axes)
-
-
-def _standardise(
-    x: Tensor, axes: Ints, gamma: Tensor | None, beta: Tensor | None, epsilon: float, shape: list[int]
-) -> Tensor:
-    """Bring to mean 0 and variance 1 over `axes`, then scale and shift by tensors that are viewed as `shape`."""
-    centred = x - x.mean(axes, keepdim=True)
-    result = centred / (centred.square().mean(axes, keepdim=True) + epsilon).sqrt()
-    if gamma is not None:
-        result = result * gamma.reshape(shape)
-    if beta is not None:
-        result = result + beta.reshape(shape)
-    return result
 
 
 def _make_additive(mask: Tensor) -> Tensor:

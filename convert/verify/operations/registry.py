@@ -20,7 +20,6 @@ Value = Tensor | str
 Argument = tuple[Value, ...]  # several values where a parameter takes a tuple
 Tensors = tuple[Tensor, ...]
 Ints = tuple[int, ...]
-Bools = tuple[bool, ...]
 _Function = TypeVar("_Function", bound=Callable[..., Tensor | Tensors])
 
 
@@ -137,10 +136,6 @@ def _read_ints(argument: Argument) -> Ints:
     return tuple(_read_list(argument, torch.int32))
 
 
-def _read_bools(argument: Argument) -> Bools:
-    return tuple(_read_list(argument, torch.bool))
-
-
 _READERS: Final[Mapping[Any, Callable[[Argument], Any]]] = {
     Tensor: _read_tensor,
     Tensor | None: _read_tensor,
@@ -153,5 +148,4 @@ _READERS: Final[Mapping[Any, Callable[[Argument], Any]]] = {
     bool | None: _read_bool,
     Ints: _read_ints,
     Ints | None: _read_ints,
-    Bools | None: _read_bools,
 }

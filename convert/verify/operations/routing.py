@@ -77,45 +77,8 @@ def scatter(
     slices = updates.reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :])
     if _is_adding(mode):
         return data.index_add(axis, rows, slices)
-    _check_unique(rows, 0)
+    _check_unique(rows)
     return data.index_copy(axis, rows, slices)
-
-
-@operation("scatter_along_axis")
-def scatter_along_axis(
-    data: Tensor, indices: Tensor, updates: Tensor, mode: str, axis: int = 0, validate_indices: bool | None = None
-) -> Tensor:
-    """Put values into a copy of `data`, each at its index along `axis`."""
-    _check_others(data, indices, axis)
-    if updates.shape != indices.shape:
-        raise FormatError(f"updates have shape {list(updates.shape)}, want {list(indices.shape)} as indices")
-    rows = _check_indices(indices, data.shape[axis], validate_indices)
-    if _is_adding(mode):
-        return data.scatter_add(axis, rows, updates)
-    _check_unique(rows, axis)
-    return data.scatter(axis, rows, updates)
-
-
-@operation("cumsum")
-def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
-    values = x.flip(axis) if reverse else x
-    result = values.cumsum(axis, dtype=x.dtype)
-    if exclusive:
-        result = result - values
-    return result.flip(axis) if reverse else result
-
-
-@operation("one_hot", dtypes=("on_value",))
-def one_hot(
-    indices: Tensor,
-    one_hot_vector_size: int,
-    axis: int = -1,
-    on_value: Tensor = torch.tensor(1, dtype=torch.int32),  # noqa: B008 - never changed
-    off_value: Tensor = torch.tensor(0, dtype=torch.int32),  # noqa: B008
-) -> Tensor:
-    axis %= indices.dim() + 1
-    places = torch.arange(one_hot_vector_size).reshape(-1, *[1] * (indices.dim() - axis))
-    return torch.where(indices.unsqueeze(axis) == places, on_value, off_value)
 
 
 def _is_adding(mode: str) -> bool:
@@ -138,9 +101,8 @@ def _check_indices(indices: Tensor, size: int, validate: bool | None) -> Tensor:
     return torch.where(indices < 0, indices + size, indices).long()
 
 
-def _check_unique(rows: Tensor, axis: int) -> None:
-    ordered = rows.sort(dim=axis).values
-    if (ordered.diff(dim=axis) == 0).any():
+def _check_unique(rows: Tensor) -> None:
+    if (rows.sort().values.diff() == 0).any():
         raise ValueRangeError("indices repeat, so that it is open which of the updates stays")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from convert.verify.operations.registry import Bools, Ints, Tensors, operation
+from convert.verify.operations.registry import Ints, Tensors, operation
 from moddit.errors import FormatError, UnsupportedError
 
 
@@ -58,66 +58,11 @@ def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
 
 
-@operation("stack")
-def stack(values: Tensors, axis: int) -> Tensor:
-    return torch.stack(values, axis)
-
-
 @operation("tile")
 def tile(x: Tensor, reps: Ints) -> Tensor:
     if len(reps) != x.dim():
         raise FormatError(f"reps, got {len(reps)} numbers, want {x.dim()}")
     return x.tile(reps)
-
-
-@operation("slice_by_index")
-def slice_by_index(
-    x: Tensor,
-    begin: Ints,
-    end: Ints,
-    stride: Ints | None = None,
-    begin_mask: Bools | None = None,
-    end_mask: Bools | None = None,
-    squeeze_mask: Bools | None = None,
-) -> Tensor:
-    """Slice as numpy does. A mask sets aside the number of its axis; a squeezed axis is indexed with its begin."""
-    none = (False,) * x.dim()
-    rows = zip(
-        x.shape,
-        begin,
-        end,
-        stride or (1,) * x.dim(),
-        begin_mask or none,
-        end_mask or none,
-        squeeze_mask or none,
-        strict=True,
-    )
-    dropped = []
-    for axis, (size, first, last, step, is_open, is_endless, is_single) in enumerate(rows):
-        chosen = range(size)[slice(None if is_open else first, None if is_endless else last, step)]
-        if is_single:
-            chosen = range(size)[0 if is_open else first :][:1]
-            dropped.append(axis)
-        x = x.index_select(axis, torch.tensor(chosen, dtype=torch.int64))
-    return x.squeeze(dropped)
-
-
-@operation("slice_by_size")
-def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
-    """Take `size` values from `begin` on along each axis; -1 takes all that follow."""
-    for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
-        first %= x.shape[axis]
-        x = x.narrow(axis, first, x.shape[axis] - first if count == -1 else count)
-    return x
-
-
-@operation("pad", mixed=("constant_val",))  # coremltools writes the default as fp32 beside x in fp16
-def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
-    """Pad the last axes; `pad` has the counts before and after each, the last axis last."""
-    if mode != "constant":
-        raise UnsupportedError(f"mode {mode!r}, want 'constant'")
-    pairs = list(zip(pad[::2], pad[1::2], strict=True))
-    return functional.pad(x, [count for pair in reversed(pairs) for count in pair], value=constant_val)
 
 
 @operation("pixel_shuffle")
@@ -132,21 +77,3 @@ def upsample_nearest_neighbor(x: Tensor, scale_factor_height: float = 1.0, scale
             raise UnsupportedError(f"scale factor {factor}, want a whole number")
         x = x.repeat_interleave(int(factor), axis)
     return x
-
-
-@operation("range_1d")
-def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
-    return torch.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
-
-
-@operation("fill", dtypes=("value",))
-def fill(shape: Ints, value: Tensor) -> Tensor:
-    return value.reshape(()).expand(shape).clone()
-
-
-@operation("band_part")
-def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """Keep so many diagonals below and above the main one, all of them for a negative number; others become 0."""
-    below = torch.arange(x.shape[-2])[:, None] - torch.arange(x.shape[-1])
-    kept = ((lower < 0) | (below <= lower)) & ((upper < 0) | (-below <= upper))
-    return x.where(kept, torch.zeros((), dtype=x.dtype))

@@ -48,18 +48,13 @@ def test_one_argument(tmp_path: Path) -> None:
     erf = np.vectorize(math.erf)
     expected = {
         "identity": x,
-        "exp": np.exp(x),
         "square": x**2,
         "sin": np.sin(x),
         "cos": np.cos(x),
         "sigmoid": sigmoid,
         "silu": x * sigmoid,
         "relu": np.maximum(x, 0),
-        "tanh": np.tanh(x),
-        "erf": erf(x),
-        "sqrt": np.sqrt(positive),
         "rsqrt": 1 / np.sqrt(positive + 0.25),
-        "clip": np.minimum(np.maximum(x, -0.5), 0.25),
         "EXACT": 0.5 * x * (1 + erf(x / math.sqrt(2))),
         "TANH_APPROXIMATION": 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         "SIGMOID_APPROXIMATION": x / (1 + np.exp(-1.702 * x)),
@@ -69,11 +64,9 @@ def test_one_argument(tmp_path: Path) -> None:
     }
 
     def build(x: Any, positive: Any) -> Any:
-        for name in ("identity", "exp", "square", "sin", "cos", "sigmoid", "silu", "relu", "tanh", "erf"):
+        for name in ("identity", "square", "sin", "cos", "sigmoid", "silu", "relu"):
             getattr(mb, name)(x=x, name=name)
-        mb.sqrt(x=positive, name="sqrt")
         mb.rsqrt(x=positive, epsilon=0.25, name="rsqrt")
-        mb.clip(x=x, alpha=-0.5, beta=0.25, name="clip")
         for mode in ("EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"):
             mb.gelu(x=x, mode=mode, name=mode)
         whole = mb.cast(x=mb.mul(x=x, y=np.float32(100)), dtype="int32", name="truncated")
@@ -85,124 +78,68 @@ def test_one_argument(tmp_path: Path) -> None:
 def test_two_arguments(tmp_path: Path) -> None:
     x, y = np.round(draw(3, 1, 7), 1), np.round(draw(4, 7, seed=1), 1)
     y[0] = x[0, 0]
-    positive = np.abs(x) + 0.1
     i, j = np.array([-7, 7, 2**30], np.int32), np.array([2, -2, 5], np.int32)
     expected = {
         "add": x + y,
         "sub": x - y,
         "mul": x * y,
-        "real_div": x / np.where(y == 0, 1, y),
-        "maximum": np.maximum(x, y),
-        "minimum": np.minimum(x, y),
-        "pow": positive**y,
         "greater": x > y,
-        "greater_equal": x >= y,
         "less": x < y,
-        "less_equal": x <= y,
         "equal": x == y,
-        "not_equal": x != y,
-        "logical_and": (x > y) & (x > 0),
-        "logical_not": ~(x > y),
-        "select": np.where(x > y, x + y, -1),
         "integers": i - j,
     }
 
-    def build(x: Any, y: Any, divisor: Any, positive: Any, i: Any, j: Any) -> Any:
-        for name in ("sub", "mul", "maximum", "minimum"):
+    def build(x: Any, y: Any, i: Any, j: Any) -> Any:
+        for name in ("sub", "mul", "greater", "less", "equal"):
             getattr(mb, name)(x=x, y=y, name=name)
-        total = mb.add(x=x, y=y, name="add")
-        for name in ("greater_equal", "less", "less_equal", "equal", "not_equal"):
-            getattr(mb, name)(x=x, y=y, name=name)
-        mb.real_div(x=x, y=divisor, name="real_div")
-        mb.pow(x=positive, y=y, name="pow")
-        greater = mb.greater(x=x, y=y, name="greater")
-        mb.logical_and(x=greater, y=mb.greater(x=x, y=np.float32(0)), name="logical_and")
-        mb.logical_not(x=greater, name="logical_not")
         mb.sub(x=i, y=j, name="integers")
-        return mb.select(cond=greater, a=total, b=np.float32(-1), name="select")
+        return mb.add(x=x, y=y, name="add")
 
-    inputs: dict[str, Array] = {
-        "x": x,
-        "y": y,
-        "divisor": np.where(y == 0, 1, y).astype(np.float32),
-        "positive": positive,
-    }
-    check(tmp_path, build, inputs | {"i": i, "j": j}, expected)
+    check(tmp_path, build, {"x": x, "y": y, "i": i, "j": j}, expected)
 
 
 def test_shapes(tmp_path: Path) -> None:
-    x, image, matrix = draw(2, 3, 4), draw(2, 8, 3, 5), draw(4, 6)
+    x, image = draw(2, 3, 4), draw(2, 8, 3, 5)
     shuffled = image.reshape(2, 2, 2, 2, 3, 5).transpose(0, 1, 4, 2, 5, 3).reshape(2, 2, 6, 10)
     expected = {
         "reshape": x.reshape(2, 12),
         "reshape_zero": x.reshape(2, 2, 6),
         "transpose": x.transpose(2, 0, 1),
         "expand_dims": x[:, None, :, :, None],
-        "squeeze": x[:1, :, :1].reshape(3),
-        "squeeze_one": x[:1, :, :1].reshape(1, 3),
+        "squeeze": x.sum((0, 2)),
+        "squeeze_one": x.sum((0, 2)).reshape(1, 3),
         "split_even": [x[..., :2], x[..., 2:]],
         "split": [x[:, :1], x[:, 1:]],
         "concat": np.concatenate([x, -x], 1),
         "interleave": np.stack([x, -x], 2).reshape(2, 6, 4),
-        "stack": np.stack([x, -x], 1),
         "tile": np.tile(x, (1, 2, 3)),
-        "slice": x[1:2, ::2, -3:-1],
-        "slice_back": x[:, ::-1, 3:0:-2],
-        "slice_single": x[:, -1, 1:],
-        "slice_by_size": x[:, 1:3, 2:],
-        "pad": np.pad(x, ((0, 0), (1, 2), (0, 3)), constant_values=0.5),
         "pixel_shuffle": shuffled,
         "upsample": image.repeat(2, 2).repeat(3, 3),
-        "lower": np.tril(matrix),
-        "band": np.triu(np.tril(matrix, 2), -1),
-        "fill": np.full((2, 3), 1.5, np.float32),
-        "range": np.arange(2, 11, 3),
     }
 
-    def build(x: Any, image: Any, matrix: Any, negative: Any) -> Any:
+    def build(x: Any, image: Any, negative: Any) -> Any:
         mb.reshape(x=x, shape=[2, -1], name="reshape")
         mb.reshape(x=x, shape=[0, 2, -1], name="reshape_zero")
         mb.transpose(x=x, perm=[2, 0, 1], name="transpose")
         mb.expand_dims(x=x, axes=[1, -1], name="expand_dims")
-        thin = mb.slice_by_index(x=x, begin=[0, 0, 0], end=[1, 3, 1])
+        thin = mb.reduce_sum(x=x, axes=[0, 2], keep_dims=True)
         mb.squeeze(x=thin, name="squeeze")
         mb.squeeze(x=thin, axes=[2], name="squeeze_one")
         mb.split(x=x, num_splits=2, axis=-1, name="split_even")
         mb.split(x=x, split_sizes=[1, 2], axis=1, name="split")
         mb.concat(values=[x, negative], axis=1, name="concat")
         mb.concat(values=[x, negative], axis=-2, interleave=True, name="interleave")
-        mb.stack(values=[x, negative], axis=1, name="stack")
         mb.tile(x=x, reps=[1, 2, 3], name="tile")
-        open_end, single = [False, True, False], [False, True, False]
-        mb.slice_by_index(x=x, begin=[1, 0, -3], end=[2, 0, -1], stride=[1, 2, 1], end_mask=open_end, name="slice")
-        both = [True, True, False]
-        mb.slice_by_index(
-            x=x, begin=[0, 0, 3], end=[0, 0, 0], stride=[1, -1, -2], begin_mask=both, end_mask=both, name="slice_back"
-        )
-        mb.slice_by_index(
-            x=x,
-            begin=[0, -1, 1],
-            end=[2, 0, 0],
-            end_mask=[False, False, True],
-            squeeze_mask=single,
-            name="slice_single",
-        )
-        mb.slice_by_size(x=x, begin=[0, 1, 2], size=[2, 2, -1], name="slice_by_size")
-        mb.pad(x=x, pad=[1, 2, 0, 3], constant_val=0.5, name="pad")
         mb.pixel_shuffle(x=image, upscale_factor=2, name="pixel_shuffle")
         mb.upsample_nearest_neighbor(x=image, scale_factor_height=2, scale_factor_width=3, name="upsample")
-        mb.band_part(x=matrix, lower=-1, upper=0, name="lower")
-        mb.band_part(x=matrix, lower=1, upper=2, name="band")
-        mb.fill(shape=[2, 3], value=1.5, name="fill")
-        mb.range_1d(start=2, end=11, step=3, name="range")
         return mb.identity(x=x)
 
-    check(tmp_path, build, {"x": x, "image": image, "matrix": matrix, "negative": -x}, expected)
+    check(tmp_path, build, {"x": x, "image": image, "negative": -x}, expected)
 
 
 def test_products_and_norms(tmp_path: Path) -> None:
     x, y, weight, bias = draw(2, 3, 4), draw(2, 5, 4, seed=1), draw(6, 4, seed=2), draw(6, seed=3)
-    gamma, beta, image = draw(4, seed=4), draw(4, seed=5), draw(2, 4, 3, 5)
+    gamma, beta = draw(4, seed=4), draw(4, seed=5)
     wide = draw(3, 4, seed=6)
 
     def norm(array: Array, axes: tuple[int, ...], epsilon: float) -> Array:
@@ -219,15 +156,13 @@ def test_products_and_norms(tmp_path: Path) -> None:
         "layer_norm": norm(x, (2,), 1e-2) * gamma + beta,
         "layer_norm_plain": norm(x, (2,), 1e-6),
         "layer_norm_two": norm(x, (1, 2), 1e-5) * wide,
-        "instance_norm": norm(image, (2, 3), 1e-3) * gamma[:, None, None] + beta[:, None, None],
         "reduce_mean": x.mean((0, 2)),
         "reduce_sum": x.sum(1, keepdims=True),
         "reduce_sum_int": np.array([6, 15]),
-        "reduce_max": x.max(-1),
         "reduce_all": x.sum(),
     }
 
-    def build(x: Any, y: Any, image: Any, whole: Any) -> Any:
+    def build(x: Any, y: Any, whole: Any) -> Any:
         mb.linear(x=x, weight=weight, bias=bias, name="linear")
         mb.linear(x=x, weight=weight, name="linear_plain")
         mb.matmul(x=x, y=y, transpose_y=True, name="matmul")
@@ -236,15 +171,13 @@ def test_products_and_norms(tmp_path: Path) -> None:
         mb.layer_norm(x=x, axes=[-1], gamma=gamma, beta=beta, epsilon=1e-2, name="layer_norm")
         mb.layer_norm(x=x, axes=[2], epsilon=1e-6, name="layer_norm_plain")
         mb.layer_norm(x=x, axes=[1, 2], gamma=wide, name="layer_norm_two")
-        mb.instance_norm(x=image, gamma=gamma, beta=beta, epsilon=1e-3, name="instance_norm")
         mb.reduce_mean(x=x, axes=[0, -1], name="reduce_mean")
         mb.reduce_sum(x=x, axes=[1], keep_dims=True, name="reduce_sum")
         mb.reduce_sum(x=whole, axes=[1], name="reduce_sum_int")
-        mb.reduce_max(x=x, axes=[-1], name="reduce_max")
         return mb.identity(x=mb.expand_dims(x=mb.reduce_sum(x=x, name="reduce_all"), axes=[0]))
 
     whole = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
-    check(tmp_path, build, {"x": x, "y": y, "image": image, "whole": whole}, expected)
+    check(tmp_path, build, {"x": x, "y": y, "whole": whole}, expected)
 
 
 def test_convolutions(tmp_path: Path) -> None:
@@ -306,7 +239,6 @@ def test_attention(tmp_path: Path) -> None:
 
 def test_ranking(tmp_path: Path) -> None:
     x = np.array([[3, 1, 3, 2, 3, 0], [0, 0, 5, 0, 5, 0]], np.float32)
-    whole = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
     expected = {
         "largest": [np.array([[3, 3], [5, 5]], np.float32), np.array([[0, 2], [2, 4]])],
         "smallest": [np.array([[0, 1, 2], [0, 0, 0]], np.float32), np.array([[5, 1, 3], [0, 1, 3]])],
@@ -319,14 +251,9 @@ def test_ranking(tmp_path: Path) -> None:
         "unsorted": [np.array([[3, 3], [5, 5]], np.float32), np.array([[2, 0], [4, 2]])],
         "ascending": np.array([[5, 1, 3, 0, 2, 4], [0, 1, 3, 5, 2, 4]]),
         "descending": np.array([[0, 2, 4, 3, 1, 5], [2, 4, 0, 1, 3, 5]]),
-        "cumsum": np.array([[3, 4, 7, 9, 12, 12], [0, 0, 5, 5, 10, 10]], np.float32),
-        "cumsum_exclusive": np.array([[0, 0, 0], [1, 2, 3]]),
-        "cumsum_reverse": np.array([[6, 5, 3], [15, 11, 6]]),
-        "one_hot": np.eye(7, dtype=np.float32)[whole],
-        "one_hot_middle": np.where(np.arange(4)[:, None] == whole[:, None], 5, 2),
     }
 
-    def build(x: Any, whole: Any) -> Any:
+    def build(x: Any) -> Any:
         mb.topk(x=x, k=2, name="largest")
         mb.topk(x=x, k=3, ascending=True, name="smallest")
         mb.topk(x=x, k=2, return_indices=False, name="values")
@@ -334,14 +261,9 @@ def test_ranking(tmp_path: Path) -> None:
         mb.topk(x=x, k=2, axis=0, name="columns")
         mb.topk(x=x, k=2, sort=False, name="unsorted")
         mb.argsort(x=x, ascending=True, name="ascending")
-        mb.argsort(x=x, axis=-1, name="descending")
-        mb.cumsum(x=whole, axis=0, exclusive=True, name="cumsum_exclusive")
-        mb.cumsum(x=whole, axis=1, reverse=True, name="cumsum_reverse")
-        mb.one_hot(indices=whole, one_hot_vector_size=7, on_value=1.0, off_value=0.0, name="one_hot")
-        mb.one_hot(indices=whole, one_hot_vector_size=4, axis=1, on_value=5, off_value=2, name="one_hot_middle")
-        return mb.cumsum(x=x, axis=1, name="cumsum")
+        return mb.argsort(x=x, axis=-1, name="descending")
 
-    check(tmp_path, build, {"x": x, "whole": whole}, expected)
+    check(tmp_path, build, {"x": x}, expected)
 
 
 def test_half(tmp_path: Path) -> None:
@@ -349,11 +271,8 @@ def test_half(tmp_path: Path) -> None:
     x = draw(1, 2, 3, 4, dtype=np.float16)
 
     def build(x: Any) -> Any:
-        mb.pad(x=x, pad=[0, 0, 1, 1], name="pad")
         mb.layer_norm(x=x, axes=[-1])
-        mb.instance_norm(x=x)
         mb.rsqrt(x=mb.square(x=x))
-        mb.clip(x=x, alpha=np.float16(-1), beta=np.float16(1), name="clip")
         mb.upsample_nearest_neighbor(x=x, scale_factor_height=2.0, scale_factor_width=2.0, name="upsample")
         mb.conv(x=x, weight=np.ones((1, 2, 1, 1), np.float16), pad_type="valid", name="conv")
         mb.topk(x=x, k=1, name="topk")
@@ -361,8 +280,6 @@ def test_half(tmp_path: Path) -> None:
 
     wide = x.astype(np.float32)
     expected = {
-        "pad": np.pad(wide, ((0, 0), (0, 0), (0, 0), (1, 1))),
-        "clip": wide.clip(-1, 1),
         "upsample": wide.repeat(2, 2).repeat(2, 3),
         "conv": wide.sum(1, keepdims=True),
         "topk": [wide.max(-1, keepdims=True), wide.argmax(-1)[..., None]],
@@ -375,14 +292,10 @@ def test_gather_and_scatter(tmp_path: Path) -> None:
     updates, lanes = draw(2, 3, 3, seed=1), np.array([[[0, 4, 2]] * 2, [[1, 0, 3]] * 2], np.int32)
     lanes[:, 1] = (lanes[:, 1] + 1) % 5
     batched = np.array([[1, 1], [4, 0]], np.int32)
-    update, add, along = x.copy(), x.copy(), x.copy()
+    update, add = x.copy(), x.copy()
     update[:, rows] = updates
     for place, row in enumerate((4, 4, 2)):
         add[:, row] += updates[:, place]
-    np.put_along_axis(along, lanes, updates[:, :2], 1)
-    along_add = x.copy()
-    for index in np.ndindex(2, 2, 3):
-        along_add[index[0], 0, index[2]] += updates[index]
     expected = {
         "gather": x[:, rows],
         "gather_matrix": x[:, batched],
@@ -391,8 +304,6 @@ def test_gather_and_scatter(tmp_path: Path) -> None:
         "gather_along": np.take_along_axis(x, lanes, 1),
         "update": update,
         "add": add,
-        "along": along,
-        "along_add": along_add,
     }
 
     def build(x: Any, rows: Any, updates: Any, lanes: Any) -> Any:
@@ -402,11 +313,8 @@ def test_gather_and_scatter(tmp_path: Path) -> None:
         mb.gather(x=x, indices=batched, axis=1, batch_dims=1, name="gather_batch")
         mb.gather_along_axis(x=x, indices=lanes, axis=1, name="gather_along")
         mb.scatter(data=x, indices=rows, updates=updates, axis=1, mode="update", name="update")
-        mb.scatter(data=x, indices=np.array([4, 4, 2], np.int32), updates=updates, axis=-2, mode="add", name="add")
-        part = mb.slice_by_size(x=updates, begin=[0, 0, 0], size=[2, 2, 3])
-        mb.scatter_along_axis(data=x, indices=lanes, updates=part, axis=1, mode="update", name="along")
-        nought = np.zeros((2, 2, 3), np.int32)
-        return mb.scatter_along_axis(data=x, indices=nought, updates=part, axis=1, mode="add", name="along_add")
+        twice = np.array([4, 4, 2], np.int32)
+        return mb.scatter(data=x, indices=twice, updates=updates, axis=-2, mode="add", name="add")
 
     check(tmp_path, build, {"x": x, "rows": rows, "updates": updates, "lanes": lanes}, expected)
 
@@ -430,13 +338,12 @@ def test_gather_and_scatter(tmp_path: Path) -> None:
             UnsupportedError,
             "mode 'max', want 'add' or 'update'",
         ),
-        (lambda x, i: mb.pad(x=x, pad=[1, 1], mode="reflect"), UnsupportedError, "mode 'reflect'"),
         (
             lambda x, i: mb.upsample_nearest_neighbor(x=mb.reshape(x=x, shape=[1, 5, 2]), scale_factor_width=1.5),
             UnsupportedError,
             "scale factor 1.5",
         ),
-        (lambda x, i: mb.real_div(x=i, y=i), UnsupportedError, "division of integers"),
+        (lambda x, i: mb.reduce_mean(x=i, axes=[0], keep_dims=True), UnsupportedError, "mean of integers"),
     ],
 )
 def test_what_core_ml_leaves_open_or_we_leave_out(
