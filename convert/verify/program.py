@@ -144,17 +144,15 @@ class _Reader:
         self._define(proto.outputs[0].name, literal, where)
 
     def _read_arguments(self, proto: Any, where: str) -> dict[str, tuple[Source, ...]]:
-        """Read the arguments, which for compressed constants are attributes before iOS 18."""
-        arguments = {
+        others = sorted(set(proto.attributes) - {"name"})
+        if others:  # arguments of compressed constants, before iOS 18
+            raise UnsupportedError(f"{where}: attributes {', '.join(others)} are not implemented")
+        return {
             parameter: tuple(
                 self._read_binding(binding, f"{where}: argument {parameter}") for binding in item.arguments
             )
             for parameter, item in proto.inputs.items()
         }
-        for parameter, value in proto.attributes.items():
-            if parameter != "name":
-                arguments[parameter] = (read_literal(value, self._find_blob, f"{where}: attribute {parameter}"),)
-        return arguments
 
     def _read_binding(self, binding: Any, where: str) -> Source:
         if binding.WhichOneof("binding") == "value":

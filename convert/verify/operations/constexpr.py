@@ -1,18 +1,16 @@
 """Constants that are stored compressed.
 
-Source: coremltools, converters/mil/mil/ops/defs/iOS18/compression.py and iOS16/constexpr_ops.py (the descriptions).
+Source: coremltools, converters/mil/mil/ops/defs/iOS18/compression.py (the descriptions).
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from convert.verify.blobs import unpack
-from convert.verify.operations.registry import Ints, operation
+from convert.verify.operations.registry import operation
 from moddit.errors import FormatError, ValueRangeError
 
 
@@ -42,35 +40,19 @@ def shift_and_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -
 
 
 @operation("constexpr_lut_to_dense", dtypes=("lut",))
-def look_up(indices: Tensor, lut: Tensor, vector_axis: int | None = None, shape: Ints | None = None) -> Tensor:
-    """Look values up in tables.
+def look_up(indices: Tensor, lut: Tensor) -> Tensor:
+    """Look values up in tables, of which each block of the indices has one.
 
-    Since iOS 18 `lut` is (*tables, entries, vector), one table for each block of the indices, and each index stands
-    for a vector along `vector_axis`. With `shape`, as in iOS 16, there is one table, and the indices are packed.
+    Shapes: indices (*I), lut (*tables, entries, 1), as many tables as blocks along each axis of I -> (*I)
     """
-    if shape is not None:
-        return _look_up_packed(indices, lut, shape)
     *tables, entries, vector = lut.shape
+    if vector != 1:
+        raise FormatError(f"lut: an index stands for {vector} values, want one")
     if indices.max() >= entries:
         raise FormatError(f"indices go up to {int(indices.max())}, want at most {entries - 1}")
     number = torch.arange(math.prod(tables)).reshape(tables)
     rows = _spread(number, indices.shape) * entries + indices
-    values = lut.reshape(-1, vector)[rows]  # (*indices, vector)
-    if vector_axis is None:
-        if vector != 1:
-            raise FormatError(f"vector_axis is absent, though an index stands for {vector} values")
-        return values.squeeze(-1)
-    axis = vector_axis % indices.dim()
-    return values.movedim(-1, axis + 1).flatten(axis, axis + 1)
-
-
-def _look_up_packed(indices: Tensor, lut: Tensor, shape: Ints) -> Tensor:
-    bits = (lut.numel() - 1).bit_length()
-    packed = indices.numpy().astype(np.uint8)
-    if lut.numel() != 1 << bits or packed.size != -(-math.prod(shape) * bits // 8):
-        raise FormatError(f"got {packed.size} bytes of indices into {lut.numel()} values for {list(shape)}")
-    rows = torch.from_numpy(unpack(packed, bits, math.prod(shape)))
-    return lut[rows.int()].reshape(shape)
+    return lut.reshape(-1)[rows]
 
 
 def _spread(values: Tensor, shape: torch.Size) -> Tensor:

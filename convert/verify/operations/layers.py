@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Final
 
 import numpy as np
 import torch
@@ -13,12 +11,6 @@ from torch.nn import functional
 
 from convert.verify.operations.registry import Ints, operation
 from moddit.errors import FormatError, UnsupportedError
-
-_CONVOLUTIONS: Final[Mapping[int, Callable[..., Tensor]]] = {
-    3: functional.conv1d,
-    4: functional.conv2d,
-    5: functional.conv3d,
-}
 
 
 @operation("linear", mixed=("weight", "bias"))
@@ -42,15 +34,15 @@ def conv(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Tensor:
-    if x.dim() not in _CONVOLUTIONS:
-        raise FormatError(f"x has {x.dim()} axes, want one of {sorted(_CONVOLUTIONS)}")
-    spatial = x.dim() - 2
-    strides = strides or (1,) * spatial
-    dilations = dilations or (1,) * spatial
-    kernel = [(size - 1) * dilation + 1 for size, dilation in zip(weight.shape[2:], dilations, strict=True)]
-    before_and_after = _find_padding(pad_type, pad, x.shape[2:], kernel, strides)
-    padded = functional.pad(x, [count for pair in reversed(before_and_after) for count in pair])
-    return _CONVOLUTIONS[x.dim()](padded, weight, bias, stride=strides, dilation=dilations, groups=groups)
+    """Convolve pictures; `pad` counts the zeros above, below, left and right.
+
+    Shapes: x (B, in, H, W), weight (out, in / groups, h, w), bias (out,) -> (B, out, H', W')
+    """
+    if pad_type not in ("valid", "custom"):
+        raise UnsupportedError(f"pad_type {pad_type!r}, want 'valid' or 'custom'")
+    above, below, left, right = pad if pad_type == "custom" and pad else (0, 0, 0, 0)
+    padded = functional.pad(x, (left, right, above, below))
+    return functional.conv2d(padded, weight, bias, strides or 1, dilation=dilations or 1, groups=groups)
 
 
 @operation("scaled_dot_product_attention", mixed=("attn_mask",))
@@ -122,24 +114,3 @@ def _make_additive(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape).masked_fill(~mask, -math.inf)
-
-
-def _find_padding(
-    pad_type: str, pad: Ints | None, sizes: torch.Size, kernel: list[int], strides: Ints
-) -> list[tuple[int, int]]:
-    """Give the padding before and after each spatial axis, for kernels that are dilated already."""
-    if pad_type == "valid":
-        return [(0, 0)] * len(sizes)
-    if pad_type == "custom":
-        if pad is None or len(pad) != 2 * len(sizes):
-            raise FormatError(f"pad, got {pad}, want {2 * len(sizes)} numbers")
-        return list(zip(pad[::2], pad[1::2], strict=True))
-    if pad_type not in ("same", "same_lower"):
-        raise FormatError(f"pad_type, got {pad_type!r}, want valid, custom, same or same_lower")
-    totals = [
-        max(0, (-(-size // stride) - 1) * stride + reach - size)
-        for size, reach, stride in zip(sizes, kernel, strides, strict=True)
-    ]
-    if pad_type == "same":
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(total - total // 2, total // 2) for total in totals]

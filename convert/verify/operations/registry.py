@@ -145,7 +145,6 @@ _READERS: Final[Mapping[Any, Callable[[Argument], Any]]] = {
     int: _read_int,
     int | None: _read_int,
     bool: _read_bool,
-    bool | None: _read_bool,
     Ints: _read_ints,
     Ints | None: _read_ints,
 }

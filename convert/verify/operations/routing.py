@@ -41,9 +41,7 @@ def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
 
 
 @operation("gather")
-def gather(
-    x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool | None = None
-) -> Tensor:
+def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Take slices of `x` along `axis`.
 
     Shapes:
@@ -53,52 +51,49 @@ def gather(
     if batch_dims:
         pairs = zip(x, indices, strict=True)
         return torch.stack([gather(one, rows, axis - 1, batch_dims - 1, validate_indices) for one, rows in pairs])
-    rows = _check_indices(indices, x.shape[axis], validate_indices)
+    rows = _check_indices(indices, x.shape[axis])
     taken = x.index_select(axis, rows.reshape(-1))
     return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
 @operation("gather_along_axis")
-def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool | None = None) -> Tensor:
+def gather_along_axis(
+    x: Tensor,
+    indices: Tensor,
+    axis: int = 0,
+    validate_indices: bool = False,  # noqa: ARG001 - they are checked in any case
+) -> Tensor:
     _check_others(x, indices, axis)
-    return x.gather(axis, _check_indices(indices, x.shape[axis], validate_indices))
+    return x.gather(axis, _check_indices(indices, x.shape[axis]))
 
 
 @operation("scatter")
 def scatter(
-    data: Tensor, indices: Tensor, updates: Tensor, mode: str, axis: int = 0, validate_indices: bool | None = None
+    data: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    mode: str,
+    axis: int = 0,
+    validate_indices: bool = False,  # noqa: ARG001 - they are checked in any case
 ) -> Tensor:
     """Put slices along `axis`, as many as there are indices, into a copy of `data`."""
-    rows = _check_indices(indices, data.shape[axis], validate_indices).reshape(-1)
+    if mode != "update":
+        raise UnsupportedError(f"mode {mode!r}, want 'update'")
+    rows = _check_indices(indices, data.shape[axis]).reshape(-1)
     axis %= data.dim()
     wanted = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
     if updates.shape != wanted:
         raise FormatError(f"updates have shape {list(updates.shape)}, want {list(wanted)}")
     slices = updates.reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :])
-    if _is_adding(mode):
-        return data.index_add(axis, rows, slices)
     _check_unique(rows)
     return data.index_copy(axis, rows, slices)
 
 
-def _is_adding(mode: str) -> bool:
-    if mode not in ("add", "update"):
-        raise UnsupportedError(f"mode {mode!r}, want 'add' or 'update'")
-    return mode == "add"
-
-
-def _check_indices(indices: Tensor, size: int, validate: bool | None) -> Tensor:
-    """Give indices that count from the front.
-
-    Those out of range are an error even without `validate`, as Core ML then leaves the result open. Negative ones are
-    in range only before iOS 17, where operations have no such parameter (`validate` is None).
-    """
-    lowest = -size if validate is None else 0
-    if indices.numel() and not (lowest <= indices.min() and indices.max() < size):
-        raise ValueRangeError(
-            f"indices are in {int(indices.min())}..{int(indices.max())}, want them in {lowest}..{size - 1}"
-        )
-    return torch.where(indices < 0, indices + size, indices).long()
+def _check_indices(indices: Tensor, size: int) -> Tensor:
+    """Give indices as torch wants them; those out of range are an error, as Core ML leaves the result open."""
+    if indices.numel() and not (indices.min() >= 0 and indices.max() < size):
+        raise ValueRangeError(f"indices are in {int(indices.min())}..{int(indices.max())}, want them in 0..{size - 1}")
+    return indices.long()
 
 
 def _check_unique(rows: Tensor) -> None:
