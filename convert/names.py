@@ -1,10 +1,5 @@
-"""Names of tensors in graphs."""
+"""Names of tensors in graphs, as `moddit.contract` has them."""
 
-from __future__ import annotations
+from moddit.contract import constant_name
 
-import re
-
-
-def constant_name(name: str) -> str:
-    """Name of a canonical tensor in a graph, where names are identifiers."""
-    return re.sub(r"\W", "_", name)
+__all__ = ["constant_name"]

@@ -17,6 +17,7 @@ from coremltools.proto import Model_pb2
 import moddit
 from convert.coreml.native import LIBRARIES, incomplete
 from convert.coreml.target import OPSET
+from moddit.contract import FEATURES, taken_name
 from moddit.graphs import Feature, GraphFunction, Package
 from moddit.signals import Stopped
 
@@ -25,26 +26,6 @@ LICENSE: Final = "That of the checkpoint's weights"
 MODEL_FILE: Final = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHT_FILE: Final = "Data/com.apple.CoreML/weights/weight.bin"
 _DTYPES: Final[Mapping[str, str]] = {"fp32": "float32", "fp16": "float16", "int32": "int32"}
-FEATURES: Final[Mapping[str, str]] = {  # what each input and output of any package is
-    "latents": "Noisy latents to denoise, or clean ones to decode; in the scale of the transformer",
-    "timestep": "Timestep, 0 (clean) to 999 (noise) in the usual case; the same for the whole batch",
-    "text": "States of the text encoder",
-    "text_mask": "1 for tokens of the text, 0 for padding",
-    "resolution": "Height and width of the picture in pixels",
-    "aspect_ratio": "Height of the picture divided by its width",
-    "prediction": "Predicted noise or velocity",
-    "tokens": "Image tokens between two chunks of the transformer",
-    "tokens_out": "Image tokens for the next chunk",
-    "modulation": "Modulation of the blocks, from the first chunk",
-    "modulation_out": "Modulation of the blocks, for the next chunk",
-    "embedded": "Embedded timestep, from the first chunk",
-    "embedded_out": "Embedded timestep, for the next chunk",
-    "text_states": "Projected text, from the first chunk",
-    "text_states_out": "Projected text, for the next chunk",
-    "input_ids": "Token numbers, padded at the end",
-    "image": "Picture, red, green and blue planes, -1 to 1",
-    "moments": "Mean and logarithm of the variance of the latents, not scaled",
-}
 
 
 def save_package(program: Program, path: Path, summary: str) -> Package:
@@ -88,7 +69,7 @@ def _describe(path: Path, summary: str) -> None:
     model.description.metadata.shortDescription = summary
     for function in model.description.functions:
         for feature in (*function.input, *function.output):
-            feature.shortDescription = FEATURES[feature.name]
+            feature.shortDescription = FEATURES[taken_name(feature.name)]
     file.unlink()  # coremltools makes it unreadable for others
     file.write_bytes(model.SerializeToString())
 

@@ -15,9 +15,9 @@ from coremltools.converters.mil.mil import types
 from numpy.typing import NDArray
 
 from convert.coreml.compress import Blockwise, Palette, Plain, Scheme, Stored, compress
-from convert.names import constant_name
 from moddit.checkpoint.parts import Part
 from moddit.checkpoint.precision import cast, widen
+from moddit.contract import constant_name
 from moddit.tensors import Role
 
 Var = Any  # a value of the graph; coremltools ships no types

@@ -24,6 +24,7 @@ from convert.verify.device_report import DeviceReport, Measured, Placement, Pred
 from convert.verify.device_task import Answer, Compile, Describe, Link, Plan, Run, Task, Trouble
 from convert.verify.framework import UNITS, Arrays
 from convert.verify.stored import read_stored, reference_file, stored_cases
+from moddit.contract import TEXT_MASK
 from moddit.errors import FormatError, UnsupportedError
 from moddit.graphs import Graphs, Package
 from moddit.manifest import Manifest, verify_files
@@ -123,7 +124,7 @@ class _Session:
         answer = self._ask(f"running {case}", Run(name, self.units, links, reference, case, str(output)))
         if isinstance(answer, Trouble):
             return Prediction(case, answer)
-        mask = arrays[f"{case}/input/text_mask"].astype(bool) if role == "text_encoder" else ...
+        mask = arrays[f"{case}/input/{TEXT_MASK}"].astype(bool) if role == "text_encoder" else ...
         errors = _compare(np.load(output, allow_pickle=False), arrays[f"{case}/output"], mask)
         return Prediction(case, errors if isinstance(errors, Trouble) else Measured(*errors, **answer))
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.verify.framework import CoreML, Predict
+from moddit.contract import taken_name
 
 REPEATS: Final = 5  # timed predictions, after the one that is compared
 
@@ -96,7 +97,7 @@ class Run:
         outputs: Mapping[str, NDArray[Any]] = {}
         load_seconds = predict_seconds = 0.0
         for link in self.chain:
-            known = known | {key.removesuffix("_out"): array for key, array in outputs.items()}
+            known = known | {taken_name(key): array for key, array in outputs.items()}
             taken = {key: known[key] for key in link.inputs}
             told(f"loading {link.package}")
             start = time.perf_counter()

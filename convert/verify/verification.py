@@ -21,6 +21,7 @@ from convert.verify.reference import SPECIAL_TOKENS, Reference, Values
 from convert.verify.report import REPORT_NAME, Picture, Report, decibels
 from convert.verify.stored import read_stored, reference_file, store
 from convert.verify.weights import read_values
+from moddit.contract import TOKENIZER
 from moddit.errors import MissingError, ParityError
 from moddit.files import new_file, recover_all, storage_errors
 from moddit.graphs import Graphs
@@ -116,7 +117,7 @@ def _check_tokenizer(packages: Packages, request: Request | None) -> None:
 
 
 def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, request: Request) -> Picture:
-    wanted = reference.pipeline(exact.folder / "tokenizer.json").generate(
+    wanted = reference.pipeline(exact.folder / TOKENIZER).generate(
         request.prompt,
         request.negative_prompt,
         seed=request.seed,

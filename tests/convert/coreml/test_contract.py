@@ -1,0 +1,99 @@
+"""Whatever is looked for in a bundle has the name that the contract gives it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+from coremltools.proto import Model_pb2
+
+from convert.coreml.package import MODEL_FILE
+from convert.verify.interpreter import Arithmetic, Interpreter
+from moddit import contract
+from moddit.graphs import Graphs
+from moddit.manifest import read_manifest
+from moddit.tensors import text_encoder_tensors, transformer_tensors, vae_tensors
+from tests.convert.coreml.bundles import PLAN, Sources, make_bundle
+from tests.convert.verify.packages import block
+
+SIZES: Final = ((32, 48), (16, 24))
+SWIFT: Final = Path(__file__).parents[3] / "swift_bridge/Sources/ModditCore"
+
+
+@pytest.fixture(scope="module")
+def bundle(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two chunks of a routed model with micro-conditions, which has every feature there is."""
+    sizes = [word for height, width in SIZES for word in ("--size", f"{height}x{width}")]
+    folder = tmp_path_factory.mktemp("contract") / "bundle"
+    return make_bundle(sources("alpha-micro"), folder, "--chunks", "2", *sizes)
+
+
+@pytest.fixture(scope="module")
+def graphs(bundle: Path) -> Graphs:
+    graphs = read_manifest(bundle).graphs
+    assert graphs is not None
+    return graphs
+
+
+def test_files(bundle: Path, graphs: Graphs) -> None:
+    for role, packages in graphs.packages.items():
+        assert tuple(package.path for package in packages) == contract.package_names(role, len(packages))
+    assert contract.package_names("transformer") == ("Transformer.mlpackage",)
+    assert (bundle / contract.TOKENIZER).is_file()
+
+
+def test_functions(graphs: Graphs) -> None:
+    names = {role: {item.name for item in packages[0].functions} for role, packages in graphs.packages.items()}
+    assert names["text_encoder"] == {contract.TEXT_FUNCTION}
+    assert names["vae_decoder"] == names["vae_encoder"] == {contract.size_name(*size) for size in SIZES}
+    assert names["transformer"] == {
+        contract.step_name(item.height, item.width, item.batch, item.regions) for item in graphs.denoisers
+    }
+
+
+def test_features(graphs: Graphs) -> None:
+    functions = [item for packages in graphs.packages.values() for package in packages for item in package.functions]
+    inputs, outputs = ({name for item in functions for name in getattr(item, side)} for side in ("inputs", "outputs"))
+    assert {contract.taken_name(name) for name in inputs | outputs} == contract.FEATURES.keys()
+    handed = {contract.TOKENS, contract.MODULATION, contract.EMBEDDED, contract.TEXT_STATES}
+    assert {name for name in outputs if contract.taken_name(name) != name} == set(map(contract.handed_name, handed))
+
+
+def test_operations_that_tell_which_tokens_are_kept(bundle: Path, graphs: Graphs) -> None:
+    (region,) = graphs.denoisers[-1].regions
+    found = []
+    for path in contract.package_names("transformer", 2):
+        model = Model_pb2.Model()
+        model.ParseFromString((bundle / path / MODEL_FILE).read_bytes())
+        for operation in block(model, graphs.denoisers[-1].function).operations:
+            name = operation.outputs[0].name
+            layer = contract.kept_layer(name)
+            if layer is not None:
+                assert name == contract.block_name(layer) + contract.KEPT
+                found.append(layer)
+    assert found == [layer for layer, row in enumerate(PLAN) if row[region] < 10]
+    assert contract.kept_layer("block03_kept_scores") is None
+
+
+def test_constants(bundle: Path) -> None:
+    spec = read_manifest(bundle).spec
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    wanted = {
+        *map(contract.constant_name, transformer_tensors(spec.transformer, routed=True)),
+        *map(contract.constant_name, vae_tensors(spec.vae)),
+        *(contract.constant_name(name) for name in text_encoder_tensors(spec.text_encoder) if name != bias),
+        contract.constant_name(bias) + contract.BY_DISTANCE,
+    }
+    found: set[str] = set()
+    for path in bundle.glob("*.mlpackage"):
+        interpreter = Interpreter(path, Arithmetic.EXACT)
+        found.update(interpreter.constants(interpreter.default_function))
+    assert wanted <= found
+
+
+def test_swift_has_the_same_features() -> None:
+    text = (SWIFT / "Manifest/ModelSpec+Functions.swift").read_text(encoding="utf-8")
+    assert set(re.findall(r'"([a-z_]+)"(?::|\])', text)) == contract.FEATURES.keys()
+    assert '"' + contract.handed_name(r"\($0)") + '"' in text
