@@ -50,8 +50,8 @@ def convert(
     write: Write,
     report: Callable[[Conversion], R],
     *,
-    overwrite: bool = False,
-    progress: Progress | None = None,
+    overwrite: bool,
+    progress: Progress,
 ) -> R:
     """Convert a checkpoint to a bundle.
 
@@ -70,7 +70,6 @@ def convert(
         InputError: the checkpoint cannot be used.
         StorageError: `out` cannot be written.
     """
-    progress = progress or _no_progress
     check_out(out, overwrite=overwrite)
     description = describe(checkpoint.sources)
     with new_folder(out, kind=BUNDLE, may_replace=is_bundle if overwrite else None) as folder:
@@ -123,7 +122,3 @@ def hash_source(
             raise FormatError(f"[source] {path}: has changed during the conversion; start again")
         lines.append(f"{digest.hexdigest()}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _no_progress(_: str, __: int) -> Callable[[int], object]:
-    return lambda _: None

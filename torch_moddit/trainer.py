@@ -231,7 +231,7 @@ class Trainer:
         for old in list_checkpoints(self.config.output)[: -self.config.keep_checkpoints]:
             discard(old)
 
-    def resume(self) -> bool:
+    def resume(self) -> None:
         """Continue from the newest checkpoint if there is one; drop what the log tells of later steps.
 
         Raises:
@@ -247,7 +247,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
             self.log.trim(self.step)
-        return bool(found)
 
     def _before_step(self) -> None:
         """Set the rates, and freeze the ratios when it is time."""

@@ -27,7 +27,6 @@ Watch = Callable[[str, tuple[Tensor, ...]], None]
 _ARRAY_DTYPES: Final[Mapping[int, str]] = {
     FeatureTypes_pb2.ArrayFeatureType.FLOAT16: "fp16",
     FeatureTypes_pb2.ArrayFeatureType.FLOAT32: "fp32",
-    FeatureTypes_pb2.ArrayFeatureType.INT8: "int8",
     FeatureTypes_pb2.ArrayFeatureType.INT32: "int32",
 }
 _RANGES: Final[Mapping[str, tuple[int, int]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convert.verify.bundle import Packages
-from convert.verify.functions import Outcome, check_case, list_cases
+from convert.verify.functions import check_case, list_cases
 from convert.verify.generation import Request, generate, measure_psnr, open_tokenizer
 from convert.verify.interpreter import Arithmetic
 from convert.verify.reference import SPECIAL_TOKENS, Reference, Values
@@ -30,8 +30,6 @@ from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 _TOOLS: Final = ("coremltools", "torch", "diffusers", "transformers", "numpy")
-
-Told = Callable[[Outcome], object]
 
 
 def verify_written(
@@ -68,7 +66,7 @@ def verify_written(
     return report
 
 
-def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, told: Told | None = None) -> Report:
+def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> Report:
     """Run every function at every edge of its regions in both arithmetics, then draw a picture.
 
     The reference has the weights that the packages hold; reference.npz, if it is there, tells whether they are still
@@ -78,7 +76,6 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
         folder: the bundle.
         manifest: of the bundle.
         request: the picture; None for none.
-        told: called with each outcome.
 
     Raises:
         InputError: the bundle is damaged, or has no packages.
@@ -96,12 +93,8 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, *, 
     with storage_errors(folder / REPORT_NAME):
         (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails
     stored = _read_outputs(folder, manifest)
-    outcomes = []
-    for case in list_cases(exact, reference, quick=False):
-        outcome, _ = check_case(case, reference, exact, rounded, stored)
-        outcomes.append(outcome)
-        if told is not None:
-            told(outcome)
+    cases = list_cases(exact, reference, quick=False)
+    outcomes = [check_case(case, reference, exact, rounded, stored)[0] for case in cases]
     picture = None if request is None else _compare_pictures(reference, exact, rounded, request)
     return Report(tuple(outcomes), picture, _versions(), knows_weights=stored is not None)
 
