@@ -24,7 +24,7 @@ public enum PNG {
     /// bytes a pixel; a text of ASCII becomes a `tEXt` chunk, another an `iTXt` one, as the Python runtimes write them.
     ///
     /// - Throws: `ModditError.valueRange` for a keyword that PNG does not allow, or a zero character in a text.
-    public static func encode(_ image: LatentImage, texts: [Text] = []) throws(ModditError) -> Data {
+    public static func encode(_ image: PixelImage, texts: [Text] = []) throws(ModditError) -> Data {
         var file: [UInt8] = [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]
         let header = bigEndian(UInt32(image.width)) + bigEndian(UInt32(image.height))
         file += chunk("IHDR", header + [8, 2, 0, 0, 0])  // 8 bits, RGB, not interlaced
@@ -48,7 +48,7 @@ public enum PNG {
         return chunk(isPlain ? "tEXt" : "iTXt", keyword + separator + Array(text.text.utf8))
     }
 
-    private static func scanlines(of image: LatentImage) -> [UInt8] {
+    private static func scanlines(of image: PixelImage) -> [UInt8] {
         var bytes: [UInt8] = []
         bytes.reserveCapacity(image.height * (3 * image.width + 1))
         for row in 0..<image.height {

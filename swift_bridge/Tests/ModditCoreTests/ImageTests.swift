@@ -31,32 +31,32 @@ struct GuidanceTests {
     }
 }
 
-struct LatentImageTests {
+struct PixelImageTests {
     @Test func roundsAsPython() throws {
         // 0 lies between 127 and 128: halves go to the even one
         let planes: [Float] = [-1, 1, -7, 9, 0, -0.25] + [Float](repeating: 0.5, count: 6)
-        let image = try LatentImage(planes: planes, height: 1, width: 4)
+        let image = try PixelImage(planes: planes, height: 1, width: 4)
         #expect(image.rgba == [0, 128, 191, 255, 255, 96, 191, 255, 0, 191, 191, 255, 255, 191, 191, 255])
     }
 
     @Test func previewShowsThreeChannels() throws {
-        let image = try LatentImage(previewOf: [-3, 0, 3, 9], channels: 4, height: 1, width: 1)
+        let image = try PixelImage(previewOf: [-3, 0, 3, 9], channels: 4, height: 1, width: 1)
         #expect(image.rgba == [0, 128, 255, 255])
-        let single = try LatentImage(previewOf: [3], channels: 1, height: 1, width: 1)
+        let single = try PixelImage(previewOf: [3], channels: 1, height: 1, width: 1)
         #expect(single.rgba == [255, 255, 255, 255])
-        let weighted = try LatentImage(
+        let weighted = try PixelImage(
             previewOf: [1, 2], channels: 2, height: 1, width: 1, projection: [[1, 0, 0], [0, 0, -1], [1, 1, -3]])
         #expect(weighted.rgba == [255, 0, 128, 255])
     }
 
     @Test func badInput() {
-        #expect(throws: ModditError.self) { try LatentImage(planes: [0, 0], height: 1, width: 1) }
-        #expect(throws: ModditError.self) { try LatentImage(planes: [], height: 0, width: 1) }
-        #expect(throws: ModditError.self) { try LatentImage(planes: [], height: .max, width: .max) }
-        #expect(throws: ModditError.self) { try LatentImage(planes: [0, .nan, 0], height: 1, width: 1) }
-        #expect(throws: ModditError.self) { try LatentImage(previewOf: [], channels: .max, height: 9, width: 9) }
+        #expect(throws: ModditError.self) { try PixelImage(planes: [0, 0], height: 1, width: 1) }
+        #expect(throws: ModditError.self) { try PixelImage(planes: [], height: 0, width: 1) }
+        #expect(throws: ModditError.self) { try PixelImage(planes: [], height: .max, width: .max) }
+        #expect(throws: ModditError.self) { try PixelImage(planes: [0, .nan, 0], height: 1, width: 1) }
+        #expect(throws: ModditError.self) { try PixelImage(previewOf: [], channels: .max, height: 9, width: 9) }
         #expect(throws: ModditError.self) {
-            try LatentImage(previewOf: [1], channels: 1, height: 1, width: 1, projection: [[1]])
+            try PixelImage(previewOf: [1], channels: 1, height: 1, width: 1, projection: [[1]])
         }
     }
 }
@@ -68,7 +68,7 @@ struct PNGTests {
     }
 
     @Test func chunksAreInOrder() throws {
-        let image = try LatentImage(planes: [1, -1, 0], height: 1, width: 1)
+        let image = try PixelImage(planes: [1, -1, 0], height: 1, width: 1)
         let texts = [PNG.Text(keyword: "moddit", text: "{}"), PNG.Text(keyword: "parameters", text: "é")]
         let file = [UInt8](try PNG.encode(image, texts: texts))
         #expect(names(of: file) == ["IHDR", "tEXt", "iTXt", "IDAT", "IEND"])
@@ -94,7 +94,7 @@ struct PNGTests {
 
     @Test(arguments: ["", "two words", "é", String(repeating: "a", count: 80)])
     func badKeywords(keyword: String) throws {
-        let image = try LatentImage(planes: [0, 0, 0], height: 1, width: 1)
+        let image = try PixelImage(planes: [0, 0, 0], height: 1, width: 1)
         #expect(throws: ModditError.self) { try PNG.encode(image, texts: [PNG.Text(keyword: keyword, text: "")]) }
         #expect(throws: ModditError.self) { try PNG.encode(image, texts: [PNG.Text(keyword: "a", text: "\0")]) }
     }

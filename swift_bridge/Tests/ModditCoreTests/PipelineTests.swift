@@ -20,7 +20,7 @@ struct PipelineTests {
             #expect(try difference(picture.latents, item["final"].floats) <= Self.tolerance)
             try await expectSameCalls(log.inputs, item["calls"].array())
             let planes = FakeMath.decode(picture.latents, size: picture.metadata.size, scale: 4)
-            let image = try LatentImage(planes: planes, height: picture.image.height, width: picture.image.width)
+            let image = try PixelImage(planes: planes, height: picture.image.height, width: picture.image.width)
             #expect(picture.image == image)
             #expect(try picture.metadata.json == item["metadata"].string())
             #expect(try picture.metadata.parameters == item["parameters"].string())

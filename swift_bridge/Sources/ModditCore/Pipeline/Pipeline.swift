@@ -69,7 +69,7 @@ public struct Pipeline: Sendable {
         let planes = try await decoder.decode(latents, size: run.schedule.size)
         if reducesMemory { await decoder.unload() }
         let size = run.schedule.size
-        let image = try LatentImage(planes: planes, height: size.height, width: size.width)
+        let image = try PixelImage(planes: planes, height: size.height, width: size.width)
         let picture = Picture(image: image, latents: latents, metadata: describe(run))
         await report?(.decoded(picture))
         return picture
@@ -188,9 +188,9 @@ private struct Run: Sendable {
     }
 
     func result(of step: DenoisingSchedule.Step, denoised: [Float]?) throws(ModditError) -> StepResult {
-        var preview: LatentImage?
+        var preview: PixelImage?
         if let denoised {
-            preview = try LatentImage(previewOf: denoised, channels: shape[1], height: shape[2], width: shape[3])
+            preview = try PixelImage(previewOf: denoised, channels: shape[1], height: shape[2], width: shape[3])
         }
         return StepResult(
             index: step.index, total: schedule.steps.count, timestep: step.sampler.timestep, region: step.region,

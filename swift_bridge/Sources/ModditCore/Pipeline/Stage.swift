@@ -13,7 +13,7 @@ public struct StepResult: Sendable, Hashable {
     /// Name of the function that computed it.
     public let function: String
     /// A small picture of what the model expects, if asked for.
-    public let preview: LatentImage?
+    public let preview: PixelImage?
 }
 
 /// What a generation reports when a part of it is done.
@@ -29,7 +29,7 @@ public enum Stage: Sendable {
 /// A finished picture and how it came about.
 public struct Picture: Sendable, Hashable {
     /// The pixels.
-    public let image: LatentImage
+    public let image: PixelImage
     /// Latents that it was decoded from, (C, h, w).
     public let latents: [Float]
     /// How it was made.

@@ -1,5 +1,5 @@
-/// A picture: 4 bytes a pixel, red, green, blue and opacity, row after row from the top.
-public struct LatentImage: Sendable, Hashable {
+/// Pixels of a picture or a preview: 4 bytes each, red, green, blue and opacity, row after row from the top.
+public struct PixelImage: Sendable, Hashable {
     /// Pixels in a row.
     public let width: Int
     /// Rows.

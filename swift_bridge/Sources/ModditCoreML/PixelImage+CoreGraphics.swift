@@ -4,7 +4,7 @@ import ModditCore
 #if canImport(CoreGraphics)
 import CoreGraphics
 
-extension LatentImage {
+extension PixelImage {
     /// The picture for `Image(decorative:scale:)`, `UIImage(cgImage:)` or `NSImage(cgImage:size:)`.
     public var cgImage: CGImage? {
         guard let provider = CGDataProvider(data: Data(rgba) as CFData),
