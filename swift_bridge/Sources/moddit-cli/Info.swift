@@ -34,13 +34,13 @@ enum Info {
             "mean_keep_ratio": .number(manifest.plan?.meanKeepRatio ?? 1),
             "sampler": .string(manifest.spec.scheduler.sampler.rawValue),
             "compute_units": manifest.graphs.map { .string($0.computeUnits.rawValue) } ?? .null,
-            "functions": .array((manifest.graphs?.denoisers ?? []).map(json)),
+            "functions": .array((manifest.graphs?.stepFunctions ?? []).map(json)),
             "weights_bytes": .integer(MemoryEstimate(manifest, reducesMemory: false).peak),
             "weights_bytes_reduced": .integer(MemoryEstimate(manifest, reducesMemory: true).peak),
         ])
     }
 
-    private static func json(_ item: DenoiserFunction) -> JSON {
+    private static func json(_ item: StepFunction) -> JSON {
         .object([
             "function": .string(item.function),
             "height": .integer(item.height),
@@ -60,7 +60,7 @@ enum Info {
             let bits = part?.quantization.map { ", \($0.bits) bits" } ?? ""
             return [name, megabytes(part?.bytes ?? 0), "\(part?.parameters ?? 0)", (part?.dtype?.rawValue ?? "") + bits]
         }
-        let functions = (manifest.graphs?.denoisers ?? []).map { item in
+        let functions = (manifest.graphs?.stepFunctions ?? []).map { item in
             [
                 item.function, "\(item.height)x\(item.width)", "\(item.batch)",
                 item.regions.map { "\($0)" }.joined(separator: " "),

@@ -166,8 +166,8 @@ actor FakeRunner: PackageRunning {
                 states: Array(states[row * states.count / batch..<(row + 1) * states.count / batch]),
                 mask: Array(mask[row * mask.count / batch..<(row + 1) * mask.count / batch]))
         }
-        guard let item = manifest.graphs?.denoisers.first(where: { $0.function == function.name }) else {
-            throw ModditError.missing("[test] no denoiser \(function.name)")
+        guard let item = manifest.graphs?.stepFunctions.first(where: { $0.function == function.name }) else {
+            throw ModditError.missing("[test] no step function \(function.name)")
         }
         return DenoiserInput(
             function: item, latents: try inputs.floats("latents"), timestep: try inputs.floats("timestep")[0],

@@ -25,7 +25,7 @@ struct ManifestTests {
 
     @Test func graphsOfEachKind() throws {
         let routed = try Manifest(TestBundle.manifest("routed"))
-        #expect(routed.graphs?.denoisers.count == 12)
+        #expect(routed.graphs?.stepFunctions.count == 12)
         #expect(routed.graphs?.sizes == [PictureSize(height: 32, width: 32), PictureSize(height: 32, width: 64)])
         #expect(routed.graphs?.batches == [2, 1])
         #expect(routed.plan?.regions == 4)
@@ -70,12 +70,12 @@ struct ManifestTests {
 
     @Test func functionOfAStep() throws {
         let graphs = try #require(try Manifest(TestBundle.manifest("routed")).graphs)
-        let found = try graphs.denoiser(size: PictureSize(height: 32, width: 64), batch: 1, region: 2)
+        let found = try graphs.stepFunction(size: PictureSize(height: 32, width: 64), batch: 1, region: 2)
         #expect(found.function == "px32x64_batch1_region0_2")
         #expect(found.capacities == [32, 10, 4])
         for (side, batch, region) in [(64, 1, 0), (32, 3, 0), (32, 1, 4), (32, 1, -1)] {
             #expect(throws: ModditError.self) {
-                try graphs.denoiser(size: PictureSize(height: side, width: side), batch: batch, region: region)
+                try graphs.stepFunction(size: PictureSize(height: side, width: side), batch: batch, region: region)
             }
         }
     }
@@ -126,7 +126,7 @@ struct ModelBundleTests {
         let bundle = try ModelBundle(folder: files.folder)
         try bundle.verify(hashes: true)
         #expect(try bundle.tokenizer().encode("a red circle").last == 1)
-        #expect(try bundle.graphs().denoisers.isEmpty == false)
+        #expect(try bundle.graphs().stepFunctions.isEmpty == false)
     }
 
     @Test func missingManifest() {
@@ -322,9 +322,9 @@ struct ManifestFuzzTests {
     private func outcome(_ field: JSONField) -> Bool {
         do throws(ModditError) {
             let manifest = try Manifest(field)
-            for item in manifest.graphs?.denoisers ?? [] {
+            for item in manifest.graphs?.stepFunctions ?? [] {
                 let size = PictureSize(height: item.height, width: item.width)
-                _ = try manifest.graphs?.denoiser(size: size, batch: item.batch, region: item.regions.first ?? 0)
+                _ = try manifest.graphs?.stepFunction(size: size, batch: item.batch, region: item.regions.first ?? 0)
             }
             _ = manifest.components.values.map(\.bytes)
             return true

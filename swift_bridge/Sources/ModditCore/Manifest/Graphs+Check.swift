@@ -8,7 +8,7 @@ extension Graphs {
     /// - Throws: `ModditError.missing` if a region has no function, `ModditError.shape` if capacities are not the
     ///   plan's, features not the model's, or there are functions that nothing is said of.
     public func check(_ spec: ModelSpec, plan: RoutingPlan?, file: String) throws(ModditError) {
-        try checkDenoisers(spec, plan, file)
+        try checkStepFunctions(spec, plan, file)
         for role in PackageRole.allCases {
             let packages = try packages(for: role)
             for (index, package) in packages.enumerated() {
@@ -18,10 +18,10 @@ extension Graphs {
         }
     }
 
-    private func checkDenoisers(_ spec: ModelSpec, _ plan: RoutingPlan?, _ file: String) throws(ModditError) {
+    private func checkStepFunctions(_ spec: ModelSpec, _ plan: RoutingPlan?, _ file: String) throws(ModditError) {
         let regions = plan?.regions ?? 1
-        var found: [Use: DenoiserFunction] = [:]
-        for item in denoisers.reversed() {
+        var found: [Use: StepFunction] = [:]
+        for item in stepFunctions.reversed() {
             for region in item.regions { found[Use(item.size, item.batch, region)] = item }
         }
         for size in sizes {
@@ -39,7 +39,7 @@ extension Graphs {
                 }
             }
         }
-        let named = denoisers.flatMap(\.regions)
+        let named = stepFunctions.flatMap(\.regions)
         guard named.count == regions * sizes.count * batches.count, named.allSatisfy({ $0 < regions }) else {
             let found = JSON.array(named.map { .integer($0) }).shown
             throw .shape("[graphs] \(file): want one function for each of \(regions) regions, got regions \(found)")
@@ -72,7 +72,7 @@ extension Graphs {
     }
 
     private func check(
-        _ item: DenoiserFunction, region: Int, capacities: [Int], file: String
+        _ item: StepFunction, region: Int, capacities: [Int], file: String
     ) throws(ModditError) {
         guard item.capacities == capacities else {
             throw .shape(
@@ -88,8 +88,8 @@ extension Graphs {
         switch role {
         case .textEncoder: package.functions.prefix(1).map { spec.textFunction($0.name) }
         case .transformer:
-            try denoisers.map { item throws(ModditError) in
-                try spec.stepFunction(item, isFirst: position.isFirst, isLast: position.isLast)
+            try stepFunctions.map { item throws(ModditError) in
+                try spec.graphFunction(of: item, isFirst: position.isFirst, isLast: position.isLast)
             }
         case .vaeDecoder: sizes.map { spec.decoderFunction($0) }
         case .vaeEncoder: sizes.map { spec.encoderFunction($0) }

@@ -137,8 +137,8 @@ public struct Package: Sendable, Hashable {
     }
 }
 
-/// One function of the transformer's packages, which all have it: what it is for.
-public struct DenoiserFunction: Sendable, Hashable {
+/// One function of the transformer's packages, which all have it: the steps that it computes.
+public struct StepFunction: Sendable, Hashable {
     /// Its name.
     public let function: String
     /// Height of the picture, pixels.
@@ -199,7 +199,7 @@ public struct Graphs: Sendable, Hashable {
     /// Role to packages, which run one after the other.
     public let packages: [PackageRole: [Package]]
     /// What the transformer's functions are for.
-    public let denoisers: [DenoiserFunction]
+    public let stepFunctions: [StepFunction]
     /// The checkpoint's plan, where the bundle's has fewer rows.
     public let trainedPlan: RoutingPlan?
 
@@ -219,23 +219,23 @@ public struct Graphs: Sendable, Hashable {
             packages[role] = try roles[role.rawValue].list(1...role.mostPackages, Package.init)
         }
         self.packages = packages
-        denoisers = try object["denoisers"].list(1...Bounds.functions, DenoiserFunction.init)
+        stepFunctions = try object["denoisers"].list(1...Bounds.functions, StepFunction.init)
         trainedPlan = try object.optional("trained_plan") { item throws(ModditError) in try RoutingPlan(item) }
     }
 
     /// Sizes of pictures that the bundle can draw, in the manifest's order.
     public var sizes: [PictureSize] {
-        unique(denoisers.map(\.size))
+        unique(stepFunctions.map(\.size))
     }
 
     /// Batches that the transformer runs in.
-    public var batches: [Int] { unique(denoisers.map(\.batch)) }
+    public var batches: [Int] { unique(stepFunctions.map(\.batch)) }
 
     /// Finds the function for a picture's size, a batch and a region of timesteps.
     ///
     /// - Throws: `ModditError.missing` if the bundle has none.
-    public func denoiser(size: PictureSize, batch: Int, region: Int) throws(ModditError) -> DenoiserFunction {
-        let found = denoisers.first {
+    public func stepFunction(size: PictureSize, batch: Int, region: Int) throws(ModditError) -> StepFunction {
+        let found = stepFunctions.first {
             $0.height == size.height && $0.width == size.width && $0.batch == batch && $0.regions.contains(region)
         }
         guard let found else { throw .missing(explain(size: size, batch: batch, region: region)) }

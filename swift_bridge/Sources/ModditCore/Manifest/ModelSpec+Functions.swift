@@ -11,9 +11,9 @@ extension ModelSpec {
             outputs: ["text": Feature([1, maxSequenceLength, textEncoder.width])])
     }
 
-    /// A denoiser's function in one of the transformer's packages, which hand on float16.
-    func stepFunction(
-        _ item: DenoiserFunction, isFirst: Bool, isLast: Bool
+    /// A step function in one of the transformer's packages, which hand on float16.
+    func graphFunction(
+        of item: StepFunction, isFirst: Bool, isLast: Bool
     ) throws(ModditError) -> GraphFunction {
         let (height, width) = (item.height / vae.downscale, item.width / vae.downscale)
         let tokens = try transformer.tokens(height: height, width: width)

@@ -15,7 +15,7 @@ public struct EncodedText: Sendable, Hashable {
 /// What a denoiser is given for one call.
 public struct DenoiserInput: Sendable, Hashable {
     /// The function to run; its `batch` is B.
-    public let function: DenoiserFunction
+    public let function: StepFunction
     /// Scaled for the model, (B, C, h, w).
     public let latents: [Float]
     /// The same for the whole batch.
@@ -24,7 +24,7 @@ public struct DenoiserInput: Sendable, Hashable {
     public let texts: [EncodedText]
 
     /// Makes an input.
-    public init(function: DenoiserFunction, latents: [Float], timestep: Float, texts: [EncodedText]) {
+    public init(function: StepFunction, latents: [Float], timestep: Float, texts: [EncodedText]) {
         self.function = function
         self.latents = latents
         self.timestep = timestep

@@ -53,7 +53,7 @@ public struct DenoisingSchedule: Sendable, Hashable {
         /// Region of the timestep; 0 for a dense model.
         public let region: Int
         /// The function.
-        public let function: DenoiserFunction
+        public let function: StepFunction
     }
 
     /// The picture's size.
@@ -85,7 +85,7 @@ public struct DenoisingSchedule: Sendable, Hashable {
         var found: [Step] = []
         for (index, step) in table.steps.enumerated() {
             let region = try manifest.plan?.region(of: step.timestep) ?? 0
-            let function = try graphs.denoiser(size: size, batch: batch, region: region)
+            let function = try graphs.stepFunction(size: size, batch: batch, region: region)
             found.append(Step(index: index, sampler: step, region: region, function: function))
         }
         self.size = size
