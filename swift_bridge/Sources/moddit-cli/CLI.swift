@@ -100,7 +100,7 @@ enum PictureOptions {
         Option(name: "width", value: "N", help: "Pixels, with --height."),
     ]
     static let steps = Option(
-        name: "steps", value: "N", help: "Denoising steps.  [default: \(GenerationSettings.defaultSteps)]")
+        name: "steps", value: "N", help: "Denoising steps.  [default: \(Request.defaultSteps)]")
     static let sampler = Option(
         name: "sampler", value: "NAME",
         help: "\(Sampler.allCases.map(\.rawValue).joined(separator: ", ")).  [default: the model's]")

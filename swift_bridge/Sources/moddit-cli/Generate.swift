@@ -13,7 +13,7 @@ enum Generate {
             PictureOptions.steps,
             Option(
                 name: "guidance-scale", value: "X",
-                help: "1 or less turns guidance off.  [default: \(GenerationSettings.defaultGuidanceScale)]"),
+                help: "1 or less turns guidance off.  [default: \(Request.defaultGuidanceScale)]"),
             PictureOptions.sampler,
         ] + PictureOptions.size + [
             .computeUnits,
@@ -23,7 +23,7 @@ enum Generate {
         ])
 
     static func run(_ arguments: Arguments) async throws -> String {
-        let settings = try settings(arguments)
+        let request = try request(arguments)
         let options = CoreMLOptions(
             computeUnits: try arguments.choice("compute-units"),
             reducesMemory: arguments.flags.contains("reduce-memory"))
@@ -36,7 +36,7 @@ enum Generate {
         let pipeline = try Pipeline.open(folder: folder, options: options, report: note)
         try checkOutput(output, overwrites)
         let start = ContinuousClock.now
-        let picture = try await pipeline.generate(settings) { note($0, most: pipeline.manifest.spec.maxSequenceLength) }
+        let picture = try await pipeline.generate(request) { note($0, most: pipeline.manifest.spec.maxSequenceLength) }
         let seconds: Double = (ContinuousClock.now - start) / .seconds(1)
         try checkOutput(output, overwrites)
         try save(try picture.png(), output)
@@ -46,15 +46,15 @@ enum Generate {
         ]).text
     }
 
-    private static func settings(_ arguments: Arguments) throws(UsageError) -> GenerationSettings {
-        var settings = GenerationSettings(prompt: try arguments.required("prompt"))
-        settings.negativePrompt = arguments.values["negative-prompt"] ?? ""
-        settings.seed = try arguments.integer("seed", in: GenerationSettings.seeds) ?? 0
-        settings.steps = try arguments.integer("steps", in: 1...Bounds.timesteps) ?? settings.steps
-        settings.guidanceScale = try arguments.number("guidance-scale") ?? settings.guidanceScale
-        settings.size = try CLI.size(arguments)
-        settings.sampler = try arguments.choice("sampler")
-        return settings
+    private static func request(_ arguments: Arguments) throws(UsageError) -> Request {
+        var request = Request(prompt: try arguments.required("prompt"))
+        request.negativePrompt = arguments.values["negative-prompt"] ?? ""
+        request.seed = try arguments.integer("seed", in: Request.seeds) ?? 0
+        request.steps = try arguments.integer("steps", in: 1...Bounds.timesteps) ?? request.steps
+        request.guidanceScale = try arguments.number("guidance-scale") ?? request.guidanceScale
+        request.size = try CLI.size(arguments)
+        request.sampler = try arguments.choice("sampler")
+        return request
     }
 
     private static func checkOutput(_ path: String, _ overwrites: Bool) throws(ModditError) {

@@ -16,7 +16,7 @@ enum Schedule {
             manifest, size: CLI.size(arguments),
             batch: try batch ?? Batching(texts: 2, batches: manifest.graphs?.batches ?? [1]).batch,
             sampler: arguments.choice("sampler"),
-            steps: arguments.integer("steps", in: 1...Bounds.timesteps) ?? GenerationSettings.defaultSteps)
+            steps: arguments.integer("steps", in: 1...Bounds.timesteps) ?? Request.defaultSteps)
         return arguments.flags.contains("json") ? json(schedule).text : text(schedule)
     }
 

@@ -34,10 +34,10 @@ struct ArgumentsTests {
 
     @Test func wrongValues() throws {
         for text in ["x", "1.5", "", "18446744073709551616", "-9223372036854775809"] {
-            #expect(throws: UsageError.self) { try parse("--seed", text).integer("seed", in: GenerationSettings.seeds) }
+            #expect(throws: UsageError.self) { try parse("--seed", text).integer("seed", in: Request.seeds) }
         }
         for text in ["18446744073709551615", "-9223372036854775808"] {
-            #expect(try parse("--seed", text).integer("seed", in: GenerationSettings.seeds) == Int128(text))
+            #expect(try parse("--seed", text).integer("seed", in: Request.seeds) == Int128(text))
         }
         #expect(throws: UsageError.self) { try parse("--steps", "0").integer("steps", in: 1...9) }
         for text in ["x", "-1", "nan", "inf"] {

@@ -63,7 +63,7 @@ struct CoreMLTests {
     private func draw(_ options: CoreMLOptions) async throws -> (Data, [LoadReport]) {
         let (events, continuation) = AsyncStream.makeStream(of: CoreMLEvent.self)
         let pipeline = try Pipeline.open(folder: try #require(bundle), options: options) { continuation.yield($0) }
-        let picture = try await pipeline.generate(GenerationSettings(prompt: "a large red circle", steps: 4))
+        let picture = try await pipeline.generate(Request(prompt: "a large red circle", steps: 4))
         continuation.finish()
         var loads: [LoadReport] = []
         for await event in events {

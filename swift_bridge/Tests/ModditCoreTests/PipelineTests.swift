@@ -14,9 +14,9 @@ struct PipelineTests {
         #expect(items.count == 8)
         for item in items {
             let log = Log()
-            let settings = try GenerationSettings(item["settings"])
+            let request = try Request(item["settings"])
             let pipeline = try Self.pipeline(item["bundle"].string(), log: log, asPackages: asPackages)
-            let picture = try await pipeline.generate(settings)
+            let picture = try await pipeline.generate(request)
             #expect(try difference(picture.latents, item["final"].floats) <= Self.tolerance)
             try await expectSameCalls(log.inputs, item["calls"].array())
             let planes = FakeMath.decode(picture.latents, size: picture.metadata.size, scale: 4)
@@ -30,7 +30,7 @@ struct PipelineTests {
     @Test func tokensEqualPython() throws {
         let tokenizer = try UnigramTokenizer(Golden.data("embedded-tokenizer.json"))
         for item in try Golden.items("pipelines.json", "runs") {
-            let texts = try GenerationSettings(item["settings"]).texts
+            let texts = try Request(item["settings"]).texts
             let rows = try item["ids"].array()
             #expect(rows.count == texts.count)
             for (row, text) in zip(rows, texts) {
@@ -47,7 +47,7 @@ struct PipelineTests {
     @Test func stagesWithPreviews() async throws {
         let pipeline = try Self.pipeline("routed", log: Log())
         var (counts, steps, pictures) = ([Int](), [StepResult](), 0)
-        for try await stage in pipeline.stages(GenerationSettings(prompt: "a red circle", steps: 5), previews: true) {
+        for try await stage in pipeline.stages(Request(prompt: "a red circle", steps: 5), previews: true) {
             switch stage {
             case .encoded(let tokens): counts = tokens
             case .step(let step): steps.append(step)
@@ -64,18 +64,18 @@ struct PipelineTests {
 
     @Test func pictureTellsHowItWasMade() async throws {
         let pipeline = try Self.pipeline("dense", log: Log())
-        let picture = try await pipeline.generate(GenerationSettings(prompt: "ein Kreis ○", steps: 2))
+        let picture = try await pipeline.generate(Request(prompt: "ein Kreis ○", steps: 2))
         let png = try picture.png()
         #expect(png.range(of: Data(picture.metadata.json.utf8)) != nil)
         #expect(png.range(of: Data(picture.metadata.parameters.utf8)) != nil)
-        #expect(try await pipeline.generate(GenerationSettings(prompt: "ein Kreis ○", steps: 2)).png() == png)
+        #expect(try await pipeline.generate(Request(prompt: "ein Kreis ○", steps: 2)).png() == png)
     }
 
     @Test func memoryIsGivenBack() async throws {
         for reducesMemory in [true, false] {
             let log = Log()
             let pipeline = try Self.pipeline("chain", log: log, asPackages: true, reducesMemory: reducesMemory)
-            _ = try await pipeline.generate(GenerationSettings(prompt: "x", steps: 1))
+            _ = try await pipeline.generate(Request(prompt: "x", steps: 1))
             let all = [
                 "TextEncoder.mlpackage", "Transformer1of2.mlpackage", "Transformer2of2.mlpackage",
                 "VAEDecoder.mlpackage",
@@ -89,7 +89,7 @@ struct PipelineTests {
     @Test func packagesOfAChainRunInOrder() async throws {
         let log = Log()
         let pipeline = try Self.pipeline("chain", log: log, asPackages: true)
-        _ = try await pipeline.generate(GenerationSettings(prompt: "x", steps: 2, sampler: .ddim))
+        _ = try await pipeline.generate(Request(prompt: "x", steps: 2, sampler: .ddim))
         #expect(
             await log.order == [
                 "TextEncoder.mlpackage encode", "TextEncoder.mlpackage encode",
@@ -108,7 +108,7 @@ struct PipelineTests {
         }
         let denoiser = FakeDenoiser(isToldSize: false, log: log, before: stop)
         let pipeline = try Self.pipeline(manifest, denoiser: denoiser, log: log)
-        let task = Task { try await pipeline.generate(GenerationSettings(prompt: "x", steps: 9)) }
+        let task = Task { try await pipeline.generate(Request(prompt: "x", steps: 9)) }
         await #expect(throws: CancellationError.self) { try await task.value }
         #expect(await log.inputs.count == 3)
     }
@@ -119,7 +119,7 @@ struct PipelineTests {
         let pause: @Sendable (Int) async -> Void = { _ in try? await Task.sleep(for: .milliseconds(5)) }
         let denoiser = FakeDenoiser(isToldSize: false, log: log, before: pause)
         let pipeline = try Self.pipeline(manifest, denoiser: denoiser, log: log)
-        for try await stage in pipeline.stages(GenerationSettings(prompt: "x", steps: 200)) {
+        for try await stage in pipeline.stages(Request(prompt: "x", steps: 200)) {
             if case .step = stage { break }
         }
         try await Task.sleep(for: .milliseconds(60))
@@ -136,25 +136,25 @@ struct PipelineTests {
             textEncoder: FakeTextEncoder(width: 9, log: log),
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), reducesMemory: true)
-        await #expect(throws: ModditError.self) { try await pipeline.generate(GenerationSettings(prompt: "x")) }
+        await #expect(throws: ModditError.self) { try await pipeline.generate(Request(prompt: "x")) }
         #expect(await log.unloaded == ["text_encoder", "Transformer.mlpackage", "VAEDecoder.mlpackage"])
     }
 
-    @Test func badSettings() async throws {
+    @Test func badRequests() async throws {
         let log = Log()
         let pipeline = try Self.pipeline("routed", log: log)
         let small = PictureSize(height: 8, width: 8)
         let bad = [
-            GenerationSettings(prompt: "x", steps: 0), GenerationSettings(prompt: "x", steps: 1001),
-            GenerationSettings(prompt: "x", guidanceScale: -1), GenerationSettings(prompt: "x", guidanceScale: .nan),
-            GenerationSettings(prompt: "x", guidanceScale: 1000.5), GenerationSettings(prompt: "x", seed: 1 << 64),
-            GenerationSettings(prompt: "x", seed: -1 - (1 << 63)),
-            GenerationSettings(prompt: String(repeating: "e\u{301}", count: Bounds.prompt / 2 + 1)),
-            GenerationSettings(prompt: "x", negativePrompt: String(repeating: "x", count: Bounds.prompt + 1)),
-            GenerationSettings(prompt: "x", size: small),
+            Request(prompt: "x", steps: 0), Request(prompt: "x", steps: 1001),
+            Request(prompt: "x", guidanceScale: -1), Request(prompt: "x", guidanceScale: .nan),
+            Request(prompt: "x", guidanceScale: 1000.5), Request(prompt: "x", seed: 1 << 64),
+            Request(prompt: "x", seed: -1 - (1 << 63)),
+            Request(prompt: String(repeating: "e\u{301}", count: Bounds.prompt / 2 + 1)),
+            Request(prompt: "x", negativePrompt: String(repeating: "x", count: Bounds.prompt + 1)),
+            Request(prompt: "x", size: small),
         ]
-        for settings in bad {
-            await #expect(throws: ModditError.self) { try await pipeline.generate(settings) }
+        for request in bad {
+            await #expect(throws: ModditError.self) { try await pipeline.generate(request) }
         }
         #expect(await log.inputs.isEmpty)
     }
@@ -286,8 +286,8 @@ struct TensorTests {
     }
 }
 
-extension GenerationSettings {
-    /// Reads the settings of a golden run.
+extension Request {
+    /// Reads the request of a golden run.
     init(_ field: JSONField) throws {
         let seed: Int128 =
             switch try field["seed"].value {

@@ -13,8 +13,8 @@ public struct PictureMetadata: Sendable, Hashable {
     /// Keyword of the text for people.
     public static let chunkForPeople = "parameters"
 
-    /// The settings, complete.
-    public let settings: GenerationSettings
+    /// What was asked for.
+    public let request: Request
     /// The picture's size.
     public let size: PictureSize
     /// The sampler that was used.
@@ -35,11 +35,11 @@ public struct PictureMetadata: Sendable, Hashable {
         JSON.object([
             "version": .integer(Self.version),
             "settings": .object([
-                "prompt": .string(settings.prompt),
-                "negative_prompt": .string(settings.negativePrompt),
-                "seed": UInt64(exactly: settings.seed).map { .unsigned($0) } ?? .integer(Int(clamping: settings.seed)),
-                "steps": .integer(settings.steps),
-                "guidance_scale": .number(settings.guidanceScale),
+                "prompt": .string(request.prompt),
+                "negative_prompt": .string(request.negativePrompt),
+                "seed": UInt64(exactly: request.seed).map { .unsigned($0) } ?? .integer(Int(clamping: request.seed)),
+                "steps": .integer(request.steps),
+                "guidance_scale": .number(request.guidanceScale),
                 "height": .integer(size.height),
                 "width": .integer(size.width),
                 "sampler": .string(sampler.rawValue),
@@ -56,15 +56,15 @@ public struct PictureMetadata: Sendable, Hashable {
 
     /// The lines that image browsers show.
     public var parameters: String {
-        var lines = [settings.prompt]
-        if settings.isGuided, !settings.negativePrompt.isEmpty {
-            lines.append("Negative prompt: \(settings.negativePrompt)")
+        var lines = [request.prompt]
+        if request.isGuided, !request.negativePrompt.isEmpty {
+            lines.append("Negative prompt: \(request.negativePrompt)")
         }
         let facts = [
-            "Steps: \(settings.steps)",
+            "Steps: \(request.steps)",
             "Sampler: \(sampler.rawValue)",
-            "CFG scale: \(String(format: "%g", settings.guidanceScale))",
-            "Seed: \(settings.seed)",
+            "CFG scale: \(String(format: "%g", request.guidanceScale))",
+            "Seed: \(request.seed)",
             "Size: \(size.width)x\(size.height)",
             "Model hash: \(fingerprint.prefix(10))",
             "Version: moddit \(versions["moddit"] ?? Self.packageVersion)",

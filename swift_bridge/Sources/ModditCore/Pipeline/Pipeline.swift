@@ -3,7 +3,7 @@ import Foundation
 /// From a prompt to a picture, with any text encoder, denoiser and decoder.
 ///
 /// ```swift
-/// let picture = try await pipeline.generate(GenerationSettings(prompt: "a large red circle", seed: 1))
+/// let picture = try await pipeline.generate(Request(prompt: "a large red circle", seed: 1))
 /// try picture.png().write(to: url)
 /// ```
 ///
@@ -42,16 +42,16 @@ public struct Pipeline: Sendable {
     /// Generates a picture.
     ///
     /// - Parameters:
-    ///   - settings: what to draw.
+    ///   - request: what to draw, and how.
     ///   - previews: whether steps come with a small picture of what the model expects.
     ///   - report: called after every stage.
-    /// - Throws: `ModditError` for settings that the bundle cannot use, before anything is computed, and for values
+    /// - Throws: `ModditError` for a request that the bundle cannot use, before anything is computed, and for values
     ///   that are not finite; `CancellationError` at the next call of a model after the task was cancelled; whatever
     ///   the parts throw.
     public func generate(
-        _ settings: GenerationSettings, previews: Bool = false, report: (@Sendable (Stage) async -> Void)? = nil
+        _ request: Request, previews: Bool = false, report: (@Sendable (Stage) async -> Void)? = nil
     ) async throws -> Picture {
-        let run = try Run(manifest, settings)
+        let run = try Run(manifest, request)
         do {
             return try await generate(run, previews, report)
         } catch {
@@ -63,7 +63,7 @@ public struct Pipeline: Sendable {
     private func generate(
         _ run: Run, _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
     ) async throws -> Picture {
-        let texts = try await encode(run.settings, report)
+        let texts = try await encode(run.request, report)
         let latents = try await denoise(run, texts, previews, report)
         try Task.checkCancellation()
         let planes = try await decoder.decode(latents, size: run.schedule.size)
@@ -76,12 +76,11 @@ public struct Pipeline: Sendable {
     }
 
     /// Generates a picture as a sequence of stages, of which the last is the picture; who stops reading cancels it.
-    public func stages(_ settings: GenerationSettings, previews: Bool = false) -> AsyncThrowingStream<Stage, any Error>
-    {
+    public func stages(_ request: Request, previews: Bool = false) -> AsyncThrowingStream<Stage, any Error> {
         AsyncThrowingStream { continuation in
             let task = Task {
                 do {
-                    _ = try await generate(settings, previews: previews) { continuation.yield($0) }
+                    _ = try await generate(request, previews: previews) { continuation.yield($0) }
                     continuation.finish()
                 } catch {
                     continuation.finish(throwing: error)
@@ -99,12 +98,12 @@ public struct Pipeline: Sendable {
     }
 
     private func encode(
-        _ settings: GenerationSettings, _ report: (@Sendable (Stage) async -> Void)?
+        _ request: Request, _ report: (@Sendable (Stage) async -> Void)?
     ) async throws -> [EncodedText] {
         let length = manifest.spec.maxSequenceLength
         var texts: [EncodedText] = []
         var counts: [Int] = []
-        for text in settings.texts {
+        for text in request.texts {
             try Task.checkCancellation()
             let tokens = try tokenizer.encodeCaption(text, length: length)
             let states = try await textEncoder.encode(tokens)
@@ -157,7 +156,7 @@ public struct Pipeline: Sendable {
 
     private func describe(_ run: Run) -> PictureMetadata {
         PictureMetadata(
-            settings: run.settings, size: run.schedule.size, sampler: run.schedule.sampler, path: modelPath,
+            request: run.request, size: run.schedule.size, sampler: run.schedule.sampler, path: modelPath,
             fingerprint: manifest.fingerprint, source: manifest.provenance.source,
             dtype: manifest.components["transformer"]?.dtype?.rawValue, versions: versions)
     }
@@ -165,26 +164,26 @@ public struct Pipeline: Sendable {
 
 /// What one generation needs beside the models, checked before they run.
 private struct Run: Sendable {
-    let settings: GenerationSettings
+    let request: Request
     let guidance: Guidance
     let batching: Batching
     let schedule: DenoisingSchedule
     let shape: [Int]  // of latents, (1, C, h, w)
 
-    init(_ manifest: Manifest, _ settings: GenerationSettings) throws(ModditError) {
-        try settings.check()
-        self.settings = settings
-        guidance = try settings.guidance()
-        batching = try Batching(texts: settings.texts.count, batches: manifest.graphs?.batches ?? [1])
+    init(_ manifest: Manifest, _ request: Request) throws(ModditError) {
+        try request.check()
+        self.request = request
+        guidance = try request.guidance()
+        batching = try Batching(texts: request.texts.count, batches: manifest.graphs?.batches ?? [1])
         schedule = try DenoisingSchedule(
-            manifest, size: settings.size, batch: batching.batch, sampler: settings.sampler, steps: settings.steps)
+            manifest, size: request.size, batch: batching.batch, sampler: request.sampler, steps: request.steps)
         let scale = manifest.spec.vae.downscale
         shape = [1, manifest.spec.transformer.channels, schedule.size.height / scale, schedule.size.width / scale]
     }
 
     func noise() throws(ModditError) -> [Float] {
         let scale = Float(schedule.initScale)
-        return try TorchRandom.normal(shape: shape, seed: settings.seed).map { $0 * scale }
+        return try TorchRandom.normal(shape: shape, seed: request.seed).map { $0 * scale }
     }
 
     func result(of step: DenoisingSchedule.Step, denoised: [Float]?) throws(ModditError) -> StepResult {

@@ -1,7 +1,7 @@
 import Foundation
 
-/// What decides a picture, besides the model.
-public struct GenerationSettings: Sendable, Hashable {
+/// What a user asks of one picture: with the model, all that decides it.
+public struct Request: Sendable, Hashable {
     /// Denoising steps where none are chosen.
     public static let defaultSteps = 20
     /// Guidance scale where none is chosen.
@@ -25,10 +25,10 @@ public struct GenerationSettings: Sendable, Hashable {
     /// By default the model's own.
     public var sampler: Sampler?
 
-    /// Makes settings.
+    /// Makes a request.
     public init(
-        prompt: String, negativePrompt: String = "", seed: Int128 = 0, steps: Int = GenerationSettings.defaultSteps,
-        guidanceScale: Double = GenerationSettings.defaultGuidanceScale, size: PictureSize? = nil,
+        prompt: String, negativePrompt: String = "", seed: Int128 = 0, steps: Int = Request.defaultSteps,
+        guidanceScale: Double = Request.defaultGuidanceScale, size: PictureSize? = nil,
         sampler: Sampler? = nil
     ) {
         self.prompt = prompt
@@ -52,7 +52,7 @@ public struct GenerationSettings: Sendable, Hashable {
     func guidance() throws(ModditError) -> Guidance {
         guard (0...Double(Bounds.guidance)).contains(guidanceScale) else {
             throw .valueRange(
-                "[settings] guidance_scale out of range, got \(guidanceScale), want 0...\(Bounds.guidance)")
+                "[request] guidance_scale out of range, got \(guidanceScale), want 0...\(Bounds.guidance)")
         }
         return try Guidance(scale: Float(guidanceScale))
     }
@@ -62,7 +62,7 @@ public struct GenerationSettings: Sendable, Hashable {
     /// - Throws: `ModditError.valueRange` for one that is out of bounds.
     func check() throws(ModditError) {
         guard Self.seeds.contains(seed) else {
-            throw .valueRange("[settings] seed out of range, got \(seed), want \(Self.seeds)")
+            throw .valueRange("[request] seed out of range, got \(seed), want \(Self.seeds)")
         }
         for text in [prompt, negativePrompt] { try Caption.check(text) }
     }
