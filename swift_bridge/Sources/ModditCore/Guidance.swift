@@ -19,11 +19,6 @@ public struct Guidance: Sendable, Hashable {
     /// Rows of a batch of the model: the negative prompt and the prompt, or the prompt alone.
     public var rows: Int { isGuided ? 2 : 1 }
 
-    /// Repeats a latent for every row of the batch.
-    public func batch(_ latents: [Float]) -> [Float] {
-        isGuided ? latents + latents : latents
-    }
-
     /// Combines the rows of the model's output, `negative + scale * (positive - negative)`, and drops the learned
     /// variance.
     ///

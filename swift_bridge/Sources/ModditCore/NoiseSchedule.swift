@@ -57,36 +57,6 @@ public struct NoiseSchedule: Sendable, Hashable {
     /// The checkpoint's own sampler.
     public let sampler: Sampler
 
-    /// Makes a noise schedule.
-    ///
-    /// - Throws: `ModditError.valueRange` for a number outside its range.
-    public init(
-        numTrainTimesteps: Int = 1000, betaSchedule: BetaSchedule = .linear, betaStart: Double = 0.0001,
-        betaEnd: Double = 0.02, predictionType: PredictionType = .epsilon, timestepSpacing: TimestepSpacing,
-        stepsOffset: Int = 0, setAlphaToOne: Bool = true, sampler: Sampler
-    ) throws(ModditError) {
-        let most = Bounds.timesteps
-        guard (1...most).contains(numTrainTimesteps) else {
-            throw .valueRange("[samplers] num_train_timesteps = \(numTrainTimesteps) is out of range, want 1...\(most)")
-        }
-        guard (0...most).contains(stepsOffset) else {
-            throw .valueRange("[samplers] steps_offset = \(stepsOffset) is out of range, want 0...\(most)")
-        }
-        guard betaStart > 0, betaStart <= betaEnd, betaEnd < 1 else {
-            throw .valueRange(
-                "[samplers] betas = \(betaStart), \(betaEnd) are out of range, want 0 < beta_start <= beta_end < 1")
-        }
-        self.numTrainTimesteps = numTrainTimesteps
-        self.betaSchedule = betaSchedule
-        self.betaStart = betaStart
-        self.betaEnd = betaEnd
-        self.predictionType = predictionType
-        self.timestepSpacing = timestepSpacing
-        self.stepsOffset = stepsOffset
-        self.setAlphaToOne = setAlphaToOne
-        self.sampler = sampler
-    }
-
     /// Reads the "scheduler" object of a manifest strictly.
     ///
     /// - Throws: `ModditError.format` for unknown, missing or wrongly typed fields, `ModditError.unsupported` for a

@@ -28,38 +28,21 @@ public struct PixelImage: Sendable, Hashable {
 
     /// Makes a small preview of a denoised latent without its decoder.
     ///
-    /// Shapes: latents (C, height, width); projection (3, C + 1), each row the weights of the channels and an offset,
-    /// for a result of -1 to 1. Without a projection the first three channels are shown, -3 as black and 3 as full, for
-    /// latents that are scaled to a deviation of 1.
+    /// Shapes: latents (C, height, width), scaled to a deviation of 1. The first three channels are shown, -3 as black and
+    /// 3 as full.
     ///
     /// - Throws: `ModditError.shape` if the sizes do not fit, `ModditError.valueRange` for values that are not finite.
-    public init(
-        previewOf latents: [Float], channels: Int, height: Int, width: Int, projection: [[Float]]? = nil
-    ) throws(ModditError) {
+    public init(previewOf latents: [Float], channels: Int, height: Int, width: Int) throws(ModditError) {
         let pixels = try Self.countPixels(height, width)
         let (values, isTooLarge) = channels.multipliedReportingOverflow(by: pixels)
         guard channels > 0, !isTooLarge, latents.count == values else {
             throw .shape("[image] got \(latents.count) latent values, want \(channels) planes of \(height) x \(width)")
         }
-        let rows = projection ?? Self.firstThree(of: channels)
-        guard rows.count == 3, rows.allSatisfy({ $0.count == channels + 1 }) else {
-            throw .shape("[image] the projection has rows of \(rows.map(\.count)), want 3 of \(channels + 1)")
-        }
-        var planes = [Float](repeating: 0, count: 3 * pixels)
-        for (plane, row) in rows.enumerated() {
-            for pixel in 0..<pixels {
-                var sum = row[channels]
-                for channel in 0..<channels { sum += row[channel] * latents[channel * pixels + pixel] }
-                planes[plane * pixels + pixel] = sum
-            }
+        let planes = (0..<3).flatMap { plane in
+            let start = min(plane, channels - 1) * pixels
+            return latents[start..<start + pixels].map { $0 / 3 }
         }
         try self.init(planes: planes, height: height, width: width)
-    }
-
-    private static func firstThree(of channels: Int) -> [[Float]] {
-        (0..<3).map { plane in
-            (0...channels).map { $0 == min(plane, channels - 1) ? 1 / 3 : 0 }
-        }
     }
 
     private static func countPixels(_ height: Int, _ width: Int) throws(ModditError) -> Int {

@@ -13,32 +13,6 @@ public struct RoutingPlan: Sendable, Hashable {
     /// Training timesteps that the regions divide.
     public let numTrainTimesteps: Int
 
-    /// Makes a plan.
-    ///
-    /// - Throws: `ModditError.shape` for a ragged or empty table, `ModditError.valueRange` for a keep ratio or a number
-    ///   of timesteps outside its range.
-    public init(keepTenths: [[Int]], numTrainTimesteps: Int = 1000) throws(ModditError) {
-        let widths = Set(keepTenths.map(\.count))
-        guard widths.count == 1, let regions = widths.first, regions > 0 else {
-            throw .shape(
-                "[routing] keep_tenths is ragged or empty, got rows of \(widths.sorted()), want [layers][regions]")
-        }
-        for (layer, row) in keepTenths.enumerated() {
-            for (region, tenths) in row.enumerated() where !(1...Self.denominator).contains(tenths) {
-                throw .valueRange(
-                    "[routing] keep_tenths[\(layer)][\(region)] out of range, got \(tenths), "
-                        + "want an integer in 1...\(Self.denominator)")
-            }
-        }
-        guard numTrainTimesteps >= regions, numTrainTimesteps <= Bounds.timesteps else {
-            throw .valueRange(
-                "[routing] num_train_timesteps out of range, got \(numTrainTimesteps), "
-                    + "want \(regions)...\(Bounds.timesteps)")
-        }
-        self.keepTenths = keepTenths
-        self.numTrainTimesteps = numTrainTimesteps
-    }
-
     /// Reads the "plan" object of a manifest strictly.
     ///
     /// - Throws: `ModditError.format` for unknown, missing or wrongly typed fields, `ModditError.shape` for a table
@@ -96,13 +70,6 @@ public struct RoutingPlan: Sendable, Hashable {
         return Int(timestep.rounded(.down)) * regions / numTrainTimesteps
     }
 
-    /// Finds the region of every step of a sampling run; runtimes then address steps by index.
-    public func schedule(_ timesteps: [Double]) throws(ModditError) -> [Int] {
-        var result: [Int] = []
-        for timestep in timesteps { result.append(try region(of: timestep)) }
-        return result
-    }
-
     /// Keep ratios of all layers in one region, in tenths.
     ///
     /// - Throws: `ModditError.valueRange` if there is no such region.
@@ -111,16 +78,6 @@ public struct RoutingPlan: Sendable, Hashable {
             throw .valueRange("[routing] region out of range, got \(region), want 0..<\(regions)")
         }
         return keepTenths.map { $0[region] }
-    }
-
-    /// Lists the distinct rows in order of their first region; where graphs are static each needs its own.
-    public func rows() -> [[Int]] {
-        var rows: [[Int]] = []
-        for region in 0..<regions {
-            let row = keepTenths.map { $0[region] }
-            if !rows.contains(row) { rows.append(row) }
-        }
-        return rows
     }
 
     /// Counts the tokens that every layer keeps of `tokens` in one region.

@@ -67,9 +67,6 @@ public struct SamplerTable: Sendable, Hashable {
     /// The steps, noisiest first.
     public let steps: [SamplerStep]
 
-    /// Timesteps of the steps.
-    public var timesteps: [Double] { steps.map(\.timestep) }
-
     /// Computes the table of a sampling run.
     ///
     /// It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing.

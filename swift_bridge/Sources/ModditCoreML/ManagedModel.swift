@@ -42,9 +42,6 @@ public actor ManagedModel {
         self.report = report
     }
 
-    /// Name of the function that is in memory.
-    public var residentFunction: String? { resident?.function }
-
     /// Loads a function, in place of the one that is in memory.
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot compile or load it, `ModditError.format` if the package has changed

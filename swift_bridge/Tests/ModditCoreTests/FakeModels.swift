@@ -122,9 +122,6 @@ actor FakeRunner: PackageRunning {
                 let planes = FakeMath.decode(
                     try inputs.floats("latents"), size: size, scale: manifest.spec.vae.downscale)
                 outputs[name] = try Tensor(planes, shape: feature.shape)
-            case "moments":
-                let mean = [Float](repeating: 2, count: feature.count / 2)
-                outputs[name] = try Tensor(mean + mean.map { _ in .nan }, shape: feature.shape)
             default:
                 let tag = UInt16(waiting.count)
                 outputs[name] = try Tensor(.float16(Array(repeating: tag, count: feature.count)), shape: feature.shape)

@@ -15,11 +15,6 @@ struct GuidanceTests {
         }
     }
 
-    @Test func batchRepeatsTheLatent() throws {
-        #expect(try Guidance(scale: 2).batch([1, 2]) == [1, 2, 1, 2])
-        #expect(try Guidance(scale: 1).batch([1, 2]) == [1, 2])
-    }
-
     @Test func wrongSizes() throws {
         for count in [0, 1, 3, 5, 8] {
             #expect(throws: ModditError.self) {
@@ -44,9 +39,6 @@ struct PixelImageTests {
         #expect(image.rgba == [0, 128, 255, 255])
         let single = try PixelImage(previewOf: [3], channels: 1, height: 1, width: 1)
         #expect(single.rgba == [255, 255, 255, 255])
-        let weighted = try PixelImage(
-            previewOf: [1, 2], channels: 2, height: 1, width: 1, projection: [[1, 0, 0], [0, 0, -1], [1, 1, -3]])
-        #expect(weighted.rgba == [255, 0, 128, 255])
     }
 
     @Test func badInput() {
@@ -55,9 +47,7 @@ struct PixelImageTests {
         #expect(throws: ModditError.self) { try PixelImage(planes: [], height: .max, width: .max) }
         #expect(throws: ModditError.self) { try PixelImage(planes: [0, .nan, 0], height: 1, width: 1) }
         #expect(throws: ModditError.self) { try PixelImage(previewOf: [], channels: .max, height: 9, width: 9) }
-        #expect(throws: ModditError.self) {
-            try PixelImage(previewOf: [1], channels: 1, height: 1, width: 1, projection: [[1]])
-        }
+        #expect(throws: ModditError.self) { try PixelImage(previewOf: [1, 2], channels: 1, height: 1, width: 1) }
     }
 }
 

@@ -231,17 +231,7 @@ struct DenoisingScheduleTests {
     }
 }
 
-struct GraphComponentsTests {
-    @Test func encoderScalesTheMean() async throws {
-        let manifest = try Manifest(TestBundle.manifest("routed"))
-        let graphs = try #require(manifest.graphs)
-        let encoder = try GraphEncoder(graphs, spec: manifest.spec.vae, runner: FakeRunner(manifest, log: Log()))
-        let size = PictureSize(height: 32, width: 64)
-        let latents = try await encoder.encode([Float](repeating: 0, count: 3 * 32 * 64), size: size)
-        #expect(latents == [Float](repeating: 2 * 0.18215, count: 4 * 8 * 16))
-        await #expect(throws: ModditError.self) { try await encoder.encode([1], size: size) }
-    }
-
+struct MemoryEstimateTests {
     @Test func memoryWarnings() throws {
         let manifest = try Manifest(TestBundle.manifest("routed"))
         let all = MemoryEstimate(manifest, reducesMemory: false)

@@ -16,9 +16,8 @@ struct RoutingPlanTests {
         for item in items {
             let plan = try RoutingPlan(item["plan"])
             #expect(try plan.meanKeepRatio == item["mean_keep_ratio"].number())
-            #expect(try plan.rows() == item["rows"].array().map { try $0.integers })
             let regions = try item["regions"].array().map { try $0.numbers }
-            #expect(try plan.schedule(regions.map { $0[0] }) == regions.map { Int($0[1]) })
+            #expect(try regions.map { try plan.region(of: $0[0]) } == regions.map { Int($0[1]) })
             for (tokens, wanted) in zip([64, 720], try item["capacities"].array()) {
                 let found = try (0..<plan.regions).map { try plan.capacities(region: $0, tokens: tokens) }
                 #expect(try found == wanted.array().map { try $0.integers })
@@ -33,12 +32,12 @@ struct RoutingPlanTests {
 
     @Test(arguments: [-1, 1000, .nan, .infinity, -.infinity, 1e300])
     func timestepOutOfRange(timestep: Double) throws {
-        let plan = try RoutingPlan(keepTenths: [[1, 2, 3, 4]])
+        let plan = try RoutingPlan(plan(regions: 4, "[[1, 2, 3, 4]]"))
         #expect(throws: ModditError.self) { try plan.region(of: timestep) }
     }
 
     @Test func regionOutOfRange() throws {
-        let plan = try RoutingPlan(keepTenths: [[1, 2]])
+        let plan = try RoutingPlan(plan(regions: 2, "[[1, 2]]"))
         #expect(throws: ModditError.valueRange("[routing] region out of range, got 2, want 0..<2")) { try plan.row(2) }
     }
 
@@ -54,7 +53,16 @@ struct RoutingPlanTests {
         #"{"regions": 1, "num_train_timesteps": 0, "keep_tenths": [[1]]}"#,
     ])
     func badPlans(text: String) throws {
+        let field = try field(text)
+        #expect(throws: ModditError.self) { try RoutingPlan(field) }
+    }
+
+    private func plan(regions: Int, _ keepTenths: String) throws -> JSONField {
+        try field(#"{"regions": \#(regions), "num_train_timesteps": 1000, "keep_tenths": \#(keepTenths)}"#)
+    }
+
+    private func field(_ text: String) throws -> JSONField {
         let value = try JSON.parse(.init(text.utf8), place: "plan", component: "test")
-        #expect(throws: ModditError.self) { try RoutingPlan(JSONField(value, place: "plan", component: "routing")) }
+        return JSONField(value, place: "plan", component: "routing")
     }
 }

@@ -40,7 +40,7 @@ struct SamplerTests {
 
     @Test(arguments: Sampler.allCases, TimestepSpacing.allCases)
     func stepsOutOfRange(sampler: Sampler, spacing: TimestepSpacing) throws {
-        let schedule = try NoiseSchedule(timestepSpacing: spacing, sampler: sampler)
+        let schedule = try Self.schedule(spacing, sampler)
         for steps in [0, -1, 1001, Int.max, Int.min] {
             #expect(throws: ModditError.self) { try SamplerTable(schedule, steps: steps) }
         }
@@ -50,8 +50,7 @@ struct SamplerTests {
     @Test(arguments: Sampler.allCases, TimestepSpacing.allCases)
     func everyNumberOfSteps(sampler: Sampler, spacing: TimestepSpacing) throws {
         for (total, offset) in [(1, 0), (7, 0), (60, 1), (60, 70)] {
-            let schedule = try NoiseSchedule(
-                numTrainTimesteps: total, timestepSpacing: spacing, stepsOffset: offset, sampler: sampler)
+            let schedule = try Self.schedule(spacing, sampler, total: total, offset: offset)
             for steps in 1...total {
                 do {
                     let table = try SamplerTable(schedule, steps: steps)
@@ -65,7 +64,7 @@ struct SamplerTests {
     }
 
     @Test func wrongLengths() throws {
-        let table = try SamplerTable(NoiseSchedule(timestepSpacing: .leading, sampler: .dpmpp2M), steps: 4)
+        let table = try SamplerTable(Self.schedule(.leading, .dpmpp2M), steps: 4)
         #expect(throws: ModditError.self) { try table.steps[0].advance([1, 2], output: [1], previousDenoised: nil) }
         #expect(throws: ModditError.self) { try table.steps[1].advance([1], output: [1], previousDenoised: nil) }
         #expect(throws: ModditError.self) { try table.steps[1].advance([1], output: [1], previousDenoised: [1, 2]) }
@@ -73,9 +72,7 @@ struct SamplerTests {
 
     @Test func badSchedules() {
         func make(_ total: Int = 1000, _ start: Double = 0.1, _ end: Double = 0.2, _ offset: Int = 0) throws {
-            _ = try NoiseSchedule(
-                numTrainTimesteps: total, betaStart: start, betaEnd: end, timestepSpacing: .leading,
-                stepsOffset: offset, sampler: .ddim)
+            _ = try Self.schedule(.leading, .ddim, total: total, betas: (start, end), offset: offset)
         }
         #expect(throws: ModditError.self) { try make(0) }
         #expect(throws: ModditError.self) { try make(.max) }
@@ -97,6 +94,19 @@ struct SamplerTests {
 
     private func expectClose(_ found: Double, _ wanted: Double) {
         #expect(abs(found - wanted) <= Self.tolerance * max(1, abs(wanted)))
+    }
+
+    private static func schedule(
+        _ spacing: TimestepSpacing, _ sampler: Sampler, total: Int = 1000, betas: (Double, Double) = (0.0001, 0.02),
+        offset: Int = 0
+    ) throws -> NoiseSchedule {
+        let value = JSON.dictionary([
+            "num_train_timesteps": .integer(total), "beta_schedule": .string("linear"),
+            "beta_start": .number(betas.0), "beta_end": .number(betas.1), "prediction_type": .string("epsilon"),
+            "timestep_spacing": .string(spacing.rawValue), "steps_offset": .integer(offset),
+            "set_alpha_to_one": .bool(true), "sampler": .string(sampler.rawValue),
+        ])
+        return try NoiseSchedule(JSONField(value, place: "schedule", component: "test"))
     }
 
     /// The stand-in for a model in moddit/golden.py.

@@ -106,20 +106,14 @@ public struct Component: Sendable, Hashable {
 public struct Provenance: Sendable, Hashable {
     /// The checkpoint.
     public let source: String
-    /// Its SHA-256.
-    public let sourceSHA256: String
-    /// Versions of the programs that wrote the bundle.
-    public let toolVersions: [ExactText: String]
-    /// ISO 8601, UTC.
-    public let created: String
 
     /// Reads a provenance strictly.
     init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["source", "source_sha256", "tool_versions", "created"])
         source = try object["source"].text(0...Bounds.text)
-        sourceSHA256 = try object["source_sha256"].sha256()
-        created = try object["created"].time()
-        toolVersions = try object["tool_versions"].dictionary(0...Bounds.files) { item throws(ModditError) in
+        _ = try object["source_sha256"].sha256()
+        _ = try object["created"].time()
+        _ = try object["tool_versions"].dictionary(0...Bounds.files) { item throws(ModditError) in
             try item.name()
         }
     }

@@ -83,8 +83,6 @@ public struct T5Spec: Sendable, Hashable {
     public let vocabularySize: Int
     /// Width of its states.
     public let width: Int
-    /// Blocks.
-    public let layers: Int
 
     /// Reads the specification strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -98,7 +96,7 @@ public struct T5Spec: Sendable, Hashable {
         width = try object.count("d_model", most: Bounds.width)
         _ = try object.count("d_kv", most: Bounds.headWidth)
         _ = try object.count("d_ff", most: Bounds.width)
-        layers = try object.count("num_layers", most: Bounds.layers)
+        _ = try object.count("num_layers", most: Bounds.layers)
         _ = try object.count("num_heads", most: Bounds.heads)
         let buckets = try object["relative_attention_num_buckets"].integer(in: 4...Bounds.buckets)
         let distance = try object.count("relative_attention_max_distance", most: Bounds.distance)
@@ -118,10 +116,6 @@ public struct VAESpec: Sendable, Hashable {
     public let latentChannels: Int
     /// Picture pixels per latent pixel.
     public let downscale: Int
-    /// Latents of the transformer = (encoded - `shiftFactor`) * `scalingFactor`.
-    public let scalingFactor: Double
-    /// See `scalingFactor`.
-    public let shiftFactor: Double
 
     /// Reads the specification strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -145,8 +139,8 @@ public struct VAESpec: Sendable, Hashable {
         downscale = 1 << (widths.count - 1)
         _ = try object.count("layers_per_block", most: Bounds.layers)
         let groups = try object.count("norm_num_groups", most: Bounds.width)
-        scalingFactor = try object["scaling_factor"].number(in: scales)
-        shiftFactor = try object["shift_factor"].number(in: -1e6...1e6)
+        _ = try object["scaling_factor"].number(in: scales)
+        _ = try object["shift_factor"].number(in: -1e6...1e6)
         for name in ["use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"] {
             _ = try object[name].bool()
         }

@@ -38,11 +38,6 @@ public protocol Unloadable: Sendable {
     func unload() async
 }
 
-extension Unloadable {
-    /// Nothing to give back.
-    public func unload() async {}
-}
-
 /// Computes one denoising step.
 public protocol Denoiser: Unloadable {
     /// Predicts the noise, or the velocity.

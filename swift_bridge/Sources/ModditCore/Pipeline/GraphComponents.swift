@@ -112,37 +112,6 @@ public struct GraphDecoder: LatentDecoding {
     public func unload() async { await runner.unload(package) }
 }
 
-/// An encoder of pictures that is a package.
-public struct GraphEncoder: Unloadable {
-    private let package: Package
-    private let spec: VAESpec
-    private let runner: any PackageRunning
-
-    /// Finds the package.
-    ///
-    /// - Throws: `ModditError.missing` if the bundle has none.
-    public init(_ graphs: Graphs, spec: VAESpec, runner: any PackageRunning) throws(ModditError) {
-        package = try graphs.package(for: .vaeEncoder)
-        self.spec = spec
-        self.runner = runner
-    }
-
-    /// Encodes a picture: the most likely latents, as the transformer has them.
-    ///
-    /// Shapes: planes (3, height, width), -1 to 1 -> (C, h, w)
-    public func encode(_ planes: [Float], size: PictureSize) async throws -> [Float] {
-        let shape = [1, 3, size.height, size.width]
-        let function = try package.function(takes: "image", shape: shape)
-        let moments = try await runner.call(package, function, ["image": Tensor(planes, shape: shape)])
-            .floats("moments")
-        let (scale, shift) = (Float(spec.scalingFactor), Float(spec.shiftFactor))
-        return moments.prefix(moments.count / 2).map { ($0 - shift) * scale }
-    }
-
-    /// Gives the package's memory back.
-    public func unload() async { await runner.unload(package) }
-}
-
 extension Package {
     /// Finds the function for an input's shape.
     func function(takes name: String, shape: [Int]) throws(ModditError) -> GraphFunction {
