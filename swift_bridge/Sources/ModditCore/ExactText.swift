@@ -2,39 +2,39 @@
 ///
 /// A `String` also equals one that Unicode counts as equivalent, such as é and e with an accent behind it; in JSON, and
 /// in Python, these are two names.
-public struct ExactText: Sendable {
+package struct ExactText: Sendable {
     /// The text.
-    public let text: String
+    package let text: String
 
     /// Wraps a text.
-    public init(_ text: String) {
+    package init(_ text: String) {
         self.text = text
     }
 }
 
 extension ExactText: Hashable, Comparable {
     /// Whether two texts have the same code points.
-    public static func == (a: ExactText, b: ExactText) -> Bool {
+    package static func == (a: ExactText, b: ExactText) -> Bool {
         a.text.utf8.elementsEqual(b.text.utf8)
     }
 
     /// Orders by code points, which is how UTF-8 orders bytes.
-    public static func < (a: ExactText, b: ExactText) -> Bool {
+    package static func < (a: ExactText, b: ExactText) -> Bool {
         a.text.utf8.lexicographicallyPrecedes(b.text.utf8)
     }
 
     /// Hashes the code points.
-    public func hash(into hasher: inout Hasher) {
+    package func hash(into hasher: inout Hasher) {
         for byte in text.utf8 { hasher.combine(byte) }
     }
 }
 
 extension ExactText: ExpressibleByStringLiteral, CustomStringConvertible {
     /// Wraps a text.
-    public init(stringLiteral text: String) {
+    package init(stringLiteral text: String) {
         self.init(text)
     }
 
     /// The text.
-    public var description: String { text }
+    package var description: String { text }
 }

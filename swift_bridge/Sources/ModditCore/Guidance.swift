@@ -1,12 +1,12 @@
 /// Classifier-free guidance: two outputs of the model, for the negative prompt and for the prompt, become one.
-public struct Guidance: Sendable, Hashable {
+struct Guidance: Sendable, Hashable {
     /// How much to follow the prompt; 1 or less generates without guidance, in half the time.
-    public let scale: Float
+    let scale: Float
 
     /// Makes a guidance of a scale.
     ///
     /// - Throws: `ModditError.valueRange` if the scale is not finite.
-    public init(scale: Float) throws(ModditError) {
+    init(scale: Float) throws(ModditError) {
         guard scale.isFinite else {
             throw .valueRange("[guidance] guidance scale is not a number, got \(scale), want a finite one, 1 for none")
         }
@@ -14,10 +14,10 @@ public struct Guidance: Sendable, Hashable {
     }
 
     /// Whether the negative prompt counts.
-    public var isGuided: Bool { scale > 1 }
+    var isGuided: Bool { scale > 1 }
 
     /// Rows of a batch of the model: the negative prompt and the prompt, or the prompt alone.
-    public var rows: Int { isGuided ? 2 : 1 }
+    var rows: Int { isGuided ? 2 : 1 }
 
     /// Combines the rows of the model's output, `negative + scale * (positive - negative)`, and drops the learned
     /// variance.
@@ -28,7 +28,7 @@ public struct Guidance: Sendable, Hashable {
     ///   - output: the model's output.
     ///   - count: values to keep of each row, C * h * w.
     /// - Throws: `ModditError.shape` if the output does not have `count` or `2 * count` values a row.
-    public func combine(_ output: [Float], keeping count: Int) throws(ModditError) -> [Float] {
+    func combine(_ output: [Float], keeping count: Int) throws(ModditError) -> [Float] {
         let (width, rest) = output.count.quotientAndRemainder(dividingBy: rows)
         guard count > 0, rest == 0, width == count || width % 2 == 0 && width / 2 == count else {
             throw .shape(

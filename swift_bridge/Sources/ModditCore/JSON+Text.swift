@@ -2,7 +2,7 @@ extension JSON {
     /// The value as Python's `json.dumps(value, sort_keys=True)` writes it, character for character.
     ///
     /// Numbers have the fewest digits that read back the same; everything beyond ASCII is escaped.
-    public var text: String {
+    package var text: String {
         switch self {
         case .null: return "null"
         case .bool(let flag): return flag ? "true" : "false"

@@ -2,7 +2,7 @@
 ///
 /// Read by our own parser, so that a file means the same, and fails alike, on Linux and on Apple's systems: whole
 /// numbers stay whole, truth values are not numbers, a repeated field and a deep nesting are errors.
-public enum JSON: Sendable, Equatable {
+package enum JSON: Sendable, Equatable {
     /// `null`
     case null
     /// `true` or `false`
@@ -21,7 +21,7 @@ public enum JSON: Sendable, Equatable {
     case object([ExactText: JSON])
 
     /// Makes an object of fields by name.
-    public static func dictionary(_ fields: [String: JSON]) -> JSON {
+    package static func dictionary(_ fields: [String: JSON]) -> JSON {
         .object(Dictionary(uniqueKeysWithValues: fields.map { (ExactText($0), $1) }))
     }
 }
@@ -29,18 +29,18 @@ public enum JSON: Sendable, Equatable {
 /// A value of a JSON file and where it is, for reading it strictly: every accessor throws a message with the place.
 ///
 /// Messages read as in Python: `[component] FILE: path.of.field is VALUE, want ...; what to do`.
-public struct JSONField: Sendable {
+struct JSONField: Sendable {
     /// The value.
-    public let value: JSON
+    let value: JSON
     /// Name of the file.
-    public let file: String
+    let file: String
     /// Fields and indices that lead to the value; empty for the whole file.
-    public let path: String
+    let path: String
     /// Part of the program that reads it, for messages.
-    public let component: String
+    let component: String
 
     /// Points at the value of a whole file.
-    public init(_ value: JSON, place file: String, component: String) {
+    init(_ value: JSON, place file: String, component: String) {
         self.init(value, file: file, path: "", component: component)
     }
 
@@ -52,10 +52,10 @@ public struct JSONField: Sendable {
     }
 
     /// Whether the value is `null`.
-    public var isNull: Bool { value == .null }
+    var isNull: Bool { value == .null }
 
     /// Reads an object that has all the `required` fields, perhaps some `optional` ones, and no others.
-    public func object(_ required: [String], optional: [String] = []) throws(ModditError) -> [String: JSONField] {
+    func object(_ required: [String], optional: [String] = []) throws(ModditError) -> [String: JSONField] {
         let fields = try object()
         let absent = Set(required.map { ExactText($0) }).subtracting(fields.keys)
         let more = Set(fields.keys).subtracting((required + optional).map { ExactText($0) })
@@ -69,7 +69,7 @@ public struct JSONField: Sendable {
     }
 
     /// Reads an object with any fields.
-    public func object() throws(ModditError) -> [ExactText: JSONField] {
+    func object() throws(ModditError) -> [ExactText: JSONField] {
         guard case .object(let fields) = value else { throw wrong(want: "an object") }
         var result: [ExactText: JSONField] = [:]
         for (name, field) in fields { result[name] = inner(field, path.isEmpty ? name.text : ".\(name)") }
@@ -77,25 +77,25 @@ public struct JSONField: Sendable {
     }
 
     /// Reads a list.
-    public func array() throws(ModditError) -> [JSONField] {
+    func array() throws(ModditError) -> [JSONField] {
         guard case .array(let items) = value else { throw wrong(want: "a list") }
         return items.enumerated().map { inner($1, "[\($0)]") }
     }
 
     /// Reads a text.
-    public func string() throws(ModditError) -> String {
+    func string() throws(ModditError) -> String {
         guard case .string(let text) = value else { throw wrong(want: "a text") }
         return text
     }
 
     /// Reads `true` or `false`.
-    public func bool() throws(ModditError) -> Bool {
+    func bool() throws(ModditError) -> Bool {
         guard case .bool(let flag) = value else { throw wrong(want: "true or false") }
         return flag
     }
 
     /// Reads an integer in a range.
-    public func integer(in range: ClosedRange<Int> = Int.min...Int.max) throws(ModditError) -> Int {
+    func integer(in range: ClosedRange<Int> = Int.min...Int.max) throws(ModditError) -> Int {
         switch value {
         case .integer(let number) where number < range.lowerBound: throw outOfRange("at least \(range.lowerBound)")
         case .integer(let number) where number <= range.upperBound: return number
@@ -105,7 +105,7 @@ public struct JSONField: Sendable {
     }
 
     /// Reads a number, whole or not.
-    public func number() throws(ModditError) -> Double {
+    func number() throws(ModditError) -> Double {
         switch value {
         case .integer(let number): return Double(number)
         case .unsigned(let number): return Double(number)
@@ -115,7 +115,7 @@ public struct JSONField: Sendable {
     }
 
     /// Makes the error for something that is wrong with the value.
-    public func format(_ problem: String, want: String) -> ModditError {
+    func format(_ problem: String, want: String) -> ModditError {
         .format(message(problem, want: want))
     }
 

@@ -1,18 +1,18 @@
 /// The fields of an object, checked to be exactly the wanted ones.
-public struct JSONObject: Sendable {
+struct JSONObject: Sendable {
     private let fields: [String: JSONField]
     private let whole: JSONField
 
     /// Reads an object that has all the `names` and no other.
     ///
     /// - Throws: `ModditError.format` for unknown or missing fields.
-    public init(_ field: JSONField, _ names: [String]) throws(ModditError) {
+    init(_ field: JSONField, _ names: [String]) throws(ModditError) {
         fields = try field.object(names)
         whole = field
     }
 
     /// A field.
-    public subscript(name: String) -> JSONField {
+    subscript(name: String) -> JSONField {
         get throws(ModditError) {
             guard let field = fields[name] else { throw whole.format("lacks '\(name)'", want: "it") }
             return field
@@ -20,7 +20,7 @@ public struct JSONObject: Sendable {
     }
 
     /// Reads a field that may be `null`.
-    public func optional<Value>(
+    func optional<Value>(
         _ name: String, _ read: (JSONField) throws(ModditError) -> Value
     ) throws(ModditError) -> Value? {
         let field = try self[name]

@@ -9,7 +9,7 @@ extension JSON {
     ///   - component: part of the program that reads it, for messages.
     ///   - most: bytes that it may have.
     /// - Throws: `ModditError.format` for too many bytes, or with the position of the first fault.
-    public static func parse(
+    static func parse(
         _ data: Data, place: String, component: String, most: Int = Bounds.jsonBytes
     ) throws(ModditError) -> JSON {
         guard data.count <= most else {

@@ -1,7 +1,7 @@
 import Foundation
 
 /// How betas lie between their first and last value.
-public enum BetaSchedule: String, Sendable, CaseIterable {
+enum BetaSchedule: String, Sendable, CaseIterable {
     /// Evenly.
     case linear
     /// Their square roots evenly.
@@ -9,7 +9,7 @@ public enum BetaSchedule: String, Sendable, CaseIterable {
 }
 
 /// What a model predicts.
-public enum PredictionType: String, Sendable, CaseIterable {
+enum PredictionType: String, Sendable, CaseIterable {
     /// The noise.
     case epsilon
     /// The velocity, a mixture of picture and noise.
@@ -17,7 +17,7 @@ public enum PredictionType: String, Sendable, CaseIterable {
 }
 
 /// Which timesteps a run visits.
-public enum TimestepSpacing: String, Sendable, CaseIterable {
+enum TimestepSpacing: String, Sendable, CaseIterable {
     /// Evenly from the first to the last.
     case linspace
     /// Multiples of a whole stride, from 0.
@@ -37,31 +37,31 @@ public enum Sampler: String, Sendable, CaseIterable {
 }
 
 /// How a model was trained to denoise, and how its checkpoint asks to be sampled.
-public struct NoiseSchedule: Sendable, Hashable {
+package struct NoiseSchedule: Sendable, Hashable {
     /// Training timesteps.
-    public let numTrainTimesteps: Int
+    let numTrainTimesteps: Int
     /// How betas lie between their ends.
-    public let betaSchedule: BetaSchedule
+    let betaSchedule: BetaSchedule
     /// First beta, 0 < betaStart <= betaEnd.
-    public let betaStart: Double
+    let betaStart: Double
     /// Last beta, below 1.
-    public let betaEnd: Double
+    let betaEnd: Double
     /// What the model predicts.
-    public let predictionType: PredictionType
+    let predictionType: PredictionType
     /// Which timesteps a run visits, for every sampler.
-    public let timestepSpacing: TimestepSpacing
+    let timestepSpacing: TimestepSpacing
     /// Added to the timesteps of `leading`.
-    public let stepsOffset: Int
+    let stepsOffset: Int
     /// DDIM's last step goes to the clean picture, not to the noise of timestep 0.
-    public let setAlphaToOne: Bool
+    let setAlphaToOne: Bool
     /// The checkpoint's own sampler.
-    public let sampler: Sampler
+    package let sampler: Sampler
 
     /// Reads the "scheduler" object of a manifest strictly.
     ///
     /// - Throws: `ModditError.format` for unknown, missing or wrongly typed fields, `ModditError.unsupported` for a
     ///   name that is not known, `ModditError.valueRange` for a number outside its range.
-    public init(_ field: JSONField) throws(ModditError) {
+    init(_ field: JSONField) throws(ModditError) {
         let names = [
             "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "timestep_spacing",
             "steps_offset", "set_alpha_to_one", "sampler",
@@ -90,7 +90,7 @@ public struct NoiseSchedule: Sendable, Hashable {
     ///
     /// Betas, alphas and the products are rounded to single precision as in diffusers, because that is how models are
     /// trained: near timestep 0 the rounding of alpha alone changes the noise level by 1 part in 3000.
-    public var alphasCumprod: [Double] {
+    var alphasCumprod: [Double] {
         let betas: [Float] =
             switch betaSchedule {
             case .linear: linspace(betaStart, betaEnd, numTrainTimesteps).map { Float($0) }

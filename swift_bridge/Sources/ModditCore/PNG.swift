@@ -3,16 +3,16 @@ import Foundation
 /// Writes PNG files with texts that tell how the picture was made.
 ///
 /// Source: PNG (Portable Network Graphics) Specification, third edition; RFC 1950 (zlib), RFC 1951 (deflate).
-public enum PNG {
+enum PNG {
     /// A text of a picture.
-    public struct Text: Sendable, Hashable {
+    struct Text: Sendable, Hashable {
         /// Its name, 1 to 79 letters, digits or other visible characters of ASCII.
-        public let keyword: String
+        let keyword: String
         /// What it says.
-        public let text: String
+        let text: String
 
         /// Makes a text.
-        public init(keyword: String, text: String) {
+        init(keyword: String, text: String) {
             self.keyword = keyword
             self.text = text
         }
@@ -24,7 +24,7 @@ public enum PNG {
     /// bytes a pixel; a text of ASCII becomes a `tEXt` chunk, another an `iTXt` one, as the Python runtimes write them.
     ///
     /// - Throws: `ModditError.valueRange` for a keyword that PNG does not allow, or a zero character in a text.
-    public static func encode(_ image: PixelImage, texts: [Text] = []) throws(ModditError) -> Data {
+    static func encode(_ image: PixelImage, texts: [Text] = []) throws(ModditError) -> Data {
         var file: [UInt8] = [0x89, 0x50, 0x4E, 0x47, 0x0D, 0x0A, 0x1A, 0x0A]
         let header = bigEndian(UInt32(image.width)) + bigEndian(UInt32(image.height))
         file += chunk("IHDR", header + [8, 2, 0, 0, 0])  // 8 bits, RGB, not interlaced

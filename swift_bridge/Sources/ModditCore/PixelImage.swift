@@ -12,7 +12,7 @@ public struct PixelImage: Sendable, Hashable {
     /// Shapes: planes (3, height, width), -1 (black) to 1 (full); values outside are clipped.
     ///
     /// - Throws: `ModditError.shape` if the sizes do not fit, `ModditError.valueRange` for values that are not finite.
-    public init(planes: [Float], height: Int, width: Int) throws(ModditError) {
+    init(planes: [Float], height: Int, width: Int) throws(ModditError) {
         let pixels = try Self.countPixels(height, width)
         guard planes.count == 3 * pixels else {
             throw .shape("[image] got \(planes.count) values, want 3 planes of \(height) x \(width)")
@@ -32,7 +32,7 @@ public struct PixelImage: Sendable, Hashable {
     /// 3 as full.
     ///
     /// - Throws: `ModditError.shape` if the sizes do not fit, `ModditError.valueRange` for values that are not finite.
-    public init(previewOf latents: [Float], channels: Int, height: Int, width: Int) throws(ModditError) {
+    init(previewOf latents: [Float], channels: Int, height: Int, width: Int) throws(ModditError) {
         let pixels = try Self.countPixels(height, width)
         let (values, isTooLarge) = channels.multipliedReportingOverflow(by: pixels)
         guard channels > 0, !isTooLarge, latents.count == values else {

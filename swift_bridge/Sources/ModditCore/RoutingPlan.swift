@@ -3,21 +3,21 @@
 /// A block of a routed transformer processes the `capacity` tokens with the largest router scores and leaves the others
 /// unchanged. Keep ratios are integer tenths, so that every backend derives the same capacity from them. Region r
 /// covers the timesteps t with `t * regions / numTrainTimesteps == r`, rounded down; region 0 is the cleanest.
-public struct RoutingPlan: Sendable, Hashable {
+package struct RoutingPlan: Sendable, Hashable {
     /// Keep ratios are tenths: 1/10 to 10/10.
-    public static let denominator = 10
+    static let denominator = 10
 
     /// Keep ratios in tenths, [layers][regions], each 1 to 10.
-    public let keepTenths: [[Int]]
+    let keepTenths: [[Int]]
 
     /// Training timesteps that the regions divide.
-    public let numTrainTimesteps: Int
+    let numTrainTimesteps: Int
 
     /// Reads the "plan" object of a manifest strictly.
     ///
     /// - Throws: `ModditError.format` for unknown, missing or wrongly typed fields, `ModditError.shape` for a table
     ///   that is not as wide as `regions` says, `ModditError.valueRange` for a number outside its range.
-    public init(_ field: JSONField) throws(ModditError) {
+    init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(field, ["keep_tenths", "num_train_timesteps", "regions"])
         let regions = try object.count("regions", most: Bounds.regions)
         numTrainTimesteps = try object.count("num_train_timesteps", most: Bounds.timesteps)
@@ -37,20 +37,20 @@ public struct RoutingPlan: Sendable, Hashable {
     }
 
     /// Number of layers.
-    public var layers: Int { keepTenths.count }
+    var layers: Int { keepTenths.count }
 
     /// Number of regions.
-    public var regions: Int { keepTenths.first?.count ?? 0 }
+    package var regions: Int { keepTenths.first?.count ?? 0 }
 
     /// Mean keep ratio over layers and regions, 0.1 to 1.
-    public var meanKeepRatio: Double {
+    package var meanKeepRatio: Double {
         Double(keepTenths.joined().reduce(0, +)) / Double(Self.denominator * layers * regions)
     }
 
     /// Counts the tokens a block keeps of `tokens` at a keep ratio of `tenths` / 10: the exact ceiling, at least 1.
     ///
     /// - Throws: `ModditError.valueRange` if `tenths` is not in 1...10 or `tokens` not in 1...2^31.
-    public static func capacity(tenths: Int, tokens: Int) throws(ModditError) -> Int {
+    static func capacity(tenths: Int, tokens: Int) throws(ModditError) -> Int {
         guard (1...denominator).contains(tenths) else {
             throw .valueRange("[routing] keep ratio out of range, got \(tenths) tenths, want 1...\(denominator)")
         }
@@ -63,7 +63,7 @@ public struct RoutingPlan: Sendable, Hashable {
     /// Finds the region of a timestep, 0 <= t < `numTrainTimesteps`; a fractional one (Euler) counts as its floor.
     ///
     /// - Throws: `ModditError.valueRange` if the timestep is outside the training range.
-    public func region(of timestep: Double) throws(ModditError) -> Int {
+    func region(of timestep: Double) throws(ModditError) -> Int {
         guard timestep >= 0, timestep < Double(numTrainTimesteps) else {
             throw .valueRange("[routing] timestep out of range, got \(timestep), want 0 <= t < \(numTrainTimesteps)")
         }
@@ -73,7 +73,7 @@ public struct RoutingPlan: Sendable, Hashable {
     /// Keep ratios of all layers in one region, in tenths.
     ///
     /// - Throws: `ModditError.valueRange` if there is no such region.
-    public func row(_ region: Int) throws(ModditError) -> [Int] {
+    func row(_ region: Int) throws(ModditError) -> [Int] {
         guard (0..<regions).contains(region) else {
             throw .valueRange("[routing] region out of range, got \(region), want 0..<\(regions)")
         }
@@ -81,7 +81,7 @@ public struct RoutingPlan: Sendable, Hashable {
     }
 
     /// Counts the tokens that every layer keeps of `tokens` in one region.
-    public func capacities(region: Int, tokens: Int) throws(ModditError) -> [Int] {
+    func capacities(region: Int, tokens: Int) throws(ModditError) -> [Int] {
         var result: [Int] = []
         for tenths in try row(region) { result.append(try Self.capacity(tenths: tenths, tokens: tokens)) }
         return result

@@ -5,21 +5,21 @@
 ///     input = inputScale * x
 ///     d     = denoisedX * x + denoisedOutput * o
 ///     x'    = keepX * x + current * d + previous * (d of the step before)
-public struct SamplerStep: Sendable, Hashable {
+package struct SamplerStep: Sendable, Hashable {
     /// Given to the model; a whole number except for Euler with `linspace`.
-    public let timestep: Double
+    package let timestep: Double
     /// Scales the latent before the model sees it.
-    public let inputScale: Double
+    let inputScale: Double
     /// Weight of the latent in the denoised latent.
-    public let denoisedX: Double
+    let denoisedX: Double
     /// Weight of the model's output in the denoised latent.
-    public let denoisedOutput: Double
+    let denoisedOutput: Double
     /// Weight of the latent in the next latent.
-    public let keepX: Double
+    let keepX: Double
     /// Weight of the denoised latent in the next latent.
-    public let current: Double
+    let current: Double
     /// Weight of the step before's denoised latent in the next latent; 0 in the first step.
-    public let previous: Double
+    let previous: Double
 
     /// Takes the step, in single precision with the weights rounded to it, as the Python runtimes do.
     ///
@@ -29,7 +29,7 @@ public struct SamplerStep: Sendable, Hashable {
     ///   - previousDenoised: `denoised` of the step before; nil in the first step.
     /// - Returns: the latent after the step, and the denoised latent; all of the same length.
     /// - Throws: `ModditError.shape` if the lengths differ, or the step before is needed and nil.
-    public func advance(
+    func advance(
         _ x: [Float], output: [Float], previousDenoised: [Float]?
     ) throws(ModditError) -> (latents: [Float], denoised: [Float]) {
         guard output.count == x.count else {
@@ -48,7 +48,7 @@ public struct SamplerStep: Sendable, Hashable {
     }
 
     /// Scales a latent for the model.
-    public func scaleInput(_ x: [Float]) -> [Float] {
+    func scaleInput(_ x: [Float]) -> [Float] {
         let scale = Float(inputScale)
         return x.map { scale * $0 }
     }
@@ -59,13 +59,13 @@ public struct SamplerStep: Sendable, Hashable {
 }
 
 /// A sampling run: start from `initScale * noise` and take the steps in order.
-public struct SamplerTable: Sendable, Hashable {
+struct SamplerTable: Sendable, Hashable {
     /// The sampler.
-    public let sampler: Sampler
+    let sampler: Sampler
     /// Scales the noise that a run starts from.
-    public let initScale: Double
+    let initScale: Double
     /// The steps, noisiest first.
-    public let steps: [SamplerStep]
+    let steps: [SamplerStep]
 
     /// Computes the table of a sampling run.
     ///
@@ -76,7 +76,7 @@ public struct SamplerTable: Sendable, Hashable {
     ///   - sampler: by default the checkpoint's own.
     ///   - steps: model evaluations, 1 to `numTrainTimesteps`.
     /// - Throws: `ModditError.valueRange` for so many steps that a timestep repeats or leaves the training range.
-    public init(_ schedule: NoiseSchedule, sampler: Sampler? = nil, steps: Int) throws(ModditError) {
+    init(_ schedule: NoiseSchedule, sampler: Sampler? = nil, steps: Int) throws(ModditError) {
         let sampler = sampler ?? schedule.sampler
         let total = schedule.numTrainTimesteps
         guard (1...total).contains(steps) else {

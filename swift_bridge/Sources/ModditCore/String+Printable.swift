@@ -1,7 +1,7 @@
 extension String {
     /// The text with what a terminal would obey or not show written as in Python: control characters, line ends, marks
     /// of direction, spaces other than the usual one.
-    public var printable: String {
+    package var printable: String {
         unicodeScalars.allSatisfy(\.isPrintable) ? self : unicodeScalars.map(\.printable).joined()
     }
 

@@ -5,12 +5,12 @@ import Foundation
 // uses single-precision vector approximations (differences up to 1e-6).
 
 /// Seeded noise that equals PyTorch's CPU generator, so that a seed means the same picture in every backend.
-public enum TorchRandom {
+enum TorchRandom {
     /// Values that PyTorch makes at a time; smaller tensors take another road.
     private static let block = 16
 
     /// Most values that can be drawn at once: 1 GiB.
-    public static let mostValues = 1 << 28
+    static let mostValues = 1 << 28
 
     /// Draws what `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` draws, within 1e-6.
     ///
@@ -19,7 +19,7 @@ public enum TorchRandom {
     ///   - seed: -2^63 to 2^64 - 1; only its low 32 bits count, as in PyTorch.
     /// - Returns: the values in row-major order, as many as the product of `shape`.
     /// - Throws: `ModditError.valueRange` if the seed or a size is outside its range.
-    public static func normal(shape: [Int], seed: some BinaryInteger) throws(ModditError) -> [Float] {
+    static func normal(shape: [Int], seed: some BinaryInteger) throws(ModditError) -> [Float] {
         guard Int64(exactly: seed) != nil || UInt64(exactly: seed) != nil else {
             throw .valueRange("[noise] seed out of range, got \(seed), want \(Int64.min)...\(UInt64.max)")
         }

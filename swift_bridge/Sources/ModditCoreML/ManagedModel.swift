@@ -5,10 +5,8 @@ import ModditCore
 ///
 /// The package is hashed and compiled on first use, and the compiled model kept in a cache. Two calls at the same time for different
 /// functions both succeed; for a moment both functions are in memory then.
-public actor ManagedModel {
-    /// The package.
-    public nonisolated let package: Package
-
+package actor ManagedModel {
+    private let package: Package
     private let bundle: ModelBundle
     private let hash: String
     private let computeUnits: ComputeUnits
@@ -30,7 +28,7 @@ public actor ManagedModel {
     ///   - computeUnits: where Core ML may compute.
     ///   - cache: of compiled models.
     ///   - report: called after every load.
-    public init(
+    init(
         _ package: Package, of bundle: ModelBundle, computeUnits: ComputeUnits, cache: CompiledModelCache,
         report: @escaping @Sendable (LoadReport) -> Void
     ) {
@@ -46,14 +44,14 @@ public actor ManagedModel {
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot compile or load it, `ModditError.format` if the package has changed
     ///   since the manifest was written.
-    public func load(_ function: String) async throws {
+    private func load(_ function: String) async throws {
         _ = try await model(function)
     }
 
     /// Lets the system prepare functions for the device, one after the other, and leaves none in memory.
     ///
     /// - Throws: as `load`.
-    public func prewarm(_ functions: [String]) async throws {
+    func prewarm(_ functions: [String]) async throws {
         for function in functions {
             try Task.checkCancellation()
             try await load(function)
@@ -62,7 +60,7 @@ public actor ManagedModel {
     }
 
     /// Gives the memory back.
-    public func unload() {
+    func unload() {
         unloads += 1
         resident = nil
     }
@@ -70,7 +68,7 @@ public actor ManagedModel {
     /// Runs a function.
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot.
-    public func predict(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> [String: Tensor] {
+    func predict(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> [String: Tensor] {
         let model = try await model(function.name)
         do {
             return try await model.predict(inputs, outputs: Array(function.outputs.keys))
@@ -82,7 +80,7 @@ public actor ManagedModel {
     /// Asks Core ML where it would run a function's operations; the package is compiled, and nothing loaded.
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot tell.
-    public func plan(_ function: String) async throws -> Placement {
+    package func plan(_ function: String) async throws -> Placement {
         let compiled = try await compile()
         do {
             return try await plan(compiled.url, function)

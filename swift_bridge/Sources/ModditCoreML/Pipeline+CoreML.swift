@@ -44,29 +44,29 @@ extension Pipeline {
         folder: URL, options: CoreMLOptions = CoreMLOptions(),
         report: @escaping @Sendable (CoreMLEvent) -> Void = { _ in }
     ) throws(ModditError) -> Pipeline {
-        try CoreMLRunner.checkAvailable()
-        let bundle = try ModelBundle(folder: folder)
-        if options.verifiesHashes { try bundle.verify(hashes: true) }
-        let runner = try CoreMLRunner(bundle, options: options) { report(.loaded($0)) }
+        let (bundle, runner) = try find(folder, options, report)
         let memory = MemoryEstimate(bundle.manifest, reducesMemory: options.reducesMemory)
         for warning in memory.warnings() { report(.warning(warning)) }
         return try Pipeline(bundle: bundle, runner: runner, reducesMemory: options.reducesMemory)
     }
 
-    /// Makes a pipeline of a bundle and what runs its packages.
+    /// Compiles what a bundle holds and lets the system prepare it for the device, so that the first picture need not wait.
     ///
-    /// - Throws: `ModditError` if the bundle lacks a part.
-    public init(bundle: ModelBundle, runner: any PackageRunning, reducesMemory: Bool) throws(ModditError) {
-        let (graphs, spec) = (try bundle.graphs(), bundle.manifest.spec)
-        self.init(
-            manifest: bundle.manifest, tokenizer: try bundle.tokenizer(),
-            textEncoder: try GraphTextEncoder(graphs, runner: runner),
-            denoiser: try GraphDenoiser(graphs, spec: spec, runner: runner),
-            decoder: try GraphDecoder(graphs, spec: spec.vae, runner: runner), modelPath: bundle.folder.relativePath,
-            reducesMemory: reducesMemory,
-            versions: [
-                "moddit": PictureMetadata.packageVersion,
-                "system": ProcessInfo.processInfo.operatingSystemVersionString,
-            ])
+    /// Nothing stays in memory. Parameters and errors are those of `open`; `ModditError.compute` if Core ML cannot.
+    public static func prewarm(
+        folder: URL, options: CoreMLOptions = CoreMLOptions(),
+        report: @escaping @Sendable (CoreMLEvent) -> Void = { _ in }
+    ) async throws {
+        let (bundle, runner) = try find(folder, options, report)
+        try await runner.prewarm(bundle.graphs())
+    }
+
+    private static func find(
+        _ folder: URL, _ options: CoreMLOptions, _ report: @escaping @Sendable (CoreMLEvent) -> Void
+    ) throws(ModditError) -> (ModelBundle, CoreMLRunner) {
+        try CoreMLRunner.checkAvailable()
+        let bundle = try ModelBundle(folder: folder)
+        if options.verifiesHashes { try bundle.verify(hashes: true) }
+        return (bundle, try CoreMLRunner(bundle, options: options) { report(.loaded($0)) })
     }
 }

@@ -14,9 +14,11 @@ private let hasCoreML = false
 private let bundle = ProcessInfo.processInfo.environment["MODDIT_BUNDLE"].map { URL(fileURLWithPath: $0) }
 
 struct CoreMLTests {
-    @Test(.enabled(if: !hasCoreML)) func noCoreMLIsOneClearError() {
+    @Test(.enabled(if: !hasCoreML)) func noCoreMLIsOneClearError() async {
         let wanted = "[coreml] Core ML is not available on this system; pictures need macOS 15 or iOS 18"
-        #expect(throws: ModditError.unsupported(wanted)) { try Pipeline.open(folder: URL(fileURLWithPath: "/absent")) }
+        let folder = URL(fileURLWithPath: "/absent")
+        #expect(throws: ModditError.unsupported(wanted)) { try Pipeline.open(folder: folder) }
+        await #expect(throws: ModditError.unsupported(wanted)) { try await Pipeline.prewarm(folder: folder) }
     }
 
     @Test func missingBundle() {

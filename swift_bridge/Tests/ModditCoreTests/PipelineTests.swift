@@ -40,6 +40,11 @@ struct PipelineTests {
         }
     }
 
+    @Test func sizesAreTheBundles() throws {
+        let pipeline = try Self.pipeline("routed", log: Log())
+        #expect(pipeline.sizes == [PictureSize(height: 32, width: 32), PictureSize(height: 32, width: 64)])
+    }
+
     @Test func packageVersionIsPythons() throws {
         #expect(try Golden.read("pipelines.json")["version"].string() == PictureMetadata.packageVersion)
     }

@@ -1,13 +1,13 @@
 import Foundation
 
 /// One file of a component.
-public struct FileInfo: Sendable, Hashable {
+struct FileInfo: Sendable, Hashable {
     /// Relative to the bundle, with forward slashes.
-    public let path: String
+    let path: String
     /// Its size.
-    public let bytes: Int
+    let bytes: Int
     /// Its SHA-256, hexadecimal.
-    public let sha256: String
+    let sha256: String
 
     /// Reads a file's entry strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -19,9 +19,9 @@ public struct FileInfo: Sendable, Hashable {
 }
 
 /// Fewer bits for the tensors listed by name; the others stay as they are.
-public struct Quantization: Sendable, Hashable {
+package struct Quantization: Sendable, Hashable {
     /// How the numbers of tensors are made smaller.
-    public enum Mode: String, Sendable, CaseIterable {
+    enum Mode: String, Sendable, CaseIterable {
         /// A scale and a bias for each group.
         case affine
         /// A scale for each group.
@@ -36,13 +36,13 @@ public struct Quantization: Sendable, Hashable {
     private static let affineGroups = [32, 64, 128]
 
     /// Bits of a number.
-    public let bits: Int
+    package let bits: Int
     /// Numbers that share a scale (0: a whole row), or rows that share a palette.
-    public let groupSize: Int
+    let groupSize: Int
     /// How they are made smaller.
-    public let mode: Mode
+    let mode: Mode
     /// Names.
-    public let tensors: [String]
+    let tensors: [String]
 
     /// Reads a quantization strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -64,9 +64,9 @@ public struct Quantization: Sendable, Hashable {
 }
 
 /// One component of a bundle.
-public struct Component: Sendable, Hashable {
+package struct Component: Sendable, Hashable {
     /// Kinds of numbers.
-    public enum DType: String, Sendable, CaseIterable {
+    package enum DType: String, Sendable, CaseIterable {
         /// 2 bytes, with 11 bits of precision.
         case float16
         /// 2 bytes, with 8 bits of precision.
@@ -76,16 +76,16 @@ public struct Component: Sendable, Hashable {
     }
 
     /// Its files.
-    public let files: [FileInfo]
+    let files: [FileInfo]
     /// Of its large tensors; nil for files that are not tensors.
-    public let dtype: DType?
+    package let dtype: DType?
     /// Number of parameters.
-    public let parameters: Int
+    package let parameters: Int
     /// How tensors are stored in fewer bits.
-    public let quantization: Quantization?
+    package let quantization: Quantization?
 
     /// Bytes of all its files.
-    public var bytes: Int {
+    package var bytes: Int {
         files.reduce(0) { sum, file in
             let (total, isTooLarge) = sum.addingReportingOverflow(file.bytes)
             return isTooLarge ? Int.max : total
@@ -103,9 +103,9 @@ public struct Component: Sendable, Hashable {
 }
 
 /// Where a bundle came from.
-public struct Provenance: Sendable, Hashable {
+package struct Provenance: Sendable, Hashable {
     /// The checkpoint.
-    public let source: String
+    package let source: String
 
     /// Reads a provenance strictly.
     init(_ field: JSONField) throws(ModditError) {

@@ -7,7 +7,7 @@ extension Graphs {
     ///
     /// - Throws: `ModditError.missing` if a region has no function, `ModditError.shape` if capacities are not the
     ///   plan's, features not the model's, or there are functions that nothing is said of.
-    public func check(_ spec: ModelSpec, plan: RoutingPlan?, file: String) throws(ModditError) {
+    func check(_ spec: ModelSpec, plan: RoutingPlan?, file: String) throws(ModditError) {
         try checkStepFunctions(spec, plan, file)
         for role in PackageRole.allCases {
             let packages = try packages(for: role)

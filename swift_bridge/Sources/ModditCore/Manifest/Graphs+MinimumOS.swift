@@ -2,7 +2,7 @@ import Foundation
 
 extension Graphs {
     /// Name and version of the system that this runs on; nil for one that bundles have no minimum for.
-    public static var currentSystem: (name: String, version: OperatingSystemVersion)? {
+    package static var currentSystem: (name: String, version: OperatingSystemVersion)? {
         let version = ProcessInfo.processInfo.operatingSystemVersion
         #if os(macOS) || targetEnvironment(macCatalyst)
         return ("macOS", version)
@@ -16,7 +16,7 @@ extension Graphs {
     /// Checks that a system is new enough for the packages.
     ///
     /// - Throws: `ModditError.unsupported` if it is older than `minimumOS`.
-    public func check(system name: String, version: OperatingSystemVersion) throws(ModditError) {
+    package func check(system name: String, version: OperatingSystemVersion) throws(ModditError) {
         guard let minimum = minimumOS[name] else { return }
         let found = [version.majorVersion, version.minorVersion, version.patchVersion]
         let wanted = minimum.split(separator: ".").compactMap { Int($0) }

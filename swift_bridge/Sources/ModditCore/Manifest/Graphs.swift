@@ -1,7 +1,7 @@
 // Port of moddit/graphs.py.
 
 /// What a package is for.
-public enum PackageRole: String, Sendable, CaseIterable {
+package enum PackageRole: String, Sendable, CaseIterable {
     /// Text to states.
     case textEncoder = "text_encoder"
     /// One denoising step; several packages run one after the other.
@@ -10,6 +10,9 @@ public enum PackageRole: String, Sendable, CaseIterable {
     case vaeDecoder = "vae_decoder"
     /// Picture to moments of latents.
     case vaeEncoder = "vae_encoder"
+
+    /// Whether a picture of a request needs it.
+    package var isForDrawing: Bool { self != .vaeEncoder }
 
     /// How many may run one after the other.
     var mostPackages: Int { self == .transformer ? Bounds.packages : 1 }
@@ -28,7 +31,7 @@ public enum ComputeUnits: String, Sendable, CaseIterable {
 }
 
 /// How the packages move tokens.
-public enum RoutingKind: String, Sendable, CaseIterable {
+enum RoutingKind: String, Sendable, CaseIterable {
     /// By gathering and scattering rows.
     case rows
     /// By products with matrices of ones and zeros.
@@ -36,9 +39,9 @@ public enum RoutingKind: String, Sendable, CaseIterable {
 }
 
 /// An input or output of a function.
-public struct Feature: Sendable, Hashable {
+package struct Feature: Sendable, Hashable {
     /// Kinds of numbers.
-    public enum DType: String, Sendable, CaseIterable {
+    package enum DType: String, Sendable, CaseIterable {
         /// 4 bytes each.
         case float32
         /// 2 bytes each.
@@ -48,12 +51,12 @@ public struct Feature: Sendable, Hashable {
     }
 
     /// Sizes, each at least 1.
-    public let shape: [Int]
+    let shape: [Int]
     /// Kind of its numbers.
-    public let dtype: DType
+    let dtype: DType
 
     /// Numbers that it has.
-    public let count: Int
+    let count: Int
 
     /// Makes a feature that the model has.
     init(_ shape: [Int], _ dtype: DType = .float32) {
@@ -81,13 +84,13 @@ public struct Feature: Sendable, Hashable {
 }
 
 /// One function of a package.
-public struct GraphFunction: Sendable, Hashable {
+package struct GraphFunction: Sendable, Hashable {
     /// Its name.
-    public let name: String
+    package let name: String
     /// What it takes, by name.
-    public let inputs: [String: Feature]
+    let inputs: [String: Feature]
     /// What it gives, by name.
-    public let outputs: [String: Feature]
+    package let outputs: [String: Feature]
 
     /// Reads a function strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -113,11 +116,11 @@ public struct GraphFunction: Sendable, Hashable {
 }
 
 /// One package of a bundle.
-public struct Package: Sendable, Hashable {
+package struct Package: Sendable, Hashable {
     /// Relative to the bundle.
-    public let path: String
+    package let path: String
     /// Its functions.
-    public let functions: [GraphFunction]
+    package let functions: [GraphFunction]
 
     /// Reads a package strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -129,7 +132,7 @@ public struct Package: Sendable, Hashable {
     /// Finds a function.
     ///
     /// - Throws: `ModditError.missing` if there is none of this name.
-    public func function(_ name: String) throws(ModditError) -> GraphFunction {
+    func function(_ name: String) throws(ModditError) -> GraphFunction {
         guard let function = functions.first(where: { $0.name == name }) else {
             throw .missing("[graphs] \(path): has no function '\(name)', got \(functions.map(\.name))")
         }
@@ -138,19 +141,19 @@ public struct Package: Sendable, Hashable {
 }
 
 /// One function of the transformer's packages, which all have it: the steps that it computes.
-public struct StepFunction: Sendable, Hashable {
+package struct StepFunction: Sendable, Hashable {
     /// Its name.
-    public let function: String
+    package let function: String
     /// Height of the picture, pixels.
-    public let height: Int
+    package let height: Int
     /// Width of the picture, pixels.
-    public let width: Int
+    package let width: Int
     /// 2 runs both halves of classifier-free guidance in one call.
-    public let batch: Int
+    package let batch: Int
     /// Of timesteps; `[0]` for a dense model.
-    public let regions: [Int]
+    package let regions: [Int]
     /// Tokens that each layer keeps.
-    public let capacities: [Int]
+    package let capacities: [Int]
 
     /// The picture's size.
     var size: PictureSize { PictureSize(height: height, width: width) }
@@ -189,24 +192,24 @@ public struct PictureSize: Sendable, Hashable {
 }
 
 /// All packages of a bundle.
-public struct Graphs: Sendable, Hashable {
+package struct Graphs: Sendable, Hashable {
     /// "iOS" and "macOS" to a version.
-    public let minimumOS: [String: String]
+    let minimumOS: [String: String]
     /// What the packages suit best.
-    public let computeUnits: ComputeUnits
+    package let computeUnits: ComputeUnits
     /// How they move tokens.
-    public let routing: RoutingKind
+    let routing: RoutingKind
     /// Role to packages, which run one after the other.
-    public let packages: [PackageRole: [Package]]
+    package let packages: [PackageRole: [Package]]
     /// What the transformer's functions are for.
-    public let stepFunctions: [StepFunction]
+    package let stepFunctions: [StepFunction]
     /// The checkpoint's plan, where the bundle's has fewer rows.
-    public let trainedPlan: RoutingPlan?
+    let trainedPlan: RoutingPlan?
 
     /// Reads the "graphs" object of a manifest strictly.
     ///
     /// - Throws: `ModditError.format` for unknown or missing fields, `ModditError.valueRange` for huge numbers.
-    public init(_ field: JSONField) throws(ModditError) {
+    init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(
             field, ["minimum_os", "compute_units", "routing", "packages", "denoisers", "trained_plan"])
         let systems = try JSONObject(object["minimum_os"], ["iOS", "macOS"])
@@ -224,17 +227,17 @@ public struct Graphs: Sendable, Hashable {
     }
 
     /// Sizes of pictures that the bundle can draw, in the manifest's order.
-    public var sizes: [PictureSize] {
+    var sizes: [PictureSize] {
         unique(stepFunctions.map(\.size))
     }
 
     /// Batches that the transformer runs in.
-    public var batches: [Int] { unique(stepFunctions.map(\.batch)) }
+    package var batches: [Int] { unique(stepFunctions.map(\.batch)) }
 
     /// Finds the function for a picture's size, a batch and a region of timesteps.
     ///
     /// - Throws: `ModditError.missing` if the bundle has none.
-    public func stepFunction(size: PictureSize, batch: Int, region: Int) throws(ModditError) -> StepFunction {
+    func stepFunction(size: PictureSize, batch: Int, region: Int) throws(ModditError) -> StepFunction {
         let found = stepFunctions.first {
             $0.height == size.height && $0.width == size.width && $0.batch == batch && $0.regions.contains(region)
         }
@@ -251,7 +254,7 @@ public struct Graphs: Sendable, Hashable {
     /// Finds the packages of a role.
     ///
     /// - Throws: `ModditError.missing` if there are none.
-    public func packages(for role: PackageRole) throws(ModditError) -> [Package] {
+    func packages(for role: PackageRole) throws(ModditError) -> [Package] {
         guard let found = packages[role] else { throw noPackage(role) }
         return found
     }

@@ -1,7 +1,7 @@
 import Foundation
 
 /// Who runs a bundle.
-public enum Backend: String, Sendable, CaseIterable {
+package enum Backend: String, Sendable, CaseIterable {
     /// MLX, which builds the model from tensors.
     case mlx
     /// Core ML, which runs finished graphs.
@@ -11,30 +11,30 @@ public enum Backend: String, Sendable, CaseIterable {
 /// What a bundle holds, how it is stored, and where it came from.
 ///
 /// Port of moddit/manifest.py; docs/format.md describes the file.
-public struct Manifest: Sendable, Hashable {
+package struct Manifest: Sendable, Hashable {
     /// Value of the field "format".
-    public static let format = "moddit"
+    static let format = "moddit"
     /// The version that this reader knows.
-    public static let formatVersion = 3
+    static let formatVersion = 3
     /// Name of the file in a bundle.
-    public static let fileName = "manifest.json"
+    static let fileName = "manifest.json"
     /// Components that every bundle has.
-    public static let componentNames = ["transformer", "text_encoder", "vae", "tokenizer"]
+    package static let componentNames = ["transformer", "text_encoder", "vae", "tokenizer"]
 
     /// Who runs it.
-    public let backend: Backend
+    package let backend: Backend
     /// The model.
-    public let spec: ModelSpec
+    package let spec: ModelSpec
     /// Which share of the tokens each layer keeps; nil for a dense model.
-    public let plan: RoutingPlan?
+    package let plan: RoutingPlan?
     /// By name, one of `componentNames`.
-    public let components: [String: Component]
+    package let components: [String: Component]
     /// The packages; nil where the runtime builds the model from tensors.
-    public let graphs: Graphs?
+    package let graphs: Graphs?
     /// Where it came from.
-    public let provenance: Provenance
+    package let provenance: Provenance
     /// Hash of what the bundle holds, independent of where it lies and when it was made; as the Python runtimes give it.
-    public let fingerprint: String
+    package let fingerprint: String
 
     /// Reads a manifest.
     ///
@@ -43,13 +43,13 @@ public struct Manifest: Sendable, Hashable {
     ///   - place: its name, for messages.
     /// - Throws: `ModditError.format` if it is damaged or of another version, and other cases for values that are not
     ///   allowed or do not fit together.
-    public init(_ data: Data, place: String = Manifest.fileName) throws(ModditError) {
+    init(_ data: Data, place: String = Manifest.fileName) throws(ModditError) {
         let value = try JSON.parse(data, place: place, component: "manifest")
         try self.init(JSONField(value, place: place, component: "manifest"))
     }
 
     /// Reads a manifest strictly from its JSON.
-    public init(_ field: JSONField) throws(ModditError) {
+    init(_ field: JSONField) throws(ModditError) {
         try Self.checkVersion(field)
         let object = try JSONObject(
             field, ["format", "format_version", "backend", "spec", "plan", "components", "graphs", "provenance"])
@@ -70,12 +70,12 @@ public struct Manifest: Sendable, Hashable {
     }
 
     /// Files of a package, as the components list them, sorted by path.
-    public func files(of package: Package) -> [FileInfo] {
+    func files(of package: Package) -> [FileInfo] {
         Self.files(of: package, components).sorted { ExactText($0.path) < ExactText($1.path) }
     }
 
     /// Hash of a package's files: two packages with the same one are the same.
-    public func hash(of package: Package) -> String {
+    package func hash(of package: Package) -> String {
         let lines = files(of: package).map { "\($0.sha256) \($0.path)\n" }
         return SHA256Hash.hash(lines.joined().utf8)
     }

@@ -1,17 +1,17 @@
 import Foundation
 
 /// A bundle's folder and its manifest.
-public struct ModelBundle: Sendable {
+package struct ModelBundle: Sendable {
     /// The folder.
-    public let folder: URL
+    let folder: URL
     /// What it says of itself.
-    public let manifest: Manifest
+    package let manifest: Manifest
 
     /// Opens a bundle, and checks that all its files are there with their sizes.
     ///
     /// - Throws: `ModditError.missing` if the manifest or a file is absent, `ModditError.format` for a damaged one, and
     ///   what `Manifest` throws.
-    public init(folder: URL) throws(ModditError) {
+    package init(folder: URL) throws(ModditError) {
         let file = folder.appendingPathComponent(Manifest.fileName)
         let data = try Self.read(file, most: Bounds.jsonBytes)
         self.folder = folder
@@ -25,7 +25,7 @@ public struct ModelBundle: Sendable {
     ///
     /// - Throws: `ModditError.missing` if a file is absent, `ModditError.format` if it has another size or hash than
     ///   the manifest says, or is outside the bundle.
-    public func verify(hashes: Bool = false) throws(ModditError) {
+    package func verify(hashes: Bool = false) throws(ModditError) {
         for name in Manifest.componentNames {
             for info in manifest.components[name]?.files ?? [] { try verify(info, hashes: hashes) }
         }
@@ -34,7 +34,7 @@ public struct ModelBundle: Sendable {
     /// Checks the hashes of a package's files, which reads all of them.
     ///
     /// - Throws: as `verify(hashes:)`.
-    public func verify(_ package: Package) throws(ModditError) {
+    func verify(_ package: Package) throws(ModditError) {
         for info in manifest.files(of: package) { try verify(info, hashes: true) }
     }
 
@@ -42,7 +42,7 @@ public struct ModelBundle: Sendable {
     ///
     /// - Throws: `ModditError` if it is absent or damaged, its hash is not the manifest's, or a token has a number that
     ///   the text encoder does not know.
-    public func tokenizer() throws(ModditError) -> UnigramTokenizer {
+    package func tokenizer() throws(ModditError) -> UnigramTokenizer {
         let files = manifest.components["tokenizer"]?.files ?? []
         guard files.count == 1, let info = files.first else {
             throw .format("[manifest] \(folder.path): the tokenizer has \(files.count) files, want one")
@@ -57,7 +57,7 @@ public struct ModelBundle: Sendable {
     /// The packages and their uses.
     ///
     /// - Throws: `ModditError.unsupported` for a bundle of another runtime.
-    public func graphs() throws(ModditError) -> Graphs {
+    package func graphs() throws(ModditError) -> Graphs {
         guard manifest.backend == .coreml, let graphs = manifest.graphs else {
             throw .unsupported(
                 "[manifest] \(folder.path): a bundle for \(manifest.backend.rawValue), want one for coreml; "
@@ -67,7 +67,7 @@ public struct ModelBundle: Sendable {
     }
 
     /// Where a file or package lies.
-    public func url(_ path: String) -> URL {
+    func url(_ path: String) -> URL {
         folder.appendingPathComponent(path)
     }
 

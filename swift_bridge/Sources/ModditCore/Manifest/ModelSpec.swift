@@ -2,21 +2,21 @@
 // overflows.
 
 /// Dimensions of a PixArt transformer.
-public struct PixArtSpec: Sendable, Hashable {
+package struct PixArtSpec: Sendable, Hashable {
     /// Blocks.
-    public let layers: Int
+    package let layers: Int
     /// Width of a token.
-    public let hiddenSize: Int
+    let hiddenSize: Int
     /// Channels of a latent.
-    public let channels: Int
+    let channels: Int
     /// Side of a patch, latent pixels.
-    public let patchSize: Int
+    let patchSize: Int
     /// Side of the latents that the model was trained on, pixels of a latent.
-    public let sampleSize: Int
+    let sampleSize: Int
     /// Width of the text encoder's states.
-    public let captionChannels: Int
+    let captionChannels: Int
     /// Whether the model is told the picture's resolution and aspect ratio.
-    public let usesAdditionalConditions: Bool
+    let usesAdditionalConditions: Bool
 
     /// Reads the specification strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -61,7 +61,7 @@ public struct PixArtSpec: Sendable, Hashable {
     /// Counts the tokens of a latent.
     ///
     /// - Throws: `ModditError.shape` if a side is not a positive multiple of the patch size, or too large.
-    public func tokens(height: Int, width: Int) throws(ModditError) -> Int {
+    func tokens(height: Int, width: Int) throws(ModditError) -> Int {
         let sides = 1...Bounds.side
         let isWhole = height % patchSize == 0 && width % patchSize == 0
         guard sides.contains(height), sides.contains(width), isWhole else {
@@ -72,7 +72,7 @@ public struct PixArtSpec: Sendable, Hashable {
 }
 
 /// Dimensions of a T5 encoder.
-public struct T5Spec: Sendable, Hashable {
+struct T5Spec: Sendable, Hashable {
     /// Activations of the feed-forward layers.
     private enum Activation: String, CaseIterable {
         case gelu, relu, silu
@@ -80,9 +80,9 @@ public struct T5Spec: Sendable, Hashable {
     }
 
     /// Tokens that it knows.
-    public let vocabularySize: Int
+    let vocabularySize: Int
     /// Width of its states.
-    public let width: Int
+    let width: Int
 
     /// Reads the specification strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -111,11 +111,11 @@ public struct T5Spec: Sendable, Hashable {
 }
 
 /// Dimensions of an autoencoder.
-public struct VAESpec: Sendable, Hashable {
+struct VAESpec: Sendable, Hashable {
     /// Channels of a latent.
-    public let latentChannels: Int
+    let latentChannels: Int
     /// Picture pixels per latent pixel.
-    public let downscale: Int
+    let downscale: Int
 
     /// Reads the specification strictly.
     init(_ field: JSONField) throws(ModditError) {
@@ -152,22 +152,22 @@ public struct VAESpec: Sendable, Hashable {
 }
 
 /// A whole text-to-picture model.
-public struct ModelSpec: Sendable, Hashable {
+package struct ModelSpec: Sendable, Hashable {
     /// The denoising transformer.
-    public let transformer: PixArtSpec
+    package let transformer: PixArtSpec
     /// The text encoder.
-    public let textEncoder: T5Spec
+    let textEncoder: T5Spec
     /// The autoencoder.
-    public let vae: VAESpec
+    let vae: VAESpec
     /// How the model was trained to denoise.
-    public let scheduler: NoiseSchedule
+    package let scheduler: NoiseSchedule
     /// Text tokens, the end token included.
-    public let maxSequenceLength: Int
+    package let maxSequenceLength: Int
 
     /// Reads the "spec" object of a manifest strictly.
     ///
     /// - Throws: `ModditError` for unknown or missing fields, or values that are not allowed or do not fit together.
-    public init(_ field: JSONField) throws(ModditError) {
+    init(_ field: JSONField) throws(ModditError) {
         let object = try JSONObject(
             field, ["transformer", "text_encoder", "vae", "scheduler", "max_sequence_length"])
         transformer = try PixArtSpec(object["transformer"])
@@ -192,10 +192,10 @@ public struct ModelSpec: Sendable, Hashable {
     }
 
     /// Sides of a picture must be multiples of this.
-    public var pixelsPerPatch: Int { transformer.patchSize * vae.downscale }
+    var pixelsPerPatch: Int { transformer.patchSize * vae.downscale }
 
     /// Side of the square picture that the model was trained on, pixels.
-    public var defaultSide: Int { transformer.sampleSize * vae.downscale }
+    var defaultSide: Int { transformer.sampleSize * vae.downscale }
 }
 
 /// Of the position embedding, and of latents.

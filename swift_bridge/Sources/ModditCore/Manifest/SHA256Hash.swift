@@ -4,7 +4,7 @@ import CryptoKit
 import Foundation
 
 /// SHA-256 of bytes that arrive in parts: CryptoKit's, or where there is none a portable one.
-public struct SHA256Hash {
+struct SHA256Hash {
     #if canImport(CryptoKit)
     private var hash = SHA256()
     #else
@@ -12,12 +12,12 @@ public struct SHA256Hash {
     #endif
 
     /// Begins a hash.
-    public init() {}
+    init() {}
 
     /// Hashes bytes that are all in memory.
     ///
     /// - Returns: 64 hexadecimal digits.
-    public static func hash(_ bytes: some Sequence<UInt8>) -> String {
+    static func hash(_ bytes: some Sequence<UInt8>) -> String {
         var hash = SHA256Hash()
         hash.update(Array(bytes))
         return hash.finish()
@@ -26,7 +26,7 @@ public struct SHA256Hash {
     /// Hashes a file, a part at a time.
     ///
     /// - Throws: `ModditError.missing` if it cannot be opened, `ModditError.format` if it cannot be read to its end.
-    public static func hash(fileAt url: URL) throws(ModditError) -> String {
+    static func hash(fileAt url: URL) throws(ModditError) -> String {
         guard let file = try? FileHandle(forReadingFrom: url) else {
             throw .missing("[manifest] \(url.path): cannot be opened; convert the checkpoint again")
         }
@@ -45,7 +45,7 @@ public struct SHA256Hash {
     }
 
     /// Adds bytes.
-    public mutating func update(_ bytes: [UInt8]) {
+    mutating func update(_ bytes: [UInt8]) {
         #if canImport(CryptoKit)
         hash.update(data: bytes)
         #else
@@ -56,7 +56,7 @@ public struct SHA256Hash {
     /// Gives the hash of everything added.
     ///
     /// - Returns: 64 hexadecimal digits.
-    public consuming func finish() -> String {
+    consuming func finish() -> String {
         #if canImport(CryptoKit)
         let bytes = Array(hash.finalize())
         #else

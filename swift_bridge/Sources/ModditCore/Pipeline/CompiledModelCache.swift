@@ -23,19 +23,19 @@ public struct CompiledModelCache: Sendable, Hashable {
     }
 
     /// Finds a compiled model.
-    public func find(_ hash: String) -> URL? {
+    func find(_ hash: String) -> URL? {
         let url = place(hash)
         return FileManager.default.fileExists(atPath: url.path) ? url : nil
     }
 
     /// A compiled model, and where it came from.
-    public struct Model: Sendable, Hashable {
+    package struct Model: Sendable, Hashable {
         /// Where it is.
-        public let url: URL
+        package let url: URL
         /// Whether it was compiled now.
-        public let origin: LoadReport.Origin
+        package let origin: LoadReport.Origin
         /// Time to hash and compile the package; 0 if the model was in the cache.
-        public let seconds: Double
+        package let seconds: Double
     }
 
     /// Finds a package's compiled model, or compiles the package and keeps the model.
@@ -46,7 +46,7 @@ public struct CompiledModelCache: Sendable, Hashable {
     ///   - compile: makes a compiled model of a package, in a temporary folder.
     /// - Throws: `ModditError.missing` and `.format` if the package's files are not those of the manifest,
     ///   `ModditError.storage` if the folder cannot be written, and what `compile` throws.
-    public func model(
+    package func model(
         of package: Package, in bundle: ModelBundle, compile: @Sendable (URL) async throws -> URL
     ) async throws -> Model {
         let hash = bundle.manifest.hash(of: package)
@@ -61,7 +61,7 @@ public struct CompiledModelCache: Sendable, Hashable {
     ///
     /// - Returns: where it is now.
     /// - Throws: `ModditError.storage` if the folder cannot be made or written.
-    public func store(_ compiled: URL, hash: String) throws(ModditError) -> URL {
+    func store(_ compiled: URL, hash: String) throws(ModditError) -> URL {
         let target = place(hash)
         // beside the target first: from another volume a move copies, and may stop in the middle
         let staged = folder.appendingPathComponent(".\(UUID().uuidString).part")
@@ -85,7 +85,7 @@ public struct CompiledModelCache: Sendable, Hashable {
     /// Removes a compiled model, if it is there.
     ///
     /// - Throws: `ModditError.storage` if it cannot be removed.
-    public func remove(_ hash: String) throws(ModditError) {
+    package func remove(_ hash: String) throws(ModditError) {
         guard let url = find(hash) else { return }
         do {
             try FileManager.default.removeItem(at: url)
@@ -132,7 +132,7 @@ public struct LoadReport: Sendable, Hashable {
     public let loadSeconds: Double
 
     /// Makes a report.
-    public init(package: String, function: String, origin: Origin, compileSeconds: Double, loadSeconds: Double) {
+    package init(package: String, function: String, origin: Origin, compileSeconds: Double, loadSeconds: Double) {
         self.package = package
         self.function = function
         self.origin = origin

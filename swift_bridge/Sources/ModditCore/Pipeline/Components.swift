@@ -1,30 +1,30 @@
 /// A text encoder's result for one text.
-public struct EncodedText: Sendable, Hashable {
+struct EncodedText: Sendable, Hashable {
     /// States of the tokens, (L, D).
-    public let states: [Float]
+    let states: [Float]
     /// 1 where a token is, 0 where the text was filled up, (L).
-    public let mask: [Float]
+    let mask: [Float]
 
     /// Makes a result.
-    public init(states: [Float], mask: [Float]) {
+    init(states: [Float], mask: [Float]) {
         self.states = states
         self.mask = mask
     }
 }
 
 /// What a denoiser is given for one call.
-public struct DenoiserInput: Sendable, Hashable {
+struct DenoiserInput: Sendable, Hashable {
     /// The function to run; its `batch` is B.
-    public let function: StepFunction
+    let function: StepFunction
     /// Scaled for the model, (B, C, h, w).
-    public let latents: [Float]
+    let latents: [Float]
     /// The same for the whole batch.
-    public let timestep: Float
+    let timestep: Float
     /// One for each row of the batch.
-    public let texts: [EncodedText]
+    let texts: [EncodedText]
 
     /// Makes an input.
-    public init(function: StepFunction, latents: [Float], timestep: Float, texts: [EncodedText]) {
+    init(function: StepFunction, latents: [Float], timestep: Float, texts: [EncodedText]) {
         self.function = function
         self.latents = latents
         self.timestep = timestep
@@ -33,13 +33,13 @@ public struct DenoiserInput: Sendable, Hashable {
 }
 
 /// Something that takes memory, and can give it back until it is used again.
-public protocol Unloadable: Sendable {
+protocol Unloadable: Sendable {
     /// Gives memory back.
     func unload() async
 }
 
 /// Computes one denoising step.
-public protocol Denoiser: Unloadable {
+protocol Denoiser: Unloadable {
     /// Predicts the noise, or the velocity.
     ///
     /// - Returns: (B, C, h, w), perhaps with C more channels of a variance behind each row's.
@@ -47,7 +47,7 @@ public protocol Denoiser: Unloadable {
 }
 
 /// Turns tokens into states.
-public protocol TextEncoding: Unloadable {
+protocol TextEncoding: Unloadable {
     /// Encodes one text of the model's length, padding included.
     ///
     /// - Returns: states, (L, D); those of padding are meaningless.
@@ -55,7 +55,7 @@ public protocol TextEncoding: Unloadable {
 }
 
 /// Turns latents into a picture.
-public protocol LatentDecoding: Unloadable {
+protocol LatentDecoding: Unloadable {
     /// Decodes latents as the transformer has them, (C, h, w).
     ///
     /// - Returns: red, green and blue planes, -1 to 1, (3, height, width) of `size`.

@@ -1,5 +1,5 @@
 /// How the texts of a step are given to the denoiser, which depends on the batches that a bundle has.
-public enum Batching: Sendable, Hashable {
+package enum Batching: Sendable, Hashable {
     /// Negative prompt and prompt in one call.
     case together
     /// Negative prompt and prompt in a call each.
@@ -12,7 +12,7 @@ public enum Batching: Sendable, Hashable {
     /// Chooses: one call if it can be, of as many rows as there are texts.
     ///
     /// - Throws: `ModditError.missing` if the bundle has functions neither for one text nor for two.
-    public init(texts: Int, batches: [Int]) throws(ModditError) {
+    package init(texts: Int, batches: [Int]) throws(ModditError) {
         switch (texts == 2, batches.contains(2), batches.contains(1)) {
         case (true, true, _): self = .together
         case (true, false, true): self = .apart
@@ -24,7 +24,7 @@ public enum Batching: Sendable, Hashable {
     }
 
     /// Rows of a call.
-    public var batch: Int {
+    package var batch: Int {
         switch self {
         case .together, .doubled: 2
         case .apart, .single: 1
@@ -43,27 +43,27 @@ public enum Batching: Sendable, Hashable {
 }
 
 /// The steps of a run, each with the function that computes it.
-public struct DenoisingSchedule: Sendable, Hashable {
+package struct DenoisingSchedule: Sendable, Hashable {
     /// One step.
-    public struct Step: Sendable, Hashable {
+    package struct Step: Sendable, Hashable {
         /// From 0.
-        public let index: Int
+        package let index: Int
         /// The sampler's weights, and the timestep.
-        public let sampler: SamplerStep
+        package let sampler: SamplerStep
         /// Region of the timestep; 0 for a dense model.
-        public let region: Int
+        package let region: Int
         /// The function.
-        public let function: StepFunction
+        package let function: StepFunction
     }
 
     /// The picture's size.
-    public let size: PictureSize
+    package let size: PictureSize
     /// The sampler.
-    public let sampler: Sampler
+    package let sampler: Sampler
     /// Scales the noise that a run starts from.
-    public let initScale: Double
+    let initScale: Double
     /// The steps, noisiest first.
-    public let steps: [Step]
+    package let steps: [Step]
 
     /// Plans a run.
     ///
@@ -75,7 +75,7 @@ public struct DenoisingSchedule: Sendable, Hashable {
     ///   - steps: their number.
     /// - Throws: `ModditError.missing` if the bundle has no function for the size and batch, and what `SamplerTable`
     ///   throws.
-    public init(
+    package init(
         _ manifest: Manifest, size: PictureSize? = nil, batch: Int, sampler: Sampler? = nil, steps: Int
     ) throws(ModditError) {
         guard let graphs = manifest.graphs, let size = size ?? graphs.sizes.first else {

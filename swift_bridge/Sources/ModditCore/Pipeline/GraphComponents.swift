@@ -1,5 +1,5 @@
 /// A text encoder that is a package.
-public struct GraphTextEncoder: TextEncoding {
+struct GraphTextEncoder: TextEncoding {
     private let package: Package
     private let function: GraphFunction
     private let runner: any PackageRunning
@@ -7,7 +7,7 @@ public struct GraphTextEncoder: TextEncoding {
     /// Finds the package.
     ///
     /// - Throws: `ModditError.missing` if the bundle has none.
-    public init(_ graphs: Graphs, runner: any PackageRunning) throws(ModditError) {
+    init(_ graphs: Graphs, runner: any PackageRunning) throws(ModditError) {
         package = try graphs.package(for: .textEncoder)
         guard let function = package.functions.first else {
             throw .missing("[graphs] \(package.path): has no function; convert the checkpoint again")
@@ -17,7 +17,7 @@ public struct GraphTextEncoder: TextEncoding {
     }
 
     /// Encodes one text.
-    public func encode(_ tokens: UnigramTokenizer.Padded) async throws -> [Float] {
+    func encode(_ tokens: UnigramTokenizer.Padded) async throws -> [Float] {
         let shape = [1, tokens.ids.count]
         let inputs = [
             "input_ids": try Tensor(.int32(tokens.ids), shape: shape),
@@ -27,11 +27,11 @@ public struct GraphTextEncoder: TextEncoding {
     }
 
     /// Gives the package's memory back.
-    public func unload() async { await runner.unload(package) }
+    func unload() async { await runner.unload(package) }
 }
 
 /// A transformer that is one package, or several which run one after the other.
-public struct GraphDenoiser: Denoiser {
+struct GraphDenoiser: Denoiser {
     /// Ends the name of an output that is the next package's input.
     private static let handedOn = "_out"
     private let packages: [Package]
@@ -41,14 +41,14 @@ public struct GraphDenoiser: Denoiser {
     /// Finds the packages.
     ///
     /// - Throws: `ModditError.missing` if the bundle has none.
-    public init(_ graphs: Graphs, spec: ModelSpec, runner: any PackageRunning) throws(ModditError) {
+    init(_ graphs: Graphs, spec: ModelSpec, runner: any PackageRunning) throws(ModditError) {
         packages = try graphs.packages(for: .transformer)
         self.spec = spec
         self.runner = runner
     }
 
     /// Predicts the noise, or the velocity.
-    public func predict(_ input: DenoiserInput) async throws -> [Float] {
+    func predict(_ input: DenoiserInput) async throws -> [Float] {
         var values = try inputs(input)
         let mask = values["text_mask"]
         for package in packages {
@@ -62,7 +62,7 @@ public struct GraphDenoiser: Denoiser {
     }
 
     /// Gives the packages' memory back.
-    public func unload() async {
+    func unload() async {
         for package in packages { await runner.unload(package) }
     }
 
@@ -87,7 +87,7 @@ public struct GraphDenoiser: Denoiser {
 }
 
 /// A decoder that is a package.
-public struct GraphDecoder: LatentDecoding {
+struct GraphDecoder: LatentDecoding {
     private let package: Package
     private let spec: VAESpec
     private let runner: any PackageRunning
@@ -95,21 +95,21 @@ public struct GraphDecoder: LatentDecoding {
     /// Finds the package.
     ///
     /// - Throws: `ModditError.missing` if the bundle has none.
-    public init(_ graphs: Graphs, spec: VAESpec, runner: any PackageRunning) throws(ModditError) {
+    init(_ graphs: Graphs, spec: VAESpec, runner: any PackageRunning) throws(ModditError) {
         package = try graphs.package(for: .vaeDecoder)
         self.spec = spec
         self.runner = runner
     }
 
     /// Decodes latents.
-    public func decode(_ latents: [Float], size: PictureSize) async throws -> [Float] {
+    func decode(_ latents: [Float], size: PictureSize) async throws -> [Float] {
         let shape = [1, spec.latentChannels, size.height / spec.downscale, size.width / spec.downscale]
         let function = try package.function(takes: "latents", shape: shape)
         return try await runner.call(package, function, ["latents": Tensor(latents, shape: shape)]).floats("image")
     }
 
     /// Gives the package's memory back.
-    public func unload() async { await runner.unload(package) }
+    func unload() async { await runner.unload(package) }
 }
 
 extension Package {

@@ -1,19 +1,19 @@
 import Foundation
 
 /// How much memory the weights of a bundle take, for warnings.
-public struct MemoryEstimate: Sendable, Hashable {
+package struct MemoryEstimate: Sendable, Hashable {
     /// Share of a machine's memory from which on a warning is due.
     private static let limit = 0.5
 
     /// Of each part's packages.
-    public let bytes: [PackageRole: Int]
+    let bytes: [PackageRole: Int]
     /// Whether one part at a time is in memory.
-    public let reducesMemory: Bool
+    let reducesMemory: Bool
 
     /// Adds up the files of a bundle's packages.
-    public init(_ manifest: Manifest, reducesMemory: Bool) {
+    package init(_ manifest: Manifest, reducesMemory: Bool) {
         var bytes: [PackageRole: Int] = [:]
-        for (role, packages) in manifest.graphs?.packages ?? [:] where role != .vaeEncoder {
+        for (role, packages) in manifest.graphs?.packages ?? [:] where role.isForDrawing {
             bytes[role] = packages.flatMap { manifest.files(of: $0) }.reduce(0) { Self.add($0, $1.bytes) }
         }
         self.bytes = bytes
@@ -21,12 +21,12 @@ public struct MemoryEstimate: Sendable, Hashable {
     }
 
     /// Of the weights that are in memory at once.
-    public var peak: Int {
+    package var peak: Int {
         reducesMemory ? bytes.values.max() ?? 0 : bytes.values.reduce(0, Self.add)
     }
 
     /// Says what may go wrong on a machine with some bytes of memory; nothing is refused.
-    public func warnings(physicalMemory: UInt64 = ProcessInfo.processInfo.physicalMemory) -> [String] {
+    package func warnings(physicalMemory: UInt64 = ProcessInfo.processInfo.physicalMemory) -> [String] {
         guard Double(peak) > Self.limit * Double(physicalMemory) else { return [] }
         let advice =
             reducesMemory

@@ -1,5 +1,5 @@
 /// Runs functions of a bundle's packages: Core ML, or a stand-in in tests.
-public protocol PackageRunning: Sendable {
+package protocol PackageRunning: Sendable {
     /// Runs a function.
     ///
     /// - Parameters:

@@ -3,35 +3,35 @@ import Foundation
 /// What a picture's file says about how it was made, with the names that the Python runtimes use.
 ///
 /// Port of mlx_moddit/metadata.py.
-public struct PictureMetadata: Sendable, Hashable {
+package struct PictureMetadata: Sendable, Hashable {
     /// Version of the format.
-    public static let version = 1
+    static let version = 1
     /// Version of this package; the Python packages' too.
-    public static let packageVersion = "0.1.0"
+    static let packageVersion = "0.1.0"
     /// Keyword of the text for programs.
-    public static let chunk = "moddit"
+    static let chunk = "moddit"
     /// Keyword of the text for people.
-    public static let chunkForPeople = "parameters"
+    static let chunkForPeople = "parameters"
 
     /// What was asked for.
-    public let request: Request
+    let request: Request
     /// The picture's size.
-    public let size: PictureSize
+    let size: PictureSize
     /// The sampler that was used.
-    public let sampler: Sampler
+    let sampler: Sampler
     /// The bundle's folder, as the user gave it.
-    public let path: String?
+    let path: String?
     /// Of the bundle's contents.
-    public let fingerprint: String
+    let fingerprint: String
     /// Where the bundle came from.
-    public let source: String
+    let source: String
     /// Computed in.
-    public let dtype: String?
+    let dtype: String?
     /// Programs whose version can change a picture.
-    public let versions: [String: String]
+    let versions: [String: String]
 
     /// The JSON of the text for programs.
-    public var json: String {
+    package var json: String {
         JSON.object([
             "version": .integer(Self.version),
             "settings": .object([
@@ -55,7 +55,7 @@ public struct PictureMetadata: Sendable, Hashable {
     }
 
     /// The lines that image browsers show.
-    public var parameters: String {
+    var parameters: String {
         var lines = [request.prompt]
         if request.isGuided, !request.negativePrompt.isEmpty {
             lines.append("Negative prompt: \(request.negativePrompt)")
@@ -73,7 +73,7 @@ public struct PictureMetadata: Sendable, Hashable {
     }
 
     /// The texts of a PNG.
-    public var texts: [PNG.Text] {
+    var texts: [PNG.Text] {
         [PNG.Text(keyword: Self.chunk, text: json), PNG.Text(keyword: Self.chunkForPeople, text: parameters)]
     }
 }

@@ -1,6 +1,6 @@
 import Foundation
 
-/// From a prompt to a picture, with any text encoder, denoiser and decoder.
+/// From a prompt to a picture.
 ///
 /// ```swift
 /// let picture = try await pipeline.generate(Request(prompt: "a large red circle", seed: 1))
@@ -10,21 +10,17 @@ import Foundation
 /// It has no state of its own: what is loaded belongs to its parts.
 public struct Pipeline: Sendable {
     /// The bundle's.
-    public let manifest: Manifest
-    /// The bundle's folder as the user gave it, for the picture's file.
-    public let modelPath: String?
-    /// Whether each part gives its memory back when the next one begins.
-    public let reducesMemory: Bool
-    /// Programs whose version can change a picture, for the picture's file.
-    public let versions: [String: String]
-
+    package let manifest: Manifest
     private let tokenizer: UnigramTokenizer
     private let textEncoder: any TextEncoding
     private let denoiser: any Denoiser
     private let decoder: any LatentDecoding
+    private let modelPath: String?  // the bundle's folder as the user gave it, for the picture's file
+    private let reducesMemory: Bool  // whether each part gives its memory back when the next one begins
+    private let versions: [String: String]  // of programs that can change a picture, for its file
 
     /// Makes a pipeline of its parts.
-    public init(
+    init(
         manifest: Manifest, tokenizer: UnigramTokenizer, textEncoder: any TextEncoding, denoiser: any Denoiser,
         decoder: any LatentDecoding, modelPath: String? = nil, reducesMemory: Bool = false,
         versions: [String: String] = ["moddit": PictureMetadata.packageVersion]
@@ -38,6 +34,9 @@ public struct Pipeline: Sendable {
         self.reducesMemory = reducesMemory
         self.versions = versions
     }
+
+    /// Sizes of pictures that the bundle can draw; the first is drawn where a request names none.
+    public var sizes: [PictureSize] { manifest.graphs?.sizes ?? [] }
 
     /// Generates a picture.
     ///

@@ -1,19 +1,19 @@
 /// Where a framework would run the operations of one function of a package.
-public struct Placement: Sendable, Hashable {
+package struct Placement: Sendable, Hashable {
     /// Operations that select and move tokens, which few compute units have.
-    public static let selecting: Set<String> = [
+    package static let selecting: Set<String> = [
         "argsort", "gather", "gather_along_axis", "scatter", "scatter_along_axis", "topk",
     ]
 
     /// Path of the package in its bundle.
-    public let package: String
+    package let package: String
     /// The function.
-    public let function: String
+    package let function: String
     /// Type of operation, then device, to how many there are.
-    public private(set) var operations: [String: [String: Int]] = [:]
+    package private(set) var operations: [String: [String: Int]] = [:]
 
     /// Makes a placement without operations.
-    public init(package: String, function: String) {
+    package init(package: String, function: String) {
         self.package = package
         self.function = function
     }
@@ -23,7 +23,7 @@ public struct Placement: Sendable, Hashable {
     /// - Parameters:
     ///   - name: its type, as in "ios18.gather" or "gather".
     ///   - device: where it would run; nil if nobody can tell.
-    public mutating func count(_ name: String, on device: String?) {
+    package mutating func count(_ name: String, on device: String?) {
         let kind = name.split(separator: ".").last.map { String($0) } ?? name
         guard kind != "const" else { return }
         operations[kind, default: [:]][device ?? "unknown", default: 0] += 1

@@ -41,10 +41,10 @@ public struct Request: Sendable, Hashable {
     }
 
     /// Whether the negative prompt counts.
-    public var isGuided: Bool { guidanceScale > 1 }
+    var isGuided: Bool { guidanceScale > 1 }
 
     /// The texts to encode, in the order of the batch: negative first, as in diffusers.
-    public var texts: [String] { isGuided ? [negativePrompt, prompt] : [prompt] }
+    var texts: [String] { isGuided ? [negativePrompt, prompt] : [prompt] }
 
     /// The guidance.
     ///

@@ -7,11 +7,11 @@ public struct StepResult: Sendable, Hashable {
     /// Number of steps.
     public let total: Int
     /// Its timestep.
-    public let timestep: Double
+    package let timestep: Double
     /// Region of the timestep.
-    public let region: Int
+    let region: Int
     /// Name of the function that computed it.
-    public let function: String
+    package let function: String
     /// A small picture of what the model expects, if asked for.
     public let preview: PixelImage?
 }
@@ -31,9 +31,9 @@ public struct Picture: Sendable, Hashable {
     /// The pixels.
     public let image: PixelImage
     /// Latents that it was decoded from, (C, h, w).
-    public let latents: [Float]
+    let latents: [Float]
     /// How it was made.
-    public let metadata: PictureMetadata
+    package let metadata: PictureMetadata
 
     /// The file of the picture, which tells how it was made.
     public func png() throws(ModditError) -> Data {

@@ -1,7 +1,7 @@
 /// Numbers with a shape, in row-major order: what goes into the packages and comes out of them.
-public struct Tensor: Sendable, Hashable {
+package struct Tensor: Sendable, Hashable {
     /// The numbers.
-    public enum Numbers: Sendable, Hashable {
+    package enum Numbers: Sendable, Hashable {
         /// Single precision.
         case float32([Float])
         /// Half precision, as bits; only handed from one package to the next.
@@ -10,7 +10,7 @@ public struct Tensor: Sendable, Hashable {
         case int32([Int32])
 
         /// How many there are.
-        public var count: Int {
+        var count: Int {
             switch self {
             case .float32(let numbers): numbers.count
             case .float16(let numbers): numbers.count
@@ -19,7 +19,7 @@ public struct Tensor: Sendable, Hashable {
         }
 
         /// Their kind.
-        public var dtype: Feature.DType {
+        package var dtype: Feature.DType {
             switch self {
             case .float32: .float32
             case .float16: .float16
@@ -29,14 +29,14 @@ public struct Tensor: Sendable, Hashable {
     }
 
     /// Sizes.
-    public let shape: [Int]
+    package let shape: [Int]
     /// The numbers, as many as the product of `shape`.
-    public let numbers: Numbers
+    package let numbers: Numbers
 
     /// Makes a tensor.
     ///
     /// - Throws: `ModditError.shape` if the number of values is not the shape's.
-    public init(_ numbers: Numbers, shape: [Int]) throws(ModditError) {
+    package init(_ numbers: Numbers, shape: [Int]) throws(ModditError) {
         guard let count = Self.count(shape), count == numbers.count else {
             throw .shape("[tensor] got \(numbers.count) values for shape \(shape)")
         }
@@ -45,7 +45,7 @@ public struct Tensor: Sendable, Hashable {
     }
 
     /// Makes a tensor of single precision.
-    public init(_ values: [Float], shape: [Int]) throws(ModditError) {
+    init(_ values: [Float], shape: [Int]) throws(ModditError) {
         try self.init(.float32(values), shape: shape)
     }
 
@@ -57,7 +57,7 @@ public struct Tensor: Sendable, Hashable {
     ///   - strides: how many numbers apart two neighbours of each axis are.
     ///   - dtype: kind of the numbers.
     /// - Throws: `ModditError.shape` if the memory does not hold all numbers.
-    public init(
+    package init(
         _ bytes: UnsafeRawBufferPointer, shape: [Int], strides: [Int], dtype: Feature.DType
     ) throws(ModditError) {
         let numbers: Numbers =
@@ -72,7 +72,7 @@ public struct Tensor: Sendable, Hashable {
     /// Copies the numbers into memory where the rows may be apart.
     ///
     /// - Throws: `ModditError.shape` if the memory has no room for them.
-    public func copy(to bytes: UnsafeMutableRawBufferPointer, strides: [Int]) throws(ModditError) {
+    package func copy(to bytes: UnsafeMutableRawBufferPointer, strides: [Int]) throws(ModditError) {
         switch numbers {
         case .float32(let values): try Self.scatter(values, to: bytes, shape, strides)
         case .float16(let values): try Self.scatter(values, to: bytes, shape, strides)
@@ -83,7 +83,7 @@ public struct Tensor: Sendable, Hashable {
     /// The numbers of a tensor of single precision.
     ///
     /// - Throws: `ModditError.unsupported` for other tensors.
-    public func floats() throws(ModditError) -> [Float] {
+    func floats() throws(ModditError) -> [Float] {
         guard case .float32(let values) = numbers else {
             throw .unsupported("[tensor] got \(numbers.dtype.rawValue) numbers, want float32")
         }

@@ -1,9 +1,9 @@
 /// A prompt as diffusers' PixArt pipelines give it to the tokenizer with `clean_caption=False`.
-public enum Caption {
+package enum Caption {
     /// Checks the length of a prompt, in code points.
     ///
     /// - Throws: `ModditError.valueRange` for one that is too long to encode.
-    public static func check(_ prompt: String) throws(ModditError) {
+    package static func check(_ prompt: String) throws(ModditError) {
         let count = prompt.unicodeScalars.count
         guard count <= Bounds.prompt else {
             throw .valueRange(
@@ -12,7 +12,7 @@ public enum Caption {
     }
 
     /// Turns a prompt to lower case and strips white space at both ends, as Python's `text.lower().strip()` does.
-    public static func clean(_ text: String) -> String {
+    package static func clean(_ text: String) -> String {
         let scalars = Array(text.unicodeScalars)
         var lower: [Unicode.Scalar] = []
         for (index, scalar) in scalars.enumerated() {

@@ -6,17 +6,17 @@ import Foundation
 /// NFC, NFD, NFKC, NFKD and Lowercase, the cuts WhitespaceSplit and Metaspace, added tokens, and a template. Anything
 /// else in the file is an error, never ignored, except the "decoder" and the template's "pair", which encoding does not
 /// need, and the lengths in "truncation" and "padding", which the caller decides.
-public struct UnigramTokenizer: Sendable {
+package struct UnigramTokenizer: Sendable {
     /// Token numbers of one text, filled up to a fixed length.
-    public struct Padded: Sendable, Hashable {
+    struct Padded: Sendable, Hashable {
         /// Token numbers, (length).
-        public let ids: [Int32]
+        let ids: [Int32]
         /// 1 where a token is, 0 where the text was filled up, (length).
-        public let mask: [Int32]
+        let mask: [Int32]
     }
 
     /// Number that fills texts up; nil if the file has none.
-    public let padID: Int32?
+    let padID: Int32?
 
     private let normalizer: Normalizer?
     private let preTokenizer: PreTokenizer?
@@ -32,7 +32,7 @@ public struct UnigramTokenizer: Sendable {
     ///   - vocabularySize: of the text encoder; every number of a token is below.
     /// - Throws: `ModditError.format` if it is damaged, `ModditError.unsupported` for a part that is not implemented,
     ///   `ModditError.shape` for a number that the text encoder does not know.
-    public init(
+    package init(
         _ data: Data, place: String = "tokenizer.json", vocabularySize: Int = Bounds.vocabulary
     ) throws(ModditError) {
         let root = JSONField(
@@ -66,7 +66,7 @@ public struct UnigramTokenizer: Sendable {
     ///   - text: as it is; see `Caption` for prompts.
     ///   - maxLength: most tokens to give; the text is cut before the end token, which stays. By default all.
     /// - Throws: `ModditError.valueRange` if `maxLength` has no room for the end token.
-    public func encode(_ text: String, maxLength: Int = .max) throws(ModditError) -> [Int32] {
+    package func encode(_ text: String, maxLength: Int = .max) throws(ModditError) -> [Int32] {
         guard maxLength >= template.count else {
             throw .valueRange("[tokenizer] length out of range, got \(maxLength), want at least \(template.count)")
         }
@@ -87,7 +87,7 @@ public struct UnigramTokenizer: Sendable {
     ///
     /// - Throws: `ModditError.valueRange` for a prompt that is too long, or a length without room for the end token,
     ///   `ModditError.missing` if the file has no token that fills up.
-    public func encodeCaption(_ prompt: String, length: Int) throws(ModditError) -> Padded {
+    func encodeCaption(_ prompt: String, length: Int) throws(ModditError) -> Padded {
         guard length <= Bounds.textTokens else {
             throw .valueRange("[tokenizer] length out of range, got \(length), want at most \(Bounds.textTokens)")
         }
