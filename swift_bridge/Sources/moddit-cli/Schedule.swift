@@ -14,7 +14,7 @@ enum Schedule {
         let batch = try arguments.integer("batch", in: 1...Bounds.batch)
         let schedule = try DenoisingSchedule(
             manifest, size: CLI.size(arguments),
-            batch: try batch ?? Batching(texts: 2, batches: manifest.graphs?.batches ?? [1]).batch,
+            batch: try batch ?? Batching(rows: 2, batches: manifest.graphs?.batches ?? [1]).batch,
             sampler: arguments.choice("sampler"),
             steps: arguments.integer("steps", in: 1...Bounds.timesteps) ?? Request.defaultSteps)
         return arguments.flags.contains("json") ? json(schedule).text : text(schedule)

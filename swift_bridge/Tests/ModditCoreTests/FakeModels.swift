@@ -10,21 +10,22 @@ enum FakeMath {
     }
 
     /// Sum of the states of a text's tokens / 256.
-    static func sum(_ text: EncodedText) -> Float {
-        let width = text.states.count / text.mask.count
-        return text.states.indices.reduce(Float(0)) { $0 + text.states[$1] * text.mask[$1 / width] } / 256
+    static func sum(_ condition: Condition) throws -> Float {
+        let (states, mask) = (try condition.features.floats("text"), try condition.features.floats("text_mask"))
+        let width = states.count / mask.count
+        return states.indices.reduce(Float(0)) { $0 + states[$1] * mask[$1 / width] } / 256
     }
 
     /// What a model would predict for a batch.
-    static func predict(_ input: DenoiserInput, size: PictureSize?) -> [Float] {
+    static func predict(_ input: DenoiserInput, size: PictureSize?) throws -> [Float] {
         let kept = Float(Double(input.function.capacities.reduce(0, +)) / 1024)
         var told: Float = 0
         if let size {
             told = Float(Double(size.height + 2 * size.width) / 1024 + Double(size.height) / Double(size.width))
         }
         let t = input.timestep / 1000
-        let length = input.latents.count / input.texts.count
-        let offsets = input.texts.map { sum($0) + kept + told }
+        let length = input.latents.count / input.conditions.count
+        let offsets = try input.conditions.map { try sum($0) + kept + told }
         return input.latents.enumerated().map { index, x in
             let base: Float = (0.5 * x + t) / (1 + x * x)
             return base + offsets[index / length]
@@ -77,7 +78,7 @@ struct FakeDenoiser: Denoiser {
         await before?(await log.inputs.count)
         await log.add(input)
         let size = PictureSize(height: input.function.height, width: input.function.width)
-        return FakeMath.predict(input, size: isToldSize ? size : nil)
+        return try FakeMath.predict(input, size: isToldSize ? size : nil)
     }
 
     func unload() async { await log.add(unloaded: "transformer") }
@@ -151,23 +152,29 @@ actor FakeRunner: PackageRunning {
         guard let input else { throw ModditError.missing("[test] nothing was handed over") }
         await log.add(input)
         let told = size.map { PictureSize(height: Int($0[0]), width: Int($0[1])) }
-        return FakeMath.predict(input, size: told)
+        return try FakeMath.predict(input, size: told)
     }
 
     /// Takes the features apart again.
     private func read(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> DenoiserInput {
-        let (states, mask) = (try inputs.floats("text"), try inputs.floats("text_mask"))
-        let batch = inputs["text"]?.shape[0] ?? 1
-        let texts = (0..<batch).map { row in
-            EncodedText(
-                states: Array(states[row * states.count / batch..<(row + 1) * states.count / batch]),
-                mask: Array(mask[row * mask.count / batch..<(row + 1) * mask.count / batch]))
+        let batch = inputs["latents"]?.shape[0] ?? 1
+        let conditions = try (0..<batch).map { row in
+            Condition(features: try ["text": inputs.row(row, of: "text"), "text_mask": inputs.row(row, of: "text_mask")])
         }
         guard let item = manifest.graphs?.stepFunctions.first(where: { $0.function == function.name }) else {
             throw ModditError.missing("[test] no step function \(function.name)")
         }
         return DenoiserInput(
             function: item, latents: try inputs.floats("latents"), timestep: try inputs.floats("timestep")[0],
-            texts: texts)
+            conditions: conditions)
+    }
+}
+
+extension Dictionary where Key == String, Value == Tensor {
+    /// One row of a value of a batch.
+    fileprivate func row(_ index: Int, of name: String) throws -> Tensor {
+        let (values, shape) = (try floats(name), self[name]?.shape ?? [])
+        let count = values.count / shape[0]
+        return try Tensor(Array(values[index * count..<(index + 1) * count]), shape: [1] + shape.dropFirst())
     }
 }

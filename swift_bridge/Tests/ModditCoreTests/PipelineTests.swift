@@ -137,8 +137,7 @@ struct PipelineTests {
         let graphs = try #require(manifest.graphs)
         let runner = FakeRunner(manifest, log: log)
         let pipeline = Pipeline(
-            manifest: manifest, tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")),
-            textEncoder: FakeTextEncoder(width: 9, log: log),
+            manifest: manifest, conditioning: try Self.conditioning(manifest, FakeTextEncoder(width: 9, log: log)),
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), reducesMemory: true)
         await #expect(throws: ModditError.self) { try await pipeline.generate(Request(prompt: "x")) }
@@ -174,19 +173,25 @@ struct PipelineTests {
         }
         let runner = FakeRunner(manifest, log: log)
         return Pipeline(
-            manifest: manifest, tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")),
-            textEncoder: try GraphTextEncoder(graphs, runner: runner),
+            manifest: manifest,
+            conditioning: try conditioning(manifest, GraphTextEncoder(graphs, runner: runner)),
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), modelPath: "out/bundle",
             reducesMemory: reducesMemory, versions: ["moddit": "0.1.0", "mlx": "0.0"])
     }
 
     static func pipeline(_ manifest: Manifest, denoiser: FakeDenoiser, log: Log) throws -> Pipeline {
-        Pipeline(
-            manifest: manifest, tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")),
-            textEncoder: FakeTextEncoder(width: manifest.spec.textEncoder.width, log: log), denoiser: denoiser,
+        let encoder = FakeTextEncoder(width: manifest.spec.textEncoder.width, log: log)
+        return Pipeline(
+            manifest: manifest, conditioning: try conditioning(manifest, encoder), denoiser: denoiser,
             decoder: FakeDecoder(scale: manifest.spec.vae.downscale, log: log), modelPath: "out/bundle",
             versions: ["moddit": "0.1.0", "mlx": "0.0"])
+    }
+
+    private static func conditioning(_ manifest: Manifest, _ encoder: any TextEncoding) throws -> TextConditioning {
+        TextConditioning(
+            tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")), encoder: encoder,
+            length: manifest.spec.maxSequenceLength, width: manifest.spec.textEncoder.width)
     }
 
     /// Function, timestep, sum of each text's states, and both ends of the latents.
@@ -196,7 +201,7 @@ struct PipelineTests {
             let parts = try item.array()
             #expect(try call.function.function == parts[0].string())
             #expect(try call.timestep == Float(parts[1].number()))
-            #expect(try call.texts.map(FakeMath.sum) == parts[2].floats)
+            #expect(try call.conditions.map(FakeMath.sum) == parts[2].floats)
             let ends = Array(call.latents.prefix(2) + call.latents.suffix(2))
             #expect(try difference(ends, parts[3].floats) <= Self.tolerance)
         }
@@ -227,12 +232,12 @@ struct DenoisingScheduleTests {
     }
 
     @Test func batching() throws {
-        #expect(try Batching(texts: 2, batches: [1, 2]) == .together)
-        #expect(try Batching(texts: 2, batches: [2]) == .together)
-        #expect(try Batching(texts: 2, batches: [1]) == .apart)
-        #expect(try Batching(texts: 1, batches: [1, 2]) == .single)
-        #expect(try Batching(texts: 1, batches: [2]) == .doubled)
-        #expect(throws: ModditError.self) { try Batching(texts: 1, batches: [4]) }
+        #expect(try Batching(rows: 2, batches: [1, 2]) == .together)
+        #expect(try Batching(rows: 2, batches: [2]) == .together)
+        #expect(try Batching(rows: 2, batches: [1]) == .apart)
+        #expect(try Batching(rows: 1, batches: [1, 2]) == .single)
+        #expect(try Batching(rows: 1, batches: [2]) == .doubled)
+        #expect(throws: ModditError.self) { try Batching(rows: 1, batches: [4]) }
     }
 }
 
@@ -271,6 +276,16 @@ struct TensorTests {
             }
         }
         #expect(target == [0, 1, 2, 9, 3, 4, 5, 9])
+    }
+
+    @Test func joining() throws {
+        let joined = try Tensor(joining: [Tensor([1, 2], shape: [1, 2]), Tensor([3, 4, 5, 6], shape: [2, 2])])
+        #expect(try joined == Tensor([1, 2, 3, 4, 5, 6], shape: [3, 2]))
+        #expect(throws: ModditError.self) { try Tensor(joining: []) }
+        #expect(throws: ModditError.self) { try Tensor(joining: [Tensor([1], shape: [1]), Tensor([1], shape: [1, 1])]) }
+        #expect(throws: ModditError.self) {
+            try Tensor(joining: [Tensor([1], shape: [1]), Tensor(.int32([1]), shape: [1])])
+        }
     }
 
     @Test func shapesMustFit() throws {

@@ -1,17 +1,3 @@
-/// A text encoder's result for one text.
-struct EncodedText: Sendable, Hashable {
-    /// States of the tokens, (L, D).
-    let states: [Float]
-    /// 1 where a token is, 0 where the text was filled up, (L).
-    let mask: [Float]
-
-    /// Makes a result.
-    init(states: [Float], mask: [Float]) {
-        self.states = states
-        self.mask = mask
-    }
-}
-
 /// What a denoiser is given for one call.
 struct DenoiserInput: Sendable, Hashable {
     /// The function to run; its `batch` is B.
@@ -21,15 +7,7 @@ struct DenoiserInput: Sendable, Hashable {
     /// The same for the whole batch.
     let timestep: Float
     /// One for each row of the batch.
-    let texts: [EncodedText]
-
-    /// Makes an input.
-    init(function: StepFunction, latents: [Float], timestep: Float, texts: [EncodedText]) {
-        self.function = function
-        self.latents = latents
-        self.timestep = timestep
-        self.texts = texts
-    }
+    let conditions: [Condition]
 }
 
 /// Something that takes memory, and can give it back until it is used again.

@@ -1,19 +1,19 @@
-/// How the texts of a step are given to the denoiser, which depends on the batches that a bundle has.
+/// How the rows of a step are given to the denoiser, which depends on the batches that a bundle has.
 package enum Batching: Sendable, Hashable {
-    /// Negative prompt and prompt in one call.
+    /// The negative row and the other one in one call.
     case together
-    /// Negative prompt and prompt in a call each.
+    /// The negative row and the other one in a call each.
     case apart
-    /// One text in one call.
+    /// One row in one call.
     case single
-    /// One text twice in one call, where a bundle has only functions for two.
+    /// One row twice in one call, where a bundle has only functions for two.
     case doubled
 
-    /// Chooses: one call if it can be, of as many rows as there are texts.
+    /// Chooses: one call if it can be, of as many rows as there are.
     ///
-    /// - Throws: `ModditError.missing` if the bundle has functions neither for one text nor for two.
-    package init(texts: Int, batches: [Int]) throws(ModditError) {
-        switch (texts == 2, batches.contains(2), batches.contains(1)) {
+    /// - Throws: `ModditError.missing` if the bundle has functions neither for one row nor for two.
+    package init(rows: Int, batches: [Int]) throws(ModditError) {
+        switch (rows == 2, batches.contains(2), batches.contains(1)) {
         case (true, true, _): self = .together
         case (true, false, true): self = .apart
         case (false, _, true): self = .single
@@ -31,7 +31,7 @@ package enum Batching: Sendable, Hashable {
         }
     }
 
-    /// For every call of a step, which text each row is for.
+    /// For every call of a step, its rows.
     var calls: [[Int]] {
         switch self {
         case .together: [[0, 1]]

@@ -47,13 +47,11 @@ struct GraphDenoiser: Denoiser {
         self.runner = runner
     }
 
-    /// Predicts the noise, or the velocity.
+    /// Predicts the noise, or the velocity; each package takes what it needs of what is known of the step.
     func predict(_ input: DenoiserInput) async throws -> [Float] {
         var values = try inputs(input)
-        let mask = values["text_mask"]
         for package in packages {
             let outputs = try await runner.call(package, package.function(input.function.function), values)
-            values = ["text_mask": mask].compactMapValues { $0 }
             for (name, value) in outputs {
                 values[name.hasSuffix(Self.handedOn) ? String(name.dropLast(Self.handedOn.count)) : name] = value
             }
@@ -66,22 +64,16 @@ struct GraphDenoiser: Denoiser {
         for package in packages { await runner.unload(package) }
     }
 
+    /// All that a step can be told.
     private func inputs(_ input: DenoiserInput) throws(ModditError) -> [String: Tensor] {
-        let (batch, scale) = (input.texts.count, spec.vae.downscale)
+        let (batch, scale) = (input.conditions.count, spec.vae.downscale)
         let (height, width) = (input.function.height, input.function.width)
-        let length = spec.maxSequenceLength
-        let states = input.texts.flatMap(\.states)
-        var values = [
-            "latents": try Tensor(
-                input.latents, shape: [batch, spec.transformer.channels, height / scale, width / scale]),
-            "timestep": try Tensor([input.timestep], shape: [1]),
-            "text": try Tensor(states, shape: [batch, length, spec.textEncoder.width]),
-            "text_mask": try Tensor(input.texts.flatMap(\.mask), shape: [batch, length]),
-        ]
-        if spec.transformer.usesAdditionalConditions {
-            values["resolution"] = try Tensor([Float(height), Float(width)], shape: [2])
-            values["aspect_ratio"] = try Tensor([Float(Double(height) / Double(width))], shape: [1])
-        }
+        let latents = [batch, spec.transformer.channels, height / scale, width / scale]
+        var values = try Condition.batch(input.conditions)
+        values["latents"] = try Tensor(input.latents, shape: latents)
+        values["timestep"] = try Tensor([input.timestep], shape: [1])
+        values["resolution"] = try Tensor([Float(height), Float(width)], shape: [2])
+        values["aspect_ratio"] = try Tensor([Float(Double(height) / Double(width))], shape: [1])
         return values
     }
 }

@@ -7,8 +7,10 @@ extension Pipeline {
     package init(bundle: ModelBundle, runner: any PackageRunning, reducesMemory: Bool) throws(ModditError) {
         let (graphs, spec) = (try bundle.graphs(), bundle.manifest.spec)
         self.init(
-            manifest: bundle.manifest, tokenizer: try bundle.tokenizer(),
-            textEncoder: try GraphTextEncoder(graphs, runner: runner),
+            manifest: bundle.manifest,
+            conditioning: TextConditioning(
+                tokenizer: try bundle.tokenizer(), encoder: try GraphTextEncoder(graphs, runner: runner),
+                length: spec.maxSequenceLength, width: spec.textEncoder.width),
             denoiser: try GraphDenoiser(graphs, spec: spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: spec.vae, runner: runner), modelPath: bundle.folder.relativePath,
             reducesMemory: reducesMemory,

@@ -11,8 +11,7 @@ import Foundation
 public struct Pipeline: Sendable {
     /// The bundle's.
     package let manifest: Manifest
-    private let tokenizer: UnigramTokenizer
-    private let textEncoder: any TextEncoding
+    private let conditioning: any Conditioning
     private let denoiser: any Denoiser
     private let decoder: any LatentDecoding
     private let modelPath: String?  // the bundle's folder as the user gave it, for the picture's file
@@ -21,13 +20,12 @@ public struct Pipeline: Sendable {
 
     /// Makes a pipeline of its parts.
     init(
-        manifest: Manifest, tokenizer: UnigramTokenizer, textEncoder: any TextEncoding, denoiser: any Denoiser,
-        decoder: any LatentDecoding, modelPath: String? = nil, reducesMemory: Bool = false,
+        manifest: Manifest, conditioning: any Conditioning, denoiser: any Denoiser, decoder: any LatentDecoding,
+        modelPath: String? = nil, reducesMemory: Bool = false,
         versions: [String: String] = ["moddit": PictureMetadata.packageVersion]
     ) {
         self.manifest = manifest
-        self.tokenizer = tokenizer
-        self.textEncoder = textEncoder
+        self.conditioning = conditioning
         self.denoiser = denoiser
         self.decoder = decoder
         self.modelPath = modelPath
@@ -50,6 +48,7 @@ public struct Pipeline: Sendable {
     public func generate(
         _ request: Request, previews: Bool = false, report: (@Sendable (Stage) async -> Void)? = nil
     ) async throws -> Picture {
+        try conditioning.check(request)
         let run = try Run(manifest, request)
         do {
             return try await generate(run, previews, report)
@@ -62,8 +61,10 @@ public struct Pipeline: Sendable {
     private func generate(
         _ run: Run, _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
     ) async throws -> Picture {
-        let texts = try await encode(run.request, report)
-        let latents = try await denoise(run, texts, previews, report)
+        let conditions = try await conditioning.encode(run.request)
+        if reducesMemory { await conditioning.unload() }
+        await report?(.encoded(tokens: conditions.tokens))
+        let latents = try await denoise(run, conditions.rows, previews, report)
         try Task.checkCancellation()
         let planes = try await decoder.decode(latents, size: run.schedule.size)
         if reducesMemory { await decoder.unload() }
@@ -91,41 +92,18 @@ public struct Pipeline: Sendable {
 
     /// Gives the memory of all parts back.
     public func unload() async {
-        await textEncoder.unload()
+        await conditioning.unload()
         await denoiser.unload()
         await decoder.unload()
     }
 
-    private func encode(
-        _ request: Request, _ report: (@Sendable (Stage) async -> Void)?
-    ) async throws -> [EncodedText] {
-        let length = manifest.spec.maxSequenceLength
-        var texts: [EncodedText] = []
-        var counts: [Int] = []
-        for text in request.texts {
-            try Task.checkCancellation()
-            let tokens = try tokenizer.encodeCaption(text, length: length)
-            let states = try await textEncoder.encode(tokens)
-            guard states.count == length * manifest.spec.textEncoder.width else {
-                throw ModditError.shape(
-                    "[pipeline] the text encoder gave \(states.count) values, want \(length) rows of "
-                        + "\(manifest.spec.textEncoder.width)")
-            }
-            texts.append(EncodedText(states: states, mask: tokens.mask.map { Float($0) }))
-            counts.append(tokens.mask.reduce(0) { $0 + Int($1) })
-        }
-        if reducesMemory { await textEncoder.unload() }
-        await report?(.encoded(tokens: counts))
-        return texts
-    }
-
     private func denoise(
-        _ run: Run, _ texts: [EncodedText], _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
+        _ run: Run, _ rows: [Condition], _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
     ) async throws -> [Float] {
         var latents = try run.noise()
         var denoised: [Float]?
         for step in run.schedule.steps {
-            let output = try await predict(run, step, latents, texts)
+            let output = try await predict(run, step, latents, rows)
             let next = try step.sampler.advance(latents, output: output, previousDenoised: denoised)
             (latents, denoised) = (next.latents, next.denoised)
             if let report {
@@ -138,19 +116,19 @@ public struct Pipeline: Sendable {
 
     /// Runs the denoiser as often as one step needs, and applies guidance.
     private func predict(
-        _ run: Run, _ step: DenoisingSchedule.Step, _ latents: [Float], _ texts: [EncodedText]
+        _ run: Run, _ step: DenoisingSchedule.Step, _ latents: [Float], _ rows: [Condition]
     ) async throws -> [Float] {
         let input = step.sampler.scaleInput(latents)
-        var rows: [Float] = []
+        var outputs: [Float] = []
         for call in run.batching.calls {
             try Task.checkCancellation()
             let output = try await denoiser.predict(
                 DenoiserInput(
                     function: step.function, latents: call.flatMap { _ in input },
-                    timestep: Float(step.sampler.timestep), texts: call.map { texts[$0] }))
-            rows += run.batching == .doubled ? Array(output.suffix(output.count / 2)) : output
+                    timestep: Float(step.sampler.timestep), conditions: call.map { rows[$0] }))
+            outputs += run.batching == .doubled ? Array(output.suffix(output.count / 2)) : output
         }
-        return try run.guidance.combine(rows, keeping: latents.count)
+        return try run.guidance.combine(outputs, keeping: latents.count)
     }
 
     private func describe(_ run: Run) -> PictureMetadata {
@@ -173,7 +151,7 @@ private struct Run: Sendable {
         try request.check()
         self.request = request
         guidance = try request.guidance()
-        batching = try Batching(texts: request.texts.count, batches: manifest.graphs?.batches ?? [1])
+        batching = try Batching(rows: guidance.rows, batches: manifest.graphs?.batches ?? [1])
         schedule = try DenoisingSchedule(
             manifest, size: request.size, batch: batching.batch, sampler: request.sampler, steps: request.steps)
         let scale = manifest.spec.vae.downscale

@@ -57,13 +57,12 @@ public struct Request: Sendable, Hashable {
         return try Guidance(scale: Float(guidanceScale))
     }
 
-    /// Checks the seed, and the length of the prompts.
+    /// Checks the seed.
     ///
     /// - Throws: `ModditError.valueRange` for one that is out of bounds.
     func check() throws(ModditError) {
         guard Self.seeds.contains(seed) else {
             throw .valueRange("[request] seed out of range, got \(seed), want \(Self.seeds)")
         }
-        for text in [prompt, negativePrompt] { try Caption.check(text) }
     }
 }

@@ -18,6 +18,16 @@ package struct Tensor: Sendable, Hashable {
             }
         }
 
+        /// Numbers and others of the same kind behind them.
+        fileprivate func appending(_ others: Numbers) -> Numbers {
+            switch (self, others) {
+            case (.float32(let a), .float32(let b)): .float32(a + b)
+            case (.float16(let a), .float16(let b)): .float16(a + b)
+            case (.int32(let a), .int32(let b)): .int32(a + b)
+            default: self
+            }
+        }
+
         /// Their kind.
         package var dtype: Feature.DType {
             switch self {
@@ -47,6 +57,20 @@ package struct Tensor: Sendable, Hashable {
     /// Makes a tensor of single precision.
     init(_ values: [Float], shape: [Int]) throws(ModditError) {
         try self.init(.float32(values), shape: shape)
+    }
+
+    /// Puts tensors behind each other along the first axis.
+    ///
+    /// - Throws: `ModditError.shape` if there are none, or if their other sizes or kinds differ.
+    init(joining parts: [Tensor]) throws(ModditError) {
+        guard let first = parts.first, !first.shape.isEmpty,
+            parts.allSatisfy({
+                $0.shape.dropFirst() == first.shape.dropFirst() && $0.numbers.dtype == first.numbers.dtype
+            })
+        else { throw .shape("[tensor] cannot put shapes \(parts.map(\.shape)) behind each other") }
+        let size = parts.reduce(0) { $0 + $1.shape[0] }
+        let numbers = parts.dropFirst().reduce(first.numbers) { $0.appending($1.numbers) }
+        try self.init(numbers, shape: [size] + first.shape.dropFirst())
     }
 
     /// Copies numbers out of memory where the rows may be apart.
