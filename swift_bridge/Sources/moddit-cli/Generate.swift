@@ -36,7 +36,7 @@ enum Generate {
         let pipeline = try Pipeline.open(folder: folder, options: options, report: note)
         try checkOutput(output, overwrites)
         let start = ContinuousClock.now
-        let picture = try await pipeline.generate(request) { note($0, most: pipeline.manifest.spec.maxSequenceLength) }
+        let picture = try await pipeline.generate(request) { note($0, most: pipeline.manifest.spec.textTokens) }
         let seconds: Double = (ContinuousClock.now - start) / .seconds(1)
         try checkOutput(output, overwrites)
         try save(try picture.png(), output)

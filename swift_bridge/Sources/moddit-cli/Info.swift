@@ -29,7 +29,7 @@ enum Info {
             "source": .string(manifest.provenance.source),
             "fingerprint": .string(manifest.fingerprint),
             "components": .dictionary(components),
-            "layers": .integer(manifest.spec.transformer.layers),
+            "layers": .integer(manifest.spec.layers),
             "regions": .integer(manifest.plan?.regions ?? 1),
             "mean_keep_ratio": .number(manifest.plan?.meanKeepRatio ?? 1),
             "sampler": .string(manifest.spec.scheduler.sampler.rawValue),
@@ -70,7 +70,7 @@ enum Info {
         let (all, one) = (MemoryEstimate(manifest, reducesMemory: false), MemoryEstimate(manifest, reducesMemory: true))
         return """
             \(manifest.provenance.source.printable), for \(manifest.backend.rawValue)
-            \(manifest.spec.transformer.layers) layers, \(plan ?? "dense")
+            \(manifest.spec.layers) layers, \(plan ?? "dense")
             weights in memory \(megabytes(all.peak)), with --reduce-memory \(megabytes(one.peak))
 
             \(table([["component", "size", "parameters", "dtype"]] + parts))

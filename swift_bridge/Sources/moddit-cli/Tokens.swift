@@ -25,7 +25,7 @@ enum Tokens {
         switch (arguments.values["bundle"], arguments.values["tokenizer"]) {
         case (.some, nil):
             let bundle = try CLI.bundle(arguments)
-            return (try bundle.tokenizer(), bundle.manifest.spec.maxSequenceLength)
+            return (try bundle.tokenizer(), bundle.manifest.spec.textTokens)
         case (nil, .some(let path)):
             guard let data = FileManager.default.contents(atPath: path) else {
                 throw ModditError.missing("[tokenizer] \(path): no such file")

@@ -31,7 +31,7 @@ struct ManifestTests {
         #expect(routed.plan?.regions == 4)
         let dense = try Manifest(TestBundle.manifest("dense"))
         #expect(dense.plan == nil)
-        #expect(dense.spec.transformer.usesAdditionalConditions)
+        #expect(dense.spec.transformer.features.first == ["timestep", "text", "resolution", "aspect_ratio"])
         let chain = try Manifest(TestBundle.manifest("chain"))
         #expect(
             chain.graphs?.packages[.transformer]?.map(\.path) == [

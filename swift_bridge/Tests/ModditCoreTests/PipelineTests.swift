@@ -168,7 +168,7 @@ struct PipelineTests {
     ) throws -> Pipeline {
         let manifest = try Manifest(TestBundle.manifest(name))
         guard asPackages, let graphs = manifest.graphs else {
-            let isToldSize = manifest.spec.transformer.usesAdditionalConditions
+            let isToldSize = manifest.spec.transformer.features.first.contains("resolution")
             return try pipeline(manifest, denoiser: FakeDenoiser(isToldSize: isToldSize, log: log), log: log)
         }
         let runner = FakeRunner(manifest, log: log)
@@ -181,7 +181,7 @@ struct PipelineTests {
     }
 
     static func pipeline(_ manifest: Manifest, denoiser: FakeDenoiser, log: Log) throws -> Pipeline {
-        let encoder = FakeTextEncoder(width: manifest.spec.textEncoder.width, log: log)
+        let encoder = FakeTextEncoder(width: try text(manifest).encoder.width, log: log)
         return Pipeline(
             manifest: manifest, conditioning: try conditioning(manifest, encoder), denoiser: denoiser,
             decoder: FakeDecoder(scale: manifest.spec.vae.downscale, log: log), modelPath: "out/bundle",
@@ -191,7 +191,11 @@ struct PipelineTests {
     private static func conditioning(_ manifest: Manifest, _ encoder: any TextEncoding) throws -> TextConditioning {
         TextConditioning(
             tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")), encoder: encoder,
-            length: manifest.spec.maxSequenceLength, width: manifest.spec.textEncoder.width)
+            length: manifest.spec.textTokens, width: try text(manifest).encoder.width)
+    }
+
+    private static func text(_ manifest: Manifest) throws -> TextSpec {
+        try #require(manifest.spec.conditioning as? TextSpec)
     }
 
     /// Function, timestep, sum of each text's states, and both ends of the latents.

@@ -26,7 +26,7 @@ extension Graphs {
         }
         for size in sizes {
             let tokens = try countTokens(size, spec, file)
-            let whole = Array(repeating: tokens, count: spec.transformer.layers)
+            let whole = Array(repeating: tokens, count: spec.layers)
             let kept = try (0..<regions).map { region throws(ModditError) in
                 try plan?.capacities(region: region, tokens: tokens) ?? whole
             }
@@ -86,7 +86,7 @@ extension Graphs {
         of role: PackageRole, in package: Package, _ spec: ModelSpec, _ position: (isFirst: Bool, isLast: Bool)
     ) throws(ModditError) -> [GraphFunction] {
         switch role {
-        case .textEncoder: package.functions.prefix(1).map { spec.textFunction($0.name) }
+        case .textEncoder: package.functions.prefix(1).compactMap { spec.conditioning.encoderFunction($0.name) }
         case .transformer:
             try stepFunctions.map { item throws(ModditError) in
                 try spec.graphFunction(of: item, isFirst: position.isFirst, isLast: position.isLast)

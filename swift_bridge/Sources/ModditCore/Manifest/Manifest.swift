@@ -11,7 +11,7 @@ package enum Backend: String, Sendable, CaseIterable {
 /// What a bundle holds, how it is stored, and where it came from.
 ///
 /// Port of moddit/manifest.py; docs/format.md describes the file.
-package struct Manifest: Sendable, Hashable {
+package struct Manifest: Sendable {
     /// Value of the field "format".
     static let format = "moddit"
     /// The version that this reader knows.
@@ -93,7 +93,7 @@ package struct Manifest: Sendable, Hashable {
     }
 
     private static func check(_ plan: RoutingPlan, _ spec: ModelSpec, _ field: JSONField) throws(ModditError) {
-        let (layers, timesteps) = (spec.transformer.layers, spec.scheduler.numTrainTimesteps)
+        let (layers, timesteps) = (spec.layers, spec.scheduler.numTrainTimesteps)
         guard plan.layers == layers else {
             let found = "has a plan whose keep_tenths has \(plan.layers) layers"
             throw .shape(field.message(found, want: "the transformer's \(layers)"))

@@ -40,9 +40,12 @@ package struct ModelBundle: Sendable {
 
     /// Reads the tokenizer.
     ///
-    /// - Throws: `ModditError` if it is absent or damaged, its hash is not the manifest's, or a token has a number that
-    ///   the text encoder does not know.
+    /// - Throws: `ModditError` if it is absent or damaged, its hash is not the manifest's, a token has a number that the
+    ///   text encoder does not know, or the model draws no texts.
     package func tokenizer() throws(ModditError) -> UnigramTokenizer {
+        guard let text = manifest.spec.conditioning as? TextSpec else {
+            throw .unsupported("[tokenizer] \(folder.path): the model draws no texts, so that it has no tokenizer")
+        }
         let files = manifest.components["tokenizer"]?.files ?? []
         guard files.count == 1, let info = files.first else {
             throw .format("[manifest] \(folder.path): the tokenizer has \(files.count) files, want one")
@@ -50,8 +53,7 @@ package struct ModelBundle: Sendable {
         let file = url(info.path)
         let data = try Self.read(file, most: Bounds.tokenizerBytes)
         guard SHA256Hash.hash(data) == info.sha256 else { throw wrongHash(file) }
-        return try UnigramTokenizer(
-            data, place: file.path, vocabularySize: manifest.spec.textEncoder.vocabularySize)
+        return try UnigramTokenizer(data, place: file.path, vocabularySize: text.encoder.vocabularySize)
     }
 
     /// The packages and their uses.

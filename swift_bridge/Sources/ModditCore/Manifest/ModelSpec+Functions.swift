@@ -1,42 +1,56 @@
 // Port of moddit/graphs.py: the functions that a model has, with their inputs and outputs.
 
+/// What a step of a transformer is told, and what its packages hand on, by the names of `ModelSpec.features`.
+struct StepFeatures: Sendable, Hashable {
+    /// Told at the start only, beside the latents.
+    let first: [String]
+    /// Told at the start, and to every package.
+    let always: [String]
+    /// Handed from each package to the next, where the model is divided into several.
+    let handed: [String]
+}
+
+extension PixArtSpec {
+    var features: StepFeatures {
+        let size = usesAdditionalConditions ? ["resolution", "aspect_ratio"] : []
+        return StepFeatures(
+            first: ["timestep", "text"] + size, always: ["text_mask"],
+            handed: ["tokens", "modulation", "embedded", "text_states"])
+    }
+}
+
 extension ModelSpec {
-    /// The text encoder's function.
-    func textFunction(_ name: String) -> GraphFunction {
-        GraphFunction(
-            name,
-            inputs: [
-                "input_ids": Feature([1, maxSequenceLength], .int32), "text_mask": Feature([1, maxSequenceLength]),
-            ],
-            outputs: ["text": Feature([1, maxSequenceLength, textEncoder.width])])
+    /// All that a step can be told, hand on and give, by name, whatever the architecture.
+    private func features(_ item: StepFunction) throws(ModditError) -> [String: Feature] {
+        let (height, width) = (item.height / vae.downscale, item.width / vae.downscale)
+        let sizes = transformer.dimensions
+        let tokens = try sizes.tokens(height: height, width: width)
+        let latents = Feature([item.batch, sizes.channels, height, width])
+        let known = [
+            "latents": latents,
+            "timestep": Feature([1]),
+            "resolution": Feature([2]),
+            "aspect_ratio": Feature([1]),
+            "tokens": Feature([item.batch, tokens, sizes.hiddenSize], .float16),
+            "modulation": Feature([1, 6, sizes.hiddenSize], .float16),
+            "embedded": Feature([1, 1, sizes.hiddenSize], .float16),
+            "text_states": Feature([item.batch, textTokens, sizes.hiddenSize], .float16),
+            "prediction": latents,
+        ]
+        return known.merging(conditioning.features(batch: item.batch)) { $1 }
     }
 
     /// A step function in one of the transformer's packages, which hand on float16.
     func graphFunction(
         of item: StepFunction, isFirst: Bool, isLast: Bool
     ) throws(ModditError) -> GraphFunction {
-        let (height, width) = (item.height / vae.downscale, item.width / vae.downscale)
-        let tokens = try transformer.tokens(height: height, width: width)
-        let latents = Feature([item.batch, transformer.channels, height, width])
-        let handedOn = [
-            "tokens": Feature([item.batch, tokens, transformer.hiddenSize], .float16),
-            "modulation": Feature([1, 6, transformer.hiddenSize], .float16),
-            "embedded": Feature([1, 1, transformer.hiddenSize], .float16),
-            "text_states": Feature([item.batch, maxSequenceLength, transformer.hiddenSize], .float16),
-        ]
-        var inputs = isFirst ? [:] : handedOn
-        inputs["text_mask"] = Feature([item.batch, maxSequenceLength])
-        if isFirst {
-            inputs["latents"] = latents
-            inputs["timestep"] = Feature([1])
-            inputs["text"] = Feature([item.batch, maxSequenceLength, transformer.captionChannels])
-        }
-        if isFirst, transformer.usesAdditionalConditions {
-            inputs["resolution"] = Feature([2])
-            inputs["aspect_ratio"] = Feature([1])
-        }
-        let outputs = Dictionary(uniqueKeysWithValues: handedOn.map { ("\($0)_out", $1) })
-        return GraphFunction(item.function, inputs: inputs, outputs: isLast ? ["prediction": latents] : outputs)
+        let (known, fed) = (try features(item), transformer.features)
+        let inputs = Set((isFirst ? ["latents"] + fed.first : fed.handed) + fed.always)
+        let handed = fed.handed.compactMap { name in known[name].map { ("\(name)_out", $0) } }
+        return GraphFunction(
+            item.function, inputs: known.filter { inputs.contains($0.key) },
+            outputs: isLast
+                ? known.filter { $0.key == "prediction" } : Dictionary(uniqueKeysWithValues: handed))
     }
 
     /// The decoder's function for a picture's size.

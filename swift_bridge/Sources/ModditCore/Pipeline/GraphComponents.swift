@@ -68,7 +68,7 @@ struct GraphDenoiser: Denoiser {
     private func inputs(_ input: DenoiserInput) throws(ModditError) -> [String: Tensor] {
         let (batch, scale) = (input.conditions.count, spec.vae.downscale)
         let (height, width) = (input.function.height, input.function.width)
-        let latents = [batch, spec.transformer.channels, height / scale, width / scale]
+        let latents = [batch, spec.transformer.dimensions.channels, height / scale, width / scale]
         var values = try Condition.batch(input.conditions)
         values["latents"] = try Tensor(input.latents, shape: latents)
         values["timestep"] = try Tensor([input.timestep], shape: [1])

@@ -7,10 +7,7 @@ extension Pipeline {
     package init(bundle: ModelBundle, runner: any PackageRunning, reducesMemory: Bool) throws(ModditError) {
         let (graphs, spec) = (try bundle.graphs(), bundle.manifest.spec)
         self.init(
-            manifest: bundle.manifest,
-            conditioning: TextConditioning(
-                tokenizer: try bundle.tokenizer(), encoder: try GraphTextEncoder(graphs, runner: runner),
-                length: spec.maxSequenceLength, width: spec.textEncoder.width),
+            manifest: bundle.manifest, conditioning: try spec.conditioning.open(bundle, runner: runner),
             denoiser: try GraphDenoiser(graphs, spec: spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: spec.vae, runner: runner), modelPath: bundle.folder.relativePath,
             reducesMemory: reducesMemory,

@@ -155,7 +155,8 @@ private struct Run: Sendable {
         schedule = try DenoisingSchedule(
             manifest, size: request.size, batch: batching.batch, sampler: request.sampler, steps: request.steps)
         let scale = manifest.spec.vae.downscale
-        shape = [1, manifest.spec.transformer.channels, schedule.size.height / scale, schedule.size.width / scale]
+        let channels = manifest.spec.transformer.dimensions.channels
+        shape = [1, channels, schedule.size.height / scale, schedule.size.width / scale]
     }
 
     func noise() throws(ModditError) -> [Float] {
