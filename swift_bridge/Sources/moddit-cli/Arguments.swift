@@ -4,6 +4,8 @@ struct Option: Sendable {
     /// Name of its value; nil for a flag.
     let value: String?
     let help: String
+    /// Whether it may be there several times.
+    var isRepeatable = false
 
     static let json = Option(name: "json", value: nil, help: "Print one JSON object instead of text.")
     static let bundle = Option(name: "bundle", value: "DIR", help: "Bundle to use.")
@@ -37,6 +39,8 @@ struct UsageError: Error, Equatable {
 /// What a user wrote after the name of a command.
 struct Arguments: Sendable, Equatable {
     private(set) var values: [String: String] = [:]
+    /// Values of the options that may be there several times, in order.
+    private(set) var lists: [String: [String]] = [:]
     private(set) var flags: Set<String> = []
     private(set) var positional: [String] = []
     private(set) var wantsHelp = false
@@ -79,10 +83,8 @@ struct Arguments: Sendable, Equatable {
         if option.value == nil {
             guard parts.count == 1 else { throw UsageError(message: "option --\(name) takes no value") }
             flags.insert(name)
-        } else if parts.count == 2 {
-            values[name] = String(parts[1])
-        } else if let value = rest.popFirst() {
-            values[name] = value
+        } else if let value = parts.count == 2 ? String(parts[1]) : rest.popFirst() {
+            if option.isRepeatable { lists[name, default: []].append(value) } else { values[name] = value }
         } else {
             throw UsageError(message: "option --\(name) lacks its value")
         }

@@ -50,6 +50,25 @@ struct ArgumentsTests {
         #expect(throws: UsageError.self) { try parse().required("prompt") }
     }
 
+    @Test func wishes() throws {
+        let wish = { (words: [String]) in try Generate.Wish.read(Arguments(words, for: Generate.command)) }
+        #expect(try wish(["--prompt", "x"]) == [.text(prompt: "x", negativePrompt: "")])
+        #expect(
+            try wish(["--prompt", "x", "--negative-prompt=y"]) == [.text(prompt: "x", negativePrompt: "y")])
+        #expect(try wish(["--label", "crane", "--label=7"]) == [.label("crane"), .label("7")])
+        for words in [[], ["--prompt", "x", "--label", "7"], ["--label", "7", "--negative-prompt", "x"]] {
+            #expect(throws: UsageError.self) { try wish(words) }
+        }
+    }
+
+    @Test func outputsOfSeveralPictures() throws {
+        #expect(try Generate.outputs(nil, count: 1) == ["picture.png"])
+        #expect(try Generate.outputs(nil, count: 2) == ["picture-0.png", "picture-1.png"])
+        #expect(try Generate.outputs("out/{index}x.PNG", count: 2) == ["out/0x.PNG", "out/1x.PNG"])
+        #expect(throws: UsageError.self) { try Generate.outputs("x.png", count: 2) }
+        #expect(throws: UsageError.self) { try Generate.outputs("x.jpg", count: 1) }
+    }
+
     @Test func exitStatus() async {
         #expect(await CLI.run([]) == 2)
         #expect(await CLI.run(["--help"]) == 0)
@@ -58,6 +77,8 @@ struct ArgumentsTests {
         #expect(await CLI.run(["schedule"]) == 2)
         #expect(await CLI.run(["schedule", "--bundle", "/absent"]) == 1)
         #expect(await CLI.run(["generate", "--bundle", "/absent", "--prompt", "x"]) == 1)
+        #expect(await CLI.run(["generate", "--bundle", "/absent", "--label", "x", "--label", "7"]) == 1)
+        #expect(await CLI.run(["generate", "--bundle", "/absent", "--label", "x", "--prompt", "x"]) == 2)
         #expect(await CLI.run(["generate", "--bundle", "/absent"]) == 2)
         #expect(await CLI.run(["generate", "--bundle", "/absent", "--prompt", "x", "--height", "8"]) == 2)
         #expect(await CLI.run(["plan", "--help"]) == 0)

@@ -9,7 +9,7 @@ struct GuidanceTests {
         #expect(items.count == 20)
         for item in items {
             let parts = try item.array()
-            let guidance = try Guidance(scale: Float(parts[0].number()))
+            let guidance = try Guidance(scale: parts[0].number())
             let found = try guidance.combine(parts[2].floats, keeping: 16)
             #expect(try found == parts[3].floats)
         }

@@ -30,7 +30,9 @@ struct PipelineTests {
     @Test func tokensEqualPython() throws {
         let tokenizer = try UnigramTokenizer(Golden.data("embedded-tokenizer.json"))
         for item in try Golden.items("pipelines.json", "runs") {
-            let texts = try Request(item["settings"]).texts
+            let request = try Request(item["settings"])
+            let isGuided = try #require(request.guidanceScale) > 1
+            let texts = isGuided ? [request.negativePrompt, request.prompt] : [request.prompt]
             let rows = try item["ids"].array()
             #expect(rows.count == texts.count)
             for (row, text) in zip(rows, texts) {
@@ -155,7 +157,7 @@ struct PipelineTests {
             Request(prompt: "x", seed: -1 - (1 << 63)),
             Request(prompt: String(repeating: "e\u{301}", count: Bounds.prompt / 2 + 1)),
             Request(prompt: "x", negativePrompt: String(repeating: "x", count: Bounds.prompt + 1)),
-            Request(prompt: "x", size: small),
+            Request(prompt: "x", size: small), Request(label: 1),
         ]
         for request in bad {
             await #expect(throws: ModditError.self) { try await pipeline.generate(request) }
@@ -209,6 +211,81 @@ struct PipelineTests {
             let ends = Array(call.latents.prefix(2) + call.latents.suffix(2))
             #expect(try difference(ends, parts[3].floats) <= Self.tolerance)
         }
+    }
+}
+
+struct ConditioningTests {
+    private let labels = LabelConditioning(
+        classes: 3, labels: LabelNames(classes: 3, names: ["tench, Tinca tinca", "golden retriever", "crane, Crane"]))
+
+    @Test func classesAreNumbersOfRows() async throws {
+        let guided = try await labels.encode(Request(label: 1), isGuided: true)
+        #expect(try Condition.batch(guided.rows) == ["labels": Tensor(.int32([3, 1]), shape: [2])])
+        let alone = try await labels.encode(Request(label: 1), isGuided: false)
+        #expect(try Condition.batch(alone.rows) == ["labels": Tensor(.int32([1]), shape: [1])])
+        #expect(alone.tokens.isEmpty)
+    }
+
+    @Test func whatALabelModelRefuses() throws {
+        try labels.check(Request(label: 2))
+        for label in [-1, 3, Int.max] {
+            #expect(throws: ModditError.valueRange("[request] label out of range, got \(label), want 0..2")) {
+                try labels.check(Request(label: label))
+            }
+        }
+        let wanted = "[request] prompt is 'a dog', but this model draws a class; want a label alone"
+        #expect(throws: ModditError.unsupported(wanted)) { try labels.check(Request(prompt: "a dog")) }
+        let missing = "[request] no label, though this model draws a class; want its number in 0..2"
+        #expect(throws: ModditError.missing(missing)) { try labels.check(Request(prompt: "")) }
+    }
+
+    @Test(arguments: [
+        ("tench", 0), ("Tinca tinca", 0), (" GOLDEN retriever ", 1), ("crane", 2), ("Crane", 2), ("2", 2), (" 0 ", 0),
+    ])
+    func classesByName(text: String, number: Int) throws {
+        #expect(try labels.labels?.number(of: text) == number)
+    }
+
+    @Test(arguments: [
+        ("3", "[label] class '3' out of range, want 0..2"),
+        ("99999999999999999999", "[label] class '99999999999999999999' out of range, want 0..2"),
+        (
+            "golden retreiver",
+            "[label] no class is called 'golden retreiver'; want a number in 0..2 or a name such as 'golden retriever'"
+        ),
+        ("tensh", "[label] no class is called 'tensh'; want a number in 0..2 or a name such as 'tench'"),
+        (
+            "zzzzzzzzzzzz",
+            "[label] no class is called 'zzzzzzzzzzzz'; want a number in 0..2 or a name such as 'tench', "
+                + "'Tinca tinca', 'golden retriever', 'crane', 'Crane'"
+        ),
+        (
+            "",
+            "[label] no class is called ''; want a number in 0..2 or a name such as 'tench', 'Tinca tinca', "
+                + "'golden retriever', 'crane', 'Crane'"
+        ),
+    ])
+    func unknownClasses(text: String, message: String) {
+        do throws(ModditError) {
+            _ = try labels.labels?.number(of: text)
+            Issue.record("'\(text)' is a class")
+        } catch {
+            #expect(error.message == message)
+        }
+    }
+
+    @Test func classesWithoutNames() throws {
+        let numbers = LabelNames(classes: 10, names: [])
+        #expect(try numbers.number(of: "9") == 9)
+        let wanted = "[label] no class is called 'x'; this model's classes have no names, want a number in 0..9"
+        #expect(throws: ModditError.missing(wanted)) { try numbers.number(of: "x") }
+    }
+
+    @Test func namesAreFoundByPipelines() throws {
+        let pipeline = try PipelineTests.pipeline("routed", log: Log())
+        #expect(pipeline.labels.isEmpty)
+        let wanted = "[request] label is 'crane', but this model draws a text; want a prompt alone"
+        #expect(throws: ModditError.unsupported(wanted)) { try pipeline.label("crane") }
     }
 }
 

@@ -55,6 +55,29 @@ struct TextSpec: ConditioningSpec {
     }
 }
 
+/// The number of a class; the one after the last stands for no class, as guidance needs it.
+struct LabelSpec: ConditioningSpec {
+    static let kind = "label"
+    static let components: [String] = []
+    static let roles: [PackageRole] = []
+
+    /// Of every class in order, synonyms with commas between them, or of none.
+    let names: [String]
+
+    var textTokens: Int { 0 }
+
+    func features(batch: Int) -> [String: Feature] {
+        ["labels": Feature([batch], .int32)]
+    }
+
+    func encoderFunction(_ name: String) -> GraphFunction? { nil }
+
+    func open(_ bundle: ModelBundle, runner: any PackageRunning) throws(ModditError) -> any Conditioning {
+        let classes = bundle.manifest.spec.transformer.classes
+        return LabelConditioning(classes: classes, labels: LabelNames(classes: classes, names: names))
+    }
+}
+
 extension JSONField {
     /// Makes the error for a transformer that cannot draw from what its manifest says.
     func wrongConditioning(of spec: any TransformerSpec.Type, _ found: any ConditioningSpec) -> ModditError {

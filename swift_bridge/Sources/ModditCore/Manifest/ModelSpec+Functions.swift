@@ -19,6 +19,12 @@ extension PixArtSpec {
     }
 }
 
+extension DiTSpec {
+    var features: StepFeatures {
+        StepFeatures(first: [], always: ["timestep", "labels"], handed: ["tokens"])
+    }
+}
+
 extension ModelSpec {
     /// All that a step can be told, hand on and give, by name, whatever the architecture.
     private func features(_ item: StepFunction) throws(ModditError) -> [String: Feature] {

@@ -25,13 +25,18 @@ struct Conditions: Sendable {
 
 /// What a model draws pictures from: what a request has to say, and how a step is told.
 protocol Conditioning: Unloadable {
+    /// Guidance scale where a request names none.
+    var guidanceScale: Double { get }
+    /// Names of the classes that it draws; nil if it draws texts.
+    var labels: LabelNames? { get }
+
     /// Checks what a request says, before anything is computed.
     ///
     /// - Throws: `ModditError` for what the model cannot draw.
     func check(_ request: Request) throws(ModditError)
 
-    /// Encodes what a request says.
-    func encode(_ request: Request) async throws -> Conditions
+    /// Encodes what a request says, and before it what guidance leads away from.
+    func encode(_ request: Request, isGuided: Bool) async throws -> Conditions
 }
 
 /// A prompt and a negative prompt, through a tokenizer and a text encoder.
@@ -43,13 +48,19 @@ struct TextConditioning: Conditioning {
     /// Width of the encoder's states.
     let width: Int
 
+    var guidanceScale: Double { Request.textGuidanceScale }
+    var labels: LabelNames? { nil }
+
     func check(_ request: Request) throws(ModditError) {
+        if let label = request.label {
+            throw .unsupported("[request] label is \(label), but this model draws a text; want a prompt alone")
+        }
         for text in [request.prompt, request.negativePrompt] { try Caption.check(text) }
     }
 
-    func encode(_ request: Request) async throws -> Conditions {
+    func encode(_ request: Request, isGuided: Bool) async throws -> Conditions {
         var (rows, counts): ([Condition], [Int]) = ([], [])
-        for text in request.texts {
+        for text in isGuided ? [request.negativePrompt, request.prompt] : [request.prompt] {
             try Task.checkCancellation()
             let tokens = try tokenizer.encodeCaption(text, length: length)
             let states = try await encoder.encode(tokens)
@@ -68,4 +79,40 @@ struct TextConditioning: Conditioning {
     }
 
     func unload() async { await encoder.unload() }
+}
+
+/// The number of a class, by itself.
+struct LabelConditioning: Conditioning {
+    /// Classes, without the one that stands for no class.
+    let classes: Int
+    let labels: LabelNames?
+
+    var guidanceScale: Double { Request.labelGuidanceScale }
+
+    func check(_ request: Request) throws(ModditError) {
+        for (name, text) in [("prompt", request.prompt), ("negative_prompt", request.negativePrompt)] {
+            guard text.isEmpty else {
+                throw .unsupported(
+                    "[request] \(name) is \(text.quoted), but this model draws a class; want a label alone")
+            }
+        }
+        let range = "0..\(classes - 1)"
+        guard let label = request.label else {
+            throw .missing("[request] no label, though this model draws a class; want its number in \(range)")
+        }
+        guard (0..<classes).contains(label) else {
+            throw .valueRange("[request] label out of range, got \(label), want \(range)")
+        }
+    }
+
+    func encode(_ request: Request, isGuided: Bool) async throws -> Conditions {
+        let numbers = (isGuided ? [classes] : []) + [request.label].compactMap { $0 }
+        let rows = try numbers.map { number in
+            Condition(features: ["labels": try Tensor(.int32([Int32(number)]), shape: [1])])
+        }
+        return Conditions(rows: rows, tokens: [])
+    }
+
+    /// There is nothing in memory.
+    func unload() async {}
 }

@@ -15,6 +15,8 @@ package struct PictureMetadata: Sendable, Hashable {
 
     /// What was asked for.
     let request: Request
+    /// The guidance scale that was used.
+    let guidanceScale: Double
     /// The picture's size.
     let size: PictureSize
     /// The sampler that was used.
@@ -34,16 +36,7 @@ package struct PictureMetadata: Sendable, Hashable {
     package var json: String {
         JSON.object([
             "version": .integer(Self.version),
-            "settings": .object([
-                "prompt": .string(request.prompt),
-                "negative_prompt": .string(request.negativePrompt),
-                "seed": UInt64(exactly: request.seed).map { .unsigned($0) } ?? .integer(Int(clamping: request.seed)),
-                "steps": .integer(request.steps),
-                "guidance_scale": .number(request.guidanceScale),
-                "height": .integer(size.height),
-                "width": .integer(size.width),
-                "sampler": .string(sampler.rawValue),
-            ]),
+            "settings": settings,
             "model": .object([
                 "path": path.map { .string($0) } ?? .null,
                 "fingerprint": .string(fingerprint),
@@ -54,16 +47,32 @@ package struct PictureMetadata: Sendable, Hashable {
         ]).text
     }
 
+    /// The request, complete; the label is left out where there is none.
+    private var settings: JSON {
+        var fields: [String: JSON] = [
+            "prompt": .string(request.prompt),
+            "negative_prompt": .string(request.negativePrompt),
+            "seed": UInt64(exactly: request.seed).map { .unsigned($0) } ?? .integer(Int(clamping: request.seed)),
+            "steps": .integer(request.steps),
+            "guidance_scale": .number(guidanceScale),
+            "height": .integer(size.height),
+            "width": .integer(size.width),
+            "sampler": .string(sampler.rawValue),
+        ]
+        fields["label"] = request.label.map { .integer($0) }
+        return .dictionary(fields)
+    }
+
     /// The lines that image browsers show.
     var parameters: String {
-        var lines = [request.prompt]
-        if request.isGuided, !request.negativePrompt.isEmpty {
+        var lines = [request.label.map { "class \($0)" } ?? request.prompt]
+        if guidanceScale > 1, !request.negativePrompt.isEmpty {
             lines.append("Negative prompt: \(request.negativePrompt)")
         }
         let facts = [
             "Steps: \(request.steps)",
             "Sampler: \(sampler.rawValue)",
-            "CFG scale: \(String(format: "%g", request.guidanceScale))",
+            "CFG scale: \(String(format: "%g", guidanceScale))",
             "Seed: \(request.seed)",
             "Size: \(size.width)x\(size.height)",
             "Model hash: \(fingerprint.prefix(10))",

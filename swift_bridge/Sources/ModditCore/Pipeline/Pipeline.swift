@@ -36,6 +36,21 @@ public struct Pipeline: Sendable {
     /// Sizes of pictures that the bundle can draw; the first is drawn where a request names none.
     public var sizes: [PictureSize] { manifest.graphs?.sizes ?? [] }
 
+    /// Names of the classes that the model draws, each with commas between synonyms; empty if it draws texts, or if
+    /// nobody has named its classes.
+    public var labels: [String] { conditioning.labels?.names ?? [] }
+
+    /// Finds a class by its number or by one of its names, in capitals or not.
+    ///
+    /// - Throws: `ModditError.valueRange` and `.missing` if there is none, with the nearest names; `.unsupported` if
+    ///   the model draws texts.
+    public func label(_ text: String) throws(ModditError) -> Int {
+        guard let labels = conditioning.labels else {
+            throw .unsupported("[request] label is \(text.quoted), but this model draws a text; want a prompt alone")
+        }
+        return try labels.number(of: text)
+    }
+
     /// Generates a picture.
     ///
     /// - Parameters:
@@ -49,7 +64,7 @@ public struct Pipeline: Sendable {
         _ request: Request, previews: Bool = false, report: (@Sendable (Stage) async -> Void)? = nil
     ) async throws -> Picture {
         try conditioning.check(request)
-        let run = try Run(manifest, request)
+        let run = try Run(manifest, request, guidanceScale: request.guidanceScale ?? conditioning.guidanceScale)
         do {
             return try await generate(run, previews, report)
         } catch {
@@ -61,7 +76,7 @@ public struct Pipeline: Sendable {
     private func generate(
         _ run: Run, _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
     ) async throws -> Picture {
-        let conditions = try await conditioning.encode(run.request)
+        let conditions = try await conditioning.encode(run.request, isGuided: run.guidance.isGuided)
         if reducesMemory { await conditioning.unload() }
         await report?(.encoded(tokens: conditions.tokens))
         let latents = try await denoise(run, conditions.rows, previews, report)
@@ -133,9 +148,10 @@ public struct Pipeline: Sendable {
 
     private func describe(_ run: Run) -> PictureMetadata {
         PictureMetadata(
-            request: run.request, size: run.schedule.size, sampler: run.schedule.sampler, path: modelPath,
-            fingerprint: manifest.fingerprint, source: manifest.provenance.source,
-            dtype: manifest.components["transformer"]?.dtype?.rawValue, versions: versions)
+            request: run.request, guidanceScale: run.guidance.scale, size: run.schedule.size,
+            sampler: run.schedule.sampler, path: modelPath, fingerprint: manifest.fingerprint,
+            source: manifest.provenance.source, dtype: manifest.components["transformer"]?.dtype?.rawValue,
+            versions: versions)
     }
 }
 
@@ -147,10 +163,10 @@ private struct Run: Sendable {
     let schedule: DenoisingSchedule
     let shape: [Int]  // of latents, (1, C, h, w)
 
-    init(_ manifest: Manifest, _ request: Request) throws(ModditError) {
+    init(_ manifest: Manifest, _ request: Request, guidanceScale: Double) throws(ModditError) {
         try request.check()
         self.request = request
-        guidance = try request.guidance()
+        guidance = try Guidance(scale: guidanceScale)
         batching = try Batching(rows: guidance.rows, batches: manifest.graphs?.batches ?? [1])
         schedule = try DenoisingSchedule(
             manifest, size: request.size, batch: batching.batch, sampler: request.sampler, steps: request.steps)

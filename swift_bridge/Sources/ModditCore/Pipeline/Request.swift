@@ -4,32 +4,36 @@ import Foundation
 public struct Request: Sendable, Hashable {
     /// Denoising steps where none are chosen.
     public static let defaultSteps = 20
-    /// Guidance scale where none is chosen.
-    public static let defaultGuidanceScale = 4.5
+    /// Guidance scale where none is chosen, of models that draw texts.
+    package static let textGuidanceScale = 4.5
+    /// Guidance scale where none is chosen, of models that draw classes.
+    package static let labelGuidanceScale = 4.0
     /// Seeds that there are: numbers of 64 bits, with a sign or without.
     public static let seeds = Int128(Int64.min)...Int128(UInt64.max)
 
-    /// What to draw.
+    /// What to draw; empty for a model that draws a class.
     public var prompt: String
     /// What to avoid; without effect when not guided.
     public var negativePrompt: String
+    /// Number of the class to draw, for a model that draws one.
+    public var label: Int?
     /// One of `seeds`: the same noise as `torch.Generator("cpu").manual_seed(seed)`, of which only the low 32 bits
     /// count.
     public var seed: Int128
     /// Denoising steps.
     public var steps: Int
-    /// How much to follow the prompt; 1 or less generates without guidance, in half the time.
-    public var guidanceScale: Double
+    /// How much to follow the prompt or label; 1 or less generates without guidance, in half the time. By default 4.5
+    /// for a prompt, 4 for a label.
+    public var guidanceScale: Double?
     /// The picture's size; by default the bundle's first.
     public var size: PictureSize?
     /// By default the model's own.
     public var sampler: Sampler?
 
-    /// Makes a request.
+    /// Asks a model that draws texts.
     public init(
         prompt: String, negativePrompt: String = "", seed: Int128 = 0, steps: Int = Request.defaultSteps,
-        guidanceScale: Double = Request.defaultGuidanceScale, size: PictureSize? = nil,
-        sampler: Sampler? = nil
+        guidanceScale: Double? = nil, size: PictureSize? = nil, sampler: Sampler? = nil
     ) {
         self.prompt = prompt
         self.negativePrompt = negativePrompt
@@ -40,21 +44,14 @@ public struct Request: Sendable, Hashable {
         self.sampler = sampler
     }
 
-    /// Whether the negative prompt counts.
-    var isGuided: Bool { guidanceScale > 1 }
-
-    /// The texts to encode, in the order of the batch: negative first, as in diffusers.
-    var texts: [String] { isGuided ? [negativePrompt, prompt] : [prompt] }
-
-    /// The guidance.
-    ///
-    /// - Throws: `ModditError.valueRange` for a scale that is out of bounds.
-    func guidance() throws(ModditError) -> Guidance {
-        guard (0...Double(Bounds.guidance)).contains(guidanceScale) else {
-            throw .valueRange(
-                "[request] guidance_scale out of range, got \(guidanceScale), want 0...\(Bounds.guidance)")
-        }
-        return try Guidance(scale: Float(guidanceScale))
+    /// Asks a model that draws classes.
+    public init(
+        label: Int, seed: Int128 = 0, steps: Int = Request.defaultSteps, guidanceScale: Double? = nil,
+        size: PictureSize? = nil, sampler: Sampler? = nil
+    ) {
+        self.init(
+            prompt: "", seed: seed, steps: steps, guidanceScale: guidanceScale, size: size, sampler: sampler)
+        self.label = label
     }
 
     /// Checks the seed.
