@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from convert.coreml.recipe import Recipe as CoreMLRecipe
+from convert.coreml.choices import Choices as CoreMLChoices
 from convert.installed import VERIFY_MODULES, WRITE_MODULES, check_installed
-from convert.mlx.layout import Recipe as MLXRecipe
+from convert.mlx.layout import Choices as MLXChoices
 from convert.mlx.writer import write_components
 from convert.output import Written
 from moddit.checkpoint.description import Description
@@ -17,12 +17,12 @@ from moddit.signals import uninterrupted
 Write = Callable[[Description, Path, Callable[[int], object]], Written]
 
 
-def mlx_writer(recipe: MLXRecipe) -> Write:
+def mlx_writer(choices: MLXChoices) -> Write:
     """Write for MLX."""
-    return partial(write_components, recipe=recipe)
+    return partial(write_components, choices=choices)
 
 
-def coreml_writer(recipe: CoreMLRecipe, *, verify: bool) -> Write:
+def coreml_writer(choices: CoreMLChoices, *, verify: bool) -> Write:
     """Write for Core ML and, unless told otherwise, run what was written.
 
     The writer raises ParityError if a function does not compute what the reference does.
@@ -35,13 +35,13 @@ def coreml_writer(recipe: CoreMLRecipe, *, verify: bool) -> Write:
     def write(description: Description, folder: Path, advance: Callable[[int], object]) -> Written:
         with uninterrupted():  # coremltools swallows exceptions while it is imported
             from convert.coreml.writer import write_packages
-        written, values = write_packages(description, folder, recipe, advance)
+        written, values = write_packages(description, folder, choices, advance)
         if not verify:
             return written.with_note("not verified, and no reference.npz to compare the weights with later")
         with uninterrupted():
             from convert.verify.verification import verify_written
         assert written.graphs is not None
-        report = verify_written(folder, description.spec, written.plan, written.graphs, values)
+        report = verify_written(folder, description.spec, written.policy, written.graphs, values)
         worst = max(outcome.exact_error for outcome in report.outcomes)
         return written.with_note(f"verified: {len(report.outcomes)} functions, largest error {worst:.1e}")
 

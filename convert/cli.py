@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from convert.backends import Write, coreml_writer, mlx_writer
 from convert.conversion import Conversion, check_out, convert
+from convert.coreml.choices import Choices as CoreMLChoices
+from convert.coreml.choices import Routing
 from convert.coreml.compress import Scheme
-from convert.coreml.recipe import Recipe as CoreMLRecipe
-from convert.coreml.recipe import Routing, Size
-from convert.mlx.layout import Recipe as MLXRecipe
+from convert.mlx.layout import Choices as MLXChoices
 from convert.mlx.quantize import BITS, GROUP_SIZES
 from convert.options import checkpoint_options, output_options, source_option
 from convert.summary import Summary
 from convert.verify.command import command as verify_command
+from moddit.bins import Size
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.checkpoint.precision import DTYPES
 from moddit.errors import ModditError
@@ -107,7 +108,7 @@ def mlx_command(dtype: str, quantize: bool, q_bits: str, q_group_size: str, **co
     Without --hf-path it converts the checkpoint that comes with moddit. The summary goes to standard output, progress
     to standard error.
     """
-    _convert(mlx_writer(MLXRecipe(dtype, int(q_bits) if quantize else None, int(q_group_size))), **common)
+    _convert(mlx_writer(MLXChoices(dtype, int(q_bits) if quantize else None, int(q_group_size))), **common)
 
 
 @command.command("coreml")
@@ -180,7 +181,7 @@ def coreml_command(
     """
     if allow_fewer and max_functions is None:
         raise click.UsageError("--allow-fewer changes what --max-functions does, which is not given")
-    recipe = CoreMLRecipe(
+    choices = CoreMLChoices(
         sizes=tuple(dict.fromkeys(sizes)),
         batches=tuple(dict.fromkeys(batches)),
         routing=Routing(routing),
@@ -189,7 +190,7 @@ def coreml_command(
         max_functions=max_functions,
         allow_fewer=allow_fewer,
     )
-    _convert(coreml_writer(recipe, verify=verify), **common)
+    _convert(coreml_writer(choices, verify=verify), **common)
 
 
 command.add_command(verify_command, "verify")

@@ -20,7 +20,7 @@ from moddit.checkpoint.hub import Checkpoint
 from moddit.checkpoint.sources import file_state
 from moddit.errors import FormatError, MissingError
 from moddit.files import check_folder, new_folder, recover
-from moddit.manifest import Manifest, Provenance, write_manifest
+from moddit.manifest import Manifest, Provenance, fingerprint, write_manifest
 
 _READ_SIZE: Final = 1 << 20  # bytes
 
@@ -83,7 +83,13 @@ def convert(
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
         manifest = Manifest(
-            written.backend, description.spec, written.plan, written.components, written.graphs, provenance
+            fingerprint(description.spec, written.policy, written.components),
+            written.backend,
+            description.spec,
+            written.policy,
+            written.components,
+            written.graphs,
+            provenance,
         )
         write_manifest(folder, manifest)
         return report(Conversion(out, description, manifest, (*description.notes, *written.notes)))

@@ -10,7 +10,7 @@ from typing import Final
 
 from moddit.graphs import Graphs
 from moddit.manifest import FORMAT, MANIFEST_NAME, Component
-from moddit.routing import RoutingPlan
+from moddit.tokens import TokenPolicy
 
 BUNDLE: Final = "bundle"
 
@@ -21,7 +21,7 @@ class Written:
 
     backend: str
     components: Mapping[str, Component]
-    plan: RoutingPlan | None  # that the bundle runs
+    policy: TokenPolicy  # that the bundle runs
     graphs: Graphs | None = None
     tool_versions: Mapping[str, str] = field(default_factory=dict)  # beside those of moddit, numpy and Python
     notes: tuple[str, ...] = ()  # what a user should know, one sentence each

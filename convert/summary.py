@@ -11,10 +11,11 @@ from moddit.cost import kept_flops_share
 from moddit.graphs import Graphs
 from moddit.manifest import Component
 from moddit.record import escape
-from moddit.routing import RoutingPlan, region_timesteps
+from moddit.routing import region_timesteps
 from moddit.samplers import build_table
 from moddit.spec import ModelSpec
 from moddit.text import printable
+from moddit.tokens import TokenPolicy
 
 STEPS: Final = 20  # of the sampling run whose FLOPs are estimated
 _PREFIXES: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -36,18 +37,18 @@ class Summary:
         return self.spec.transformer.tokens(self.spec.transformer.sample_size, self.spec.transformer.sample_size)
 
     @property
-    def capacities(self) -> list[list[int]] | None:
-        """Tokens kept, [regions][layers]; None for a dense model."""
-        plan = self.conversion.manifest.plan
-        return None if plan is None else [list(plan.capacities(region, self.tokens)) for region in range(plan.regions)]
+    def capacities(self) -> list[list[int]]:
+        """Tokens kept, [regions][layers]."""
+        plan = self.conversion.manifest.tokens.plan
+        return [list(plan.capacities(region, self.tokens)) for region in range(plan.regions)]
 
     @property
     def flops_share(self) -> float:
         """Share of the dense blocks' FLOPs spent over a run of STEPS steps with the checkpoint's own sampler."""
         schedule = self.spec.scheduler
         timesteps = build_table(schedule, schedule.sampler, STEPS).timesteps
-        plan, text_tokens = self.conversion.manifest.plan, self.spec.max_sequence_length
-        return kept_flops_share(self.spec.transformer, plan, timesteps, self.tokens, text_tokens)
+        policy = self.conversion.manifest.tokens
+        return kept_flops_share(self.spec.transformer, policy, timesteps, self.tokens, self.spec.text_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Write everything that `to_text` says."""
@@ -59,9 +60,10 @@ class Summary:
             "source_sha256": manifest.provenance.source_sha256,
             "components": {name: _component_json(component) for name, component in manifest.components.items()},
             "image_side": self.spec.default_side,
-            "functions": [item.function for item in manifest.graphs.denoisers] if manifest.graphs else None,
+            "functions": [item.function for item in manifest.graphs.step_functions] if manifest.graphs else None,
             "tokens": self.tokens,
-            "mean_keep_ratio": manifest.plan.mean_keep_ratio if manifest.plan else None,
+            "token_policy": manifest.tokens.name,
+            "mean_keep_ratio": manifest.tokens.plan.mean_keep_ratio,
             "capacities": self.capacities,
             "block_flops_share": self.flops_share,
             "steps": STEPS,
@@ -78,26 +80,26 @@ class Summary:
             f"  sha256        {manifest.provenance.source_sha256}",
         ]
         lines += [f"  {name:13} {_component_text(component)}" for name, component in manifest.components.items()]
-        lines += self._routing_lines(manifest.plan)
+        lines += self._routing_lines(manifest.tokens)
         lines += _graph_lines(manifest.graphs)
         lines += [f"  not stored    {line}" for line in _group(description.unused)]
         lines += [f"  note          {note}" for note in self.conversion.notes]
         return "\n".join(map(printable, lines))
 
-    def _routing_lines(self, plan: RoutingPlan | None) -> list[str]:
-        side = self.spec.default_side
-        if plan is None:
+    def _routing_lines(self, policy: TokenPolicy) -> list[str]:
+        side, plan = self.spec.default_side, policy.plan
+        if policy.is_dense:
             return [f"  routing       none (dense model), {self.tokens} tokens at {side}x{side} pixels"]
         lines = [
             f"  routing       mean keep ratio {plan.mean_keep_ratio:.3f}; tokens kept of {self.tokens} by layer, "
             f"at {side}x{side} pixels:"
         ]
-        for region, row in enumerate(self.capacities or []):
+        for region, row in enumerate(self.capacities):
             timesteps = region_timesteps(region, plan.regions, plan.num_train_timesteps)
             lines.append(f"    t {timesteps[0]:4}..{timesteps[-1]:<4}  {' '.join(map(str, row))}")
         lines.append(
             f"  block FLOPs   {100 * self.flops_share:.1f} % of the dense model's "
-            f"({STEPS} steps, {self.spec.max_sequence_length} text tokens)"
+            f"({STEPS} steps{f', {self.spec.text_tokens} text tokens' if self.spec.text_tokens else ''})"
         )
         return lines
 
@@ -109,7 +111,7 @@ def _graph_lines(graphs: Graphs | None) -> list[str]:
     batches = ", ".join(map(str, graphs.batches))
     packages = len(graphs.packages["transformer"])
     return [
-        f"  functions     {len(graphs.denoisers)} in {packages} transformer package{'s' if packages > 1 else ''}: "
+        f"  functions     {len(graphs.step_functions)} in {packages} transformer package{'s' if packages > 1 else ''}: "
         f"sizes {sizes}, batches {batches}, routing {graphs.routing}"
     ]
 

@@ -1,6 +1,6 @@
 """Routed diffusion transformers on MLX: `Pipeline.load(path).generate(prompt)`."""
 
 from mlx_moddit.pipeline import Picture, Pipeline, Result
-from mlx_moddit.settings import Settings
+from moddit.request import Request
 
-__all__ = ["Picture", "Pipeline", "Result", "Settings"]
+__all__ = ["Picture", "Pipeline", "Request", "Result"]

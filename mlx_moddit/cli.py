@@ -21,27 +21,22 @@ import moddit
 from mlx_moddit import info as bundle_info
 from mlx_moddit.embedded import embedded_bundle
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
-from mlx_moddit.load import DTYPE_NAMES, STORED
 from mlx_moddit.memory import peak_rss_bytes
-from mlx_moddit.metadata import Metadata, ModelReference, versions
 from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_files
-from mlx_moddit.pipeline import Pipeline, Run, default_dtype, spread_seeds
-from mlx_moddit.report import Report, SavedPicture
+from mlx_moddit.pipeline import Generation, Pipeline, default_dtype, spread_seeds
+from mlx_moddit.report import Report, SavedPicture, versions
 from mlx_moddit.routes import draw_routes
-from mlx_moddit.settings import (
-    DEFAULT_GUIDANCE_SCALE,
-    DEFAULT_STEPS,
-    DEFAULT_VAE_TILE_SIZE,
-    Settings,
-    choose_tile,
-)
 from mlx_moddit.stages import Encoded, Stage, Step
 from moddit.bounds import JSON_BYTES, PICTURES, PROMPT
+from moddit.conditioning import Label, Text
 from moddit.errors import FormatError, ModditError, ValueRangeError
 from moddit.manifest import read_manifest
+from moddit.metadata import DTYPE_NAMES, STORED, Metadata, ModelReference
 from moddit.paths import expand
 from moddit.record import Origin, read_bytes
+from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, Request, choose_tile
 from moddit.samplers import SAMPLERS
+from moddit.spec import ModelSpec
 from moddit.text import printable_lines
 
 STDIN: Final = "-"
@@ -67,13 +62,15 @@ def main() -> None:
 @click.option("--model", metavar="DIR", help="Bundle to use.  [default: the embedded model]")
 @click.option("-p", "--prompt", help=f"What to draw, in at most {PROMPT:,} characters.")
 @click.option("--prompt-file", metavar="FILE", help="Prompts, one a line, - for stdin; empty lines are skipped.")
+@click.option("--label", "labels", multiple=True, metavar="NAME|N", help="Class to draw; repeatable.")
 @click.option("--negative-prompt", help='What to avoid.  [default: ""]')
 @click.option("--steps", type=click.IntRange(1), help=f"Denoising steps.  [default: {DEFAULT_STEPS}]")
 @click.option(
     "--guidance-scale",
     "--guidance",
     type=click.FloatRange(0),
-    help=f"How much to follow the prompt; 1 or less turns guidance off.  [default: {DEFAULT_GUIDANCE_SCALE}]",
+    help=f"How much to follow the prompt or label; 1 or less turns guidance off.  [default: {Text.GUIDANCE_SCALE}, of "
+    f"labels {Label.GUIDANCE_SCALE}]",
 )
 @click.option("--seed", "seeds", type=int, multiple=True, metavar="N", help="Seed; repeatable.  [default: 0]")
 @click.option("--num-images", type=click.IntRange(1), default=1, show_default=True, help="Pictures for each seed.")
@@ -118,14 +115,15 @@ def main() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of paths and a table.")
 def generate(**options: Any) -> None:
-    """Generate pictures of a prompt.
+    """Generate pictures of a prompt, or of a class.
 
     Every PNG tells how it was made, for --config-from.
     """
     with exit_on_error():
-        texts = [options[name] for name in ("prompt", "prompt_file") if options[name] is not None]
-        if len(texts) > 1 or not (texts or options["config_from"]):
-            raise click.UsageError("Give one of --prompt and --prompt-file, or --config-from.")
+        subjects = [options[name] for name in ("prompt", "prompt_file") if options[name] is not None]
+        subjects += [options["labels"]] if options["labels"] else []
+        if len(subjects) > 1 or not (subjects or options["config_from"]):
+            raise click.UsageError("Give one of --prompt, --prompt-file and --label, or --config-from.")
         report = _generate(options)
     if options["as_json"]:
         click.echo(json.dumps(report.to_json(), indent=2))
@@ -152,12 +150,11 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
     """Describe a bundle: components, capacities per region, memory."""
     with exit_on_error():
         manifest = read_manifest(_folder(model))
-        settings = Settings.complete(manifest.spec, "", height=height, width=width, vae_tile_size=vae_tile_size)
+        anything = manifest.spec.conditioning.EXAMPLE
+        request = Request.complete(manifest.spec, **anything, height=height, width=width, vae_tile_size=vae_tile_size)
         dtype = default_dtype()
         compute = bundle_info.Compute(mx.default_device() != mx.cpu, None if dtype == STORED else dtype)
-        facts = bundle_info.describe(
-            manifest, compute, height=settings.height, width=settings.width, tile=vae_tile_size
-        )
+        facts = bundle_info.describe(manifest, compute, height=request.height, width=request.width, tile=vae_tile_size)
     click.echo(json.dumps(facts, indent=2) if as_json else bundle_info.write(facts))
 
 
@@ -165,7 +162,7 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
 class _Job:
     """The pictures of one run and where they go."""
 
-    settings: tuple[Settings, ...]
+    requests: tuple[Request, ...]
     paths: tuple[Path, ...]
     route_paths: tuple[Path, ...] | None
     overwrite: bool
@@ -186,9 +183,9 @@ def _generate(options: dict[str, Any]) -> Report:
         )
     job = _plan(options, pipeline, repeated)
     check_outputs((*job.paths, *(job.route_paths or ())), overwrite=job.overwrite)
-    metadata = Metadata(job.settings[0], reference, pipeline.dtype, versions())
-    with _Progress(job.settings, pipeline.bundle.spec.max_sequence_length) as progress:
-        run = pipeline.run(job.settings, routes=job.route_paths is not None, on_stage=progress)
+    metadata = Metadata(job.requests[0], reference, pipeline.dtype, versions())
+    with _Progress(job.requests, pipeline.bundle.spec.text_tokens) as progress:
+        run = pipeline.run(job.requests, routes=job.route_paths is not None, on_stage=progress)
         saved = _save(run, job, metadata)
     device = str(mx.default_device())
     return Report(saved, run.costs, peak_rss_bytes(), reference, pipeline.dtype, device, metadata.versions)
@@ -199,22 +196,22 @@ def _folder(model: str | None) -> Path:
 
 
 def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None) -> _Job:
-    """Work out settings and names of all pictures: from options, then the repeated picture, then defaults."""
+    """Work out requests and names of all pictures: from options, then the repeated picture, then defaults."""
     names = ("negative_prompt", "steps", "guidance_scale", "height", "width", "sampler", "resolution_binning")
     values = {} if repeated is None else repeated.settings.to_json()
     values |= {name: options[name] for name in names if options[name] is not None}
-    prompts = _prompts(options) or [values["prompt"]]
+    subjects = _subjects(options, pipeline.bundle.spec) or [{name: values.get(name) for name in ("prompt", "label")}]
     seeds = spread_seeds(options["seeds"] or [values.get("seed", 0)], options["num_images"])
     given = {name: values[name] for name in names if name in values} | {"vae_tile_size": _tile(options, repeated)}
-    if len(prompts) * len(seeds) > PICTURES:
-        raise ValueRangeError(f"[prompts] got {len(prompts)} for {len(seeds)} seeds, want at most {PICTURES} pictures")
-    complete = [Settings.complete(pipeline.bundle.spec, prompt, **given) for prompt in prompts]
-    settings = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
+    if len(subjects) * len(seeds) > PICTURES:
+        raise ValueRangeError(f"[prompts] got {len(subjects)} for {len(seeds)} seeds, want at most {PICTURES} pictures")
+    complete = [Request.complete(pipeline.bundle.spec, **subject, **given) for subject in subjects]
+    requests = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
     output, routes = options["output"], options["save_routes"]
     job = _Job(
-        settings=settings,
-        paths=default_names(settings) if output is None else name_files(output, settings),
-        route_paths=None if routes is None else name_files(routes, settings),
+        requests=requests,
+        paths=default_names(requests) if output is None else name_files(output, requests),
+        route_paths=None if routes is None else name_files(routes, requests),
         overwrite=options["overwrite"],
     )
     routes_keys = set(map(file_key, job.route_paths or ()))
@@ -231,6 +228,13 @@ def _tile(options: dict[str, Any], repeated: Metadata | None) -> int | None:
     if repeated is not None and (keeps_size or repeated.settings.vae_tile_size is not None):
         default = repeated.settings.vae_tile_size
     return choose_tile(options["vae_tiling"], options["vae_tile_size"], default)
+
+
+def _subjects(options: dict[str, Any], spec: ModelSpec) -> list[dict[str, Any]]:
+    """List what to draw, as the arguments of a request."""
+    if options["labels"]:
+        return [{"label": spec.number(label)} for label in options["labels"]]
+    return [{"prompt": prompt} for prompt in _prompts(options)]
 
 
 def _prompts(options: dict[str, Any]) -> list[str]:
@@ -253,24 +257,24 @@ def _prompts(options: dict[str, Any]) -> list[str]:
     return prompts
 
 
-def _save(run: Run, job: _Job, metadata: Metadata) -> tuple[SavedPicture, ...]:
+def _save(run: Generation, job: _Job, metadata: Metadata) -> tuple[SavedPicture, ...]:
     saved = []
     for index, picture in enumerate(run):
         save_picture(
-            job.paths[index], picture.image, replace(metadata, settings=picture.settings), overwrite=job.overwrite
+            job.paths[index], picture.image, replace(metadata, settings=picture.request), overwrite=job.overwrite
         )
         routes = None if job.route_paths is None else job.route_paths[index]
         if routes is not None:
             save_image(routes, draw_routes(picture.image, picture.routes), overwrite=job.overwrite)
-        saved.append(SavedPicture(job.paths[index], routes, picture.settings, picture.step_seconds))
+        saved.append(SavedPicture(job.paths[index], routes, picture.request, picture.step_seconds))
     return tuple(saved)
 
 
 class _Progress:
     """A bar on stderr for each picture, where stderr is a terminal, and warnings about texts that were cut."""
 
-    def __init__(self, settings: Sequence[Settings], max_tokens: int):
-        self._settings = settings
+    def __init__(self, requests: Sequence[Request], max_tokens: int):
+        self._requests = requests
         self._max_tokens = max_tokens
         self._bar: tqdm[Any] | None = None
 
@@ -286,7 +290,7 @@ class _Progress:
         if not isinstance(stage, Step):
             return
         if stage.index == 0:
-            label = f"picture {stage.picture + 1}/{len(self._settings)}, seed {self._settings[stage.picture].seed}"
+            label = f"picture {stage.picture + 1}/{len(self._requests)}, seed {self._requests[stage.picture].seed}"
             self._bar = tqdm(total=stage.total, desc=label, unit="step", file=sys.stderr, disable=None)
         if self._bar is not None:
             self._bar.update()

@@ -10,9 +10,9 @@ from typing import Final
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from mlx_moddit.metadata import Metadata
 from moddit.errors import FormatError, MissingError
 from moddit.files import check_file, new_file, storage_errors
+from moddit.metadata import Metadata
 from moddit.record import escape, open_regular
 
 CHUNK: Final = "moddit"

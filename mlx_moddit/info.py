@@ -9,14 +9,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from mlx_moddit.report import MB, align
-from mlx_moddit.settings import DEFAULT_VAE_TILE_SIZE
 from moddit.bins import Size
+from moddit.conditioning import Label
 from moddit.cost import activation_bytes, kept_flops_share
-from moddit.manifest import Component, Manifest
+from moddit.manifest import WITHOUT_TENSORS, Component, Manifest
 from moddit.record import escape
+from moddit.request import DEFAULT_VAE_TILE_SIZE
 from moddit.routing import region_timesteps
 from moddit.samplers import build_table
 from moddit.text import printable
+from moddit.tokens import DENSE
 
 REFERENCE_STEPS: Final = 20
 ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -53,7 +55,7 @@ def describe(
     Raises:
         ShapeError: the model cannot make pictures of this size.
     """
-    spec, plan = manifest.spec, manifest.plan
+    spec, policy = manifest.spec, manifest.tokens
     scale = spec.vae.downscale
     tokens = spec.transformer.tokens(height // scale, width // scale)
     timesteps = build_table(spec.scheduler, spec.scheduler.sampler, REFERENCE_STEPS).timesteps
@@ -66,13 +68,16 @@ def describe(
         "size_multiple": spec.pixels_per_patch,
         "sampler": spec.scheduler.sampler,
         "prediction_type": spec.scheduler.prediction_type,
-        "max_sequence_length": spec.max_sequence_length,
-        "routing": None if plan is None else plan.to_json(),
+        "architecture": spec.transformer.ARCHITECTURE,
+        "conditioning": spec.conditioning.KIND,
+        "text_tokens": spec.text_tokens,
+        "classes": spec.transformer.num_classes if spec.conditioning.KIND == Label.KIND else 0,
+        "token_policy": policy.to_json(),
         "size": [height, width],
         "tokens": tokens,
-        "capacities": [] if plan is None else [list(plan.capacities(r, tokens)) for r in range(plan.regions)],
-        "mean_keep_ratio": 1.0 if plan is None else plan.mean_keep_ratio,
-        "kept_flops_share": kept_flops_share(spec.transformer, plan, timesteps, tokens, spec.max_sequence_length),
+        "capacities": [list(policy.plan.capacities(region, tokens)) for region in range(policy.plan.regions)],
+        "mean_keep_ratio": policy.plan.mean_keep_ratio,
+        "kept_flops_share": kept_flops_share(spec.transformer, policy, timesteps, tokens, spec.text_tokens),
         "device": "gpu" if compute.is_gpu else "cpu",
         "vae_tile_size": tile,
         "memory_estimate_bytes": _memory(manifest, compute, tokens, (height, width), tile),
@@ -95,7 +100,7 @@ def write(facts: dict[str, Any]) -> str:
         [
             f"Pictures of {facts['default_size'][1]}x{facts['default_size'][0]} by default, sides in multiples of "
             f"{facts['size_multiple']}; {facts['layers']} layers of width {facts['hidden_size']}; "
-            f"{facts['max_sequence_length']} text tokens; {facts['sampler']}, {facts['prediction_type']}.",
+            f"{_subject(facts)}; {facts['sampler']}, {facts['prediction_type']}.",
         ],
         _routing(facts),
         [
@@ -108,11 +113,17 @@ def write(facts: dict[str, Any]) -> str:
     return "\n\n".join("\n".join(map(printable, part)) for part in parts)
 
 
+def _subject(facts: dict[str, Any]) -> str:
+    if facts["conditioning"] == Label.KIND:
+        return f"draws one of {facts['classes']} classes"
+    return f"draws a text of up to {facts['text_tokens']} tokens"
+
+
 def _routing(facts: dict[str, Any]) -> list[str]:
     height, width = facts["size"]
-    if facts["routing"] is None:
+    if facts["token_policy"]["policy"] == DENSE:
         return [f"Dense: every layer processes all {facts['tokens']} tokens of a {width}x{height} picture."]
-    regions, total = facts["routing"]["regions"], facts["routing"]["num_train_timesteps"]
+    regions, total = facts["token_policy"]["plan"]["regions"], facts["token_policy"]["plan"]["num_train_timesteps"]
     rows = [("region", "timesteps", "kept", *(f"layer {layer}" for layer in range(facts["layers"])))]
     for region, kept in enumerate(facts["capacities"]):
         timesteps = region_timesteps(region, regions, total)
@@ -126,10 +137,10 @@ def _routing(facts: dict[str, Any]) -> list[str]:
 
 
 def _component(item: Component) -> dict[str, Any]:
-    recipe = item.quantization
+    quantization = item.quantization
     stored = item.dtype or ""
-    if recipe is not None:
-        stored = f"{recipe.bits}-bit in groups of {recipe.group_size}, rest {stored}"
+    if quantization is not None:
+        stored = f"{quantization.bits}-bit in groups of {quantization.group_size}, rest {stored}"
     return {"parameters": item.parameters, "bytes": sum(info.bytes for info in item.files), "stored_as": stored}
 
 
@@ -139,10 +150,14 @@ def _memory(manifest: Manifest, compute: Compute, tokens: int, size: Size, tile:
     "all_in_memory" is the peak where components stay for the next picture; the others are peaks with low_ram.
     """
     spec = manifest.spec.transformer
-    weights = {name: _weight_bytes(item, compute.dtype) for name, item in manifest.components.items()}
+    weights = {
+        name: _weight_bytes(item, compute.dtype)
+        for name, item in manifest.components.items()
+        if name not in WITHOUT_TENSORS
+    }
     itemsize = ITEM_BYTES[compute.dtype or manifest.components["transformer"].dtype or "float32"]
     rows = activation_bytes(spec, tokens, tokens, batch=GUIDED_BATCH, itemsize=itemsize)
-    text = 2 * GUIDED_BATCH * manifest.spec.max_sequence_length * spec.hidden_size * spec.num_layers * itemsize
+    text = 2 * GUIDED_BATCH * manifest.spec.text_tokens * spec.hidden_size * spec.num_layers * itemsize
     # MLX's attention on a CPU holds the scores of all heads; on Metal it is fused.
     scores = 0 if compute.is_gpu else GUIDED_BATCH * spec.num_attention_heads * tokens * tokens * ITEM_BYTES["float32"]
     denoise = BLOCK_COPIES * rows + text + scores
@@ -152,9 +167,9 @@ def _memory(manifest: Manifest, compute: Compute, tokens: int, size: Size, tile:
         # beside the tile: the bands that are done, and the picture that they become
         picture = size[0] * size[1] * manifest.spec.vae.out_channels * ITEM_BYTES["float32"]
         tiled = min(decode, _decoder_bytes(manifest, compute, (min(size[0], tile), min(size[1], tile))) + 2 * picture)
-    everything = weights["text_encoder"] + weights["transformer"] + weights["vae"]
+    everything = sum(weights.values())
     return {
-        "encode": weights["text_encoder"],
+        "encode": everything - weights["transformer"] - weights["vae"],
         "denoise": weights["transformer"] + denoise,
         "decode": weights["vae"] + decode,
         "decode_tiled": weights["vae"] + tiled,

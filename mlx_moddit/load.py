@@ -14,28 +14,20 @@ from typing import Final, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_moddit.pixart import PixArt
+from mlx_moddit.architectures import TRANSFORMERS
 from mlx_moddit.t5 import T5Encoder
+from mlx_moddit.transformer import Transformer
 from mlx_moddit.vae import AutoencoderKL
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
+from moddit.conditioning import Text
 from moddit.errors import FormatError, MissingError, UnsupportedError
 from moddit.manifest import MANIFEST_NAME, Component, Manifest, Quantization, read_manifest, verify_files
-from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
-from moddit.tensors import (
-    Role,
-    TensorInfo,
-    check_names,
-    is_precise,
-    text_encoder_tensors,
-    transformer_tensors,
-    vae_tensors,
-)
+from moddit.tensors import Role, TensorInfo, check_names, is_precise
+from moddit.tokens import TokenPolicy
 
 BACKEND: Final = "mlx"
-STORED: Final = "stored"  # the dtype of each component, as its files have it
 DTYPES: Final = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
-DTYPE_NAMES: Final = (STORED, *DTYPES)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,26 +45,35 @@ class Bundle:
         return self.manifest.spec
 
     @property
-    def plan(self) -> RoutingPlan | None:
-        return self.manifest.plan
+    def policy(self) -> TokenPolicy:
+        return self.manifest.tokens
 
-    def transformer(self) -> PixArt:
+    @property
+    def text(self) -> Text:
+        """The conditioning of a model that draws a text; raises UnsupportedError for another."""
+        found = self.spec.conditioning
+        if not isinstance(found, Text):
+            raise UnsupportedError(f"[load] {self.folder}: the model draws a {found.KIND}, it has no text encoder")
+        return found
+
+    def transformer(self) -> Transformer:
         """Build the transformer.
 
         Raises:
             FormatError, ShapeError: the files do not hold the tensors that the manifest describes.
         """
-        wanted = transformer_tensors(self.spec.transformer, routed=self.plan is not None)
-        return self._build(PixArt(self.spec.transformer, self.plan), "transformer", wanted)
+        spec, policy = self.spec.transformer, self.policy
+        model: Transformer = TRANSFORMERS[spec.ARCHITECTURE](spec, policy)
+        return self._build(model, "transformer", spec.tensors(has_routers=policy.has_routers))
 
     def text_encoder(self) -> T5Encoder:
         """Build the text encoder; raises as `transformer`."""
-        spec = self.spec.text_encoder
-        return self._build(T5Encoder(spec), "text_encoder", text_encoder_tensors(spec))
+        spec = self.text.encoder
+        return self._build(T5Encoder(spec), "text_encoder", spec.tensors())
 
     def vae(self) -> AutoencoderKL:
         """Build the VAE; raises as `transformer`."""
-        return self._build(AutoencoderKL(self.spec.vae), "vae", vae_tensors(self.spec.vae))
+        return self._build(AutoencoderKL(self.spec.vae), "vae", self.spec.vae.tensors())
 
     def tokenizer(self) -> PromptTokenizer:
         """Read the tokenizer, and hold its tokens against the text encoder's vocabulary.
@@ -80,12 +81,12 @@ class Bundle:
         Raises:
             MissingError, FormatError, ShapeError, UnsupportedError: as `PromptTokenizer.load`.
         """
-        spec = self.spec
+        text = self.text
         paths = [info.path for info in self.manifest.components["tokenizer"].files]
         for path in paths:
             if path.endswith("tokenizer.json"):
                 return PromptTokenizer.load(
-                    self.folder / path, vocab_size=spec.text_encoder.vocab_size, max_length=spec.max_sequence_length
+                    self.folder / path, vocab_size=text.encoder.vocab_size, max_length=text.max_sequence_length
                 )
         raise MissingError(f"[tokenizer] {self.folder}: the manifest lists {paths}, want tokenizer.json; convert again")
 
@@ -93,10 +94,10 @@ class Bundle:
         component = self.manifest.components[name]
         where = f"{self.folder} ({name})"
         weights = _read_files(self.folder, component, name)
-        recipe = component.quantization
-        _check(weights, wanted, recipe, where)
-        if recipe is not None:
-            _quantise(model, recipe)
+        quantization = component.quantization
+        _check(weights, wanted, quantization, where)
+        if quantization is not None:
+            _quantise(model, quantization)
         if component.dtype not in DTYPES:
             raise FormatError(f"[load] {where}: dtype {component.dtype!r} is unknown, want one of {', '.join(DTYPES)}")
         stored = DTYPES[component.dtype]
@@ -145,27 +146,27 @@ def _read_files(folder: Path, component: Component, name: str) -> dict[str, mx.a
     return weights
 
 
-def _quantise(model: nn.Module, recipe: Quantization) -> None:
-    names = frozenset(recipe.tensors)
+def _quantise(model: nn.Module, quantization: Quantization) -> None:
+    names = frozenset(quantization.tensors)
 
     def is_listed(path: str, _: nn.Module) -> bool:
         return f"{path}.weight" in names
 
-    nn.quantize(model, recipe.group_size, recipe.bits, mode=recipe.mode, class_predicate=is_listed)
+    nn.quantize(model, quantization.group_size, quantization.bits, mode=quantization.mode, class_predicate=is_listed)
 
 
 def _check(
-    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], recipe: Quantization | None, where: str
+    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], quantization: Quantization | None, where: str
 ) -> None:
-    """Check names, shapes and dtypes, those of quantised tensors by the recipe of the manifest."""
+    """Check names, shapes and dtypes, those of quantised tensors by the quantization of the manifest."""
     shapes = {name: _canonical_shape(array, wanted.get(name)) for name, array in weights.items()}
-    if recipe is not None:
-        _check_quantised(weights, wanted, recipe, where)
-        for name in recipe.tensors:
+    if quantization is not None:
+        _check_quantised(weights, wanted, quantization, where)
+        for name in quantization.tensors:
             del shapes[_part(name, "scales")], shapes[_part(name, "biases")]
             shapes[name] = wanted[name].shape
     check_names(shapes, wanted, where, MANIFEST_NAME)
-    packed = frozenset(recipe.tensors) if recipe is not None else frozenset()
+    packed = frozenset(quantization.tensors) if quantization is not None else frozenset()
     allowed = {True: (mx.uint32,), False: tuple(DTYPES.values())}
     wrong = [name for name, array in weights.items() if array.dtype not in allowed[name in packed]]
     if wrong:
@@ -174,18 +175,18 @@ def _check(
 
 
 def _check_quantised(
-    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], recipe: Quantization, where: str
+    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], quantization: Quantization, where: str
 ) -> None:
-    for name in recipe.tensors:
+    for name in quantization.tensors:
         info = wanted.get(name)
-        if info is None or not info.role.is_quantisable or info.shape[1] % recipe.group_size:
+        if info is None or not info.role.is_quantisable or info.shape[1] % quantization.group_size:
             raise FormatError(
                 f"[load] {where}: the manifest quantises {name!r}, which cannot be; convert the checkpoint again"
             )
         rows, columns = info.shape
-        groups = (rows, columns // recipe.group_size)
+        groups = (rows, columns // quantization.group_size)
         shapes = {
-            name: (rows, columns * recipe.bits // 32),
+            name: (rows, columns * quantization.bits // 32),
             _part(name, "scales"): groups,
             _part(name, "biases"): groups,
         }

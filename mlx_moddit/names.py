@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from mlx_moddit.settings import Settings
 from moddit.errors import ValueRangeError
 from moddit.paths import expand
 from moddit.record import escape
+from moddit.request import Request
 
 DEFAULT_PATTERN: Final = "{prompt}-{seed}.png"
 FIELDS: Final = ("prompt", "seed", "index")
@@ -26,16 +26,16 @@ _MARKS: Final = ("Mn", "Mc")  # vowel signs and accents: part of the letter befo
 _VIRAMA: Final = 9  # combining class of the sign that joins the letter after it to the one before
 
 
-def default_names(settings: Sequence[Settings]) -> tuple[Path, ...]:
+def default_names(requests: Sequence[Request]) -> tuple[Path, ...]:
     """Name pictures by DEFAULT_PATTERN; a name that an earlier picture has gets a number, from 2 on.
 
     Args:
-        settings: of each picture.
+        requests: of each picture.
     """
     taken: dict[str, int] = {}  # how often each name was wanted
     paths = []
-    for item in settings:
-        stem = f"{shorten(item.prompt)}-{item.seed}"
+    for item in requests:
+        stem = f"{shorten(item.subject)}-{item.seed}"
         path = wanted = Path(f"{stem}.png")
         while file_key(path) in taken:
             taken[file_key(wanted)] += 1
@@ -45,19 +45,19 @@ def default_names(settings: Sequence[Settings]) -> tuple[Path, ...]:
     return tuple(paths)
 
 
-def name_files(pattern: str, settings: Sequence[Settings]) -> tuple[Path, ...]:
+def name_files(pattern: str, requests: Sequence[Request]) -> tuple[Path, ...]:
     """Fill in the user's own pattern of an output for each picture.
 
     Args:
         pattern: a path in which {seed}, {index} (0, 1, ...) and {prompt} (shortened to letters, digits and hyphens)
             stand for those of the picture; numbers take a width, as in {index:03}. A leading ~ is the home folder.
-        settings: of each picture.
+        requests: of each picture.
 
     Raises:
         ValueRangeError: another field in braces, a name that is not of a PNG or too long, or one name for two pictures.
         MissingError: the home folder of an unknown user.
     """
-    paths = _fill(pattern, settings)
+    paths = _fill(pattern, requests)
     for path in paths:
         if path.suffix.lower() != ".png":
             raise ValueRangeError(f"[output] {escape(str(path))} is not the name of a PNG, want one that ends in .png")
@@ -97,7 +97,7 @@ def shorten(prompt: str) -> str:
     return name.strip("-") or FALLBACK
 
 
-def _fill(pattern: str, settings: Sequence[Settings]) -> tuple[Path, ...]:
+def _fill(pattern: str, requests: Sequence[Request]) -> tuple[Path, ...]:
     try:
         used = [
             (field, conversion) for _, field, _, conversion in string.Formatter().parse(pattern) if field is not None
@@ -105,8 +105,8 @@ def _fill(pattern: str, settings: Sequence[Settings]) -> tuple[Path, ...]:
         if any(field not in FIELDS or conversion for field, conversion in used):
             raise ValueError("unknown field")
         return tuple(
-            expand(pattern.format(prompt=shorten(item.prompt), seed=item.seed, index=index))
-            for index, item in enumerate(settings)
+            expand(pattern.format(prompt=shorten(item.subject), seed=item.seed, index=index))
+            for index, item in enumerate(requests)
         )
     except ValueError as error:
         wanted = ", ".join(f"{{{field}}}" for field in FIELDS)

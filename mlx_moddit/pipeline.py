@@ -20,20 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mlx_moddit.load import DTYPE_NAMES, DTYPES, STORED, Bundle, load_bundle
+from mlx_moddit.load import DTYPES, Bundle, load_bundle
 from mlx_moddit.memory import Meter, StageCost, peak_rss_bytes
 from mlx_moddit.routes import RegionRoutes, RouteCounter
-from mlx_moddit.settings import (
-    DEFAULT_GUIDANCE_SCALE,
-    DEFAULT_STEPS,
-    DEFAULT_VAE_TILE_SIZE,
-    Settings,
-    choose_tile,
-)
-from mlx_moddit.stages import Decoded, Encoded, Generation, Loaded, Prepared, Stage, Step
+from mlx_moddit.stages import Decoded, Encoded, Loaded, Models, Prepared, Stage, Step
 from moddit.bounds import PICTURES
 from moddit.errors import ModditError, UnsupportedError, ValueRangeError
 from moddit.manifest import verify_files
+from moddit.metadata import DTYPE_NAMES, STORED
+from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, Request, choose_tile
 
 LAP_NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Step: "denoise", Decoded: "decode"}
 
@@ -42,7 +37,7 @@ LAP_NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Step
 class Picture:
     """A finished picture and how it came about."""
 
-    settings: Settings
+    request: Request
     pixels: NDArray[np.uint8]  # (H, W, 3)
     step_seconds: tuple[float, ...]
     routes: tuple[RegionRoutes, ...]  # empty unless asked for
@@ -71,7 +66,7 @@ class Pipeline:
     def __init__(self, bundle: Bundle, *, low_ram: bool = False):
         self.bundle = bundle
         self.low_ram = low_ram
-        self._generation = Generation(bundle, low_ram=low_ram)
+        self._models = Models(bundle, low_ram=low_ram)
 
     @classmethod
     def load(cls, path: Path | str, dtype: str | None = None, low_ram: bool = False) -> Self:
@@ -101,13 +96,14 @@ class Pipeline:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str = "",
         *,
+        label: int | str | None = None,
         negative_prompt: str = "",
         seed: int | Sequence[int] = 0,
         num_images: int = 1,
         steps: int = DEFAULT_STEPS,
-        guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
+        guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         sampler: str | None = None,
@@ -120,13 +116,15 @@ class Pipeline:
         """Generate pictures of a prompt, one after the other.
 
         Args:
-            prompt: what to draw; the model reads its first `spec.max_sequence_length` tokens.
+            prompt: what to draw; a model of texts reads its first `spec.text_tokens` tokens.
+            label: what to draw, for a model of classes: a class's number or one of its names.
             negative_prompt: what to avoid; without effect when not guided.
             seed: of the first picture, or several. A seed stands for the same noise as
                 `torch.Generator("cpu").manual_seed(seed)` in diffusers.
             num_images: pictures for each seed, with seed, seed + 1, ...
             steps: denoising steps, 1 up to the training timesteps.
-            guidance_scale: how much to follow the prompt; 1 or less generates without guidance, in half the time.
+            guidance_scale: how much to follow the prompt or label; 1 or less generates without guidance, in half the
+                time; by default what the model's kind of conditioning has.
             height: pixels, a multiple of `spec.pixels_per_patch`; by default the size the model was trained at.
             width: likewise.
             sampler: "dpmpp-2m", "ddim" or "euler"; by default the model's own.
@@ -139,10 +137,10 @@ class Pipeline:
             on_stage: called after every stage has been computed.
 
         Raises:
-            InputError: settings that this model cannot use; raised before anything is computed.
+            InputError: a request that this model cannot fulfil; raised before anything is computed.
             ModditError: the model gave values that are not finite, or MLX could not compute.
         """
-        first = Settings.complete(
+        first = Request.complete(
             self.bundle.spec,
             prompt,
             negative_prompt=negative_prompt,
@@ -153,23 +151,24 @@ class Pipeline:
             sampler=sampler,
             resolution_binning=resolution_binning,
             vae_tile_size=choose_tile(vae_tiling, vae_tile_size, DEFAULT_VAE_TILE_SIZE if self.low_ram else None),
+            label=None if label is None else self.bundle.spec.number(label),
         )
-        settings = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
-        run = self.run(settings, routes=routes, on_stage=on_stage)
+        requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
+        run = self.run(requests, routes=routes, on_stage=on_stage)
         return Result(tuple(run), run.costs, peak_rss_bytes())
 
     def run(
-        self, settings: Sequence[Settings], *, routes: bool = False, on_stage: Callable[[Stage], None] | None = None
-    ) -> Run:
-        """Begin to generate a picture for each settings; arguments and errors as `generate`."""
-        return Run(self, settings, self.stages(settings, routes=routes), on_stage)
+        self, requests: Sequence[Request], *, routes: bool = False, on_stage: Callable[[Stage], None] | None = None
+    ) -> Generation:
+        """Begin to generate a picture for each request; arguments and errors as `generate`."""
+        return Generation(self, requests, self.stages(requests, routes=routes), on_stage)
 
-    def stages(self, settings: Sequence[Settings], *, routes: bool = False) -> Generator[Stage, None, None]:
-        """Yield the stages of a run in order, each before its arrays are evaluated (see `Generation.stages`)."""
-        return self._generation.stages(settings, routes=routes)
+    def stages(self, requests: Sequence[Request], *, routes: bool = False) -> Generator[Stage, None, None]:
+        """Yield the stages of a run in order, each before its arrays are evaluated (see `Models.stages`)."""
+        return self._models.stages(requests, routes=routes)
 
 
-class Run:
+class Generation:
     """Evaluate and measure the stages of a run; iterating yields each picture when it is finished.
 
     Each step is handed to the device before the step before it is awaited, so that the device does not wait for Python;
@@ -179,12 +178,12 @@ class Run:
     def __init__(
         self,
         pipeline: Pipeline,
-        settings: Sequence[Settings],
+        requests: Sequence[Request],
         stages: Generator[Stage, None, None],
         on_stage: Callable[[Stage], None] | None,
     ):
         self._pipeline = pipeline
-        self._settings = settings
+        self._requests = requests
         self._stages = stages
         self._on_stage = on_stage
         self._meter = Meter()
@@ -235,23 +234,21 @@ class Run:
     def _count(self, step: Step) -> None:
         if not step.kept:
             return
-        plan, patch = self._pipeline.bundle.plan, self._pipeline.bundle.spec.transformer.patch_size
-        assert plan is not None
-        assert step.region is not None
+        plan, patch = self._pipeline.bundle.policy.plan, self._pipeline.bundle.spec.transformer.patch_size
         if self._routes is None:
             _, height, width, _ = step.latents.shape
             self._routes = RouteCounter(plan, height // patch, width // patch)
         self._routes.add(step.region, [np.array(layer) for layer in step.kept])
 
     def _collect(self, stage: Decoded) -> Picture:
-        settings = self._settings[stage.picture]
+        request = self._requests[stage.picture]
         if not stage.is_finite.item():
             bundle, dtype = self._pipeline.bundle, self._pipeline.dtype
             verify_files(bundle.folder, bundle.manifest, hashes=True)  # a damaged file is the first thing to think of
             advice = "" if dtype == "float32" else f"; try dtype float32 (now {dtype})"
-            raise ModditError(f"[pipeline] the picture of seed {settings.seed} has values that are not finite{advice}")
+            raise ModditError(f"[pipeline] the picture of seed {request.seed} has values that are not finite{advice}")
         routes = self._routes.result() if self._routes is not None else ()
-        picture = Picture(settings, np.array(stage.pixels), tuple(self._step_seconds), routes)
+        picture = Picture(request, np.array(stage.pixels), tuple(self._step_seconds), routes)
         self._step_seconds, self._routes = [], None
         return picture
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import moddit
 from mlx_moddit.memory import StageCost
-from mlx_moddit.metadata import ModelReference
-from mlx_moddit.settings import Settings
+from moddit.metadata import ModelReference
+from moddit.request import Request
 
 REPORT_VERSION: Final = 1
 MB: Final = 1e6
@@ -22,14 +24,14 @@ class SavedPicture:
 
     path: Path
     routes: Path | None
-    settings: Settings
+    request: Request
     step_seconds: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "path": str(self.path),
             "routes": str(self.routes) if self.routes else None,
-            "settings": self.settings.to_json(),
+            "settings": self.request.to_json(),
             "step_seconds": list(self.step_seconds),
         }
 
@@ -70,6 +72,11 @@ class Report:
         if steps:
             facts = f"{len(steps)} steps, median {median(steps) * 1e3:.1f} ms a step, {facts}"
         return "\n".join([*align(rows), facts])
+
+
+def versions() -> dict[str, str]:
+    """Name the programs whose version can change a picture."""
+    return {"moddit": moddit.__version__, "mlx": importlib.metadata.version("mlx")}
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

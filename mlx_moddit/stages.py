@@ -6,7 +6,7 @@ are opened when a stage needs them, and dropped after it where memory is short.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -17,15 +17,18 @@ from mlx.utils import tree_flatten
 
 from mlx_moddit.load import Bundle
 from mlx_moddit.memory import cache_limit
-from mlx_moddit.pixart import Conditions, PixArt, Record, Size
-from mlx_moddit.settings import Settings
 from mlx_moddit.t5 import T5Encoder
+from mlx_moddit.tokens import OnBlock, TokenRun
+from mlx_moddit.transformer import Conditions, Transformer
 from mlx_moddit.vae import AutoencoderKL
 from moddit.bins import resize_and_crop
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
+from moddit.conditioning import Label, Text
 from moddit.errors import UnsupportedError
 from moddit.noise import torch_randn
-from moddit.samplers import SamplerTable, build_table
+from moddit.request import Request
+from moddit.samplers import SamplerStep, SamplerTable, build_table
+from moddit.sampling import denoise, guide, is_guided
 
 LOW_RAM_CACHE_BYTES: Final = 512 * 2**20  # of freed buffers that MLX may keep
 
@@ -42,9 +45,9 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The texts of a picture, encoded."""
+    """What a picture is conditioned on, encoded."""
 
-    arrays: Arrays  # per row of the batch (L, d_model)
+    arrays: Arrays  # per row of the batch: states of a text (L, d_model)
     tokens: tuple[int, ...]  # number of tokens of each text
 
 
@@ -60,14 +63,14 @@ class Step:
     """One denoising step."""
 
     arrays: Arrays
-    picture: int  # index into the settings
+    picture: int  # index into the requests
     index: int
     total: int
     timestep: float
     latents: mx.array  # (1, h, w, C) float32, after the step
     denoised: mx.array  # (1, h, w, C) float32, the clean latents that the model expects
-    region: int | None  # of the timestep; None for a dense model
-    kept: Arrays  # of every layer (B, K); empty unless asked for
+    region: int  # of the timestep
+    kept: Arrays  # of every layer that ranks its tokens (B, K); empty unless asked for
 
     @property
     def is_last(self) -> bool:
@@ -79,7 +82,7 @@ class Decoded:
     """A picture."""
 
     arrays: Arrays
-    picture: int  # index into the settings
+    picture: int  # index into the requests
     pixels: mx.array  # (H, W, 3) uint8
     is_finite: mx.array  # (), whether no value on the way became infinite or NaN
 
@@ -87,8 +90,8 @@ class Decoded:
 Stage = Loaded | Encoded | Prepared | Step | Decoded
 
 
-class Generation:
-    """The components of a model, and the stages of generations with them.
+class Models:
+    """The components of a model in memory, and the stages of generations with them.
 
     Components stay in memory for the next generation, unless `low_ram`: then one at a time is in memory, and of the
     text encoder about one block.
@@ -100,44 +103,47 @@ class Generation:
         self._tokenizer: PromptTokenizer | None = None
         self._models: dict[str, nn.Module] = {}
 
-    def stages(self, settings: Sequence[Settings], *, routes: bool = False) -> Generator[Stage, None, None]:
+    def stages(self, requests: Sequence[Request], *, routes: bool = False) -> Generator[Stage, None, None]:
         """Yield the stages of a run in order, each before its arrays are evaluated.
 
-        Per picture: Loaded for every component that is not in memory, Encoded and Prepared if the picture before it did
-        not share them, Step for every step, Decoded. A step's arrays depend on those of the step before, so a caller
-        evaluates `stage.arrays` once per stage. Only a picture that is decoded in tiles is computed before its stage.
+        Per picture: Loaded for every component that is not in memory, Encoded (of texts) and Prepared if the picture
+        before it did not share them, Step for every step, Decoded. A step's arrays depend on those of the step before,
+        so a caller evaluates `stage.arrays` once per stage. Only a picture that is decoded in tiles is computed before
+        its stage.
 
         Args:
-            settings: one for each picture.
+            requests: one for each picture.
             routes: give the kept tokens in every Step.
 
         Raises:
-            InputError: at once, if the model cannot use one of the settings.
+            InputError: at once, if the model cannot fulfil one of the requests.
         """
-        if routes and self.bundle.plan is None:
+        if routes and not self.bundle.policy.has_routers:
             raise UnsupportedError(f"[pipeline] {self.bundle.folder}: the model is dense, it has no routes to show")
-        for item in settings:
+        for item in requests:
             item.check(self.bundle.spec)
             build_table(self.bundle.spec.scheduler, item.sampler, item.steps)
-        return self._stages(settings, routes)
+        return self._stages(requests, routes)
 
-    def _stages(self, settings: Sequence[Settings], routes: bool) -> Generator[Stage, None, None]:
+    def _stages(self, requests: Sequence[Request], routes: bool) -> Generator[Stage, None, None]:
+        encode = CONDITIONINGS[self.bundle.spec.conditioning.KIND]
         with cache_limit(LOW_RAM_CACHE_BYTES) if self.low_ram else nullcontext():
-            texts: tuple[str, ...] = ()
-            rows: Arrays = ()
-            shared: Settings | None = None
+            told: tuple[Any, ...] = ()
+            context: Arrays = ()
+            shared: Request | None = None
             conditions: Conditions | None = None
-            for picture, item in enumerate(settings):
-                if item.texts != texts:
-                    texts, rows = item.texts, (yield from self._encode(item.texts))
+            for picture, item in enumerate(requests):
+                rows = item.rows(self.bundle.spec)
+                if rows != told:
+                    told, context = rows, (yield from encode(self, rows))
                 # Pictures that differ in nothing but their seeds share everything but the noise.
                 if shared != replace(item, seed=0):
                     shared, conditions = replace(item, seed=0), None
-                latents, conditions = yield from self._denoise(picture, item, rows, conditions, routes)
+                latents, conditions = yield from self._denoise(picture, item, context, conditions, routes)
                 yield from self._decode(picture, item, latents)
 
-    def _encode(self, texts: tuple[str, ...]) -> Generator[Stage, None, Arrays]:
-        """Encode the texts of one picture in one batch, which therefore depends on nothing but its settings."""
+    def encode_texts(self, texts: tuple[str, ...]) -> Generator[Stage, None, Arrays]:
+        """Encode the texts of one picture in one batch, which therefore depends on nothing but its request."""
         if self._tokenizer is None:
             self._tokenizer = self.bundle.tokenizer()
         ids = [self._tokenizer.encode(text) for text in texts]
@@ -154,44 +160,43 @@ class Generation:
         return rows
 
     def _denoise(
-        self, picture: int, settings: Settings, rows: Arrays, conditions: Conditions | None, routes: bool
+        self, picture: int, request: Request, context: Arrays, conditions: Conditions | None, routes: bool
     ) -> Generator[Stage, None, tuple[mx.array, Conditions]]:
-        spec, plan = self.bundle.spec, self.bundle.plan
-        table = build_table(spec.scheduler, settings.sampler, settings.steps)
-        model: PixArt = yield from self._model("transformer", self.bundle.transformer)
+        spec, plan = self.bundle.spec, self.bundle.policy.plan
+        table = build_table(spec.scheduler, request.sampler, request.steps)
+        model: Transformer = yield from self._model("transformer", self.bundle.transformer)
         if conditions is None:
-            conditions = self._prepare(model, settings, rows, table)
+            conditions = self._prepare(model, request, context, table)
             yield Prepared(tuple(conditions.arrays()))
-        latents = self._noise(settings) * table.init_scale
-        previous: mx.array | None = None
-        for index, step in enumerate(table.steps):
-            kept: list[mx.array] = []
-            record = _keep(kept) if routes else None
-            output = predict(model, step.input_scale * latents, index, conditions, settings.guidance_scale, record)
-            latents, previous = step.advance(latents, output, previous)
-            region = None if plan is None else plan.region(step.timestep)
+        kept: list[mx.array] = []
+        run = conditions.start(on_block=_keep(kept) if routes else None)
+        predict = Predictor(model, conditions, run, request.guidance_scale)
+        latents = self._noise(request)
+        for done in denoise(table, latents, predict):
+            latents, timestep = done.latents, done.step.timestep
             yield Step(
                 (latents, *kept),
                 picture,
-                index,
+                done.index,
                 len(table.steps),
-                step.timestep,
+                timestep,
                 latents,
-                previous,
-                region,
+                done.clean,
+                plan.region(timestep),
                 tuple(kept),
             )
-        del model
+            kept.clear()
+        del model, predict
         self._free((latents,))
         return latents, conditions
 
-    def _decode(self, picture: int, settings: Settings, latents: mx.array) -> Generator[Stage, None, None]:
+    def _decode(self, picture: int, request: Request, latents: mx.array) -> Generator[Stage, None, None]:
         model: AutoencoderKL = yield from self._model("vae", self.bundle.vae)
-        tile = settings.vae_tile_size
+        tile = request.vae_tile_size
         image = model.decode(latents, tile=None if tile is None else tile // self.bundle.spec.vae.downscale)[0]
         del model
-        if settings.resolution_binning:
-            image = resize(image, settings.height, settings.width)
+        if request.resolution_binning:
+            image = resize(image, request.height, request.width)
         pixels = mx.round(mx.clip(image / 2 + 0.5, 0, 1) * 255).astype(mx.uint8)
         is_finite = mx.all(mx.isfinite(image))
         yield Decoded((pixels, is_finite), picture, pixels, is_finite)
@@ -215,22 +220,34 @@ class Generation:
             mx.eval(results)
             mx.clear_cache()
 
-    def _prepare(self, model: PixArt, settings: Settings, rows: Arrays, table: SamplerTable) -> Conditions:
+    def _prepare(self, model: Transformer, request: Request, context: Arrays, table: SamplerTable) -> Conditions:
         downscale = self.bundle.spec.vae.downscale
-        height, width = settings.generated_size(self.bundle.spec)
-        size = Size(height, width, height / width) if self.bundle.spec.transformer.use_additional_conditions else None
-        return model.prepare(rows, table.timesteps, height // downscale, width // downscale, size=size)
+        height, width = request.generated_size(self.bundle.spec)
+        sizes = self.bundle.spec.transformer.size_features(height, width)
+        return model.prepare(context, table.timesteps, height // downscale, width // downscale, sizes=sizes)
 
-    def _noise(self, settings: Settings) -> mx.array:
+    def _noise(self, request: Request) -> mx.array:
         """Draw PyTorch's noise, which is NCHW.
 
         Shapes:
             -> (1, h, w, C) float32
         """
         spec = self.bundle.spec
-        sides = (side // spec.vae.downscale for side in settings.generated_size(spec))
-        noise = torch_randn((1, spec.transformer.in_channels, *sides), settings.seed)
+        sides = (side // spec.vae.downscale for side in request.generated_size(spec))
+        noise = torch_randn((1, spec.transformer.latent_channels, *sides), request.seed)
         return mx.array(noise.transpose(0, 2, 3, 1))
+
+
+def _encode_labels(_: Models, numbers: tuple[int, ...]) -> Generator[Stage, None, Arrays]:
+    """Take the numbers of classes as they are; what they mean is in the transformer."""
+    yield from ()
+    return tuple(mx.array(number, mx.int32) for number in numbers)
+
+
+CONDITIONINGS: Final[Mapping[str, Callable[[Models, Any], Generator[Stage, None, Arrays]]]] = {
+    Text.KIND: Models.encode_texts,
+    Label.KIND: _encode_labels,
+}
 
 
 def resize(image: mx.array, height: int, width: int) -> mx.array:
@@ -247,31 +264,26 @@ def resize(image: mx.array, height: int, width: int) -> mx.array:
     return image
 
 
-def predict(
-    model: PixArt,
-    latents: mx.array,
-    step: int,
-    conditions: Conditions,
-    guidance_scale: float,
-    record: Record | None = None,
-) -> mx.array:
-    """Run the transformer at one step, with classifier-free guidance if the scale asks for it.
+@dataclass(frozen=True)
+class Predictor:
+    """Runs the transformer at one step, with classifier-free guidance if the scale asks for it."""
 
-    Shapes:
-        latents (1, h, w, C) -> (1, h, w, C) float32, without the learned variance
-    """
-    is_guided = guidance_scale > 1
-    output = model(mx.concatenate([latents, latents]) if is_guided else latents, step, conditions, record)
-    if is_guided:
-        negative, positive = output[:1], output[1:]
-        output = negative + guidance_scale * (positive - negative)
-    return output[..., : model.spec.in_channels]
+    model: Transformer
+    conditions: Conditions
+    run: TokenRun
+    guidance_scale: float
+
+    def __call__(self, index: int, _: SamplerStep, latents: mx.array) -> mx.array:
+        """Shapes: latents (1, h, w, C) -> (1, h, w, C) float32, without the learned variance."""
+        rows = 2 if is_guided(self.guidance_scale) else 1
+        output = self.model(mx.concatenate([latents] * rows), index, self.conditions, self.run)
+        return guide(list(mx.split(output, rows)), self.guidance_scale)[..., : self.model.spec.latent_channels]
 
 
-def _keep(kept: list[mx.array]) -> Record:
+def _keep(kept: list[mx.array]) -> OnBlock:
     """Make a recorder that lists the kept indices of every layer."""
 
-    def record(_layer: int, _scores: mx.array, chosen: mx.array) -> None:
+    def on_block(_layer: int, _scores: mx.array, chosen: mx.array) -> None:
         kept.append(chosen)
 
-    return record
+    return on_block

@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from mlx_moddit.layers import compute_dtype, merge_heads, split_heads, without_overflow
 from moddit.embeddings import relative_buckets
-from moddit.spec import T5Spec
+from moddit.models.t5 import T5Spec
 
 ACTIVATIONS: Final = {"relu": nn.relu, "gelu": nn.gelu, "gelu_new": nn.gelu_approx, "silu": nn.silu}  # by spec's names
 

@@ -11,11 +11,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_moddit.layers import Attention, GroupNorm, without_overflow
-from moddit.spec import VAESpec
+from moddit.models.vae import VAESpec
+from moddit.request import TILE_PARTS
 
 EPS = 1e-6  # of every group norm
 LOGVAR_RANGE = (-30.0, 20.0)
-TILE_PARTS = 4  # tiles overlap by one part of so many; every part must be made of whole latent pixels
 
 
 class Resnet(nn.Module):

@@ -40,6 +40,7 @@ CHANNELS: Final = 4096  # of a latent
 LEVELS: Final = 8  # of a VAE, each of which halves the picture's sides
 PATCH: Final = 64  # latent pixels
 VOCABULARY: Final = 1 << 20
+CLASSES: Final = 100_000  # that a model draws by number
 TEXT_TOKENS: Final = 4096  # of a prompt
 BUCKETS: Final = 4096  # of distances in a text, which is DISTANCE tokens long at most
 DISTANCE: Final = 1 << 20
@@ -105,6 +106,8 @@ Width = Annotated[int, Meta(ge=1, le=WIDTH)]
 Channels = Annotated[int, Meta(ge=1, le=CHANNELS)]
 Patch = Annotated[int, Meta(ge=1, le=PATCH)]
 Vocabulary = Annotated[int, Meta(ge=1, le=VOCABULARY)]
+Classes = Annotated[int, Meta(ge=1, le=CLASSES)]
+ClassNumber = Annotated[int, Meta(ge=0, lt=CLASSES)]
 TextTokens = Annotated[int, Meta(ge=1, le=TEXT_TOKENS)]
 Buckets = Annotated[int, Meta(ge=4, le=BUCKETS)]  # below, T5 divides by zero
 Distance = Annotated[int, Meta(ge=1, le=DISTANCE)]

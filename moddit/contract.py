@@ -25,6 +25,7 @@ LATENTS: Final = "latents"
 TIMESTEP: Final = "timestep"
 TEXT: Final = "text"
 TEXT_MASK: Final = "text_mask"
+LABELS: Final = "labels"
 RESOLUTION: Final = "resolution"
 ASPECT_RATIO: Final = "aspect_ratio"
 PREDICTION: Final = "prediction"
@@ -42,6 +43,7 @@ FEATURES: Final[Mapping[str, str]] = {  # what each of them is, as Xcode shows i
     TIMESTEP: "Timestep, 0 (clean) to 999 (noise) in the usual case; the same for the whole batch",
     TEXT: "States of the text encoder",
     TEXT_MASK: "1 for tokens of the text, 0 for padding",
+    LABELS: "Numbers of classes; the number of classes itself stands for none",
     RESOLUTION: "Height and width of the picture in pixels",
     ASPECT_RATIO: "Height of the picture divided by its width",
     PREDICTION: "Predicted noise or velocity",
@@ -53,6 +55,8 @@ FEATURES: Final[Mapping[str, str]] = {  # what each of them is, as Xcode shows i
     IMAGE: "Picture, red, green and blue planes, -1 to 1",
     MOMENTS: "Mean and logarithm of the variance of the latents, not scaled",
 }
+
+INTEGERS: Final = frozenset({INPUT_IDS, LABELS})  # those that are int32
 
 BY_DISTANCE: Final = "_by_distance"  # ends the constant of T5's position bias, which is gathered: (1, H, L, L)
 KEPT: Final = "_kept"  # after a block's name, ends the operation that gives the tokens which the block keeps

@@ -12,22 +12,24 @@ from numpy.typing import NDArray
 MAX_PERIOD: Final = 10_000  # longest wavelength of the sinusoids, in positions or timesteps, over 2 pi
 
 
-def sinusoid(values: Sequence[float], channels: int) -> NDArray[np.float32]:
-    """Embed timesteps (or sizes) as diffusers' `Timesteps(channels, flip_sin_to_cos=True, downscale_freq_shift=0)`.
+def sinusoid(values: Sequence[float], channels: int, freq_shift: int = 0) -> NDArray[np.float32]:
+    """Embed timesteps (or sizes) as diffusers' `Timesteps(channels, True, freq_shift)`.
 
     Rounds to float32 where diffusers does: at t = 999 the last bit of a frequency moves its angle by 6e-5.
 
     Shapes:
         values (S,) -> (S, channels), cosines first
     """
-    angles = (np.asarray(values, dtype=np.float32)[:, None] * sinusoid_frequencies(channels)).astype(np.float64)
+    angles = (np.asarray(values, dtype=np.float32)[:, None] * sinusoid_frequencies(channels, freq_shift)).astype(
+        np.float64
+    )
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
 
 
-def sinusoid_frequencies(channels: int) -> NDArray[np.float32]:
+def sinusoid_frequencies(channels: int, freq_shift: int = 0) -> NDArray[np.float32]:
     """Angles per unit of `sinusoid`. Shapes: -> (channels / 2,)."""
     half = channels // 2
-    exponents = np.float32(-math.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    exponents = np.float32(-math.log(MAX_PERIOD)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
     return np.exp(exponents.astype(np.float64)).astype(np.float32)
 
 

@@ -27,6 +27,7 @@ from moddit.samplers import (
     SamplerTable,
     build_table,
 )
+from moddit.sampling import denoise, guide, is_guided
 
 Float32 = NDArray[np.float32]
 
@@ -91,14 +92,14 @@ def make_guidance() -> dict[str, Any]:
     """Make the guided output of batches with and without a learned variance."""
     cases = []
     for scale, channels, seed in product((0.5, 1.0, 1.5, 4.5, 7.25), (4, 8), (0, 1)):
-        rows = 2 if scale > 1 else 1
+        rows = 2 if is_guided(scale) else 1
         output = torch_randn((rows, channels, 2, 2), seed)
-        wanted = output[:1] + np.float32(scale) * (output[-1:] - output[:1]) if scale > 1 else output
+        wanted = guide(np.split(output, rows), scale)
         cases.append([scale, channels, _floats(output), _floats(wanted[:, :4])])
     return {"guidance": cases}
 
 
-def denoise(x: Float32, timestep: float) -> Float32:
+def predict(x: Float32, timestep: float) -> Float32:
     """Stand in for a model: depends on the latent and the timestep, without functions that round apart."""
     return (np.float32(0.5) * x + np.float32(timestep / 1000)) / (np.float32(1) + x * x)
 
@@ -161,13 +162,10 @@ def _describe_run(schedule: NoiseSchedule, steps: int) -> dict[str, Any]:
 
 
 def _run(table: SamplerTable) -> Float32:
-    x = torch_randn(LATENTS, 3) * np.float32(table.init_scale)
-    previous = None
-    for step in table.steps:
-        output = denoise(np.float32(step.input_scale) * x, step.timestep)
-        x, previous = step.advance(x, output, previous)
-    assert x.dtype == np.float32
-    return x
+    *_, last = denoise(table, torch_randn(LATENTS, 3), lambda _, step, x: predict(x, step.timestep))
+    latents: Float32 = last.latents
+    assert latents.dtype == np.float32
+    return latents
 
 
 def _describe_noise(shape: Sequence[int], seed: int) -> list[Any]:

@@ -31,18 +31,36 @@ from moddit.bounds import (
     Version,
     choice,
 )
-from moddit.errors import MissingError, ShapeError, ValueRangeError
+from moddit.conditioning import Text
+from moddit.contract import (
+    IMAGE,
+    INPUT_IDS,
+    INTEGERS,
+    LATENTS,
+    MOMENTS,
+    PREDICTION,
+    TEXT,
+    TEXT_MASK,
+    handed_name,
+    size_name,
+)
+from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
+from moddit.models.transformer import Shapes
 from moddit.record import Origin, decode, escape, quote
-from moddit.routing import DENOMINATOR, PlanRecord, RoutingPlan, capacity
+from moddit.routing import PlanRecord, RoutingPlan, capacity
 from moddit.spec import ModelSpec
 
-ROLES: Final = ("text_encoder", "transformer", "vae_decoder", "vae_encoder")
+# What the packages of each component do; a tokenizer has none.
+ROLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "text_encoder": ("text_encoder",),
+    "transformer": ("transformer",),
+    "vae": ("vae_decoder", "vae_encoder"),
+}
+DIVIDED: Final = ("transformer",)  # roles that may have several packages, which run one after the other
 COMPUTE_UNITS: Final = ("cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine", "all")
 ROUTINGS: Final = ("rows", "onehot")
 FEATURE_DTYPES: Final = ("float32", "float16", "int32")
 PICTURE_CHANNELS: Final = 3
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -91,14 +109,14 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Denoiser:
-    """One function of the transformer's packages, which all have it: what it is for."""
+class StepFunction:
+    """One function of the transformer's packages, which all have it: the steps that it is for."""
 
     function: Identifier
     height: Side  # of the picture, pixels
     width: Side  # pixels
     batch: Batch  # 2 runs both halves of classifier-free guidance in one call
-    regions: Annotated[  # of timesteps; (0,) for a dense model
+    regions: Annotated[  # of timesteps
         tuple[Annotated[int, Meta(ge=0, lt=REGIONS)], ...], Meta(min_length=1, max_length=REGIONS)
     ]
     capacities: Annotated[  # tokens that each layer keeps
@@ -114,26 +132,26 @@ class Graphs:
     compute_units: str  # that the packages suit best, one of COMPUTE_UNITS
     routing: str  # one of ROUTINGS
     packages: Mapping[str, tuple[Package, ...]]  # role to packages, which run one after the other
-    denoisers: tuple[Denoiser, ...]
-    trained_plan: RoutingPlan | None  # the checkpoint's, where the bundle's plan has fewer rows
+    step_functions: tuple[StepFunction, ...]
+    trained_plan: RoutingPlan  # the checkpoint's; the bundle's own may have fewer rows
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Picture heights and widths that the bundle can draw, pixels."""
-        return tuple(dict.fromkeys((denoiser.height, denoiser.width) for denoiser in self.denoisers))
+        return tuple(dict.fromkeys((item.height, item.width) for item in self.step_functions))
 
     @property
     def batches(self) -> tuple[int, ...]:
         """Batches that the transformer runs in."""
-        return tuple(dict.fromkeys(denoiser.batch for denoiser in self.denoisers))
+        return tuple(dict.fromkeys(item.batch for item in self.step_functions))
 
-    def denoiser(self, height: int, width: int, batch: int, region: int) -> Denoiser:
+    def step_function(self, height: int, width: int, batch: int, region: int) -> StepFunction:
         """Find the function for a picture size (pixels), a batch and a region of timesteps.
 
         Raises:
             MissingError: the bundle has none.
         """
-        for item in self.denoisers:
+        for item in self.step_functions:
             if (item.height, item.width, item.batch) == (height, width, batch) and region in item.regions:
                 return item
         raise MissingError(self._explain(height, width, batch, region))
@@ -145,8 +163,8 @@ class Graphs:
             "compute_units": self.compute_units,
             "routing": self.routing,
             "packages": {role: [asdict(package) for package in packages] for role, packages in self.packages.items()},
-            "denoisers": [asdict(denoiser) for denoiser in self.denoisers],
-            "trained_plan": self.trained_plan.to_json() if self.trained_plan else None,
+            "step_functions": [asdict(item) for item in self.step_functions],
+            "trained_plan": self.trained_plan.to_json(),
         }
 
     @classmethod
@@ -157,28 +175,29 @@ class Graphs:
     @classmethod
     def of(cls, record: GraphsRecord, where: str) -> Graphs:
         """Make the graphs of a record; raises as `RoutingPlan.of`."""
-        plan = record.trained_plan
         return cls(
             minimum_os=asdict(record.minimum_os),
             compute_units=record.compute_units,
             routing=record.routing,
-            packages={role: getattr(record.packages, role) for role in ROLES},
-            denoisers=record.denoisers,
-            trained_plan=None if plan is None else RoutingPlan.of(plan, f"{where}.trained_plan"),
+            packages=record.packages,
+            step_functions=record.step_functions,
+            trained_plan=RoutingPlan.of(record.trained_plan, f"{where}.trained_plan"),
         )
 
-    def check(self, spec: ModelSpec, plan: RoutingPlan | None, where: str) -> None:
+    def check(self, spec: ModelSpec, plan: RoutingPlan, where: str) -> None:
         """Check that for every size and batch each region has one function, with the capacities that the plan gives it,
         and that packages have these functions, one for each picture size in the VAE's, and no others, with the features
         that the specification gives them.
 
         Raises:
+            FormatError: other packages than the model needs.
             MissingError: a region or a package has no function.
             ShapeError: capacities are not the plan's, features not the model's, or there are functions that nothing is
                 said of.
         """
-        rows = [plan.row(region) for region in range(plan.regions)] if plan else [_whole(spec)]
-        found = {(*_key(item), region): item for item in reversed(self.denoisers) for region in item.regions}
+        self._check_roles(spec, where)
+        rows = [plan.row(region) for region in range(plan.regions)]
+        found = {(*_key(item), region): item for item in reversed(self.step_functions) for region in item.regions}
         for height, width in self.sizes:
             tokens = _count_tokens(spec, height, width, where)
             kept = {row: tuple(capacity(tenths, tokens) for tenths in row) for row in set(rows)}
@@ -187,7 +206,7 @@ class Graphs:
                     if (height, width, batch, region) not in found:
                         raise MissingError(f"{self._explain(height, width, batch, region)} (in {where})")
                     self._check_region(found[height, width, batch, region], region, kept[row], where)
-        named = [region for item in self.denoisers for region in item.regions]
+        named = [region for item in self.step_functions for region in item.regions]
         if len(named) != len(rows) * len(self.sizes) * len(self.batches) or not set(named) <= set(range(len(rows))):
             raise ShapeError(
                 f"[graphs] {where}: want one function for each of {len(rows)} regions, got regions {quote(named)}"
@@ -197,6 +216,17 @@ class Graphs:
                 self._check_names(role, package, where)
                 wanted_functions = self._functions(spec, role, number == 0, number == len(packages) - 1)
                 _check_features(package, dict(wanted_functions), where)
+
+    def _check_roles(self, spec: ModelSpec, where: str) -> None:
+        wanted = package_roles(spec)
+        if set(self.packages) != set(wanted):
+            raise FormatError(
+                f"[graphs] {where}: packages are {', '.join(map(quote, sorted(self.packages)))}, want exactly "
+                f"{', '.join(map(quote, sorted(wanted)))}; convert the checkpoint again"
+            )
+        for role, packages in self.packages.items():
+            if len(packages) > 1 and role not in DIVIDED:
+                raise FormatError(f"[graphs] {where}: packages.{role} is of length {len(packages)}, want 1")
 
     def _explain(self, height: int, width: int, batch: int, region: int) -> str:
         return (
@@ -208,12 +238,12 @@ class Graphs:
         found = sorted(function.name for function in package.functions)
         wanted = {
             "text_encoder": found[:1] or ["any"],
-            "transformer": sorted(item.function for item in self.denoisers),
+            "transformer": sorted(item.function for item in self.step_functions),
         }.get(role, sorted(size_name(*size) for size in self.sizes))
         if found != wanted or len(set(found)) < len(found):
             raise ShapeError(f"[graphs] {where}: {escape(package.path)} has functions {found}, want {wanted or 'one'}")
 
-    def _check_region(self, item: Denoiser, region: int, wanted: tuple[int, ...], where: str) -> None:
+    def _check_region(self, item: StepFunction, region: int, wanted: tuple[int, ...], where: str) -> None:
         if item.capacities != wanted:
             raise ShapeError(
                 f"[graphs] {where}: function {item.function!r} keeps {list(item.capacities)} tokens by layer, the plan "
@@ -226,16 +256,16 @@ class Graphs:
         """List the functions of a package, by name, with the features that they have to have."""
         if role == "text_encoder":
             name = self.packages[role][0].functions[0].name
-            yield name, text_function(spec, name)
+            assert isinstance(spec.conditioning, Text)
+            yield name, text_function(spec.conditioning, name)
         elif role == "transformer":
-            for item in self.denoisers:
-                yield item.function, step_function(spec, item, is_first=is_first, is_last=is_last)
+            for item in self.step_functions:
+                yield item.function, step_features(spec, item, is_first=is_first, is_last=is_last)
         else:
             for size in self.sizes:
                 yield size_name(*size), vae_function(spec, role, *size)
 
 
-One = Annotated[tuple[Package, ...], Meta(min_length=1, max_length=1)]
 Chain = Annotated[tuple[Package, ...], Meta(min_length=1, max_length=PACKAGES)]
 
 
@@ -248,81 +278,54 @@ class SystemsRecord:
 
 
 @dataclass(frozen=True)
-class ChainsRecord:
-    """The packages of each role."""
-
-    text_encoder: One
-    transformer: Chain
-    vae_decoder: One
-    vae_encoder: One
-
-
-@dataclass(frozen=True)
 class GraphsRecord:
     """The "graphs" object of a manifest."""
 
     minimum_os: SystemsRecord
     compute_units: Annotated[str, choice(*COMPUTE_UNITS)]
     routing: Annotated[str, choice(*ROUTINGS)]
-    packages: ChainsRecord
-    denoisers: Annotated[tuple[Denoiser, ...], Meta(min_length=1, max_length=FUNCTIONS)]
-    trained_plan: PlanRecord | None
+    packages: Annotated[Mapping[Name, Chain], Meta(min_length=1, max_length=FEATURES)]
+    step_functions: Annotated[tuple[StepFunction, ...], Meta(min_length=1, max_length=FUNCTIONS)]
+    trained_plan: PlanRecord
 
 
-def size_name(height: int, width: int) -> str:
-    """Name a picture size in pixels as functions are named."""
-    return f"px{height}x{width}"
+def package_roles(spec: ModelSpec) -> tuple[str, ...]:
+    """List what the packages of a model do."""
+    return tuple(role for component in spec.components for role in ROLES.get(component, ()))
 
 
-def text_function(spec: ModelSpec, name: str) -> GraphFunction:
+def text_function(text: Text, name: str) -> GraphFunction:
     """Describe the text encoder's function."""
-    length = spec.max_sequence_length
-    inputs = {"input_ids": Feature((1, length), "int32"), "text_mask": Feature((1, length), "float32")}
-    return GraphFunction(name, inputs, _features({"text": (1, length, spec.text_encoder.d_model)}))
+    shape = (1, text.max_sequence_length)
+    inputs = _features({INPUT_IDS: shape, TEXT_MASK: shape})
+    return GraphFunction(name, inputs, _features({TEXT: (*shape, text.encoder.d_model)}))
 
 
-def step_function(spec: ModelSpec, item: Denoiser, *, is_first: bool, is_last: bool) -> GraphFunction:
-    """Describe a denoiser's function in one of the transformer's packages, which hand on float16."""
-    model, length, batch = spec.transformer, spec.max_sequence_length, item.batch
-    height, width = item.height // spec.vae.downscale, item.width // spec.vae.downscale
-    latents = (batch, model.in_channels, height, width)
-    handed: Shapes = {
-        "tokens": (batch, model.tokens(height, width), model.hidden_size),
-        "modulation": (1, 6, model.hidden_size),
-        "embedded": (1, 1, model.hidden_size),
-        "text_states": (batch, length, model.hidden_size),
-    }
-    first: Shapes = {"latents": latents, "timestep": (1,), "text": (batch, length, model.caption_channels)}
-    if model.use_additional_conditions:
-        first = {**first, "resolution": (2,), "aspect_ratio": (1,)}
-    inputs = _features(first) if is_first else _features(handed, "float16")
-    outputs = {f"{name}_out": feature for name, feature in _features(handed, "float16").items()}
-    return GraphFunction(
-        item.function,
-        inputs | _features({"text_mask": (batch, length)}),
-        _features({"prediction": latents}) if is_last else outputs,
-    )
+def step_features(spec: ModelSpec, item: StepFunction, *, is_first: bool, is_last: bool) -> GraphFunction:
+    """Describe a step's function in one of the transformer's packages, which hand on float16."""
+    model, sides = spec.transformer, (item.height // spec.vae.downscale, item.width // spec.vae.downscale)
+    fed = model.step_features(item.batch, model.tokens(*sides), spec.text_tokens)
+    first = {LATENTS: (item.batch, model.in_channels, *sides), **fed.first}
+    inputs = _features(first) if is_first else _features(fed.handed, "float16")
+    outputs = {handed_name(name): feature for name, feature in _features(fed.handed, "float16").items()}
+    prediction = {PREDICTION: (item.batch, model.latent_channels, *sides)}
+    return GraphFunction(item.function, inputs | _features(fed.always), _features(prediction) if is_last else outputs)
 
 
 def vae_function(spec: ModelSpec, role: str, height: int, width: int) -> GraphFunction:
     """Describe the function for a picture size (pixels) of the VAE's "vae_decoder" or "vae_encoder"."""
     channels, latents = spec.vae.latent_channels, (height // spec.vae.downscale, width // spec.vae.downscale)
-    image = _features({"image": (1, PICTURE_CHANNELS, height, width)})
+    image = _features({IMAGE: (1, PICTURE_CHANNELS, height, width)})
     if role == "vae_decoder":
-        return GraphFunction(size_name(height, width), _features({"latents": (1, channels, *latents)}), image)
-    return GraphFunction(size_name(height, width), image, _features({"moments": (1, 2 * channels, *latents)}))
+        return GraphFunction(size_name(height, width), _features({LATENTS: (1, channels, *latents)}), image)
+    return GraphFunction(size_name(height, width), image, _features({MOMENTS: (1, 2 * channels, *latents)}))
 
 
 def _features(shapes: Shapes, dtype: str = "float32") -> dict[str, Feature]:
-    return {name: Feature(shape, dtype) for name, shape in shapes.items()}
+    return {name: Feature(shape, "int32" if name in INTEGERS else dtype) for name, shape in shapes.items()}
 
 
-def _whole(spec: ModelSpec) -> tuple[int, ...]:
-    """Keep ratios of a dense model's layers, in tenths."""
-    return (DENOMINATOR,) * spec.transformer.num_layers
-
-
-def _key(item: Denoiser) -> tuple[int, int, int]:
+def _key(item: StepFunction) -> tuple[int, int, int]:
     return item.height, item.width, item.batch
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 
 from moddit.bounds import (
+    FEATURES,
     FILE_BYTES,
     FILES,
     PARAMETERS,
@@ -27,14 +28,15 @@ from moddit.bounds import (
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.graphs import Graphs, GraphsRecord
 from moddit.record import Origin, decode, escape, quote, read_json
-from moddit.routing import PlanRecord, RoutingPlan
-from moddit.spec import ModelSpec
+from moddit.routing import RoutingPlan
+from moddit.spec import ModelRecord, ModelSpec
+from moddit.tokens import TokenPolicy, TokensRecord
 
 FORMAT: Final = "moddit"
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 MANIFEST_NAME: Final = "manifest.json"
 BACKENDS: Final = ("mlx", "coreml")
-COMPONENTS: Final = ("transformer", "text_encoder", "vae", "tokenizer")
+WITHOUT_TENSORS: Final = ("tokenizer",)
 DTYPES: Final = ("float16", "bfloat16", "float32")
 # Bits of the modes of quantisation.
 MODES: Final[Mapping[str, tuple[int, ...]]] = {"affine": (4, 8), "symmetric": (4, 8), "palette": (4, 6)}
@@ -105,10 +107,11 @@ class Provenance:
 class Manifest:
     """Everything that a runtime reads before it loads a tensor."""
 
+    fingerprint: str  # of what the bundle holds (`fingerprint`)
     backend: str  # "mlx" or "coreml"
     spec: ModelSpec
-    plan: RoutingPlan | None  # None for a dense model
-    components: Mapping[str, Component]
+    tokens: TokenPolicy
+    components: Mapping[str, Component]  # those of the specification
     graphs: Graphs | None  # None where the runtime builds the model from tensors (mlx)
     provenance: Provenance
 
@@ -117,9 +120,10 @@ class Manifest:
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
             "backend": self.backend,
             "spec": self.spec.to_json(),
-            "plan": self.plan.to_json() if self.plan else None,
+            "tokens": self.tokens.to_json(),
             "components": {name: asdict(component) for name, component in self.components.items()},
             "graphs": self.graphs.to_json() if self.graphs else None,
             "provenance": asdict(self.provenance),
@@ -143,10 +147,11 @@ class Manifest:
             )
         record = decode(value, ManifestRecord, Origin("manifest", where, ADVICE))
         manifest = cls(
+            fingerprint=record.fingerprint,
             backend=record.backend,
-            spec=record.spec,
-            plan=None if record.plan is None else RoutingPlan.of(record.plan, f"{where}.plan"),
-            components={name: getattr(record.components, name) for name in COMPONENTS},
+            spec=ModelSpec.of(record.spec, f"{where}.spec"),
+            tokens=TokenPolicy.of(record.tokens, f"{where}.tokens"),
+            components=record.components,
             graphs=None if record.graphs is None else Graphs.of(record.graphs, f"{where}.graphs"),
             provenance=record.provenance,
         )
@@ -158,23 +163,31 @@ class Manifest:
 
         Raises:
             ShapeError, ValueRangeError: the plan is one of another model.
-            FormatError: graphs for the wrong backend, or a model without a dtype.
+            FormatError: other components than the model has, graphs for the wrong backend, or a model without a dtype.
             InputError: as `Graphs.check` and `check_packages`.
         """
-        for plan in (self.plan, self.graphs.trained_plan if self.graphs else None):
-            if plan is not None:
-                self._check_plan(plan, where)
+        self._check_components(where)
+        self._check_plan(self.tokens.plan, where)
         if (self.graphs is None) != (self.backend == "mlx"):
             raise FormatError(
                 f"[manifest] {where}: backend is {self.backend!r} with{'out' if self.graphs is None else ''} graphs, "
                 'want "mlx" without or "coreml" with them'
             )
-        for name in COMPONENTS[:-1]:
-            if self.components[name].dtype is None:
+        for name in self.components:
+            if self.components[name].dtype is None and name not in WITHOUT_TENSORS:
                 raise FormatError(f"[manifest] {where}: components.{name}.dtype is null, want {' or '.join(DTYPES)}")
         if self.graphs is not None:
-            self.graphs.check(self.spec, self.plan, f"{where}.graphs")
+            self._check_plan(self.graphs.trained_plan, where)
+            self.graphs.check(self.spec, self.tokens.plan, f"{where}.graphs")
         self.check_packages(where)
+
+    def _check_components(self, where: str) -> None:
+        wanted = self.spec.components
+        if set(self.components) != set(wanted):
+            raise FormatError(
+                f"[manifest] {where}: components are {', '.join(map(quote, sorted(self.components)))}, want exactly "
+                f"{', '.join(map(quote, sorted(wanted)))}; {ADVICE}"
+            )
 
     def _check_plan(self, plan: RoutingPlan, where: str) -> None:
         layers, timesteps = self.spec.transformer.num_layers, self.spec.scheduler.num_train_timesteps
@@ -257,6 +270,13 @@ def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> N
                 raise problem
 
 
+def fingerprint(spec: ModelSpec, tokens: TokenPolicy, components: Mapping[str, Component]) -> str:
+    """Hash what a bundle holds, independent of where it lies and when it was made."""
+    files = sorted((info.path, info.sha256) for item in components.values() for info in item.files)
+    text = json.dumps([files, spec.to_json(), tokens.to_json()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _judge(folder: Path, info: FileInfo, *, hashes: bool) -> InputError | None:
     """Say what is wrong with a file of a bundle, if anything; raises OSError if it cannot be read."""
     file = folder / info.path
@@ -276,24 +296,15 @@ def _judge(folder: Path, info: FileInfo, *, hashes: bool) -> InputError | None:
 
 
 @dataclass(frozen=True)
-class ComponentsRecord:
-    """The components of a bundle."""
-
-    transformer: Component
-    text_encoder: Component
-    vae: Component
-    tokenizer: Component
-
-
-@dataclass(frozen=True)
 class ManifestRecord:
     """`manifest.json`, of which docs/manifest.schema.json is made."""
 
     format: Annotated[str, choice(FORMAT)]
     format_version: Annotated[int, Meta(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
+    fingerprint: Sha256
     backend: Annotated[str, choice(*BACKENDS)]
-    spec: ModelSpec
-    plan: PlanRecord | None
-    components: ComponentsRecord
+    spec: ModelRecord
+    tokens: TokensRecord
+    components: Annotated[Mapping[Name, Component], Meta(min_length=1, max_length=FEATURES)]
     graphs: GraphsRecord | None
     provenance: Provenance

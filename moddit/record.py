@@ -77,6 +77,20 @@ class Origin:
         return f"; {self.advice}" if self.advice else ""
 
 
+class OneOf:
+    """A record of alternatives: its object has exactly one of the fields, whose name says what the value is."""
+
+    @property
+    def chosen(self) -> Any:
+        """The value that is there."""
+        return next(value for value in vars(self).values() if value is not None)
+
+    @classmethod
+    def alternatives(cls) -> list[Any]:
+        """List the kinds of the fields, in order."""
+        return [_plain(kind) for kind in get_type_hints(cls, include_extras=True).values()]
+
+
 def quote(value: object) -> str:
     """Show a value of a file in a message, as Python writes it, shortened."""
     return "null" if value is None else _REPR.repr(value)
@@ -181,8 +195,15 @@ def schema(kind: type, **top: object) -> dict[str, Any]:
     """Write the JSON Schema of a record whose objects have exactly its fields; `top` is put before it."""
     made = _tidy(msgspec.json.schema(kind))
     for definition in made["$defs"].values():
-        definition["required"] = list(definition["properties"])
         definition["additionalProperties"] = False
+    alternatives = {record.__name__ for record in OneOf.__subclasses__()}
+    for name, definition in made["$defs"].items():
+        if name in alternatives:
+            definition["properties"] = {key: item["anyOf"][0] for key, item in definition["properties"].items()}
+            definition |= {"minProperties": 1, "maxProperties": 1}
+            definition.pop("required", None)
+        else:
+            definition["required"] = list(definition["properties"])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, **made}
 
 
@@ -314,6 +335,14 @@ def _check_keys(found: Mapping[Any, Any], kind: type, place: str, origin: Origin
     """Raise if an object, at a place of the file, has other keys than its record allows."""
     named = fields(kind)
     names = {field.name for field in named}
+    if issubclass(kind, OneOf):
+        if len(found) != 1 or found.keys() - names or None in found.values():
+            names_found = ", ".join(map(quote, sorted(found, key=str)[:_LISTED])) or "nothing"
+            raise FormatError(
+                f"{origin}: {place or 'it'} has {names_found}, "
+                f"want an object with exactly one of {sorted(names)}{origin.end}"
+            )
+        return
     required = names if keys is Keys.EXACT else {field.name for field in named if field.default is MISSING}
     absent, more = sorted(required - set(found)), sorted(set(found) - names, key=str)
     if absent and keys is Keys.ANY:

@@ -61,7 +61,7 @@ def snap(keep_ratio: float) -> int:
     return min(DENOMINATOR, max(1, math.floor(keep_ratio * DENOMINATOR + 0.5)))
 
 
-def select(scores: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
+def select_tokens(scores: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
     """Pick the tokens with the largest scores: the reference ranking that every backend must equal.
 
     Ties go to the lower index; the result is in ascending index order.

@@ -19,7 +19,7 @@ HEAD: Final = """\
 /// How large what is read may be, each at most this: the same bounds as in Python.
 ///
 /// They are checked before anything is allocated for a value, so that a damaged or hostile file costs no memory.
-public enum Bounds {
+package enum Bounds {
 """
 
 
@@ -33,7 +33,7 @@ def make_bounds() -> str:
 def _declare(name: str, words: str) -> str:
     first, *rest = name.lower().split("_")
     constant = first + "".join(part.title() for part in rest)
-    return f"    /// {words[0].upper()}{words[1:]}.\n    public static let {constant} = {getattr(bounds, name):_}\n"
+    return f"    /// {words[0].upper()}{words[1:]}.\n    package static let {constant} = {getattr(bounds, name):_}\n"
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from convert.cli import main
+from mlx_moddit import cli as mlx_moddit_cli
 from tests import tiny
 from tests.parity.published.adapters import save_adapter
 from tests.parity.published.base import save
@@ -68,12 +70,23 @@ def test_commands_for_checkpoints_of_one_s_own(tmp_path: Path, monkeypatch: pyte
         "PixArt-alpha/PixArt-Sigma-XL-2-512-MS": "512",
         "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers": "sigma-folder",
     }
-    (block,) = (text for kind, text in BLOCKS if kind == "bash")
-    for line in block.splitlines():
+    own, _ = (text for kind, text in BLOCKS if kind == "bash")
+    for line in own.splitlines():
         program, flag, module, *arguments = [places.get(word, word) for word in shlex.split(line)]
         assert (program, flag, module) == ("python", "-m", "convert")
         assert main(arguments) == 0
     assert {"sigma-mlx", "sigma512-mlx", "mine-mlx"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_commands_for_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = tiny.save_dit_pipeline(tmp_path / "dit", routed=False)
+    _, classes = (text for kind, text in BLOCKS if kind == "bash")
+    convert, generate = classes.replace("facebook/DiT-XL-2-256", str(source)).splitlines()
+    assert main(shlex.split(convert)[3:]) == 0
+    result = CliRunner().invoke(mlx_moddit_cli.main, [*shlex.split(generate)[1:], "--steps", "2"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == ["class-207-1.png", "class-88-1.png"]
 
 
 def test_make_targets_exist() -> None:

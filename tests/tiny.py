@@ -18,6 +18,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PixArtAlphaPipeline,
@@ -33,6 +35,7 @@ KINDS: Final = ("sigma", "alpha", "alpha-micro")
 MAX_TOKENS: Final = 16
 TEXT_WIDTH: Final = 32
 WORDS: Final = ("a", "large", "small", "red", "blue", "green", "circle", "square", "on", "the", "left", "right", "and")
+LABELS: Final[Mapping[int, str]] = {0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 207: "golden retriever"}
 SHARD_SIZE: Final = "30KB"  # of which transformer and text encoder make several, in bfloat16 too
 TRANSFORMER_KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
     "sigma": {"sample_size": 16, "interpolation_scale": 2, "use_additional_conditions": False},
@@ -99,6 +102,27 @@ def make_transformer(kind: str = "sigma", *, seed: int = 0, **changes: Any) -> A
         **changes,
     }
     return _finish(PixArtTransformer2DModel(**arguments))
+
+
+def make_dit(*, seed: int = 0, **changes: Any) -> Any:
+    """Make a random DiTTransformer2DModel of 3 layers, width 48 and the 1000 classes that DiTPipeline presupposes."""
+    torch.manual_seed(seed)
+    arguments: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 24,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 3,
+        "sample_size": 16,
+        "patch_size": 2,
+        **changes,
+    }
+    model = DiTTransformer2DModel(**arguments)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "norm1.linear" in name or "proj_out_1" in name:  # small at first: make modulation and labels matter
+                value.mul_(3)
+    return _finish(model)
 
 
 def make_vae(*, seed: int = 0, **changes: Any) -> Any:
@@ -184,6 +208,51 @@ def save_pipeline(
     """
     pipeline = make_pipeline(kind, seed=seed, **components).to(getattr(torch, dtype))
     pipeline.save_pretrained(folder, max_shard_size=SHARD_SIZE if sharded else "10GB")
+    if routed:
+        layers = pipeline.transformer.config.num_layers
+        add_routing(folder, keep_tenths or random_tenths(layers, 4, seed=seed), dtype=dtype, seed=seed)
+    return folder
+
+
+def make_dit_pipeline(*, seed: int = 0, sampler: str = "ddim", **changes: Any) -> Any:
+    """Make a dense class-conditional pipeline of diffusers' own class; changes are the transformer's."""
+    pipeline: Any = DiTPipeline(
+        transformer=make_dit(seed=seed, **changes), vae=make_vae(seed=seed + 2), scheduler=make_scheduler(sampler)
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_dit_pipeline(
+    folder: Path,
+    *,
+    routed: bool = True,
+    dtype: str = "float32",
+    keep_tenths: Sequence[Sequence[int]] | None = None,
+    labels: Mapping[int, str] | None = LABELS,
+    seed: int = 0,
+    **changes: Any,
+) -> Path:
+    """Save a tiny random class-conditional pipeline as a diffusers folder, laid out as facebook's DiT-XL-2-256.
+
+    Args:
+        folder: made if it is not there.
+        routed: add routers, keep ratios and the "diffcr" object; otherwise a plain dense folder.
+        dtype: of all weights; keep ratios stay float32.
+        keep_tenths: [layers][regions]; by default random, of 4 regions.
+        labels: names of classes for the pipeline's index, where published models have them; None for none.
+        seed: of all weights.
+        changes: of the transformer's arguments.
+
+    Returns:
+        `folder`
+    """
+    pipeline = make_dit_pipeline(seed=seed, **changes).to(getattr(torch, dtype))
+    pipeline.save_pretrained(folder)
+    index = folder / "model_index.json"
+    if labels is not None:
+        names = {str(number): name for number, name in labels.items()}
+        index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": names}, indent=2) + "\n")
     if routed:
         layers = pipeline.transformer.config.num_layers
         add_routing(folder, keep_tenths or random_tenths(layers, 4, seed=seed), dtype=dtype, seed=seed)

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import torch
@@ -16,14 +17,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from moddit.bounds import SIDE
 from moddit.checkpoint.hub import find_checkpoint
+from moddit.conditioning import Label, Text
 from moddit.errors import MissingError, ModditError
 from moddit.paths import expand
 from moddit.signals import Stopped, end_on_stop
+from moddit.spec import ModelSpec
 from moddit.text import printable_lines
-from torch_moddit.data import Item, PictureFolder
+from torch_moddit.data import Item, PictureFolder, tokenize
 from torch_moddit.export import check_output, save_checkpoint
 from torch_moddit.loading import load_checkpoint
-from torch_moddit.model import RoutedPixArt
+from torch_moddit.model import RoutedTransformer
 from torch_moddit.pipeline import ReferencePipeline
 from torch_moddit.precomputed import Precomputed
 from torch_moddit.runfiles import list_checkpoints
@@ -111,7 +114,7 @@ def command(
     overwrite: bool,
     **settings: Any,
 ) -> None:
-    """Fine-tune a PixArt pipeline with learned token routing; write it to OUT/model.
+    """Fine-tune a diffusion transformer with learned token routing; write its pipeline to OUT/model.
 
     The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
     accelerate launch -m torch_moddit.finetune ...
@@ -132,10 +135,10 @@ def command(
             config,
             start,
             dataset,
-            reference.schedule,
+            reference.spec.scheduler,
             null=null,
-            text_encoder=reference.pipeline.text_encoder,
-            vae=reference.pipeline.vae,
+            text_encoder=reference.parts.get("text_encoder"),
+            vae=reference.parts["vae"],
         )
         if not PartialState().is_main_process:
             return
@@ -184,8 +187,8 @@ def _resumable(output: Path) -> Iterator[None]:
         raise
 
 
-def _dense(routed: RoutedPixArt, model: str) -> Any:
-    if routed.plan is not None:
+def _dense(routed: RoutedTransformer, model: str) -> Any:
+    if not routed.policy.is_dense:
         raise MissingError(f"[finetune] {model}: the model is routed already; want a dense one, or --mode fixed")
     return routed.transformer
 
@@ -193,17 +196,30 @@ def _dense(routed: RoutedPixArt, model: str) -> Any:
 def _dataset(
     reference: ReferencePipeline, images: Path | None, latents: Path | None, height: int | None, width: int | None
 ) -> tuple[PictureFolder | Precomputed, Item | None]:
+    spec = reference.spec
+    tell, null = TELLERS[spec.conditioning.KIND](reference)
     if latents is not None:
-        precomputed = Precomputed(latents, reference.model.spec)
-        return precomputed, precomputed.null()
+        precomputed = Precomputed(latents, spec.transformer)
+        return precomputed, precomputed.null() or (null if "labels" in null else None)
     assert images is not None
-    side = reference.default_side
-    pictures = PictureFolder(
-        images,
-        reference.pipeline.tokenizer,
-        height=height or side,
-        width=width or side,
-        max_tokens=reference.max_sequence_length,
-        with_conditions=reference.model.spec.use_additional_conditions,
-    )
-    return pictures, pictures.null()
+    height, width = height or spec.default_side, width or spec.default_side
+    sizes = spec.transformer.size_features(height, width)
+    return PictureFolder(images, tell, height=height, width=width, sizes=sizes), null
+
+
+def _tell_text(reference: ReferencePipeline) -> tuple[Callable[[str], Item], Item]:
+    """Tokenize a caption."""
+    tell = partial(tokenize, reference.parts["tokenizer"], max_tokens=reference.spec.text_tokens)
+    return tell, tell("")
+
+
+def _tell_label(reference: ReferencePipeline) -> tuple[Callable[[str], Item], Item]:
+    """Take a caption for the number or the name of a class."""
+    return partial(_label_item, reference.spec), {"labels": torch.tensor(reference.spec.transformer.num_classes)}
+
+
+def _label_item(spec: ModelSpec, caption: str) -> Item:
+    return {"labels": torch.tensor(spec.number(caption))}
+
+
+TELLERS: Final = {Text.KIND: _tell_text, Label.KIND: _tell_label}

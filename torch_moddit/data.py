@@ -4,6 +4,7 @@ Every dataset here is a map from an index to a dictionary of tensors, and any ot
 
     latents (C, H, W)        scaled as the transformer sees them,   or  pixels (3, H, W) in -1..1, for a VAE
     text (L, D), mask (L,)   text encoder states and 1 for tokens,  or  input_ids (L,), mask (L,), for a text encoder
+    labels ()                numbers of classes, for a model of classes instead of text
     resolution (2,), aspect_ratio (1,)   only for transformers with additional conditions
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from moddit.bounds import LOG_BYTES, PATH, PIXELS, TEXT, Text
-from moddit.errors import FormatError, MissingError, ValueRangeError
+from moddit.errors import FormatError, InputError, MissingError, ValueRangeError
 from moddit.record import Keys, Origin, decode, escape, open_regular, parse_json, read_bytes
 
 SEEDS: Final = 1 << 63  # that torch's generators take
@@ -55,10 +56,9 @@ class PictureFolder(Dataset[Item]):
 
     Args:
         folder: searched for `metadata.jsonl` first, otherwise for pictures with text files, at any depth.
-        tokenizer: of the pipeline.
+        tell: turns a caption into what the model is conditioned on.
         height, width: pixels.
-        max_tokens: length that captions are padded and cut to.
-        with_conditions: add resolution and aspect ratio.
+        sizes: what the model is told about the size (`size_features`).
 
     Raises:
         ValueRangeError: too many pixels.
@@ -69,22 +69,20 @@ class PictureFolder(Dataset[Item]):
     def __init__(
         self,
         folder: Path,
-        tokenizer: Any,
+        tell: Callable[[str], Item],
         *,
         height: int,
         width: int,
-        max_tokens: int,
-        with_conditions: bool = False,
+        sizes: Mapping[str, Sequence[float]],
     ) -> None:
         if height * width > PIXELS:
             raise ValueRangeError(
                 f"[data] height {height} and width {width} are too large, want at most {PIXELS} pixels"
             )
         self.pairs = read_captions(folder)
-        self.tokenizer = tokenizer
+        self.tell = tell
         self.height, self.width = height, width
-        self.max_tokens = max_tokens
-        self.with_conditions = with_conditions
+        self.sizes = {name: torch.tensor(values, dtype=torch.float32) for name, values in sizes.items()}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -93,15 +91,11 @@ class PictureFolder(Dataset[Item]):
         path, caption = self.pairs[index]
         picture = fit(read_picture(path), self.height, self.width)
         pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1)
-        item = {"pixels": pixels, **tokenize(self.tokenizer, caption, self.max_tokens)}
-        if self.with_conditions:
-            item["resolution"] = torch.tensor([self.height, self.width], dtype=torch.float32)
-            item["aspect_ratio"] = torch.tensor([self.height / self.width])
-        return item
-
-    def null(self) -> Item:
-        """Return the empty caption, for caption dropout."""
-        return tokenize(self.tokenizer, "", self.max_tokens)
+        try:
+            told = self.tell(caption)
+        except InputError as error:
+            raise type(error)(f"{error} (caption of {path})") from None
+        return {"pixels": pixels, **told, **self.sizes}
 
 
 class Batches(Sampler[list[int]]):
@@ -140,7 +134,7 @@ class Batches(Sampler[list[int]]):
 
 
 def tokenize(tokenizer: Any, caption: str, max_tokens: int) -> Item:
-    """Tokenize as the PixArt pipelines do: lower case, stripped, padded and cut to `max_tokens`."""
+    """Tokenize as diffusers' pipelines of PixArt do: lower case, stripped, padded and cut to `max_tokens`."""
     encoded = tokenizer(
         caption.lower().strip(), padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
     )

@@ -19,13 +19,12 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from torch import Tensor
 
+from moddit.checkpoint.conditioning import NAMES
 from moddit.checkpoint.diffcr import PLAN_KEY, ROUTED_CLASS, ROUTED_NORM_TYPE
 from moddit.checkpoint.sources import COMPONENTS, INDEX, TRANSFORMER, Sources, as_sources
-from moddit.checkpoint.transformer import CLASS as DENSE_CLASS
-from moddit.checkpoint.weights import read_optional_json
 from moddit.files import check_folder, new_folder, recover
 from moddit.tensors import KEEP_RATIO
-from torch_moddit.model import RoutedPixArt
+from torch_moddit.model import RoutedTransformer
 from torch_moddit.tensorfiles import write_tensors
 
 KIND: Final = "checkpoint"
@@ -41,7 +40,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 def save_checkpoint(
     folder: Path,
-    model: RoutedPixArt,
+    model: RoutedTransformer,
     *,
     source: Path | Sources | None = None,
     pipeline: Any = None,
@@ -77,7 +76,7 @@ def save_checkpoint(
 
 def write_transformer(
     folder: Path,
-    model: RoutedPixArt,
+    model: RoutedTransformer,
     keep_ratio: Tensor | None = None,
     dtype: torch.dtype | None = None,
     max_shard_size: int | str = "10GB",
@@ -85,9 +84,9 @@ def write_transformer(
     """Write `config.json` and safetensors into a folder that the caller makes appear whole."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {key: value for key, value in dict(model.transformer.config).items() if not key.startswith("_")}
-    config = {"_class_name": DENSE_CLASS, **config}
-    if model.plan is not None:
-        config |= {"_class_name": ROUTED_CLASS, "norm_type": ROUTED_NORM_TYPE, PLAN_KEY: model.plan.to_json()}
+    config = {"_class_name": _class_name(model), **config}
+    if not model.policy.is_dense:
+        config |= {"norm_type": ROUTED_NORM_TYPE + model.spec.NORM_TYPE, PLAN_KEY: model.policy.plan.to_json()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = model.transformer.state_dict()
     tensors = {name: value.detach().to("cpu", dtype or value.dtype) for name, value in state.items()}
@@ -109,30 +108,38 @@ def is_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (INDEX, f"{TRANSFORMER}/config.json"))
 
 
-def _write_index(path: Path, model: RoutedPixArt, index: dict[str, Any]) -> None:
+def _class_name(model: RoutedTransformer) -> str:
+    return ("" if model.policy.is_dense else ROUTED_CLASS) + model.spec.DIFFUSERS_CLASS
+
+
+def _write_index(path: Path, model: RoutedTransformer, index: dict[str, Any]) -> None:
     """Write a pipeline's index, with the class of this transformer."""
-    index[TRANSFORMER] = ["diffusers", DENSE_CLASS] if model.plan is None else ["torch_moddit", ROUTED_CLASS]
+    index[TRANSFORMER] = ["diffusers" if model.policy.is_dense else "torch_moddit", _class_name(model)]
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_others(target: Path, sources: Sources) -> dict[str, Any]:
     """Copy every component of a checkpoint but the transformer; return the index of the pipeline that they make."""
-    index: dict[str, Any] = {}
-    for root in reversed(list(sources.roots)):  # the first one counts
-        found = read_optional_json(root / INDEX) or {}
-        index |= {key: value for key, value in found.items() if not isinstance(value, list) or any(value)}
     for name in COMPONENTS:
         if name != TRANSFORMER and sources.has(name):
             (target / name).mkdir()
             for path in sources.component(name).iterdir():
                 if path.is_file():
                     shutil.copyfile(path, target / name / path.name)
-    return index
+    return sources.whole_index()
+
+
+def _class_names(pipeline: Any) -> dict[str, Any]:
+    """Give the names of a pipeline's classes as an index has them: diffusers keeps the number of each name alone."""
+    names: dict[str, list[str]] = {}
+    for name, number in getattr(pipeline, "labels", {}).items():
+        names.setdefault(str(number), []).append(name)
+    return {NAMES: {number: ", ".join(found) for number, found in sorted(names.items())}} if names else {}
 
 
 def _save_others(target: Path, pipeline: Any, dtype: torch.dtype | None) -> dict[str, Any]:
     """Save every component of a diffusers pipeline but the transformer; return its index."""
-    index: dict[str, Any] = {"_class_name": type(pipeline).__name__}
+    index: dict[str, Any] = {"_class_name": type(pipeline).__name__, **_class_names(pipeline)}
     for name, part in sorted(pipeline.components.items()):
         component: Any = part
         index[name] = [type(component).__module__.split(".")[0], type(component).__name__]

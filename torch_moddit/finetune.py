@@ -1,4 +1,4 @@
-"""Fine-tuning of a dense PixArt transformer into a routed one, on Hugging Face Accelerate.
+"""Fine-tuning of a dense transformer into a routed one, on Hugging Face Accelerate.
 
 From Python:
 
@@ -7,13 +7,13 @@ From Python:
     result = finetune(config, pipeline.transformer, dataset, schedule, null=null, text_encoder=pipeline.text_encoder)
     save_checkpoint(Path("out/model"), result.model, pipeline=pipeline, keep_ratio=result.keep_ratio)
 
-`dataset` maps an index to a dictionary of tensors, `null` is the empty caption under the same keys
-(`torch_moddit.data`): {"latents" (C, H, W), "text" (L, D), "mask" (L,)}, or "input_ids" in place of "text" together
-with `text_encoder`, or "pixels" in place of "latents" together with `vae`. `finetune` takes the transformer over (pass
-a copy to keep it), returns averaged weights with their plan, and calling it again with the same configuration resumes
-from its last checkpoint: a run that was killed ends with the weights of one that was not. `stop_after=N` ends a call
-after N steps, with a checkpoint. The controls are `mode=Mode.UNIFORM` (routers trained, every keep ratio the target),
-`Mode.RANDOM` (random tokens, no routers) and `Mode.DENSE`.
+`dataset` maps an index to a dictionary of tensors, `null` is the empty caption, or the class that is none, under the
+same keys (`torch_moddit.data`): {"latents" (C, H, W), "text" (L, D), "mask" (L,)}, or "input_ids" in place of "text"
+together with `text_encoder`, or "labels" () in place of both, or "pixels" in place of "latents" together with `vae`.
+`finetune` takes the transformer over (pass a copy to keep it), returns averaged weights with their plan, and calling it
+again with the same configuration resumes from its last checkpoint: a run that was killed ends with the weights of one
+that was not. `stop_after=N` ends a call after N steps, with a checkpoint. The controls are `mode=Mode.UNIFORM` (routers
+trained, every keep ratio the target), `Mode.RANDOM` (random tokens, no routers) and `Mode.DENSE`.
 
 From a shell: `python -m torch_moddit.finetune --help`, or `accelerate launch -m torch_moddit.finetune ...` for many
 devices.

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import PixArtTransformer2DModel
 from torch import Tensor
 
 from moddit.checkpoint.description import describe_transformer
 from moddit.checkpoint.sources import Sources, as_sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import ValueRangeError
-from moddit.spec import PixArtSpec
-from torch_moddit.model import RoutedPixArt
+from torch_moddit.architectures import TRANSFORMERS
+from torch_moddit.model import RoutedTransformer
 
 
-def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float32) -> RoutedPixArt:
+def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float32) -> RoutedTransformer:
     """Load the transformer of a checkpoint, routed or dense, in evaluation mode.
 
     Args:
@@ -27,13 +25,14 @@ def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float3
         dtype: of the loaded weights.
 
     Raises:
-        InputError: it is damaged, incomplete, not a PixArt, or its weights are NaN or infinite.
+        InputError: it is damaged, incomplete, of another architecture, or its weights are NaN or infinite.
     """
     found = describe_transformer(as_sources(source))
     tensors = {name: to_torch(tensor) for name, tensor in found.read.part.tensors.items()}
     _check_finite(tensors, found.read.part.tensors)
-    transformer = make_transformer(found.spec)
-    model = RoutedPixArt(transformer, found.plan)
+    kind = TRANSFORMERS[found.spec.ARCHITECTURE]
+    transformer = kind.make(found.spec)
+    model = kind(transformer, found.policy)
     transformer.load_state_dict(tensors, strict=True)
     return model.to(dtype).eval()
 
@@ -46,25 +45,6 @@ def read_keep_ratios(source: Path | Sources) -> Tensor | None:
     """
     ratios = describe_transformer(as_sources(source)).keep_ratio
     return None if ratios is None else torch.from_numpy(ratios)
-
-
-def make_transformer(spec: PixArtSpec) -> Any:
-    """Make a PixArtTransformer2DModel of these dimensions, with random weights."""
-    return PixArtTransformer2DModel(
-        num_attention_heads=spec.num_attention_heads,
-        attention_head_dim=spec.attention_head_dim,
-        in_channels=spec.in_channels,
-        out_channels=spec.out_channels,
-        num_layers=spec.num_layers,
-        cross_attention_dim=spec.cross_attention_dim,
-        attention_bias=spec.attention_bias,
-        sample_size=spec.sample_size,
-        patch_size=spec.patch_size,
-        norm_eps=spec.norm_eps,
-        interpolation_scale=spec.interpolation_scale,
-        use_additional_conditions=spec.use_additional_conditions,
-        caption_channels=spec.caption_channels,
-    )
 
 
 def to_torch(tensor: StoredTensor) -> Tensor:

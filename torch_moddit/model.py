@@ -1,149 +1,124 @@
-"""The routed PixArt transformer, over diffusers' own modules; its block is written once, for training and inference.
+"""Routed transformers, over diffusers' own modules; their blocks are written once, for training and inference.
 
 A block scores every token with one linear layer, keeps the `capacity` tokens with the largest scores, runs whole on
 them and leaves the others unchanged. sigmoid(score) multiplies the output of the MLP branch, after its adaLN gate and
 before the residual sum: that is what teaches the router. During training a block runs at two capacities and mixes the
 outcomes, which teaches the keep ratio (`torch_moddit.ratios`).
 
-Choices where the paper is silent:
-- Scores are float32 under every precision, ranked raw (sigmoid saturates and ties), ties to the lower index.
-- A routed model starts equal to the dense one: routers start at zero, where sigmoid gives 1/2 exactly, and `from_dense`
-  doubles the MLP's last layer. Both are exact in binary arithmetic.
+A routed model starts equal to the dense one: routers start at zero, where sigmoid gives 1/2 exactly, and `from_dense`
+doubles the MLP's last layer. Both are exact in binary arithmetic.
 
-Source: DiffCR (arXiv 2412.16822), section 3; diffusers/models/transformers/pixart_transformer_2d.py.
+Source: DiffCR (arXiv 2412.16822), section 3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Final, Self
 
 import torch
-from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moddit.errors import MissingError, ShapeError
-from moddit.routing import RoutingPlan, capacity
-from moddit.spec import PixArtSpec
+from moddit.models.transformer import TransformerSpec
+from moddit.routing import capacity
+from moddit.tokens import TokenPolicy
+from torch_moddit.tokens import SCORERS, BinUse, PlanRouting, Routing, keep
 
-MASKED = -10000.0  # attention bias of a text token that is padding, as in diffusers
-
-
-class Scoring(Enum):
-    """Where the ranking of tokens comes from."""
-
-    LEARNED = "learned"  # the block's router; sigmoid(score) gates the MLP branch
-    RANDOM = "random"  # fresh random numbers, no gate: a control without any router
-
-
-@dataclass(frozen=True)
-class BinUse:
-    """One keep ratio at which a block runs, for some samples of the batch."""
-
-    tenths: int  # keep ratio
-    rows: Tensor | None  # samples, (S,) int64; None for all of them, in order
-    weight: Tensor | None  # share of each sample's outcome, (S,); None for the whole of it
-
-
-class Routing(Protocol):
-    """What decides how many tokens a block keeps of each sample."""
-
-    def bins(self, layer: int, regions: Sequence[int]) -> list[BinUse]:
-        """List the keep ratios at which `layer` runs, given each sample's region of timesteps."""
+Context = Mapping[str, Tensor]  # what the samples are conditioned on, by name, the batch first
+# What of a training sample a model is conditioned on, with its name in the context.
+CONTEXT: Final = {
+    "text": "text",
+    "mask": "text_mask",
+    "labels": "labels",
+    "resolution": "resolution",
+    "aspect_ratio": "aspect_ratio",
+}
+OPTIONAL: Final = "text_mask"  # where there is no padding
+Told = Mapping[str, Tensor]  # what every block takes beside the tokens, by name, the batch first
 
 
 @dataclass(frozen=True)
 class BlockTrace:
-    """What one block did, handed to `record` (plans only, not the mixing of training)."""
+    """What one block did, handed to `on_block` (plans only, not the mixing of training)."""
 
     layer: int
-    scores: Tensor | None  # (B, N) float32; None in a dense model
+    scores: Tensor | None  # (B, N) float32; None where nothing is ranked
     kept: tuple[Tensor, ...]  # kept token indices of each sample, ascending, (K,)
     output: Tensor  # (B, N, C)
 
 
-Record = Callable[[BlockTrace], None]
-# tokens (B, N, C), scores (B, N), modulation (B, 6, C), text (B, L, C), text bias (B, 1, L), forced indices (B, K)
-_Inputs = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]
+OnBlock = Callable[[BlockTrace], None]
 
 
-class PlanRouting:
-    """Run each block at the one keep ratio that a plan gives the sample's region."""
+class RoutedTransformer(nn.Module):
+    """A transformer whose blocks process the tokens that a policy says; an architecture is a subclass.
 
-    def __init__(self, plan: RoutingPlan) -> None:
-        self.plan = plan
-
-    def bins(self, layer: int, regions: Sequence[int]) -> list[BinUse]:
-        tenths = [self.plan.keep_tenths[layer][region] for region in regions]
-        return group_rows(tenths)
-
-
-def group_rows(tenths: Sequence[int]) -> list[BinUse]:
-    """Group the samples of a batch by keep ratio, so that each group runs at its own cost."""
-    groups = sorted(set(tenths))
-    if len(groups) == 1:
-        return [BinUse(groups[0], None, None)]
-    return [
-        BinUse(group, torch.tensor([row for row, value in enumerate(tenths) if value == group]), None)
-        for group in groups
-    ]
-
-
-class RoutedPixArt(nn.Module):
-    """A PixArt transformer whose blocks process only some of the tokens.
-
-    Owns `transformer`, a PixArtTransformer2DModel with one extra module `router` in each block, so that
-    ``transformer.state_dict()`` carries the canonical names.
+    Owns `transformer`, a module of diffusers with one extra module `router` in each block where the policy has routers,
+    so that ``transformer.state_dict()`` carries the canonical names.
 
     Args:
-        transformer: alpha or Sigma; taken over, not copied. Routers are added unless they are there.
-        plan: kept tokens of every layer and region; None for the dense model, without routers and gates.
-        scoring: LEARNED, or RANDOM for the control.
+        transformer: taken over, not copied. Routers are added unless they are there.
+        policy: which tokens the blocks process.
 
     Raises:
         UnsupportedError: if the transformer's configuration is not implemented.
         ShapeError: if the plan has another number of layers.
     """
 
-    def __init__(
-        self, transformer: PixArtTransformer2DModel, plan: RoutingPlan | None, scoring: Scoring = Scoring.LEARNED
-    ) -> None:
+    SPEC: ClassVar[type[TransformerSpec]]
+    transformer: Any
+    policy: TokenPolicy
+
+    def __init__(self, transformer: nn.Module, policy: TokenPolicy) -> None:
         super().__init__()
-        self.transformer: Any
         self.transformer = transformer
         config = {"_class_name": type(transformer).__name__, **self.transformer.config}
-        self.spec = PixArtSpec.from_diffusers(config, "transformer")
-        self.plan = plan
-        self.scoring = scoring
-        self.generator: torch.Generator | None = None  # of RANDOM scores; None for PyTorch's own
+        self.spec = self.SPEC.from_diffusers(config, "transformer")
+        self.policy = policy
+        self.generator: torch.Generator | None = None  # of random scores; None for PyTorch's own
         self.gradient_checkpointing = False
-        if plan is not None and plan.layers != self.spec.num_layers:
-            raise ShapeError(f"[model] plan has {plan.layers} layers, the transformer {self.spec.num_layers}")
-        if self.has_routers:
+        if policy.plan.layers != self.spec.num_layers:
+            raise ShapeError(f"[model] plan has {policy.plan.layers} layers, the transformer {self.spec.num_layers}")
+        if policy.has_routers:
             self._add_routers()
 
     @classmethod
-    def from_dense(
-        cls, transformer: PixArtTransformer2DModel, plan: RoutingPlan | None, scoring: Scoring = Scoring.LEARNED
-    ) -> RoutedPixArt:
+    def from_dense(cls, transformer: nn.Module, policy: TokenPolicy) -> Self:
         """Turn a trained dense transformer into a routed one that, while every token is kept, computes the same.
 
         Routers start at zero; the MLP's last layer is doubled in place, against sigmoid(0) = 1/2.
         """
-        model = cls(transformer, plan, scoring)
-        if model.has_routers:
+        model = cls(transformer, policy)
+        if policy.has_routers:
             with torch.no_grad():
                 for block in model.blocks:
                     block.ff.net[2].weight.mul_(2)
                     block.ff.net[2].bias.mul_(2)
         return model
 
-    @property
-    def has_routers(self) -> bool:
-        return self.plan is not None and self.scoring is Scoring.LEARNED
+    @classmethod
+    def make(cls, spec: Any) -> Any:
+        """Make the dense module of diffusers with these dimensions and random weights."""
+        raise NotImplementedError
+
+    def tell(self, timestep: Tensor, context: Context, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Compute what every block and the output take beside the tokens, which have this dtype."""
+        raise NotImplementedError
+
+    def run_block(self, block: Any, tokens: Tensor, told: Told, gates: Tensor | None) -> Tensor:
+        """Run one block on the tokens given, operation for operation as diffusers, but for `gates` of the MLP branch.
+
+        Shapes:
+            tokens (B, K, C), gates (B, K) -> (B, K, C)
+        """
+        raise NotImplementedError
+
+    def project(self, tokens: Tensor, told: Told) -> Tensor:
+        """Modulate and project. Shapes: tokens (B, N, C) -> (B, N, P * P * out_channels)."""
+        raise NotImplementedError
 
     @property
     def blocks(self) -> Sequence[Any]:
@@ -152,18 +127,16 @@ class RoutedPixArt(nn.Module):
 
     def router_parameters(self) -> list[nn.Parameter]:
         """List the routers' weights, each (1, C)."""
-        return [block.router.weight for block in self.blocks] if self.has_routers else []
+        return [block.router.weight for block in self.blocks] if self.policy.has_routers else []
 
     def forward(
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: Tensor,
-        text_mask: Tensor | None = None,
-        conditions: Mapping[str, Tensor] | None = None,
+        context: Context,
         *,
         routing: Routing | None = None,
-        record: Record | None = None,
+        on_block: OnBlock | None = None,
         forced: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Predict noise or velocity.
@@ -171,111 +144,70 @@ class RoutedPixArt(nn.Module):
         Args:
             latents: noisy latents; sides are multiples of the patch size.
             timestep: of each sample, in 0..num_train_timesteps - 1.
-            text: text encoder states.
-            text_mask: 1 for tokens, 0 for padding; None if there is no padding.
-            conditions: "resolution" (B, 2) and "aspect_ratio" (B, 1), for models with additional conditions.
+            context: what the samples are conditioned on, as the architecture takes it.
             routing: replaces the plan (training).
-            record: called after each block.
+            on_block: called after each block.
             forced: indices to keep instead of the ranking's, one tensor a layer (parity reports).
 
         Shapes:
-            latents (B, C, H, W), timestep (B,), text (B, L, D), text_mask (B, L) -> (B, out_channels, H, W);
-            forced[layer] (B, K)
+            latents (B, in_channels, H, W), timestep (B,) -> (B, out_channels, H, W); forced[layer] (B, K)
 
         Raises:
-            MissingError: additional conditions are needed and absent.
+            MissingError: the context lacks something.
             ShapeError: the latents are not made of whole patches.
         """
-        model = self.transformer
-        batch, _, height, width = latents.shape
+        _, _, height, width = latents.shape
         self.spec.tokens(height, width)
-        if self.spec.use_additional_conditions and conditions is None:
-            raise MissingError("[model] this transformer needs the conditions 'resolution' and 'aspect_ratio'")
-        tokens = model.pos_embed(latents)  # (B, N, C)
-        modulation, embedded = model.adaln_single(  # (B, 6C), (B, C)
-            timestep, dict(conditions) if conditions else None, batch_size=batch, hidden_dtype=tokens.dtype
-        )
-        text = model.caption_projection(text).view(batch, -1, tokens.shape[-1])  # (B, L, C)
-        bias = None if text_mask is None else ((1 - text_mask.to(tokens.dtype)) * MASKED).unsqueeze(1)  # (B, 1, L)
-        modulation = modulation.reshape(batch, 6, -1)
-        if routing is None and self.plan is not None:
-            routing = PlanRouting(self.plan)
-        regions = self._regions(timestep) if routing is not None else []
+        missing = sorted({CONTEXT[name] for name in self.spec.sample_shapes()} - context.keys() - {OPTIONAL})
+        if missing:
+            raise MissingError(f"[model] the context has {sorted(context)}, but no {' and no '.join(missing)}")
+        tokens = self.transformer.pos_embed(latents)  # (B, N, C)
+        told = self.tell(timestep, context, tokens.dtype)
+        routing = routing or PlanRouting(self.policy.plan)
+        plan = self.policy.plan
+        regions = [plan.region(value) for value in timestep.tolist()] if plan.regions > 1 else [0] * len(timestep)
         for layer, block in enumerate(self.blocks):
-            uses = [BinUse(10, None, None)] if routing is None else routing.bins(layer, regions)
-            scores = self._score(block, tokens)
-            inputs = (tokens, scores, modulation, text, bias, None if forced is None else forced[layer])
+            uses = routing.bins(layer, regions)
+            scores, gates = SCORERS[self.policy.name](block, tokens, self.generator)
+            chosen = None if forced is None else forced[layer]
+            inputs = _present(told, tokens=tokens, scores=scores, gates=gates, forced=chosen)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens, kept = checkpoint(self._run, block, uses, inputs, use_reentrant=False)
             else:
                 tokens, kept = self._run(block, uses, inputs)
-            if record is not None:
-                record(BlockTrace(layer, scores, _by_sample(kept, uses, tokens), tokens))
-        return self._unpatch(tokens, embedded, height, width)
+            if on_block is not None:
+                on_block(BlockTrace(layer, scores, _by_sample(kept, uses, tokens), tokens))
+        return self._unpatch(self.project(tokens, told), height, width)
 
-    def _run(self, block: Any, uses: list[BinUse], inputs: _Inputs) -> tuple[Tensor, list[Tensor | None]]:
+    def _run(self, block: Any, uses: list[BinUse], inputs: Told) -> tuple[Tensor, list[Tensor | None]]:
         """Run one block at every keep ratio in use and mix; also return the kept tokens of each use."""
         mixed: Tensor | None = None
         kept: list[Tensor | None] = []
         for use in uses:
-            outcome, indices = self._run_bin(block, use.tenths, *_take(inputs, use.rows))
+            outcome, indices = self._run_bin(block, use.tenths, _take(inputs, use.rows))
             kept.append(indices)
             if use.weight is not None:
                 outcome = outcome * use.weight.to(outcome.dtype)[:, None, None]
             if use.rows is not None:
-                mixed = torch.zeros_like(inputs[0], dtype=outcome.dtype) if mixed is None else mixed
+                mixed = torch.zeros_like(inputs["tokens"], dtype=outcome.dtype) if mixed is None else mixed
                 mixed = mixed.index_add(0, use.rows.to(outcome.device), outcome)
             else:
                 mixed = outcome if mixed is None else mixed + outcome
         assert mixed is not None
         return mixed, kept
 
-    def _run_bin(
-        self,
-        block: Any,
-        tenths: int,
-        tokens: Tensor,
-        scores: Tensor | None,
-        modulation: Tensor,
-        text: Tensor,
-        bias: Tensor | None,
-        forced: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    def _run_bin(self, block: Any, tenths: int, inputs: Told) -> tuple[Tensor, Tensor | None]:
         """Run one block at one keep ratio; kept tokens are None where that is all of them."""
-        count = tokens.shape[1]
-        kept_count = capacity(tenths, count)
-        gates = torch.sigmoid(scores) if scores is not None and self.scoring is Scoring.LEARNED else None
-        if kept_count == count or scores is None:
-            return run_block(block, tokens, modulation, text, bias, gates), None
-        kept = select_tokens(scores, kept_count) if forced is None else forced  # (B, K)
-        index = kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        rows = torch.gather(tokens, 1, index)  # (B, K, C)
-        gates = None if gates is None else torch.gather(gates, 1, kept)
-        outcome = run_block(block, rows, modulation, text, bias, gates)
-        return torch.scatter(tokens.to(outcome.dtype), 1, index, outcome), kept
+        tokens = inputs["tokens"]
+        scores, gates, forced = (inputs.get(name) for name in ("scores", "gates", "forced"))
+        kept = keep(tokens, scores, gates, capacity(tenths, tokens.shape[1]), forced)
+        return kept.put_back(self.run_block(block, kept.tokens, inputs, kept.gates)), kept.indices
 
-    def _score(self, block: Any, tokens: Tensor) -> Tensor | None:
-        """Score every token in float32, (B, N); None in a dense model."""
-        if self.plan is None:
-            return None
-        if self.scoring is Scoring.RANDOM:
-            device = "cpu" if self.generator is None else self.generator.device
-            scores = torch.rand(tokens.shape[:2], generator=self.generator, device=device)
-            return scores.to(tokens.device)
-        with torch.autocast(tokens.device.type, enabled=False):
-            return nn.functional.linear(tokens.float(), block.router.weight.float()).squeeze(-1)
-
-    def _regions(self, timestep: Tensor) -> list[int]:
-        assert self.plan is not None
-        return [self.plan.region(value) for value in timestep.tolist()]
-
-    def _unpatch(self, tokens: Tensor, embedded: Tensor, height: int, width: int) -> Tensor:
-        """Modulate, project and put the patches back in place: tokens (B, N, C) -> (B, out_channels, H, W)."""
-        model, patch = self.transformer, self.spec.patch_size
-        shift, scale = (model.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)
-        tokens = model.proj_out(model.norm_out(tokens) * (1 + scale) + shift)  # (B, N, P * P * out)
-        grid = tokens.reshape(-1, height // patch, width // patch, patch, patch, self.spec.out_channels)
-        return torch.einsum("nhwpqc->nchpwq", grid).reshape(-1, self.spec.out_channels, height, width)
+    def _unpatch(self, patches: Tensor, height: int, width: int) -> Tensor:
+        """Put the patches in their places: (B, N, P * P * out_channels) -> (B, out_channels, H, W)."""
+        patch, channels = self.spec.patch_size, self.spec.out_channels
+        grid = patches.reshape(-1, height // patch, width // patch, patch, patch, channels)
+        return torch.einsum("nhwpqc->nchpwq", grid).reshape(-1, channels, height, width)
 
     def _add_routers(self) -> None:
         for block in self.blocks:
@@ -285,58 +217,21 @@ class RoutedPixArt(nn.Module):
                 nn.init.zeros_(block.router.weight)
 
 
-def run_block(
-    block: Any, tokens: Tensor, modulation: Tensor, text: Tensor, bias: Tensor | None, gates: Tensor | None
-) -> Tensor:
-    """Run one block on the tokens given: self-attention among them, cross-attention to the text, MLP.
-
-    Operation for operation diffusers' BasicTransformerBlock with "ada_norm_single", but for `gates`.
-
-    Args:
-        block: BasicTransformerBlock.
-        tokens: what the block processes.
-        modulation: the timestep's shift, scale and gate of attention, then of the MLP.
-        text: projected text states.
-        bias: attention bias of the text tokens.
-        gates: sigmoid of each token's score; None for no gate.
-
-    Shapes:
-        tokens (B, K, C), modulation (B, 6, C), text (B, L, C), bias (B, 1, L), gates (B, K) -> (B, K, C)
-    """
-    table = block.scale_shift_table[None] + modulation
-    shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)
-    normed = block.norm1(tokens) * (1 + scale_attention) + shift_attention
-    tokens = gate_attention * block.attn1(normed) + tokens
-    # PixArt does not normalise before cross-attention; norm2 belongs to the MLP.
-    tokens = block.attn2(tokens, encoder_hidden_states=text, attention_mask=bias) + tokens
-    normed = block.norm2(tokens) * (1 + scale_mlp) + shift_mlp
-    branch = gate_mlp * block.ff(normed)
-    if gates is not None:
-        branch = branch * gates.to(branch.dtype).unsqueeze(-1)
-    outcome: Tensor = branch + tokens
-    return outcome
+def gate_branch(branch: Tensor, gates: Tensor | None) -> Tensor:
+    """Multiply the MLP branch by the gate of each token. Shapes: branch (B, K, C), gates (B, K) -> (B, K, C)."""
+    return branch if gates is None else branch * gates.to(branch.dtype).unsqueeze(-1)
 
 
-def select_tokens(scores: Tensor, count: int) -> Tensor:
-    """Pick the tokens with the largest scores, ties to the lower index, in ascending order (`moddit.routing.select`).
-
-    Shapes: scores (B, N) -> (B, count) int64
-    """
-    order = torch.argsort(scores.detach(), dim=-1, descending=True, stable=True)[:, :count]
-    return order.sort(dim=-1).values
+def _present(told: Told, **more: Tensor | None) -> dict[str, Tensor]:
+    """Join what is there."""
+    return {**told, **{name: value for name, value in more.items() if value is not None}}
 
 
-def _take(inputs: _Inputs, rows: Tensor | None) -> _Inputs:
+def _take(inputs: Told, rows: Tensor | None) -> Told:
     """Take some samples of a block's inputs."""
     if rows is None:
         return inputs
-    tokens, scores, modulation, text, bias, forced = (
-        value if value is None else value[rows.to(value.device)] for value in inputs
-    )
-    assert tokens is not None
-    assert modulation is not None
-    assert text is not None
-    return tokens, scores, modulation, text, bias, forced
+    return {name: value[rows.to(value.device)] for name, value in inputs.items()}
 
 
 def _by_sample(kept: list[Tensor | None], uses: list[BinUse], tokens: Tensor) -> tuple[Tensor, ...]:

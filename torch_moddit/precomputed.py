@@ -1,9 +1,12 @@
 """Latents and text states computed before: one or more `*.safetensors` in a folder, or the same names as `.npy` files.
 
-Each file has the tensors `latents` (n, C, H, W), `text` (n, L, D) and `mask` (n, L), and where needed `resolution`
-(n, 2) and `aspect_ratio` (n, 1); float16, bfloat16 or float32, and the mask in integers too. A file `null.safetensors`
-holds the empty caption as `text` (L, D) and `mask` (L,). As numpy's files they are `latents.npy`, ... with
-`null_text.npy` and `null_mask.npy`.
+Each file has the tensors `latents` (n, C, H, W) and what the model is conditioned on:
+
+    of a text     `text` (n, L, D), `mask` (n, L), and where needed `resolution` (n, 2) and `aspect_ratio` (n, 1)
+    of a class    `labels` (n,), in integers
+
+They are float16, bfloat16 or float32, the mask in integers too. A file `null.safetensors` holds the empty caption as
+`text` (L, D) and `mask` (L,). As numpy's files they are `latents.npy`, ... with `null_text.npy` and `null_mask.npy`.
 """
 
 from __future__ import annotations
@@ -22,14 +25,16 @@ from torch.utils.data import Dataset
 
 from moddit.checkpoint.safetensors import read_tensors
 from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
+from moddit.models.transformer import SampleShapes, TransformerSpec
 from moddit.record import open_regular
-from moddit.spec import PixArtSpec
 from torch_moddit.data import Item
 
 NULL: Final = "null.safetensors"
 _NULL_ARRAYS: Final = {"null_text": "text", "null_mask": "mask"}
-_REQUIRED: Final = ("latents", "text", "mask")
-_CONDITIONS: Final = ("resolution", "aspect_ratio")
+_LATENTS: Final = "latents"
+_SIZES: Final = ("resolution", "aspect_ratio")  # which no null condition has
+_LABELS: Final = "labels"
+_INTEGERS: Final = ("mask", _LABELS)
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -62,11 +67,12 @@ class Precomputed(Dataset[Item]):
         ValueRangeError: a value is not finite.
     """
 
-    def __init__(self, folder: Path, spec: PixArtSpec) -> None:
-        parts, null = _read_safetensors(folder) if any(folder.glob("*.safetensors")) else _read_numpy(folder)
-        names = (*_REQUIRED, *(_CONDITIONS if spec.use_additional_conditions else ()))
+    def __init__(self, folder: Path, spec: TransformerSpec) -> None:
+        names = (_LATENTS, *spec.sample_shapes())
+        is_safe = any(folder.glob("*.safetensors"))
+        parts, null = _read_safetensors(folder) if is_safe else _read_numpy(folder, names)
         for part in parts:
-            _check_part(part, names, spec)
+            _check_part(part, spec)
         self._null = None
         if null is not None:
             _check_null(null, parts[0], spec)
@@ -77,7 +83,8 @@ class Precomputed(Dataset[Item]):
         return len(self.tensors["latents"])
 
     def __getitem__(self, index: int) -> Item:
-        return {name: value[index].float() for name, value in self.tensors.items()}
+        values = {name: tensor[index] for name, tensor in self.tensors.items()}
+        return {name: value.long() if name == _LABELS else value.float() for name, value in values.items()}
 
     def null(self) -> Item | None:
         """Return the empty caption, or None if the folder has none."""
@@ -100,12 +107,12 @@ def _read_file(path: Path) -> _Found:
         raise FormatError(f"[data] {path}: cannot be read ({error})") from None
 
 
-def _read_numpy(folder: Path) -> tuple[list[_Found], _Found | None]:
+def _read_numpy(folder: Path, names: Iterable[str]) -> tuple[list[_Found], _Found | None]:
     found = {path.stem: _Stored(_read_array(path), path, path.stem) for path in sorted(folder.glob("*.npy"))}
     if not found:
         raise MissingError(f"[data] {folder}: no *.safetensors and no *.npy")
     null = {_NULL_ARRAYS[name]: found.pop(name) for name in list(found) if name in _NULL_ARRAYS}
-    absent = [f"{name}.npy" for name in _REQUIRED if name not in found]
+    absent = [f"{name}.npy" for name in names if name not in found]
     absent += [f"{name}.npy" for name, own in _NULL_ARRAYS.items() if null and own not in null]
     if absent:
         raise MissingError(f"[data] {folder}: has no {', '.join(absent)}")
@@ -121,31 +128,41 @@ def _read_array(path: Path) -> Tensor:
         raise FormatError(f"[data] {path}: not an array of numpy ({str(error)[:200]}); write it again") from None
 
 
-def _check_part(part: _Found, names: Iterable[str], spec: PixArtSpec) -> None:
+def _check_part(part: _Found, spec: TransformerSpec) -> None:
     """Raise if the tensors of a file do not fit the transformer, or each other."""
     where = next(iter(part.values())).path
-    missing, more = sorted(set(names) - part.keys()), sorted(part.keys() - {*_REQUIRED, *_CONDITIONS})
+    shapes = spec.sample_shapes()
+    missing, more = sorted({_LATENTS, *shapes} - part.keys()), sorted(part.keys() - {_LATENTS, *shapes, *_SIZES})
     if missing or more:
-        raise MissingError(f"[data] {where}: missing {missing}, unknown {more}, want {sorted(names)}")
-    count, _, height, width = _shape(part["latents"], (None, spec.in_channels, None, None), "(n, C, H, W)")
+        raise MissingError(f"[data] {where}: missing {missing}, unknown {more}, want {sorted({_LATENTS, *shapes})}")
+    count, _, height, width = _shape(part[_LATENTS], (None, spec.latent_channels, None, None), "(n, C, H, W)")
     if height % spec.patch_size or width % spec.patch_size:
-        raise ShapeError(f"{part['latents']} is {height} x {width}, want multiples of {spec.patch_size}")
-    _, tokens, _ = _shape(part["text"], (count, None, spec.caption_channels), "(n, L, D)")
-    _shape(part["mask"], (count, tokens), "(n, L)")
-    for name, size in zip(_CONDITIONS, (2, 1), strict=True):
-        if name in names:
-            _shape(part[name], (count, size), f"(n, {size})")
+        raise ShapeError(f"{part[_LATENTS]} is {height} x {width}, want multiples of {spec.patch_size}")
+    _check_shapes(part, {name: ("n", *shape) for name, shape in shapes.items()}, {"n": count})
     _check_numbers(part)
+    if _LABELS in shapes:
+        labels, most = part[_LABELS], spec.num_classes  # which stands for no class
+        least, largest = int(labels.tensor.min()), int(labels.tensor.max())
+        if least < 0 or largest > most:
+            raise ValueRangeError(f"{labels} has values {least}..{largest}, want numbers of classes, 0..{most}")
 
 
-def _check_null(null: _Found, part: _Found, spec: PixArtSpec) -> None:
+def _check_null(null: _Found, part: _Found, spec: TransformerSpec) -> None:
     where = next(iter(null.values())).path
-    if set(null) != {"text", "mask"}:
-        raise MissingError(f"[data] {where}: has {sorted(null)}, want the tensors mask and text")
-    tokens = part["mask"].tensor.shape[1]
-    _shape(null["text"], (tokens, spec.caption_channels), "(L, D)")
-    _shape(null["mask"], (tokens,), "(L,)")
+    shapes = {name: shape for name, shape in spec.sample_shapes().items() if name not in _SIZES}
+    if null.keys() != shapes.keys():
+        raise MissingError(f"[data] {where}: has {sorted(null)}, want the tensors {' and '.join(sorted(shapes))}")
+    lengths = {size: part[name].tensor.shape[1 + axis] for name in shapes for axis, size in enumerate(shapes[name])}
+    _check_shapes(null, shapes, {size: length for size, length in lengths.items() if isinstance(size, str)})
     _check_numbers(null)
+
+
+def _check_shapes(found: _Found, shapes: SampleShapes, known: dict[str, int]) -> None:
+    """Compare shapes in which letters stand for sizes; one that is not known yet is the first tensor's."""
+    for name, shape in shapes.items():
+        wanted = tuple(known.get(size) if isinstance(size, str) else size for size in shape)
+        sizes = _shape(found[name], wanted, f"({', '.join(map(str, shape))})")
+        known |= {size: got for size, got in zip(shape, sizes, strict=True) if isinstance(size, str)}
 
 
 def _shape(stored: _Stored, wanted: tuple[int | None, ...], words: str) -> tuple[int, ...]:
@@ -163,8 +180,10 @@ def _shape(stored: _Stored, wanted: tuple[int | None, ...], words: str) -> tuple
 def _check_numbers(found: _Found) -> None:
     for name, stored in found.items():
         tensor = stored.tensor
-        if tensor.dtype not in _FLOATS and (name != "mask" or tensor.is_floating_point() or tensor.is_complex()):
-            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATS)
+        is_integer = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+        if not (is_integer and name in _INTEGERS) and (tensor.dtype not in _FLOATS or name == _LABELS):
+            floats = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATS)
+            wanted = "integers" if name == _LABELS else floats
             raise FormatError(f"{stored} is {str(tensor.dtype).removeprefix('torch.')}, want {wanted}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueRangeError(f"{stored} is not finite (NaN or infinity); compute it again")

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR, RoutingPlan, snap
-from torch_moddit.model import BinUse, group_rows
+from torch_moddit.tokens import BinUse, group_rows
 
 MIN_RATIO: Final = 1 / DENOMINATOR
 MEMORY: Final = 0.9  # of the average gradient
@@ -44,7 +44,7 @@ HALF_BIN: Final = 0.499 / DENOMINATOR  # a frozen ratio stays this near to its b
 class KeepRatios(nn.Module):
     """The learnable keep ratios of a model, `values` [layers][regions] in 0.1..1 (float32), which start at 1.
 
-    A `Routing` for `RoutedPixArt`: a mix of two bins until `freeze`, the bins of the plan after it.
+    A `Routing` for a `RoutedTransformer`: a mix of two bins until `freeze`, the bins of the plan after it.
     """
 
     frozen: Tensor  # [layers][regions] int64 tenths; zeros until `freeze`

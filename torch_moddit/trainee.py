@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR, RoutingPlan
-from torch_moddit.model import RoutedPixArt, Scoring
+from moddit.tokens import TokenPolicy
+from torch_moddit.architectures import dense, routed_class
+from torch_moddit.model import Context, RoutedTransformer
 from torch_moddit.ratios import KeepRatios
 from torch_moddit.settings import FinetuneConfig, Mode
 
@@ -21,33 +22,29 @@ MakeOptimizers = Callable[[FinetuneConfig, "Trainee"], Sequence[torch.optim.Opti
 class Trainee(nn.Module):
     """What training changes, as one module for Accelerate: the transformer and its keep ratios."""
 
-    def __init__(self, model: RoutedPixArt, ratios: KeepRatios | None) -> None:
+    def __init__(self, model: RoutedTransformer, ratios: KeepRatios | None) -> None:
         super().__init__()
         self.model = model
         self.ratios = ratios
 
-    def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, conditions: Mapping[str, Tensor] | None
-    ) -> Tensor:
+    def forward(self, latents: Tensor, timestep: Tensor, context: Context) -> Tensor:
         if self.ratios is None:
-            return self.model(latents, timestep, text, mask, conditions)
-        output = self.model(latents, timestep, text, mask, conditions, routing=self.ratios.read())
+            return self.model(latents, timestep, context)
+        output = self.model(latents, timestep, context, routing=self.ratios.read())
         # frozen ratios stay part of the graph, because distributed training waits for every gradient
         return output + 0.0 * self.ratios.values.sum()
 
 
-def make_trainee(
-    config: FinetuneConfig, model: PixArtTransformer2DModel | RoutedPixArt, num_train_timesteps: int
-) -> Trainee:
+def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> Trainee:
     """Add what a mode trains to a dense transformer, which it takes over.
 
     Raises:
         ValueRangeError: the model is already routed in another mode than FIXED, or not routed in it.
     """
-    if isinstance(model, RoutedPixArt) != (config.mode is Mode.FIXED):
+    if isinstance(model, RoutedTransformer) != (config.mode is Mode.FIXED):
         raise ValueRangeError(
-            f"[finetune] mode {config.mode.value} got a {type(model).__name__}, want a dense PixArtTransformer2DModel, "
-            "or in mode fixed a RoutedPixArt"
+            f"[finetune] mode {config.mode.value} got a {type(model).__name__}, want a dense transformer of diffusers, "
+            "or in mode fixed a RoutedTransformer"
         )
     routed, ratios = _route(config, model, num_train_timesteps)
     routed.gradient_checkpointing = config.gradient_checkpointing
@@ -55,18 +52,18 @@ def make_trainee(
 
 
 def _route(
-    config: FinetuneConfig, model: PixArtTransformer2DModel | RoutedPixArt, num_train_timesteps: int
-) -> tuple[RoutedPixArt, KeepRatios | None]:
-    if isinstance(model, RoutedPixArt):
+    config: FinetuneConfig, model: nn.Module, num_train_timesteps: int
+) -> tuple[RoutedTransformer, KeepRatios | None]:
+    if isinstance(model, RoutedTransformer):
         return model, None
-    layers = int(dict(model.config)["num_layers"])
     if config.mode is Mode.DENSE:
-        return RoutedPixArt(model, None), None
+        return dense(model, num_train_timesteps), None
+    layers = len(model.transformer_blocks)  # type: ignore[arg-type]
     tenths = DENOMINATOR if config.mode is Mode.LEARNED else config.tenths
     plan = RoutingPlan.uniform(layers, config.regions, tenths, num_train_timesteps)
-    scoring = Scoring.RANDOM if config.mode is Mode.RANDOM else Scoring.LEARNED
+    policy = TokenPolicy.random(plan) if config.mode is Mode.RANDOM else TokenPolicy.topk(plan)
     ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
-    return RoutedPixArt.from_dense(model, plan, scoring), ratios
+    return routed_class(model).from_dense(model, policy), ratios
 
 
 def make_adamw(config: FinetuneConfig, trainee: Trainee) -> list[torch.optim.Optimizer]:

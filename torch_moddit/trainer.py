@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
-from diffusers import PixArtTransformer2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -25,8 +24,9 @@ from moddit.errors import InputError, MissingError, UnsupportedError, ValueRange
 from moddit.files import discard, exclusive, new_folder, recover_all
 from moddit.samplers import NoiseSchedule
 from moddit.signals import raise_if_stopped
+from torch_moddit.architectures import dense
 from torch_moddit.data import SEEDS, Batches, Item
-from torch_moddit.model import RoutedPixArt
+from torch_moddit.model import CONTEXT, Context, RoutedTransformer
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, describe, rate_factor
@@ -40,7 +40,7 @@ DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) in
 class FinetuneResult:
     """What a call of `finetune` reached."""
 
-    model: RoutedPixArt  # averaged weights, evaluation mode, with the final plan
+    model: RoutedTransformer  # averaged weights, evaluation mode, with the final plan
     keep_ratio: Tensor | None  # learned ratios [layers][regions]; None where none were learned
     step: int
     is_finished: bool
@@ -49,7 +49,7 @@ class FinetuneResult:
 
 def finetune(
     config: FinetuneConfig,
-    model: PixArtTransformer2DModel | RoutedPixArt,
+    model: nn.Module,
     dataset: Dataset[Item],
     schedule: NoiseSchedule,
     *,
@@ -65,10 +65,10 @@ def finetune(
 
     Args:
         config: how to train.
-        model: dense transformer, taken over and trained in place; a RoutedPixArt only for `Mode.FIXED`.
+        model: dense transformer, taken over and trained in place; a RoutedTransformer only for `Mode.FIXED`.
         dataset: see `torch_moddit.finetune`.
         schedule: noise levels and prediction type of the model.
-        null: the empty caption, with the dataset's text keys; needed for caption dropout.
+        null: the empty caption or the class that is none, with the dataset's keys; needed for caption dropout.
         text_encoder: T5 encoder, kept as it is, for datasets with "input_ids".
         vae: AutoencoderKL, kept as it is, for datasets with "pixels".
         draw_timesteps: how timesteps are drawn; stratified over all of them by default.
@@ -87,7 +87,7 @@ def finetune(
     """
     if null is None and config.caption_dropout > 0:
         raise MissingError(
-            "[finetune] caption_dropout needs the empty caption `null`; pass it, or set the dropout to 0"
+            "[finetune] caption_dropout needs the null condition `null`; pass it, or set the dropout to 0"
         )
     samples = len(dataset)  # type: ignore[arg-type] # torch's Dataset does not say that it has one
     optimizers = make_optimizers or make_adamw
@@ -103,7 +103,7 @@ class Trainer:
     def __init__(
         self,
         config: FinetuneConfig,
-        model: PixArtTransformer2DModel | RoutedPixArt,
+        model: nn.Module,
         schedule: NoiseSchedule,
         text_encoder: nn.Module | None,
         vae: nn.Module | None,
@@ -126,7 +126,7 @@ class Trainer:
                 "not implemented; want each process to hold all of it"
             )
         device = self.accelerator.device
-        self.teacher = _freeze(copy.deepcopy(model)).to(device) if config.distill_weight > 0 else None
+        self.teacher = self._teacher(model).to(device) if config.distill_weight > 0 else None
         self.text_encoder = None if text_encoder is None else _freeze(text_encoder).to(device)
         self.vae: Any = None if vae is None else _freeze(vae).to(device)
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
@@ -284,7 +284,7 @@ class Trainer:
     def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
         """Noise a batch, predict, and compare with the truth and the teacher."""
         device = self.accelerator.device
-        latents, text, mask, conditions = self._encode(batch, null, generator)
+        latents, context = self._encode(batch, null, generator)
         timesteps = self.draw_timesteps(len(latents), generator)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         regions = (timesteps * self.config.regions // self.schedule.num_train_timesteps).to(device)
@@ -292,12 +292,12 @@ class Trainer:
         signal, share = (table[timesteps].view(-1, 1, 1, 1) for table in (self.signal, self.noise))
         noisy = signal * latents + share * noise
         wanted = noise if self.schedule.prediction_type == "epsilon" else signal * noise - share * latents
-        output = self._predict(self.wrapped, noisy, timesteps, text, mask, conditions)
+        output = self._predict(self.wrapped, noisy, timesteps, context)
         losses = (output - wanted).square().mean(dim=(1, 2, 3))
         distances = torch.zeros_like(losses)
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
-                told = self._predict(self._teach, noisy, timesteps, text, mask, conditions)
+                told = self._predict(self.teacher, noisy, timesteps, context)
             distances = (output - told).square().mean(dim=(1, 2, 3))
         rows = torch.stack([losses, distances, torch.ones_like(losses)], dim=1).detach()
         self.totals.index_add_(0, regions, rows)
@@ -307,51 +307,37 @@ class Trainer:
         """Predict noise or velocity, without the variance that some models predict beside it."""
         return predict(noisy, *inputs)[:, : noisy.shape[1]].float()
 
-    def _teach(
-        self, noisy: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor, conditions: Mapping[str, Tensor] | None
-    ) -> Tensor:
-        assert self.teacher is not None
-        if isinstance(self.teacher, RoutedPixArt):
-            return self.teacher(noisy, timesteps, text, mask, conditions)
-        return self.teacher(
-            noisy,
-            encoder_hidden_states=text,
-            timestep=timesteps,
-            encoder_attention_mask=mask,
-            added_cond_kwargs=dict(conditions) if conditions else {"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0]
+    def _teacher(self, model: nn.Module) -> RoutedTransformer:
+        """Copy the model that is trained as it is now."""
+        copied = copy.deepcopy(model)
+        if not isinstance(copied, RoutedTransformer):
+            copied = dense(copied, self.schedule.num_train_timesteps)
+        frozen: RoutedTransformer = _freeze(copied)
+        return frozen
 
     @torch.no_grad()
-    def _encode(
-        self, batch: Item, null: Item | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor] | None]:
-        """Turn a batch into latents, text states, mask and conditions; some captions become the empty one."""
+    def _encode(self, batch: Item, null: Item | None, generator: torch.Generator) -> tuple[Tensor, Context]:
+        """Turn a batch into latents and context; in some samples the null condition takes the place of their own."""
         device = self.accelerator.device
-        count = len(batch["mask"])
-        dropped = torch.rand(count, generator=generator) < self.config.caption_dropout
-        key = "text" if "text" in batch else "input_ids"
-        values, mask = batch[key], batch["mask"]
-        if null is not None:
-            values = torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), null[key].to(values.dtype), values)
-            mask = torch.where(dropped.view(-1, 1), null["mask"].to(mask.dtype), mask)
-        values, mask = values.to(device), mask.to(device)
-        if key == "input_ids":
+        dropped = torch.rand(len(next(iter(batch.values()))), generator=generator) < self.config.caption_dropout
+        nulls = {key: value for key, value in (null or {}).items() if key in batch}
+        items = {**batch, **{key: _replace(batch[key], value, dropped) for key, value in nulls.items()}}
+        context = {name: items[key].to(device) for key, name in CONTEXT.items() if key in items}
+        if "input_ids" in items:
             if self.text_encoder is None:
                 raise MissingError("[finetune] the dataset gives input_ids: pass `text_encoder`")
-            values = self.text_encoder(values, attention_mask=mask)[0]
+            context["text"] = self.text_encoder(items["input_ids"].to(device), attention_mask=context["text_mask"])[0]
+        if "text" in context:
+            context["text"] = context["text"].float()
         latents = batch["latents"].to(device) if "latents" in batch else self._encode_pixels(batch["pixels"], generator)
-        conditions: dict[str, Tensor] = {
-            name: batch[name].to(device) for name in ("resolution", "aspect_ratio") if name in batch
-        }
-        return latents.float(), values.float(), mask, conditions or None
+        return latents.float(), context
 
     def _encode_pixels(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         if self.vae is None:
             raise MissingError("[finetune] the dataset gives pixels: pass `vae`")
         encoded = self.vae.encode(pixels.to(self.accelerator.device, self.vae.dtype)).latent_dist
         noise = torch.randn(encoded.mean.shape, generator=generator).to(encoded.mean)
-        # without the VAE's shift_factor: diffusers' pipelines of PixArt decode without it
+        # without the VAE's shift_factor: diffusers' pipelines decode without it
         latents: Tensor = (encoded.mean + encoded.std * noise) * self.vae.config.scaling_factor
         return latents
 
@@ -398,15 +384,15 @@ class Trainer:
         return {"loss": f"{row['loss']:.4f}", "keep": f"{row['keep_ratio']:.3f}"}
 
     def _keep_ratio(self) -> float:
-        ratios, plan = self.trainee.ratios, self.trainee.model.plan
-        return ratios.mean if ratios is not None else 1.0 if plan is None else plan.mean_keep_ratio
+        ratios = self.trainee.ratios
+        return self.trainee.model.policy.plan.mean_keep_ratio if ratios is None else ratios.mean
 
     def _keep_ratio_by_region(self) -> list[float]:
-        ratios, plan = self.trainee.ratios, self.trainee.model.plan
+        ratios, plan = self.trainee.ratios, self.trainee.model.policy.plan
         if ratios is not None:
             return ratios.region_means()
-        if plan is None:
-            return [1.0] * self.config.regions
+        if self.trainee.model.policy.is_dense:
+            return [plan.mean_keep_ratio] * self.config.regions
         return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
 
     def _result(self) -> FinetuneResult:
@@ -423,7 +409,7 @@ class Trainer:
         model = copy.deepcopy(trained).cpu()
         self.average.copy_to(model.parameters())
         if ratios is not None:
-            model.plan = final.plan()
+            model.policy = replace(model.policy, plan=final.plan())
         self.accelerator.free_memory()
         return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
 
@@ -432,6 +418,11 @@ def draw_stratified(count: int, generator: torch.Generator, *, num_train_timeste
     """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
     return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
+
+
+def _replace(values: Tensor, null: Tensor, dropped: Tensor) -> Tensor:
+    """Put the null condition in the place of some samples. Shapes: values (B, ...), null (...), dropped (B,)."""
+    return torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), null.to(values.dtype), values)
 
 
 def _take(batches: Iterator[Item]) -> Item:

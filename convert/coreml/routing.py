@@ -1,4 +1,4 @@
-"""Token routing as operations of Core ML: score, select, gather, scatter, at one fixed capacity.
+"""Token policies as operations of Core ML: score, rank, gather, scatter, at one fixed capacity.
 
 Scores and their ranking are float32 in every form. Two forms select the same tokens and give the same values:
 
@@ -11,17 +11,19 @@ Scores and their ranking are float32 in every form. Two forms select the same to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from coremltools.converters.mil import Builder as mb
 
+from convert.coreml.choices import Routing
 from convert.coreml.layers import cast, dtype_of, number
-from convert.coreml.recipe import Routing
 from convert.coreml.weights import Array, Var, Weights
+from moddit.contract import KEPT
 from moddit.tensors import ROUTER
+from moddit.tokens import DENSE, TOPK, TokenPolicy
 
 MAX_ONEHOT_TOKENS: Final = 2048  # float16 holds every integer up to here
 
@@ -30,11 +32,42 @@ Constant = Callable[[str, Callable[[], Array]], Var]  # adds a constant of this 
 
 @dataclass(frozen=True)
 class Kept:
-    """The tokens that a block keeps, and the way back to their places."""
+    """The tokens that a block processes, and the way back to their places."""
 
     tokens: Var  # (B, K, C), in ascending order of their index
-    scores: Var  # (B, K) float32
+    gates: tuple[Var, ...]  # at most one, (B, K, 1), that multiplies the MLP
     put_back: Callable[[Var], Var]  # processed tokens (B, K, C) -> (B, N, C), the others unchanged
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps the tokens of the blocks of one model."""
+
+    policy: TokenPolicy
+    form: Routing
+    weights: Weights
+    constant: Constant
+
+    def keep(self, x: Var, layer: int, count: int, name: str) -> Kept:
+        """Take the `count` tokens that a block processes. Shapes: x (B, N, C)."""
+        return _KEEPERS[self.policy.name](self, x, layer, count, name)
+
+
+def _keep_all(_: Keeper, x: Var, __: int, ___: int, ____: str) -> Kept:
+    return Kept(x, (), lambda processed: processed)
+
+
+def _keep_best(keeper: Keeper, x: Var, layer: int, count: int, name: str) -> Kept:
+    """Keep the tokens that the block's router scores highest; their scores gate the MLP."""
+    scores = score(keeper.weights, x, layer, name)
+    if count == x.shape[1]:
+        return Kept(x, (gate(scores, dtype_of(x), name),), lambda processed: processed)
+    if keeper.form is Routing.ROWS:
+        return _select_rows(x, scores, count, name)
+    return _select_onehot(x, scores, count, name, keeper.constant)
+
+
+_KEEPERS: Final[Mapping[str, Callable[[Keeper, Var, int, int, str], Kept]]] = {DENSE: _keep_all, TOPK: _keep_best}
 
 
 def score(weights: Weights, x: Var, layer: int, name: str) -> Var:
@@ -50,16 +83,6 @@ def gate(scores: Var, dtype: str, name: str) -> Var:
     return cast(opened, dtype, name + "_gate")
 
 
-def select(form: Routing, x: Var, scores: Var, count: int, name: str, constant: Constant) -> Kept:
-    """Take the `count` tokens with the largest scores.
-
-    Shapes: x (B, N, C), scores (B, N)
-    """
-    if form is Routing.ROWS:
-        return _select_rows(x, scores, count, name)
-    return _select_onehot(x, scores, count, name, constant)
-
-
 def _select_rows(x: Var, scores: Var, count: int, name: str) -> Kept:
     batch, tokens, width = x.shape
     _, best = mb.topk(
@@ -67,7 +90,7 @@ def _select_rows(x: Var, scores: Var, count: int, name: str) -> Kept:
         name=name + "_topk",
     )  # fmt: skip
     order = mb.argsort(x=best, axis=1, ascending=True, name=name + "_order")
-    kept = mb.gather_along_axis(x=best, indices=order, axis=1, name=name + "_kept")  # (B, K), ascending
+    kept = mb.gather_along_axis(x=best, indices=order, axis=1, name=name + KEPT)  # (B, K), ascending
     chosen = mb.gather_along_axis(x=scores, indices=kept, axis=1, name=name + "_kept_scores")
     if batch > 1:
         starts = np.arange(batch, dtype=np.int32)[:, None] * tokens
@@ -81,7 +104,8 @@ def _select_rows(x: Var, scores: Var, count: int, name: str) -> Kept:
         merged = mb.scatter(data=flat, indices=rows, updates=updates, axis=0, mode="update", name=name + "_scatter")
         return mb.reshape(x=merged, shape=[batch, tokens, width], name=name + "_merged")
 
-    return Kept(mb.reshape(x=taken, shape=[batch, count, width], name=name + "_tokens"), chosen, put_back)
+    gates = (gate(chosen, dtype_of(x), name),)
+    return Kept(mb.reshape(x=taken, shape=[batch, count, width], name=name + "_tokens"), gates, put_back)
 
 
 def _select_onehot(x: Var, scores: Var, count: int, name: str, constant: Constant) -> Kept:
@@ -93,7 +117,7 @@ def _select_onehot(x: Var, scores: Var, count: int, name: str, constant: Constan
     earlier = constant(f"earlier_{tokens}", lambda: np.tri(tokens, k=-1).astype(np.float16))  # 1 where j < i
     before = mb.add(x=beats, y=mb.mul(x=ties, y=earlier, name=name + "_earlier"), name=name + "_before")
     rank = mb.reduce_sum(x=before, axes=[2], keep_dims=False, name=name + "_rank")  # (B, N)
-    keep = cast(mb.less(x=rank, y=number(x, count), name=name + "_less"), dtype, name + "_kept")
+    keep = cast(mb.less(x=rank, y=number(x, count), name=name + "_less"), dtype, name + KEPT)
     upto = constant(f"upto_{tokens}", lambda: np.triu(np.ones((tokens, tokens), np.float16)))
     ordinal = mb.matmul(x=mb.expand_dims(x=keep, axes=[1], name=name + "_kept_row"), y=upto, name=name + "_ordinal")
     wanted = np.arange(1, count + 1, dtype=np.float16)[:, None]
@@ -111,4 +135,4 @@ def _select_onehot(x: Var, scores: Var, count: int, name: str, constant: Constan
         )
         return mb.add(x=mb.mul(x=x, y=left, name=name + "_others"), y=spread, name=name + "_merged")
 
-    return Kept(taken, chosen, put_back)
+    return Kept(taken, (gate(chosen, dtype, name),), put_back)

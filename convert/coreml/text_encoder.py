@@ -6,8 +6,6 @@ are added to it (`o`, `wo`); everything between is float16. Weights are stored i
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Function, Program, types
@@ -15,10 +13,9 @@ from coremltools.converters.mil.mil import Function, Program, types
 from convert.coreml.layers import MASKED, cast, linear, merge_heads, number, split_heads
 from convert.coreml.target import OPSET
 from convert.coreml.weights import Var, Weights
+from moddit.contract import BY_DISTANCE, INPUT_IDS, TEXT, TEXT_FUNCTION, TEXT_MASK
 from moddit.embeddings import relative_buckets
-from moddit.spec import T5Spec
-
-FUNCTION: Final = "encode"
+from moddit.models.t5 import T5Spec
 
 
 def build_text_encoder(spec: T5Spec, weights: Weights, length: int) -> Program:
@@ -28,21 +25,21 @@ def build_text_encoder(spec: T5Spec, weights: Weights, length: int) -> Program:
     of padding are meaningless.
     """
     inputs = {
-        "input_ids": mb.placeholder([1, length], dtype=types.int32),
-        "text_mask": mb.placeholder([1, length], dtype=types.fp32),
+        INPUT_IDS: mb.placeholder([1, length], dtype=types.int32),
+        TEXT_MASK: mb.placeholder([1, length], dtype=types.fp32),
     }
     program = Program()
     with Function(inputs, opset_version=OPSET) as function:
         table = weights.emit("shared.weight", "fp16")
-        rows = mb.gather(x=table, indices=function.inputs["input_ids"], axis=0, name="embedding")  # (1, L, d_model)
+        rows = mb.gather(x=table, indices=function.inputs[INPUT_IDS], axis=0, name="embedding")  # (1, L, d_model)
         x = cast(rows, "fp32", "embedding_fp32")
-        bias = _attention_bias(spec, weights, function.inputs["text_mask"], length)
+        bias = _attention_bias(spec, weights, function.inputs[TEXT_MASK], length)
         for layer in range(spec.num_layers):
             x = _attention_layer(spec, weights, x, bias, layer)
             x = _feed_forward_layer(spec, weights, x, layer)
-        function.set_outputs([_rms_norm(spec, weights, x, "encoder.final_layer_norm", "text")])
-    program.add_function(FUNCTION, function)
-    program.default_function_name = FUNCTION
+        function.set_outputs([_rms_norm(spec, weights, x, "encoder.final_layer_norm", TEXT)])
+    program.add_function(TEXT_FUNCTION, function)
+    program.default_function_name = TEXT_FUNCTION
     program.export_as_multifunction = True
     return program
 
@@ -52,7 +49,7 @@ def _attention_bias(spec: T5Spec, weights: Weights, mask: Var, length: int) -> V
     name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     buckets = relative_buckets(length, spec.relative_attention_num_buckets, spec.relative_attention_max_distance)
     # gathered here rather than on the device: (buckets, H) -> (1, H, L, L)
-    positions = weights.emit(name, "fp16", lambda table: np.moveaxis(table[buckets], 2, 0)[None], "_by_distance")
+    positions = weights.emit(name, "fp16", lambda table: np.moveaxis(table[buckets], 2, 0)[None], BY_DISTANCE)
     padding = mb.mul(x=mb.sub(x=np.float32(1), y=mask, name="padding"), y=np.float32(MASKED), name="padding_bias")
     padding = mb.expand_dims(x=cast(padding, "fp16", "padding_bias_fp16"), axes=[1, 2], name="padding_rows")
     return mb.add(x=positions, y=padding, name="attention_bias")

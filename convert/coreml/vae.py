@@ -18,16 +18,17 @@ from coremltools.converters.mil.mil import Function, Program, types
 from convert.coreml.layers import attention, cast, conv, number
 from convert.coreml.target import OPSET
 from convert.coreml.weights import Var, Weights
-from moddit.spec import VAESpec
+from moddit.contract import IMAGE, LATENTS, MOMENTS
+from moddit.models.vae import VAESpec
 
 EPS: Final = 1e-6  # of every group norm
 _DOWN_PAD: Final = (0, 1, 0, 1)  # diffusers pads only below and to the right
 _NO_PAD: Final = (0, 0, 0, 0)
 
-Size = tuple[str, int, int]  # name of the function, picture height and width in pixels
+Frame = tuple[str, int, int]  # name of the function, picture height and width in pixels
 
 
-def build_decoder(spec: VAESpec, weights: Weights, sizes: Sequence[Size]) -> Program:
+def build_decoder(spec: VAESpec, weights: Weights, sizes: Sequence[Frame]) -> Program:
     """Build the program whose functions take latents (1, latent_channels, H / f, W / f), as the transformer has them.
 
     They give image (1, out_channels, H, W), about -1..1. Both are float32; the latents' scale and shift are undone
@@ -35,17 +36,17 @@ def build_decoder(spec: VAESpec, weights: Weights, sizes: Sequence[Size]) -> Pro
     """
     shape = (1, spec.latent_channels)
     inputs = {name: (*shape, height // spec.downscale, width // spec.downscale) for name, height, width in sizes}
-    return _build("latents", inputs, lambda latents: _decode(spec, weights, latents))
+    return _build(LATENTS, inputs, lambda latents: _decode(spec, weights, latents))
 
 
-def build_encoder(spec: VAESpec, weights: Weights, sizes: Sequence[Size]) -> Program:
+def build_encoder(spec: VAESpec, weights: Weights, sizes: Sequence[Frame]) -> Program:
     """Build the program whose functions take image (1, in_channels, H, W), -1..1, and give moments.
 
     moments (1, 2 * latent_channels, H / f, W / f) are the mean and then the logarithm of the variance, neither scaled
     nor shifted; whoever calls samples from them. Both are float32.
     """
     inputs = {name: (1, spec.in_channels, height, width) for name, height, width in sizes}
-    return _build("image", inputs, lambda image: _encode(spec, weights, image))
+    return _build(IMAGE, inputs, lambda image: _encode(spec, weights, image))
 
 
 def _build(input_name: str, shapes: Mapping[str, tuple[int, ...]], build: Callable[[Var], Var]) -> Program:
@@ -76,7 +77,7 @@ def _decode(spec: VAESpec, weights: Weights, latents: Var) -> Var:
             x = mb.upsample_nearest_neighbor(x=x, scale_factor_height=2, scale_factor_width=2, name=name + "_upsample")
             x = conv(weights, x, block + "upsamplers.0.conv", name + "_upsample_conv")
     x = mb.silu(x=_group_norm(spec, weights, x, "decoder.conv_norm_out", "norm_out"), name="act_out")
-    return conv(weights, x, "decoder.conv_out", "image")
+    return conv(weights, x, "decoder.conv_out", IMAGE)
 
 
 def _encode(spec: VAESpec, weights: Weights, image: Var) -> Var:
@@ -90,8 +91,8 @@ def _encode(spec: VAESpec, weights: Weights, image: Var) -> Var:
             x = conv(weights, x, block + "downsamplers.0.conv", name + "_downsample", stride=2, pad=_DOWN_PAD)
     x = _mid_block(spec, weights, x, "encoder.mid_block.")
     x = mb.silu(x=_group_norm(spec, weights, x, "encoder.conv_norm_out", "norm_out"), name="act_out")
-    x = conv(weights, x, "encoder.conv_out", "conv_out" if spec.use_quant_conv else "moments")
-    return conv(weights, x, "quant_conv", "moments", pad=_NO_PAD) if spec.use_quant_conv else x
+    x = conv(weights, x, "encoder.conv_out", "conv_out" if spec.use_quant_conv else MOMENTS)
+    return conv(weights, x, "quant_conv", MOMENTS, pad=_NO_PAD) if spec.use_quant_conv else x
 
 
 def _mid_block(spec: VAESpec, weights: Weights, x: Var, block: str) -> Var:

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from convert.coreml.recipe import Size
 from convert.coreml.transformer import Variant
-from moddit.cost import block_flops
+from moddit.bins import Size
+from moddit.contract import step_name
 from moddit.errors import ShapeError, ValueRangeError
-from moddit.graphs import Denoiser, size_name
+from moddit.graphs import StepFunction
+from moddit.models.transformer import TransformerSpec
 from moddit.routing import DENOMINATOR, RoutingPlan, capacity
-from moddit.spec import ModelSpec, PixArtSpec
+from moddit.spec import ModelSpec
 
 MAX_ROWS: Final = 10  # up to here all partitions are tried, 115975 of them
 
@@ -28,7 +29,7 @@ class Merge:
 
 
 def merge_rows(
-    spec: PixArtSpec, plan: RoutingPlan, limit: int, *, tokens: int, text_tokens: int, allow_fewer: bool
+    spec: TransformerSpec, plan: RoutingPlan, limit: int, *, tokens: int, text_tokens: int, allow_fewer: bool
 ) -> Merge:
     """Give regions common rows until at most `limit` are left, with the least change of FLOPs.
 
@@ -45,7 +46,7 @@ def merge_rows(
     rows = plan.rows()
     if len(rows) > MAX_ROWS:
         raise ValueRangeError(f"[coreml] max-functions needs a plan of at most {MAX_ROWS} rows, got {len(rows)}")
-    cost = [block_flops(spec, capacity(tenths, tokens), text_tokens) for tenths in range(1, DENOMINATOR + 1)]
+    cost = [spec.block_flops(capacity(tenths, tokens), text_tokens) for tenths in range(1, DENOMINATOR + 1)]
     regions = [plan.row(region) for region in range(plan.regions)]
 
     def change(groups: list[list[Row]]) -> int:
@@ -87,13 +88,13 @@ def _partitions(items: list[Row], limit: int) -> Iterator[list[list[Row]]]:
 
 
 def list_functions(
-    spec: ModelSpec, plan: RoutingPlan | None, sizes: Sequence[Size], batches: Sequence[int]
-) -> list[tuple[Variant, Denoiser]]:
+    spec: ModelSpec, plan: RoutingPlan, sizes: Sequence[Size], batches: Sequence[int]
+) -> list[tuple[Variant, StepFunction]]:
     """List every function of the transformer, with its line of the manifest.
 
     Args:
         spec: of the model.
-        plan: that the bundle runs; None for a dense model.
+        plan: that the bundle runs.
         sizes: picture heights and widths, pixels.
         batches: samples of one call.
 
@@ -101,7 +102,7 @@ def list_functions(
         ShapeError: a side is not a multiple of the pixels of a patch.
     """
     functions = []
-    layers, downscale = spec.transformer.num_layers, spec.vae.downscale
+    downscale = spec.vae.downscale
     for height, width in sizes:
         if height < 1 or width < 1 or height % spec.pixels_per_patch or width % spec.pixels_per_patch:
             raise ShapeError(
@@ -109,16 +110,10 @@ def list_functions(
             )
         tokens = spec.transformer.tokens(height // downscale, width // downscale)
         for batch in batches:
-            for row in plan.rows() if plan else (None,):
-                regions = _regions_of(plan, row)
-                name = f"{size_name(height, width)}_batch{batch}_region{'_'.join(map(str, regions))}"
-                kept = (tokens,) * layers if row is None else tuple(capacity(tenths, tokens) for tenths in row)
-                variant = Variant(name, height // downscale, width // downscale, batch, row)
-                functions.append((variant, Denoiser(name, height, width, batch, regions, kept)))
+            for row in plan.rows():
+                regions = tuple(region for region in range(plan.regions) if plan.row(region) == row)
+                name = step_name(height, width, batch, regions)
+                kept = tuple(capacity(tenths, tokens) for tenths in row)
+                variant = Variant(name, height // downscale, width // downscale, batch, kept)
+                functions.append((variant, StepFunction(name, height, width, batch, regions, kept)))
     return functions
-
-
-def _regions_of(plan: RoutingPlan | None, row: tuple[int, ...] | None) -> tuple[int, ...]:
-    if plan is None:
-        return (0,)
-    return tuple(region for region in range(plan.regions) if plan.row(region) == row)

@@ -18,12 +18,11 @@ from convert.coreml.compress import Blockwise, Palette, Plain, Scheme, Stored, c
 from moddit.checkpoint.parts import Part
 from moddit.checkpoint.precision import cast, widen
 from moddit.contract import constant_name
-from moddit.tensors import Role
+from moddit.tensors import UNCOMPRESSED, Role
 
 Var = Any  # a value of the graph; coremltools ships no types
 Array = NDArray[Any]
 
-COMPRESSED_COMPONENTS: Final = frozenset({"transformer", "text_encoder"})
 _FULL_PRECISION: Final = frozenset({Role.ROUTER})  # small, and computed in float32
 _INTEGERS: Final = {
     (Blockwise, 4): types.np_uint4_dtype,
@@ -45,7 +44,7 @@ class Weights:
 
     def __init__(self, component: str, part: Part, scheme: Scheme, advance: Callable[[int], object]) -> None:
         self.part = part
-        self.scheme = scheme if component in COMPRESSED_COMPONENTS else Scheme.NONE
+        self.scheme = Scheme.NONE if component in UNCOMPRESSED else scheme
         self.advance = advance
         self._stored: dict[str, Stored] = {}
 

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import coremltools as ct
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.coreml.architectures import TRANSFORMERS
+from convert.coreml.choices import Choices, Routing
 from convert.coreml.compress import BLOCK, GROUP, Scheme
 from convert.coreml.package import save_package
-from convert.coreml.recipe import Recipe, Routing, Size
 from convert.coreml.routing import MAX_ONEHOT_TOKENS
 from convert.coreml.target import COMPUTE_UNITS, MINIMUM_OS
 from convert.coreml.text_encoder import build_text_encoder
-from convert.coreml.transformer import TransformerGraph
 from convert.coreml.vae import build_decoder, build_encoder
 from convert.coreml.variants import list_functions, merge_rows
 from convert.coreml.weights import Weights
 from convert.output import Written
+from moddit.bins import Size
 from moddit.bounds import BATCH, SIDE, TOKENS
 from moddit.checkpoint.description import Description
+from moddit.conditioning import Label, Text
+from moddit.contract import package_names, size_name
 from moddit.errors import ValueRangeError
 from moddit.files import check_space
-from moddit.graphs import Graphs, Package, size_name
+from moddit.graphs import ROLES, Graphs, Package
 from moddit.manifest import Component, Quantization, describe_file
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 BACKEND: Final = "coreml"
-TOKENIZER_PATH: Final = "tokenizer.json"
 OVERHEAD_BYTES: Final = (
     64 << 20
 )  # graphs, references and manifest, estimated from above; weights exist twice for a while
@@ -41,7 +44,7 @@ Values = Callable[[str], NDArray[np.float32]]
 
 
 def write_packages(
-    description: Description, folder: Path, recipe: Recipe, advance: Advance
+    description: Description, folder: Path, choices: Choices, advance: Advance
 ) -> tuple[Written, dict[str, Values]]:
     """Write everything but the manifest into an empty folder.
 
@@ -55,55 +58,66 @@ def write_packages(
         OSError: it cannot be written.
     """
     spec = description.spec
-    sizes = recipe.sizes or ((spec.default_side, spec.default_side),)
-    _check_recipe(spec, recipe, sizes)
+    transformer = spec.transformer
+    sizes = choices.sizes or ((spec.default_side, spec.default_side),)
+    _check_choices(spec, choices, sizes)
     check_space(folder, 2 * sum(part.nbytes for part in description.parts.values()) + OVERHEAD_BYTES)
-    weights = {name: Weights(name, part, recipe.scheme, advance) for name, part in description.parts.items()}
-    plan, notes = _merge(description, recipe, sizes)
-    functions = list_functions(spec, plan, sizes, recipe.batches)
-    graph = TransformerGraph(spec.transformer, weights["transformer"], spec.max_sequence_length, recipe.routing)
-    programs = graph.programs([variant for variant, _ in functions], recipe.chunks)
+    weights = {name: Weights(name, part, choices.scheme, advance) for name, part in description.parts.items()}
+    plan, notes = _merge(description, choices, sizes)
+    policy = replace(description.policy, plan=plan)
+    functions = list_functions(spec, plan, sizes, choices.batches)
+    graph = TRANSFORMERS[transformer.ARCHITECTURE](
+        transformer, policy, weights["transformer"], spec.text_tokens, choices.routing
+    )
+    programs = graph.programs([variant for variant, _ in functions], choices.chunks)
     frames = [(size_name(*size), *size) for size in sizes]
-    (folder / TOKENIZER_PATH).write_bytes(description.tokenizer)
-    encoder, vae = weights["text_encoder"], weights["vae"]
+    for name, content in description.documents.items():
+        (folder / f"{name}.json").write_bytes(content)
+    vae = weights["vae"]
     packages = {
-        "text_encoder": (
-            save_package(
-                build_text_encoder(spec.text_encoder, encoder, spec.max_sequence_length),
-                folder / "TextEncoder.mlpackage",
-                "T5 text encoder",
-            ),
-        ),
+        **CONDITIONINGS[spec.conditioning.KIND](spec.conditioning, weights, folder),
         "transformer": tuple(
-            save_package(program, folder / name, "PixArt diffusion transformer, one denoising step")
-            for program, name in zip(programs, _chunk_names(recipe.chunks), strict=True)
+            save_package(program, folder / name, f"{transformer.TITLE} diffusion transformer, one denoising step")
+            for program, name in zip(programs, package_names("transformer", choices.chunks), strict=True)
         ),
         "vae_decoder": (
-            save_package(build_decoder(spec.vae, vae, frames), folder / "VAEDecoder.mlpackage", "VAE decoder"),
+            save_package(build_decoder(spec.vae, vae, frames), folder / package_names("vae_decoder")[0], "VAE decoder"),
         ),
         "vae_encoder": (
-            save_package(build_encoder(spec.vae, vae, frames), folder / "VAEEncoder.mlpackage", "VAE encoder"),
+            save_package(build_encoder(spec.vae, vae, frames), folder / package_names("vae_encoder")[0], "VAE encoder"),
         ),
     }
     graphs = Graphs(
         minimum_os=MINIMUM_OS,
-        compute_units=COMPUTE_UNITS if recipe.routing is Routing.ROWS else "all",
-        routing=recipe.routing.value,
+        compute_units=COMPUTE_UNITS if choices.routing is Routing.ROWS else "all",
+        routing=choices.routing.value,
         packages=packages,
-        denoisers=tuple(denoiser for _, denoiser in functions),
-        trained_plan=description.plan if plan != description.plan else None,
+        step_functions=tuple(item for _, item in functions),
+        trained_plan=description.policy.plan,
     )
-    components = _components(description, folder, recipe, packages, weights)
-    written = Written(BACKEND, components, plan, graphs, {"coremltools": ct.__version__}, notes)
+    components = _components(description, folder, choices, packages, weights)
+    written = Written(BACKEND, components, policy, graphs, {"coremltools": ct.__version__}, notes)
     return written, {name: item.values for name, item in weights.items()}
 
 
-def _check_recipe(spec: ModelSpec, recipe: Recipe, sizes: Iterable[Size]) -> None:
+def _save_text_encoder(text: Text, weights: Mapping[str, Weights], folder: Path) -> dict[str, tuple[Package, ...]]:
+    program = build_text_encoder(text.encoder, weights["text_encoder"], text.max_sequence_length)
+    return {"text_encoder": (save_package(program, folder / package_names("text_encoder")[0], "T5 text encoder"),)}
+
+
+# How the packages are written that only some models have, by what a model is conditioned on.
+CONDITIONINGS: Final[Mapping[str, Callable[[Any, Mapping[str, Weights], Path], dict[str, tuple[Package, ...]]]]] = {
+    Text.KIND: _save_text_encoder,
+    Label.KIND: lambda _, __, ___: {},
+}
+
+
+def _check_choices(spec: ModelSpec, choices: Choices, sizes: Iterable[Size]) -> None:
     layers = spec.transformer.num_layers
-    if not 1 <= recipe.chunks <= layers:
-        raise ValueRangeError(f"[coreml] chunks out of range, got {recipe.chunks}, want 1..{layers}, the layers")
-    if not all(1 <= batch <= BATCH for batch in recipe.batches):
-        raise ValueRangeError(f"[coreml] batch out of range, got {recipe.batches}, want 1..{BATCH}")
+    if not 1 <= choices.chunks <= layers:
+        raise ValueRangeError(f"[coreml] chunks out of range, got {choices.chunks}, want 1..{layers}, the layers")
+    if not all(1 <= batch <= BATCH for batch in choices.batches):
+        raise ValueRangeError(f"[coreml] batch out of range, got {choices.batches}, want 1..{BATCH}")
     for height, width in sizes:
         tokens = (height * width) // spec.pixels_per_patch**2
         if max(height, width) > SIDE or tokens > TOKENS:
@@ -111,28 +125,28 @@ def _check_recipe(spec: ModelSpec, recipe: Recipe, sizes: Iterable[Size]) -> Non
                 f"[coreml] size {height}x{width} is out of range, got {tokens} tokens, want sides of at most {SIDE} "
                 f"pixels and {TOKENS} tokens"
             )
-        if recipe.routing is Routing.ONEHOT and tokens > MAX_ONEHOT_TOKENS:
+        if choices.routing is Routing.ONEHOT and tokens > MAX_ONEHOT_TOKENS:
             raise ValueRangeError(
                 f"[coreml] routing onehot is exact up to {MAX_ONEHOT_TOKENS} tokens, got {tokens} at {height}x{width} "
                 "pixels; use --routing rows, or a smaller --size"
             )
 
 
-def _merge(
-    description: Description, recipe: Recipe, sizes: tuple[Size, ...]
-) -> tuple[RoutingPlan | None, tuple[str, ...]]:
+def _merge(description: Description, choices: Choices, sizes: tuple[Size, ...]) -> tuple[RoutingPlan, tuple[str, ...]]:
     """Reduce the plan's rows if asked; say what it cost."""
-    plan, spec = description.plan, description.spec
-    if plan is None or recipe.max_functions is None:
-        return plan, () if recipe.max_functions is None else ("--max-functions does nothing to a dense model",)
+    plan, spec = description.policy.plan, description.spec
+    if choices.max_functions is None:
+        return plan, ()
+    if description.policy.is_dense:
+        return plan, ("--max-functions does nothing to a dense model",)
     tokens = (sizes[0][0] * sizes[0][1]) // spec.pixels_per_patch**2
     merge = merge_rows(
         spec.transformer,
         plan,
-        recipe.max_functions,
+        choices.max_functions,
         tokens=tokens,
-        text_tokens=spec.max_sequence_length,
-        allow_fewer=recipe.allow_fewer,
+        text_tokens=spec.text_tokens,
+        allow_fewer=choices.allow_fewer,
     )
     note = (
         f"{len(plan.rows())} rows of capacities became {len(merge.plan.rows())}: "
@@ -142,27 +156,21 @@ def _merge(
     return merge.plan, () if merge.plan == plan else (note,)
 
 
-def _chunk_names(chunks: int) -> list[str]:
-    if chunks == 1:
-        return ["Transformer.mlpackage"]
-    return [f"Transformer{number}of{chunks}.mlpackage" for number in range(1, chunks + 1)]
-
-
 def _components(
     description: Description,
     folder: Path,
-    recipe: Recipe,
+    choices: Choices,
     packages: Mapping[str, tuple[Package, ...]],
     weights: Mapping[str, Weights],
 ) -> dict[str, Component]:
-    roles = {"transformer": ("transformer",), "text_encoder": ("text_encoder",), "vae": ("vae_decoder", "vae_encoder")}
     components = {}
     for name, part in description.parts.items():
-        paths = [package.path for role in roles[name] for package in packages[role]]
+        paths = [package.path for role in ROLES[name] for package in packages[role]]
         files = sorted(file for path in paths for file in (folder / path).rglob("*") if file.is_file())
         infos = tuple(describe_file(folder, file.relative_to(folder).as_posix()) for file in files)
-        components[name] = Component(infos, "float16", part.parameters, _quantization(recipe.scheme, weights[name]))
-    components["tokenizer"] = Component((describe_file(folder, TOKENIZER_PATH),))
+        components[name] = Component(infos, "float16", part.parameters, _quantization(choices.scheme, weights[name]))
+    for name in description.documents:
+        components[name] = Component((describe_file(folder, f"{name}.json"),))
     return components
 
 

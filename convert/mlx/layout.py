@@ -15,16 +15,15 @@ from moddit.checkpoint.parts import Part
 from moddit.checkpoint.precision import DTYPES, cast, widen
 from moddit.checkpoint.safetensors import ITEM_BYTES
 from moddit.checkpoint.stored import StoredTensor
-from moddit.tensors import Role, TensorInfo, is_precise
+from moddit.tensors import UNCOMPRESSED, Role, TensorInfo, is_precise
 
-QUANTISED_COMPONENTS: Final = frozenset({"transformer", "text_encoder"})
 _CHUNK_VALUES: Final = 1 << 22  # converted at a time: 16 MiB in float32
 
 Output = tuple[str, str, tuple[int, ...]]  # name, dtype, shape in the file
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Choices:
     """What a user chooses."""
 
     dtype: str = "float16"  # of the large tensors, a key of DTYPES
@@ -92,25 +91,25 @@ class Slot:
         return self.info.role is Role.CONV and len(self.info.shape) == 4
 
 
-def plan_slots(component: str, part: Part, recipe: Recipe) -> list[Slot]:
+def plan_slots(component: str, part: Part, choices: Choices) -> list[Slot]:
     """Decide how each tensor of a component is stored.
 
     Tensors of four-byte numbers come first, and scales and biases of two bytes come in pairs, so that every tensor is
     aligned to its own numbers.
     """
-    slots = [_plan_slot(component, name, part, recipe) for name in part.wanted]
+    slots = [_plan_slot(component, name, part, choices) for name in part.wanted]
     return sorted(slots, key=lambda slot: slot.bits is None and ITEM_BYTES[slot.dtype] < 4)
 
 
-def _plan_slot(component: str, name: str, part: Part, recipe: Recipe) -> Slot:
+def _plan_slot(component: str, name: str, part: Part, choices: Choices) -> Slot:
     info, source = part.wanted[name], part.tensors[name]
-    dtype = DTYPES[recipe.dtype]
+    dtype = DTYPES[choices.dtype]
     if is_precise(name, part.wanted) and ITEM_BYTES[dtype] < 4:
         dtype = source.dtype
     is_quantised = (
-        recipe.bits is not None
-        and component in QUANTISED_COMPONENTS
+        choices.bits is not None
+        and component not in UNCOMPRESSED
         and info.role.is_quantisable
-        and info.shape[-1] % recipe.group_size == 0
+        and info.shape[-1] % choices.group_size == 0
     )
-    return Slot(name, info, source, dtype, *((recipe.bits, recipe.group_size) if is_quantised else ()))
+    return Slot(name, info, source, dtype, *((choices.bits, choices.group_size) if is_quantised else ()))

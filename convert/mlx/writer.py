@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from convert.mlx.layout import Recipe, Slot, plan_slots
+from convert.mlx.layout import Choices, Slot, plan_slots
 from convert.output import Written
 from moddit.checkpoint.description import Description
 from moddit.checkpoint.safetensors import format_header
@@ -20,12 +20,11 @@ from moddit.manifest import Component, FileInfo, Quantization
 BACKEND: Final = "mlx"
 SHARD_BYTES: Final = 1 << 30  # a file holds at least one tensor, and more while they fit in this
 OVERHEAD_BYTES: Final = 4 << 20  # headers and manifest, estimated from above
-TOKENIZER_PATH: Final = "tokenizer.json"
 
 Advance = Callable[[int], object]  # told how many more bytes of the source are done
 
 
-def write_components(description: Description, folder: Path, advance: Advance, *, recipe: Recipe) -> Written:
+def write_components(description: Description, folder: Path, advance: Advance, *, choices: Choices) -> Written:
     """Write everything but the manifest into an empty folder. Memory stays below 1 GB whatever the checkpoint's size.
 
     Raises:
@@ -34,19 +33,20 @@ def write_components(description: Description, folder: Path, advance: Advance, *
         StorageError: the disk has not enough room.
         OSError: it cannot be written.
     """
-    slots = {name: plan_slots(name, part, recipe) for name, part in description.parts.items()}
+    slots = {name: plan_slots(name, part, choices) for name, part in description.parts.items()}
     size = sum(slot.nbytes for group in slots.values() for slot in group)
-    check_space(folder, size + len(description.tokenizer) + OVERHEAD_BYTES)
+    check_space(folder, size + sum(map(len, description.documents.values())) + OVERHEAD_BYTES)
     components = {
-        name: _write_component(folder, name, group, recipe, description.parts[name].parameters, advance)
+        name: _write_component(folder, name, group, choices, description.parts[name].parameters, advance)
         for name, group in slots.items()
     }
-    components["tokenizer"] = Component((_write_file(folder, TOKENIZER_PATH, [description.tokenizer]),))
-    return Written(BACKEND, components, description.plan)
+    for name, content in description.documents.items():
+        components[name] = Component((_write_file(folder, f"{name}.json", [content]),))
+    return Written(BACKEND, components, description.policy)
 
 
 def _write_component(
-    folder: Path, name: str, slots: list[Slot], recipe: Recipe, parameters: int, advance: Advance
+    folder: Path, name: str, slots: list[Slot], choices: Choices, parameters: int, advance: Advance
 ) -> Component:
     shards = split_shards(slots, SHARD_BYTES)
     files = []
@@ -54,8 +54,8 @@ def _write_component(
         suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         files.append(_write_file(folder, f"{name}/model{suffix}.safetensors", _encode(shard, advance)))
     packed = tuple(slot.name for slot in slots if slot.bits is not None)
-    quantization = Quantization(recipe.bits, recipe.group_size, "affine", packed) if recipe.bits and packed else None
-    return Component(tuple(files), recipe.dtype, parameters, quantization)
+    quantization = Quantization(choices.bits, choices.group_size, "affine", packed) if choices.bits and packed else None
+    return Component(tuple(files), choices.dtype, parameters, quantization)
 
 
 def split_shards(slots: Iterable[Slot], limit: int) -> list[list[Slot]]:

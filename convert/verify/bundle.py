@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from convert.verify.interpreter import Arithmetic, Interpreter, Watch
 from convert.verify.stored import region_edges
 from convert.verify.values import Feature
+from moddit.contract import taken_name
 from moddit.errors import FormatError, UnsupportedError
-from moddit.graphs import Denoiser, Graphs, Package
-from moddit.routing import RoutingPlan
+from moddit.graphs import Graphs, Package, StepFunction
 from moddit.spec import ModelSpec
+from moddit.tokens import TokenPolicy
 
 Arrays = Mapping[str, NDArray[Any]]
 _DTYPES = {"fp32": "float32", "fp16": "float16"}  # MIL's names to the manifest's
@@ -28,13 +29,13 @@ class Packages:
 
     folder: Path
     spec: ModelSpec
-    plan: RoutingPlan | None
+    policy: TokenPolicy
     graphs: Graphs
     interpreters: Mapping[str, Sequence[Interpreter]]  # role to the chain of packages
 
     @classmethod
     def open(
-        cls, folder: Path, spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs | None, arithmetic: Arithmetic
+        cls, folder: Path, spec: ModelSpec, policy: TokenPolicy, graphs: Graphs | None, arithmetic: Arithmetic
     ) -> Packages:
         """Read and check every package.
 
@@ -54,21 +55,21 @@ class Packages:
         for role, packages in graphs.packages.items():
             for package, interpreter in zip(packages, interpreters[role], strict=True):
                 _compare(folder, package, interpreter)
-        return cls(folder, spec, plan, graphs, interpreters)
+        return cls(folder, spec, policy, graphs, interpreters)
 
     def run(self, role: str, function: str, inputs: Arrays, watch: Watch | None = None) -> NDArray[np.float32]:
         """Run a function through its whole chain of packages; return its one output."""
         outputs: dict[str, NDArray[Any]] = {}
         for interpreter in self.interpreters[role]:
-            handed = {name.removesuffix("_out"): array for name, array in outputs.items()}
+            handed = {taken_name(name): array for name, array in outputs.items()}
             taken = {name: {**inputs, **handed}[name] for name in interpreter.functions[function].inputs}
             outputs = interpreter.run(function, taken, watch)
         (output,) = outputs.values()
         return output
 
-    def regions(self, denoiser: Denoiser) -> list[tuple[int, int]]:
+    def regions(self, item: StepFunction) -> list[tuple[int, int]]:
         """First and last timestep of each region that a function is for."""
-        return region_edges(self.spec, self.plan, denoiser)
+        return region_edges(self.policy.plan, item)
 
 
 def _compare(folder: Path, package: Package, interpreter: Interpreter) -> None:

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final
 
 import click
 
 from convert.installed import VERIFY_MODULES, WRITE_MODULES, check_installed
 from convert.verify.device_process import TIMEOUT
 from convert.verify.framework import UNITS
+from moddit.conditioning import Text
 from moddit.errors import ParityError
 from moddit.manifest import Manifest, read_manifest
+from moddit.request import Request
 from moddit.signals import uninterrupted
 from moddit.text import printable
 
-PROMPT = "a large red circle on the left and a small blue square on the right on a white background"
+PROMPT: Final = Text.EXAMPLE["prompt"]
 
 
 @click.command(short_help="Compare a bundle for Core ML with PyTorch.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--prompt", default=PROMPT, show_default=True, help="Of the picture that is compared.")
+@click.option("--prompt", help=f"Of the picture that is compared.  [default: {PROMPT}]")
+@click.option("--label", help="Class of the picture that is compared, of a model of classes.  [default: 0]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of its noise.")
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Of its sampling run.")
 @click.option(
     "--guidance-scale",
     "--guidance",
     type=float,
-    default=4.5,
-    show_default=True,
-    help="Of its classifier-free guidance.",
+    help="Of its classifier-free guidance.  [default: as mlx_moddit generate]",
 )
 @click.option("--picture/--no-picture", default=True, show_default=True, help="Compare a whole picture too.")
 @click.option("--on-device", is_flag=True, help="macOS: compile, predict and time every function with Core ML instead.")
@@ -49,10 +52,11 @@ PROMPT = "a large red circle on the left and a small blue square on the right on
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     bundle: Path,
-    prompt: str,
+    prompt: str | None,
+    label: str | None,
     seed: int,
     steps: int,
-    guidance_scale: float,
+    guidance_scale: float | None,
     picture: bool,
     on_device: bool,
     compute_units: str | None,
@@ -75,19 +79,26 @@ def command(
         _verify_on_device(bundle, manifest, compute_units, timeout, as_json)
         return
     with uninterrupted():  # the libraries that this loads may swallow exceptions
-        from convert.verify.generation import Request
         from convert.verify.verification import verify_bundle
-    request = None
-    if picture:
-        side = manifest.spec.default_side
-        sizes = manifest.graphs.sizes if manifest.graphs else ()
-        height, width = (side, side) if (side, side) in sizes or not sizes else sizes[0]
-        request = Request(prompt, height, width, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    request = _request(manifest, prompt, label, seed, steps, guidance_scale) if picture else None
     report = verify_bundle(bundle, manifest, request)
     report.write(bundle)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
     if not report.passed:
         raise ParityError(f"[verify] {bundle}: does not compute what the reference does; convert the checkpoint again")
+
+
+def _request(
+    manifest: Manifest, prompt: str | None, label: str | None, seed: int, steps: int, guidance_scale: float | None
+) -> Request:
+    """Ask for a picture of the size that the model was trained at or, where there is no function for it, of another."""
+    spec, sizes = manifest.spec, manifest.graphs.sizes if manifest.graphs else ()
+    given: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
+    subject = (given if label is None else {**given, "label": spec.number(label)}) or spec.conditioning.EXAMPLE
+    request = Request.complete(spec, **subject, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    if not sizes or (request.height, request.width) in sizes:
+        return request
+    return replace(request, height=sizes[0][0], width=sizes[0][1])  # whatever the exporter has made a function for
 
 
 def _verify_on_device(bundle: Path, manifest: Manifest, units: str | None, timeout: float, as_json: bool) -> None:

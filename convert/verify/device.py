@@ -24,7 +24,7 @@ from convert.verify.device_report import DeviceReport, Measured, Placement, Pred
 from convert.verify.device_task import Answer, Compile, Describe, Link, Plan, Run, Task, Trouble
 from convert.verify.framework import UNITS, Arrays
 from convert.verify.stored import read_stored, reference_file, stored_cases
-from moddit.contract import TEXT_MASK
+from moddit.contract import INPUT_IDS, TEXT_MASK
 from moddit.errors import FormatError, UnsupportedError
 from moddit.graphs import Graphs, Package
 from moddit.manifest import Manifest, verify_files
@@ -71,7 +71,7 @@ def check_on_device(
         raise FormatError(f"[device] {bundle}: compute_units is {units!r}, want one of {', '.join(UNITS)}")
     verify_files(bundle, manifest, hashes=True)
     arrays = read_stored(bundle, manifest)
-    cases = stored_cases(manifest.spec, manifest.plan, graphs)
+    cases = stored_cases(manifest.tokens.plan, graphs)
     machine = perform(Describe())
     if isinstance(machine, Trouble):
         raise UnsupportedError(f"[device] Core ML cannot be used here; {machine}")
@@ -124,7 +124,7 @@ class _Session:
         answer = self._ask(f"running {case}", Run(name, self.units, links, reference, case, str(output)))
         if isinstance(answer, Trouble):
             return Prediction(case, answer)
-        mask = arrays[f"{case}/input/{TEXT_MASK}"].astype(bool) if role == "text_encoder" else ...
+        mask = arrays[f"{case}/input/{TEXT_MASK}"].astype(bool) if f"{case}/input/{INPUT_IDS}" in arrays else ...
         errors = _compare(np.load(output, allow_pickle=False), arrays[f"{case}/output"], mask)
         return Prediction(case, errors if isinstance(errors, Trouble) else Measured(*errors, **answer))
 

@@ -9,7 +9,6 @@ token whose score is nearly the last one kept may be routed otherwise: these are
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -22,13 +21,15 @@ from torch import Tensor
 from convert.verify.bundle import Packages
 from convert.verify.reference import Reference
 from convert.verify.stored import case_name
+from moddit.conditioning import Text
+from moddit.contract import IMAGE, INPUT_IDS, LABELS, TEXT, TEXT_MASK, TIMESTEP, kept_layer
 from moddit.noise import torch_randn
+from moddit.spec import ModelSpec
 from torch_moddit.model import BlockTrace
 
 EXACT_TOLERANCE: Final = 1e-4  # of the largest output: float32's rounding through all layers stays below a tenth of it
 TIE_MARGIN: Final = 1e-5  # of a layer's range of scores: what the order of sums in float32 may move a score
 TEXT_SHARE: Final = 0.6  # of the tokens are text in the second row of a batch, the rest padding
-_KEPT: Final = re.compile(r"block(\d+)_kept")
 
 Arrays = dict[str, NDArray[Any]]
 Kept = tuple[frozenset[int], ...]  # tokens of each sample
@@ -69,49 +70,50 @@ class Outcome:
 
 
 def list_cases(packages: Packages, reference: Reference, *, quick: bool) -> Iterator[Case]:
-    """List the runs of all functions: a denoiser at the edges of its regions, or if `quick` at one timestep.
+    """List the runs of all functions: a step at the edges of its regions, or if `quick` at one timestep.
 
-    The reference encodes the texts that denoisers are given, since routers and norms were trained on such states.
+    The reference encodes the texts that steps are given, since routers and norms were trained on such states.
     """
     spec = packages.spec
-    vocabulary = spec.text_encoder.vocab_size
     for role, chain in packages.graphs.packages.items():
         for index, function in enumerate(chain[0].functions):
             shapes = {name: feature.shape for name, feature in function.inputs.items()}
+            inputs = _make_inputs(shapes, spec, index)
             if role != "transformer":
-                yield Case(role, function.name, None, _make_inputs(shapes, vocabulary, index))
+                yield Case(role, function.name, None, inputs)
                 continue
-            denoiser = next(item for item in packages.graphs.denoisers if item.function == function.name)
-            edges = [edge for pair in packages.regions(denoiser) for edge in pair]
+            item = next(item for item in packages.graphs.step_functions if item.function == function.name)
+            sizes = spec.transformer.size_features(item.height, item.width)
+            inputs |= {name: np.array(values, np.float32) for name, values in sizes.items()}
+            if TEXT in inputs:
+                inputs[TEXT] = _encode_texts(reference, inputs[TEXT_MASK])
+            edges = [edge for pair in packages.regions(item) for edge in pair]
             for timestep in edges[-1:] if quick else edges:
-                inputs = _make_inputs(shapes, vocabulary, index)
-                inputs["timestep"] = np.array([timestep], np.float32)
-                inputs["text"] = _encode_texts(reference, inputs["text_mask"])
-                if "resolution" in inputs:
-                    inputs["resolution"] = np.array([denoiser.height, denoiser.width], np.float32)
-                    inputs["aspect_ratio"] = np.array([denoiser.height / denoiser.width], np.float32)
-                yield Case(role, function.name, timestep, inputs)
+                yield Case(role, function.name, timestep, {**inputs, TIMESTEP: np.array([timestep], np.float32)})
 
 
 def _encode_texts(reference: Reference, masks: NDArray[np.float32]) -> NDArray[np.float32]:
-    shapes = {"input_ids": (1, masks.shape[1])}
-    ids = _make_inputs(shapes, reference.spec.text_encoder.vocab_size, 0)["input_ids"]
-    rows = [reference.run("text_encoder", {"input_ids": ids, "text_mask": mask[None]}) for mask in masks]
+    ids = _make_inputs({INPUT_IDS: (1, masks.shape[1])}, reference.spec, 0)[INPUT_IDS]
+    rows = [reference.run("text_encoder", {INPUT_IDS: ids, TEXT_MASK: mask[None]}) for mask in masks]
     return np.concatenate(rows)
 
 
-def _make_inputs(shapes: Mapping[str, tuple[int, ...]], vocabulary: int, seed: int) -> Arrays:
+def _make_inputs(shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec, seed: int) -> Arrays:
     inputs: Arrays = {}
     for number, (name, shape) in enumerate(sorted(shapes.items())):
-        if name == "input_ids":
-            inputs[name] = (np.arange(shape[1], dtype=np.int32)[None] * 7 + 3) % vocabulary
-        elif name == "text_mask":
+        if name == INPUT_IDS:
+            assert isinstance(spec.conditioning, Text)
+            inputs[name] = (np.arange(shape[1], dtype=np.int32)[None] * 7 + 3) % spec.conditioning.encoder.vocab_size
+        elif name == LABELS:  # the first row is no class
+            classes = spec.transformer.num_classes
+            inputs[name] = (classes + np.arange(shape[0], dtype=np.int32) * 7) % (classes + 1)
+        elif name == TEXT_MASK:
             inputs[name] = np.ones(shape, np.float32)
             inputs[name][-1, max(1, round(TEXT_SHARE * shape[1])) :] = 0
         else:
             inputs[name] = torch_randn(shape, 1000 * seed + number)
-    if "image" in inputs:
-        inputs["image"] = np.clip(inputs["image"] / 2, -1, 1)
+    if IMAGE in inputs:
+        inputs[IMAGE] = np.clip(inputs[IMAGE] / 2, -1, 1)
     return inputs
 
 
@@ -155,25 +157,25 @@ def _run_reference(
 ) -> tuple[NDArray[np.float32], dict[int, Route]]:
     routes: dict[int, Route] = {}
 
-    def record(trace: BlockTrace) -> None:
+    def on_block(trace: BlockTrace) -> None:
         if trace.scores is not None:
             kept = tuple(frozenset(sample.tolist()) for sample in trace.kept)
             routes[trace.layer] = Route(kept, trace.scores.numpy())
 
-    return reference.run(case.role, case.inputs, record, forced), routes
+    return reference.run(case.role, case.inputs, on_block, forced), routes
 
 
 def _run_packages(packages: Packages, case: Case) -> tuple[NDArray[np.float32], dict[int, Kept]]:
     kept: dict[int, Kept] = {}
 
     def watch(name: str, values: tuple[Tensor, ...]) -> None:
-        match = _KEPT.fullmatch(name)
-        if match:
+        layer = kept_layer(name)
+        if layer is not None:
             rows = values[0]
             if rows.is_floating_point():  # onehot: 1 for the tokens kept
-                kept[int(match[1])] = tuple(frozenset(torch.nonzero(row).flatten().tolist()) for row in rows)
+                kept[layer] = tuple(frozenset(torch.nonzero(row).flatten().tolist()) for row in rows)
             else:
-                kept[int(match[1])] = tuple(frozenset(row.tolist()) for row in rows)
+                kept[layer] = tuple(frozenset(row.tolist()) for row in rows)
 
     return packages.run(case.role, case.function, case.inputs, watch), kept
 
@@ -215,8 +217,8 @@ def _as_indices(routes: Mapping[int, Route], kept: Mapping[int, Kept]) -> list[T
 
 def _real_rows(case: Case, output: NDArray[np.float32]) -> Any:
     """What of an output counts: states of padding mean nothing."""
-    if case.role == "text_encoder":
-        return case.inputs["text_mask"].astype(bool)
+    if INPUT_IDS in case.inputs:
+        return case.inputs[TEXT_MASK].astype(bool)
     return np.ones(output.shape, bool)
 
 

@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.verify.bundle import Packages
+from convert.verify.bundle import Arrays, Packages
 from convert.verify.interpreter import Arithmetic
-from moddit.bounds import GUIDANCE
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
-from moddit.errors import ValueRangeError
-from moddit.graphs import size_name
-from moddit.noise import SEED_MAX, SEED_MIN, torch_randn
-from moddit.samplers import build_table
+from moddit.conditioning import Label, Text
+from moddit.contract import INPUT_IDS, LABELS, LATENTS, TEXT, TEXT_MASK, TIMESTEP, TOKENIZER, size_name
+from moddit.noise import torch_randn
+from moddit.request import Request
+from moddit.samplers import SamplerStep, build_table
+from moddit.sampling import denoise, guide
 
 PICTURE_DECIBELS: Final = {  # PSNR that a picture must reach against the reference's
     Arithmetic.EXACT: 45.0,  # float32's rounding, which the sampling run magnifies, and pictures of eight bits
     Arithmetic.ROUNDED: 35.0,  # float16's rounding, and a few tokens routed otherwise
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to draw."""
-
-    prompt: str
-    height: int  # pixels
-    width: int  # pixels
-    negative_prompt: str = ""
-    seed: int = 0
-    steps: int = 20
-    guidance_scale: float = 4.5  # 1 or less turns guidance off
-
-    def __post_init__(self) -> None:
-        for name, (least, most) in {"guidance_scale": (0, GUIDANCE), "seed": (SEED_MIN, SEED_MAX)}.items():
-            if not least <= getattr(self, name) <= most:  # NaN is in no range
-                raise ValueRangeError(f"[verify] {name} is {getattr(self, name)}, want {least}..{most}")
 
 
 def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
@@ -52,20 +36,18 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
         MissingError: the bundle has no function for the picture's size.
     """
     spec = packages.spec
-    tokenizer = open_tokenizer(packages)
-    texts = [_encode(packages, tokenizer.encode(text)) for text in (request.negative_prompt, request.prompt)]
-    table = build_table(spec.scheduler, spec.scheduler.sampler, request.steps)
+    rows = CONDITIONINGS[spec.conditioning.KIND](packages, request.rows(spec))
+    table = build_table(spec.scheduler, request.sampler, request.steps)
     height, width = request.height // spec.vae.downscale, request.width // spec.vae.downscale
-    latents = torch_randn((1, spec.transformer.in_channels, height, width), request.seed) * table.init_scale
-    previous: NDArray[np.float32] | None = None
-    for step in table.steps:
-        negative, output = _predict(packages, request, step.input_scale * latents, step.timestep, texts)
-        if request.guidance_scale > 1:
-            output = negative + request.guidance_scale * (output - negative)
-        latents, previous = step.advance(latents, output, previous)
-    image = packages.run(
-        "vae_decoder", size_name(request.height, request.width), {"latents": latents.astype(np.float32)}
-    )
+    noise = torch_randn((1, spec.transformer.latent_channels, height, width), request.seed)
+
+    def predict(_: int, step: SamplerStep, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        outputs = _predict(packages, request, latents, step.timestep, rows)
+        return guide(outputs[: len(rows)], request.guidance_scale)
+
+    *_, last = denoise(table, noise, predict)
+    function = size_name(request.height, request.width)
+    image = packages.run("vae_decoder", function, {LATENTS: last.latents.astype(np.float32)})
     return np.clip(image[0].transpose(1, 2, 0) / 2 + 0.5, 0, 1)
 
 
@@ -75,46 +57,53 @@ def measure_psnr(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> flo
     return math.inf if error == 0 else -10 * math.log10(error) if math.isfinite(error) else -math.inf
 
 
-def open_tokenizer(packages: Packages) -> PromptTokenizer:
+def open_tokenizer(folder: Path, text: Text) -> PromptTokenizer:
     """Read a bundle's tokenizer; raises as `PromptTokenizer.load`."""
-    spec = packages.spec
     return PromptTokenizer.load(
-        packages.folder / "tokenizer.json",
-        vocab_size=spec.text_encoder.vocab_size,
-        max_length=spec.max_sequence_length,
+        folder / TOKENIZER, vocab_size=text.encoder.vocab_size, max_length=text.max_sequence_length
     )
 
 
-def _encode(packages: Packages, ids: list[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Encode the tokens of a text: states (1, L, D) and mask (1, L)."""
-    length = packages.spec.max_sequence_length
-    padded, mask = np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
-    padded[0, : len(ids)], mask[0, : len(ids)] = ids, 1
+def _encode_texts(packages: Packages, texts: tuple[str, ...]) -> list[Arrays]:
+    """Encode texts: states (1, L, D) and mask (1, L) of each."""
+    text = packages.spec.conditioning
+    assert isinstance(text, Text)
+    tokenizer, length = open_tokenizer(packages.folder, text), text.max_sequence_length
     (function,) = packages.graphs.packages["text_encoder"][0].functions
-    return packages.run("text_encoder", function.name, {"input_ids": padded, "text_mask": mask}), mask
+    rows: list[Arrays] = []
+    for ids in map(tokenizer.encode, texts):
+        padded, mask = np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
+        padded[0, : len(ids)], mask[0, : len(ids)] = ids, 1
+        states = packages.run("text_encoder", function.name, {INPUT_IDS: padded, TEXT_MASK: mask})
+        rows.append({TEXT: states, TEXT_MASK: mask})
+    return rows
+
+
+def _encode_labels(_: Packages, numbers: tuple[int, ...]) -> list[Arrays]:
+    return [{LABELS: np.array([number], np.int32)} for number in numbers]
+
+
+# What a step is fed for each row of a batch, by what a model is conditioned on.
+CONDITIONINGS: Final[Mapping[str, Callable[[Packages, Any], list[Arrays]]]] = {
+    Text.KIND: _encode_texts,
+    Label.KIND: _encode_labels,
+}
 
 
 def _predict(
-    packages: Packages,
-    request: Request,
-    latents: NDArray[np.float32],
-    timestep: float,
-    texts: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Run both halves of the guidance, in one call of batch 2 or in two of batch 1."""
-    region = packages.plan.region(timestep) if packages.plan else 0
+    packages: Packages, request: Request, latents: NDArray[np.float32], timestep: float, rows: list[Arrays]
+) -> list[NDArray[np.float32]]:
+    """Predict for every row, in one call where the batch is large enough. Shapes: -> (1, C, h, w) each."""
+    region = packages.policy.plan.region(timestep)
     batch = 2 if 2 in packages.graphs.batches else min(packages.graphs.batches)
-    denoiser = packages.graphs.denoiser(request.height, request.width, batch, region)
-    inputs = {"timestep": np.array([timestep], np.float32)}
-    if packages.spec.transformer.use_additional_conditions:
-        inputs["resolution"] = np.array([request.height, request.width], np.float32)
-        inputs["aspect_ratio"] = np.array([request.height / request.width], np.float32)
-    inputs["latents"] = np.repeat(latents.astype(np.float32), batch, axis=0)
+    item = packages.graphs.step_function(request.height, request.width, batch, region)
+    sizes = packages.spec.transformer.size_features(request.height, request.width)
+    shared = {name: np.array(values, np.float32) for name, values in sizes.items()}
+    shared[TIMESTEP] = np.array([timestep], np.float32)
+    shared[LATENTS] = np.repeat(latents.astype(np.float32), batch, axis=0)
     outputs: list[NDArray[np.float32]] = []
-    while len(outputs) < len(texts):
-        rows = [
-            texts[min(len(outputs) + row, len(texts) - 1)] for row in range(batch)
-        ]  # the last fills up a large batch
-        states, masks = (np.concatenate(part) for part in zip(*rows, strict=True))
-        outputs += list(packages.run("transformer", denoiser.function, {**inputs, "text": states, "text_mask": masks}))
-    return outputs[0][None], outputs[1][None]
+    while len(outputs) < len(rows):
+        taken = [rows[min(len(outputs) + row, len(rows) - 1)] for row in range(batch)]  # the last fills up
+        own = {name: np.concatenate([row[name] for row in taken]) for name in taken[0]}
+        outputs += np.split(packages.run("transformer", item.function, {**shared, **own}), batch)
+    return outputs

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convert.verify.operations import Value
-from convert.verify.package import Package, read_package
+from convert.verify.package import PackageFiles, read_package
 from convert.verify.program import Compressed, Computed, Function, Source, Step, read_functions
 from convert.verify.values import Feature, Literal, hold, holds
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
@@ -229,7 +229,7 @@ def _to_numpy(value: Value) -> NDArray[Any]:
     return value.numpy().copy()
 
 
-def _check_descriptions(package: Package, functions: Mapping[str, Signature]) -> None:
+def _check_descriptions(package: PackageFiles, functions: Mapping[str, Signature]) -> None:
     """Check that the model's description, by which an app finds features, tells what the program does."""
     description = package.model.description
     described = {item.name: item for item in description.functions} or {"main": description}

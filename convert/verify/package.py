@@ -17,7 +17,7 @@ _ADVICE: Final = "write or copy the package again"
 
 
 @dataclass(frozen=True)
-class Package:
+class PackageFiles:
     """An .mlpackage whose model has been read."""
 
     path: Path
@@ -43,7 +43,7 @@ class Package:
         return self.folder.joinpath(*parts[1:])
 
 
-def read_package(path: Path) -> Package:
+def read_package(path: Path) -> PackageFiles:
     """Read the manifest and the model of a package.
 
     Raises:
@@ -60,7 +60,7 @@ def read_package(path: Path) -> Package:
     kind = model.WhichOneof("Type")
     if kind != "mlProgram":
         raise UnsupportedError(f"[coreml] {file}: kind of model, got {kind}, want mlProgram")
-    return Package(path, file, model)
+    return PackageFiles(path, file, model)
 
 
 def _find_model(path: Path) -> Path:

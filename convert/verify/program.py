@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from convert.verify.blobs import BlobFile, StoredArray
 from convert.verify.operations import OPERATIONS, Operation
-from convert.verify.package import Package
+from convert.verify.package import PackageFiles
 from convert.verify.values import DTYPES, FLOATS, Feature, Literal, read_feature, read_literal
 from moddit.errors import FormatError, UnsupportedError
 
@@ -73,7 +73,7 @@ class Function:
     last_uses: tuple[tuple[str, ...], ...] = field(repr=False)  # for each step, the values not needed after it
 
 
-def read_functions(package: Package) -> dict[str, Function]:
+def read_functions(package: PackageFiles) -> dict[str, Function]:
     """Read and check all functions of a package.
 
     Raises:

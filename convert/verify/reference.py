@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,19 +11,23 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PixArtAlphaPipeline, PixArtSigmaPipeline
-from diffusers.models.embeddings import PatchEmbed
+from diffusers import AutoencoderKL
+from diffusers.models.embeddings import PatchEmbed, Timesteps
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from moddit.conditioning import Text
+from moddit.contract import IMAGE, INPUT_IDS, LATENTS, TEXT_MASK, TIMESTEP, TOKENIZER
 from moddit.errors import MissingError
-from moddit.routing import RoutingPlan
-from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
-from moddit.tensors import text_encoder_tensors, transformer_tensors, vae_tensors
-from torch_moddit.loading import make_transformer
-from torch_moddit.model import Record, RoutedPixArt
-from torch_moddit.pipeline import ReferencePipeline, make_scheduler
+from moddit.models.t5 import T5Spec
+from moddit.models.transformer import TransformerSpec
+from moddit.models.vae import VAESpec
+from moddit.spec import ModelSpec
+from moddit.tokens import TokenPolicy
+from torch_moddit.architectures import TRANSFORMERS
+from torch_moddit.model import OnBlock, RoutedTransformer
+from torch_moddit.pipeline import ReferencePipeline
 
 SPECIAL_TOKENS: Final = ("<pad>", "</s>", "<unk>")  # to fill up, to end a text, and for what the vocabulary has not
 
@@ -34,39 +39,39 @@ class Reference:
     """All models of a pipeline, in float32, for inference."""
 
     spec: ModelSpec
-    plan: RoutingPlan | None
-    transformer: RoutedPixArt
-    text_encoder: Any
-    vae: Any
+    transformer: RoutedTransformer
+    parts: Mapping[str, Any]  # the other components that have weights
 
     @classmethod
-    def build(cls, spec: ModelSpec, plan: RoutingPlan | None, values: Mapping[str, Values]) -> Reference:
+    def build(cls, spec: ModelSpec, policy: TokenPolicy, values: Mapping[str, Values]) -> Reference:
         """Build the models.
 
         Args:
             spec: of the bundle.
-            plan: that the bundle runs.
+            policy: that the bundle runs.
             values: weights of each component.
         """
-        transformer = build_transformer(spec.transformer, plan, values["transformer"])
-        text_encoder = build_text_encoder(spec.text_encoder, values["text_encoder"])
-        return cls(spec, plan, transformer, text_encoder, build_vae(spec.vae, values["vae"]))
+        transformer = build_transformer(spec.transformer, policy, values["transformer"])
+        parts = {"vae": build_vae(spec.vae, values["vae"])}
+        if isinstance(spec.conditioning, Text):
+            parts["text_encoder"] = build_text_encoder(spec.conditioning.encoder, values["text_encoder"])
+        return cls(spec, transformer, parts)
 
     def run(
         self,
         role: str,
         inputs: Mapping[str, NDArray[Any]],
-        record: Record | None = None,
+        on_block: OnBlock | None = None,
         forced: Sequence[Tensor] | None = None,
     ) -> NDArray[np.float32]:
         """Compute what a function of the bundle computes; see `moddit.graphs` for roles and features.
 
-        `record` is called after each block of the transformer; `forced` are tokens to keep instead of the ranking's.
+        `on_block` is called after each block of the transformer; `forced` are tokens to keep instead of the ranking's.
         """
         features = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
         outputs: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
             "text_encoder": self._encode_text,
-            "transformer": partial(self._denoise, record=record, forced=forced),
+            "transformer": partial(self._denoise, on_block=on_block, forced=forced),
             "vae_decoder": self._decode,
             "vae_encoder": self._encode_image,
         }
@@ -74,69 +79,64 @@ class Reference:
             return outputs[role](features).numpy()
 
     def _encode_text(self, features: Mapping[str, Tensor]) -> Tensor:
-        states: Tensor = self.text_encoder(
-            features["input_ids"].long(), attention_mask=features["text_mask"]
+        states: Tensor = self.parts["text_encoder"](
+            features[INPUT_IDS].long(), attention_mask=features[TEXT_MASK]
         ).last_hidden_state
         return states
 
     def _denoise(
-        self, features: Mapping[str, Tensor], record: Record | None, forced: Sequence[Tensor] | None
+        self, features: Mapping[str, Tensor], on_block: OnBlock | None, forced: Sequence[Tensor] | None
     ) -> Tensor:
-        latents, batch = features["latents"], len(features["latents"])
-        conditions = None
-        if self.spec.transformer.use_additional_conditions:
-            conditions = {
-                "resolution": features["resolution"].expand(batch, 2),
-                "aspect_ratio": features["aspect_ratio"].expand(batch, 1),
-            }
-        timestep = features["timestep"].expand(batch)
-        output = self.transformer(
-            latents, timestep, features["text"], features["text_mask"], conditions, record=record, forced=forced
-        )
-        return output[:, : latents.shape[1]]
+        latents, batch = features[LATENTS], len(features[LATENTS])
+        shared = self.spec.transformer.size_features(1, 1)
+        context = {
+            name: value.expand(batch, -1) if name in shared else value
+            for name, value in features.items()
+            if name not in (LATENTS, TIMESTEP)
+        }
+        timestep = features[TIMESTEP].expand(batch)
+        output = self.transformer(latents, timestep, context, on_block=on_block, forced=forced)
+        return output[:, : self.spec.transformer.latent_channels]
 
     def _decode(self, features: Mapping[str, Tensor]) -> Tensor:
         vae = self.spec.vae
-        image: Tensor = self.vae.decode(features["latents"] / vae.scaling_factor + vae.shift_factor).sample
+        image: Tensor = self.parts["vae"].decode(features[LATENTS] / vae.scaling_factor + vae.shift_factor).sample
         return image
 
     def _encode_image(self, features: Mapping[str, Tensor]) -> Tensor:
-        moments: Tensor = self.vae.encode(features["image"]).latent_dist.parameters
+        moments: Tensor = self.parts["vae"].encode(features[IMAGE]).latent_dist.parameters
         return moments
 
-    def pipeline(self, tokenizer: Path) -> ReferencePipeline:
-        """Make diffusers' own pipeline around these models; its sampling loop and scheduler are diffusers' too."""
-        schedule = self.spec.scheduler
+    def pipeline(self, folder: Path) -> ReferencePipeline:
+        """Put a pipeline around these models, with the tokenizer of a bundle where the model has one."""
+        return ReferencePipeline(self.spec, self.transformer, {**self.parts, **self._tokenizer(folder)})
+
+    def _tokenizer(self, folder: Path) -> dict[str, Any]:
+        if not isinstance(self.spec.conditioning, Text):
+            return {}
         pad, end, unknown = SPECIAL_TOKENS
-        # only the alpha pipeline tells the model the picture's size
-        kind = PixArtAlphaPipeline if self.spec.transformer.use_additional_conditions else PixArtSigmaPipeline
-        parts = kind(
-            tokenizer=PreTrainedTokenizerFast(
-                tokenizer_file=str(tokenizer),
-                pad_token=pad,
-                eos_token=end,
-                unk_token=unknown,
-                model_max_length=self.spec.max_sequence_length,
-            ),
-            text_encoder=self.text_encoder,
-            vae=self.vae,
-            transformer=self.transformer.transformer,
-            scheduler=make_scheduler(schedule, schedule.sampler),
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / TOKENIZER),
+            pad_token=pad,
+            eos_token=end,
+            unk_token=unknown,
+            model_max_length=self.spec.text_tokens,
         )
-        return ReferencePipeline(parts, self.transformer, self.spec.max_sequence_length)
+        return {"tokenizer": tokenizer}
 
 
-def build_transformer(spec: PixArtSpec, plan: RoutingPlan | None, values: Values) -> RoutedPixArt:
-    """Build the transformer, with routers where there is a plan."""
+def build_transformer(spec: TransformerSpec, policy: TokenPolicy, values: Values) -> RoutedTransformer:
+    """Build the transformer, with routers where the policy has them."""
+    kind = TRANSFORMERS[spec.ARCHITECTURE]
     with torch.device("meta"):
-        dense = make_transformer(spec)
-        model = RoutedPixArt(dense, plan)
-    _load(model.transformer, transformer_tensors(spec, routed=plan is not None), values)
+        model = kind(kind.make(spec), policy)
+    _load(model.transformer, spec.tensors(has_routers=policy.has_routers), values)
     _restore_buffers(model.transformer, spec)
+    _replace_sinusoids(model)
     return model.eval()
 
 
-def _restore_buffers(transformer: Any, spec: PixArtSpec) -> None:
+def _restore_buffers(transformer: Any, spec: TransformerSpec) -> None:
     """Compute the position table, which no checkpoint holds, as the model's constructor does."""
     patches = PatchEmbed(
         height=spec.sample_size,
@@ -144,9 +144,40 @@ def _restore_buffers(transformer: Any, spec: PixArtSpec) -> None:
         patch_size=spec.patch_size,
         in_channels=spec.in_channels,
         embed_dim=spec.hidden_size,
-        interpolation_scale=spec.interpolation_scale,
+        interpolation_scale=spec.position_scale,
     )
     transformer.pos_embed.pos_embed = patches.pos_embed
+
+
+class Sinusoid(nn.Module):
+    """diffusers' `Timesteps` with frequencies that are rounded once.
+
+    In float32 torch's exponential function misses the last bit of some, more or fewer on other machines. At t = 999 a
+    bit moves the angle by 6e-5, and the output of a DiT by more than may be told from a fault of the exporter.
+
+    Shapes: timesteps (B,) -> (B, channels)
+    """
+
+    def __init__(self, diffusers: Timesteps):
+        super().__init__()
+        half = diffusers.num_channels // 2
+        exponents = (
+            -math.log(10_000) * torch.arange(half, dtype=torch.float32) / (half - diffusers.downscale_freq_shift)
+        )
+        self.frequencies = exponents.double().exp().float()
+        self.cosines_first = diffusers.flip_sin_to_cos
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        angles = timesteps[:, None].float() * self.frequencies
+        waves = (angles.cos(), angles.sin()) if self.cosines_first else (angles.sin(), angles.cos())
+        return torch.cat(waves, dim=1)
+
+
+def _replace_sinusoids(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Timesteps):
+                setattr(parent, name, Sinusoid(child))
 
 
 def build_text_encoder(spec: T5Spec, values: Values) -> Any:
@@ -168,7 +199,7 @@ def build_text_encoder(spec: T5Spec, values: Values) -> Any:
     )
     with torch.device("meta"):
         model = T5EncoderModel(config)
-    _load(model, text_encoder_tensors(spec), values)
+    _load(model, spec.tensors(), values)
     model.tie_weights()
     return model.eval()
 
@@ -192,7 +223,7 @@ def build_vae(spec: VAESpec, values: Values) -> Any:
             use_post_quant_conv=spec.use_post_quant_conv,
             mid_block_add_attention=spec.mid_block_add_attention,
         )
-    _load(model, vae_tensors(spec), values)
+    _load(model, spec.tensors(), values)
     return model.eval()
 
 

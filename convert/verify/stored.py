@@ -23,10 +23,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from moddit.errors import FormatError, MissingError, ParityError
-from moddit.graphs import Denoiser, Graphs
+from moddit.graphs import Graphs, StepFunction
 from moddit.manifest import Manifest
 from moddit.routing import RoutingPlan, region_timesteps
 from moddit.spec import ModelSpec
+from moddit.tokens import TokenPolicy
 
 REFERENCE_NAME: Final = "reference.npz"
 DESCRIPTION: Final = "description_sha256"  # key of the hash of what the manifest says
@@ -60,16 +61,15 @@ def case_name(role: str, function: str, timestep: int | None) -> str:
     return f"{role}/{function}" + ("" if timestep is None else f"/t{timestep}")
 
 
-def region_edges(spec: ModelSpec, plan: RoutingPlan | None, denoiser: Denoiser) -> list[tuple[int, int]]:
+def region_edges(plan: RoutingPlan, item: StepFunction) -> list[tuple[int, int]]:
     """First and last timestep of each region that a function is for."""
-    count, total = (plan.regions if plan else 1), spec.scheduler.num_train_timesteps
-    timesteps = (region_timesteps(region, count, total) for region in denoiser.regions)
+    timesteps = (region_timesteps(region, plan.regions, plan.num_train_timesteps) for region in item.regions)
     return [(found[0], found[-1]) for found in timesteps]
 
 
-def stored_cases(spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs) -> list[tuple[str, str, str]]:
-    """List role, function and name of every run that is stored: a denoiser's at the last timestep of its regions."""
-    timesteps = {item.function: region_edges(spec, plan, item)[-1][-1] for item in graphs.denoisers}
+def stored_cases(plan: RoutingPlan, graphs: Graphs) -> list[tuple[str, str, str]]:
+    """List role, function and name of every run that is stored: a step's at the last timestep of its regions."""
+    timesteps = {item.function: region_edges(plan, item)[-1][-1] for item in graphs.step_functions}
     cases = []
     for role, chain in graphs.packages.items():
         for name in (function.name for function in chain[0].functions):
@@ -78,14 +78,14 @@ def stored_cases(spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs) -> l
     return cases
 
 
-def store(folder: Path, spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs, arrays: Mapping[str, Any]) -> None:
+def store(folder: Path, spec: ModelSpec, policy: TokenPolicy, graphs: Graphs, arrays: Mapping[str, Any]) -> None:
     """Write the arrays of all cases.
 
     Raises:
         OSError: they cannot be written.
     """
     path = reference_file(folder)
-    digest = np.array(_digest(spec, plan, graphs))
+    digest = np.array(_digest(spec, policy, graphs))
     np.savez_compressed(path, allow_pickle=False, **{**arrays, DESCRIPTION: digest})
 
 
@@ -103,10 +103,10 @@ def read_stored(folder: Path, manifest: Manifest) -> Arrays:
     """
     assert manifest.graphs is not None
     path = reference_file(folder)
-    wanted = _wanted_arrays(manifest.spec, manifest.plan, manifest.graphs)
+    wanted = _wanted_arrays(manifest.tokens.plan, manifest.graphs)
     try:
         with _open(path, wanted) as archive:
-            _check_description(archive, folder, _digest(manifest.spec, manifest.plan, manifest.graphs))
+            _check_description(archive, folder, _digest(manifest.spec, manifest.tokens, manifest.graphs))
             _check_members(archive, wanted)
             return {name: _read_array(archive, name, item) for name, item in wanted.items() if name != DESCRIPTION}
     except FileNotFoundError:
@@ -115,9 +115,9 @@ def read_stored(folder: Path, manifest: Manifest) -> Arrays:
         raise FormatError(f"[verify] {path}: cannot be read ({error}); convert the checkpoint again") from None
 
 
-def _wanted_arrays(spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs) -> dict[str, Wanted]:
+def _wanted_arrays(plan: RoutingPlan, graphs: Graphs) -> dict[str, Wanted]:
     wanted = {DESCRIPTION: _HASH}
-    for role, name, case in stored_cases(spec, plan, graphs):
+    for role, name, case in stored_cases(plan, graphs):
         first, last = (graphs.packages[role][place].function(name) for place in (0, -1))
         for key, feature in first.inputs.items():
             wanted[f"{case}/input/{key}"] = Wanted(feature.shape, np.dtype(feature.dtype))
@@ -181,7 +181,7 @@ def _read_exactly(file: IO[bytes], count: int, name: str) -> bytes:
     return data
 
 
-def _digest(spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs) -> str:
+def _digest(spec: ModelSpec, policy: TokenPolicy, graphs: Graphs) -> str:
     """Hash what a manifest says of the model: packages cannot tell, for one, whether their regions were swapped."""
-    value = [spec.to_json(), plan.to_json() if plan else None, graphs.to_json()]
+    value = [spec.to_json(), policy.to_json(), graphs.to_json()]
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -15,25 +15,26 @@ from PIL import Image
 
 from convert.verify.bundle import Packages
 from convert.verify.functions import check_case, list_cases
-from convert.verify.generation import Request, generate, measure_psnr, open_tokenizer
+from convert.verify.generation import generate, measure_psnr, open_tokenizer
 from convert.verify.interpreter import Arithmetic
 from convert.verify.reference import SPECIAL_TOKENS, Reference, Values
 from convert.verify.report import REPORT_NAME, Picture, Report, decibels
 from convert.verify.stored import read_stored, reference_file, store
 from convert.verify.weights import read_values
-from moddit.contract import TOKENIZER
+from moddit.conditioning import Text
 from moddit.errors import MissingError, ParityError
 from moddit.files import new_file, recover_all, storage_errors
 from moddit.graphs import Graphs
 from moddit.manifest import Manifest, verify_files
-from moddit.routing import RoutingPlan
+from moddit.request import Request
 from moddit.spec import ModelSpec
+from moddit.tokens import TokenPolicy
 
 _TOOLS: Final = ("coremltools", "torch", "diffusers", "transformers", "numpy")
 
 
 def verify_written(
-    folder: Path, spec: ModelSpec, plan: RoutingPlan | None, graphs: Graphs, values: Mapping[str, Values]
+    folder: Path, spec: ModelSpec, policy: TokenPolicy, graphs: Graphs, values: Mapping[str, Values]
 ) -> Report:
     """Run every function once in exact arithmetic against the reference with the weights that were meant to be written.
 
@@ -42,7 +43,7 @@ def verify_written(
     Args:
         folder: the bundle, whose manifest need not be there yet.
         spec: of the model.
-        plan: that the bundle runs.
+        policy: that the bundle runs.
         graphs: its packages.
         values: of each component, a function from canonical names to the weights that the packages should hold.
 
@@ -50,8 +51,8 @@ def verify_written(
         ParityError: a function differs from the reference.
         OSError: the folder cannot be written.
     """
-    reference = Reference.build(spec, plan, values)
-    exact = Packages.open(folder, spec, plan, graphs, Arithmetic.EXACT)
+    reference = Reference.build(spec, policy, values)
+    exact = Packages.open(folder, spec, policy, graphs, Arithmetic.EXACT)
     outcomes, arrays = [], {}
     for case in list_cases(exact, reference, quick=True):
         outcome, wanted = check_case(case, reference, exact)
@@ -61,7 +62,7 @@ def verify_written(
     report = Report(tuple(outcomes), None, _versions(), knows_weights=True)
     if not report.passed:
         raise ParityError(f"[verify] the packages do not compute what the checkpoint does:\n{report.to_text()}")
-    store(folder, spec, plan, graphs, arrays)
+    store(folder, spec, policy, graphs, arrays)
     report.write(folder)
     return report
 
@@ -82,13 +83,13 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> 
         StorageError: the folder cannot be written.
     """
     verify_files(folder, manifest, hashes=True)
-    spec, plan = manifest.spec, manifest.plan
+    spec, policy = manifest.spec, manifest.tokens
     exact, rounded = (
-        Packages.open(folder, spec, plan, manifest.graphs, arithmetic)
+        Packages.open(folder, spec, policy, manifest.graphs, arithmetic)
         for arithmetic in (Arithmetic.EXACT, Arithmetic.ROUNDED)
     )
     _check_tokenizer(exact, request)
-    reference = Reference.build(spec, plan, read_values(spec, exact.interpreters, routed=plan is not None))
+    reference = Reference.build(spec, policy, read_values(spec, exact.interpreters, has_routers=policy.has_routers))
     recover_all(folder)
     with storage_errors(folder / REPORT_NAME):
         (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails
@@ -100,8 +101,10 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> 
 
 
 def _check_tokenizer(packages: Packages, request: Request | None) -> None:
-    """Read the tokenizer as apps do, and try the prompts, before anything runs."""
-    tokenizer = open_tokenizer(packages)
+    """Read the tokenizer as apps do, if there is one, and try the prompts, before anything runs."""
+    if not isinstance(packages.spec.conditioning, Text):
+        return
+    tokenizer = open_tokenizer(packages.folder, packages.spec.conditioning)
     for text in () if request is None else (request.negative_prompt, request.prompt):
         tokenizer.encode(text)
     missing = [token for token in SPECIAL_TOKENS if not tokenizer.has(token)]
@@ -110,20 +113,12 @@ def _check_tokenizer(packages: Packages, request: Request | None) -> None:
 
 
 def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, request: Request) -> Picture:
-    wanted = reference.pipeline(exact.folder / TOKENIZER).generate(
-        request.prompt,
-        request.negative_prompt,
-        seed=request.seed,
-        steps=request.steps,
-        guidance_scale=request.guidance_scale,
-        height=request.height,
-        width=request.width,
-    )
+    wanted = reference.pipeline(exact.folder).draw(request)
     found = {arithmetic: generate(packages, request) for arithmetic, packages in _pairs(exact, rounded)}
     for name, picture in {"reference": wanted, **{item.value: image for item, image in found.items()}}.items():
         _save(exact.folder / f"verify-{name}.png", picture)
     psnr = decibels(*(measure_psnr(image, wanted) for image in found.values()))
-    return Picture(request.prompt, request.seed, request.steps, psnr)
+    return Picture(request.subject, request.seed, request.steps, psnr)
 
 
 def _pairs(exact: Packages, rounded: Packages) -> tuple[tuple[Arithmetic, Packages], ...]:

@@ -8,28 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.names import constant_name
 from convert.verify.interpreter import Interpreter
+from moddit.conditioning import Text
+from moddit.contract import BY_DISTANCE, constant_name
 from moddit.embeddings import relative_buckets
 from moddit.errors import MissingError
+from moddit.graphs import ROLES
 from moddit.spec import ModelSpec
-from moddit.tensors import Tensors, text_encoder_tensors, transformer_tensors, vae_tensors
+from moddit.tensors import Tensors
 
 Values = Callable[[str], NDArray[np.float32]]
 _BIAS_TABLE = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
-def read_values(spec: ModelSpec, packages: Mapping[str, Sequence[Interpreter]], *, routed: bool) -> dict[str, Values]:
+def read_values(
+    spec: ModelSpec, packages: Mapping[str, Sequence[Interpreter]], *, has_routers: bool
+) -> dict[str, Values]:
     """Give for each component a function from canonical names to weights."""
-    roles = {"transformer": ("transformer",), "text_encoder": ("text_encoder",), "vae": ("vae_decoder", "vae_encoder")}
-    wanted = {
-        "transformer": transformer_tensors(spec.transformer, routed=routed),
-        "text_encoder": text_encoder_tensors(spec.text_encoder),
-        "vae": vae_tensors(spec.vae),
-    }
     return {
-        name: _Component(spec, wanted[name], [item for role in roles[name] for item in packages[role]]).read
-        for name in roles
+        name: _Component(spec, wanted, [item for role in ROLES[name] for item in packages[role]]).read
+        for name, wanted in spec.tensors(has_routers=has_routers).items()
     }
 
 
@@ -49,9 +47,9 @@ class _Component:
         """
         label = constant_name(name)
         if name == _BIAS_TABLE:
-            return self._collect_buckets(self._find(label + "_by_distance"))
+            return self._collect_buckets(self._find(label + BY_DISTANCE))
         array = self._find(label)
-        if name.startswith("proj_out."):
+        if name.rpartition(".")[0] == self.spec.transformer.OUTPUT:
             return self._rearrange_output(array)
         return array.astype(np.float32).reshape(self.wanted[name].shape)
 
@@ -63,7 +61,8 @@ class _Component:
 
     def _collect_buckets(self, biases: NDArray[Any]) -> NDArray[np.float32]:
         """Undo the gathering of T5's position bias: (1, H, L, L) -> (buckets, H), zeros where no distance leads."""
-        text = self.spec.text_encoder
+        assert isinstance(self.spec.conditioning, Text)
+        text = self.spec.conditioning.encoder
         buckets = relative_buckets(
             biases.shape[-1], text.relative_attention_num_buckets, text.relative_attention_max_distance
         )
@@ -76,5 +75,5 @@ class _Component:
         spec = self.spec.transformer
         patch, rest = spec.patch_size, array.shape[1:]
         rows = np.zeros((spec.out_channels, patch, patch, *rest), np.float32)
-        rows[: spec.in_channels] = array.reshape(spec.in_channels, patch, patch, *rest)
+        rows[: spec.latent_channels] = array.reshape(spec.latent_channels, patch, patch, *rest)
         return np.ascontiguousarray(np.moveaxis(rows, 0, 2)).reshape(-1, *rest)

@@ -6,20 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moddit.checkpoint.foreign import check_config, check_merged, check_tensors
-from moddit.checkpoint.names import canonical_tensors
-from moddit.checkpoint.parts import Part, ReadPart, finish_part
-from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
-from moddit.checkpoint.sources import SEQUENCE_LENGTHS, SourceFiles, Sources
-from moddit.checkpoint.tokenizer import read_tokenizer
+from moddit.checkpoint.conditioning import CONDITIONINGS
+from moddit.checkpoint.parts import Part, ReadPart, read_part
+from moddit.checkpoint.sources import SourceFiles, Sources
 from moddit.checkpoint.transformer import Transformer, read_transformer
-from moddit.checkpoint.weights import DIFFUSERS, TRANSFORMERS, Naming, read_config, read_json, read_weights
-from moddit.errors import ShapeError
+from moddit.checkpoint.weights import DIFFUSERS, read_config
+from moddit.models.vae import VAE_IMPLEMENTED, VAESpec
 from moddit.record import system_errors
-from moddit.routing import RoutingPlan
 from moddit.samplers import SCHEDULER_CLASSES, NoiseSchedule
-from moddit.spec import VAE_IMPLEMENTED, ModelSpec, T5Spec, VAESpec
-from moddit.tensors import Tensors, text_encoder_tensors, vae_tensors
+from moddit.spec import ModelSpec
+from moddit.tokens import TokenPolicy
 
 
 @dataclass(frozen=True)
@@ -27,9 +23,9 @@ class Description:
     """A checkpoint, checked in everything but the values of its weights."""
 
     spec: ModelSpec
-    plan: RoutingPlan | None  # None for a dense model
-    parts: Mapping[str, Part]
-    tokenizer: bytes  # tokenizer.json
+    policy: TokenPolicy
+    parts: Mapping[str, Part]  # of the components that have weights
+    documents: Mapping[str, bytes]  # JSON of the others: the tokenizer
     files: Mapping[str, Path]  # all that it was read from, by the names under which its hash counts them
     states: Mapping[Path, tuple[int, int, int]]  # of these files when they were read
     unused: Mapping[str, str]  # "component/tensor" to the reason why no bundle holds it
@@ -49,32 +45,19 @@ def describe(sources: Sources) -> Description:
     """
     sources.check()
     files = SourceFiles(sources)
-    pipeline = sources.pipeline_class()
+    pipeline = sources.pipeline()
     files.add(sources.index)
-    tokenizer = read_tokenizer(sources.component("tokenizer"), sources.class_of("tokenizer"))
-    files.add(*tokenizer.files)
     scheduler = read_scheduler(sources, files)
-    text_encoder, text_part = _read_text_encoder(sources, files)
     vae, vae_part = _read_vae(sources, files)
     transformer = read_transformer(sources, files, scheduler, vae.downscale)
-    spec = ModelSpec(
-        transformer.spec, text_encoder, vae, scheduler, sources.max_sequence_length or SEQUENCE_LENGTHS[pipeline]
-    )
-    if tokenizer.size > text_encoder.vocab_size:
-        raise ShapeError(
-            f"[tokenizer] {tokenizer.place}: has {tokenizer.size} tokens, the text encoder's vocab_size is "
-            f"{text_encoder.vocab_size}; check that they belong together"
-        )
-    # what generation will do with it, tried now
-    PromptTokenizer.parse(
-        tokenizer.text, tokenizer.files[0], vocab_size=text_encoder.vocab_size, max_length=spec.max_sequence_length
-    )
-    read = {"transformer": transformer.read, "text_encoder": text_part, "vae": vae_part}
+    told = CONDITIONINGS[pipeline.conditioning.KIND](sources, files, transformer.spec)
+    spec = ModelSpec(transformer.spec, told.conditioning, vae, scheduler)
+    read = {"transformer": transformer.read, **told.parts, "vae": vae_part}
     return Description(
         spec,
-        transformer.plan,
+        transformer.policy,
         {name: part.part for name, part in read.items()},
-        tokenizer.text,
+        told.documents,
         files.paths,
         files.states,
         {f"{name}/{key}": reason for name, part in read.items() for key, reason in part.unused.items()},
@@ -112,30 +95,10 @@ def read_vae_spec(sources: Sources, files: SourceFiles) -> VAESpec:
     return VAESpec.from_diffusers(config, str(path))
 
 
-def _read_text_encoder(sources: Sources, files: SourceFiles) -> tuple[T5Spec, ReadPart]:
-    folder = sources.component("text_encoder")
-    config = read_json(folder / "config.json")
-    check_config(config, str(folder / "config.json"))
-    check_merged(folder)
-    files.add(folder / "config.json")
-    spec = T5Spec.from_transformers(config, str(folder / "config.json"))
-    return spec, _read_part("text_encoder", folder, TRANSFORMERS, text_encoder_tensors(spec), sources, files)
-
-
 def _read_vae(sources: Sources, files: SourceFiles) -> tuple[VAESpec, ReadPart]:
     spec = read_vae_spec(sources, files)
-    part = _read_part("vae", sources.component("vae"), DIFFUSERS, vae_tensors(spec), sources, files)
+    part = read_part("vae", sources.component("vae"), DIFFUSERS, spec.tensors(), sources, files)
     if spec.shift_factor:
-        note = f"the VAE's shift_factor {spec.shift_factor:g} is not used, as in diffusers' pipelines of PixArt"
+        note = f"the VAE's shift_factor {spec.shift_factor:g} is not used, as in diffusers' pipelines"
         part = replace(part, notes=(*part.notes, note))
     return replace(spec, shift_factor=0.0), part
-
-
-def _read_part(
-    name: str, folder: Path, naming: Naming, wanted: Tensors, sources: Sources, files: SourceFiles
-) -> ReadPart:
-    weights = read_weights(folder, naming, sources.variant)
-    files.add(*weights.files)
-    check_tensors({key: tensor.dtype for key, tensor in weights.tensors.items()}, str(folder))
-    tensors, unused = canonical_tensors(name, weights.tensors, str(folder))
-    return finish_part(name, folder, tensors, wanted, unused, weights.notes)

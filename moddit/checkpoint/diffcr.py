@@ -17,12 +17,14 @@ from moddit.checkpoint.precision import check_dtypes, is_finite, widen
 from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import FormatError, ShapeError, ValueRangeError
 from moddit.routing import RoutingPlan, snap
+from moddit.tokens import TokenPolicy
 
 PLAN_KEY: Final = "diffcr"
-# A class and a kind of block that diffusers has not, so that it refuses a routed folder and draws nothing wrong.
-ROUTED_CLASS: Final = "RoutedPixArtTransformer2DModel"
-ROUTED_NORM_TYPE: Final = "routed_ada_norm_single"
-# Routing by `RoutedPixArt.from_dense` doubles the MLP's last layer against the gate sigmoid(0) = 1/2.
+# Before the class and the kind of block of the dense model: names that diffusers has not, so that it refuses a routed
+# folder and draws nothing wrong.
+ROUTED_CLASS: Final = "Routed"
+ROUTED_NORM_TYPE: Final = "routed_"
+# Routing by `RoutedTransformer.from_dense` doubles the MLP's last layer against the gate sigmoid(0) = 1/2.
 MLP_GAIN: Final = 2.0
 _ROUTER: Final = re.compile(r"transformer_blocks\.(\d+)\.router\.weight")
 _KEEP_RATIO: Final = re.compile(r"transformer_blocks\.(\d+)\.keep_ratio")
@@ -37,21 +39,27 @@ class Learned:
     notes: tuple[str, ...]
 
 
-def take_plan(config: dict[str, Any], layers: int, where: str) -> RoutingPlan | None:
-    """Take the plan out of a transformer's configuration; None for a dense model.
+def take_policy(config: dict[str, Any], layers: int, timesteps: int, where: str) -> TokenPolicy:
+    """Take the plan out of a transformer's configuration; without one the model is dense.
+
+    Args:
+        config: the parsed JSON.
+        layers: of the transformer.
+        timesteps: of training, for a dense model.
+        where: the file, for messages.
 
     Raises:
         FormatError, ShapeError, ValueRangeError: it is damaged, or has another number of layers.
     """
     if PLAN_KEY not in config:
-        return None
+        return TokenPolicy.dense(layers, timesteps)
     where = f"{where}, {PLAN_KEY!r}"
     plan = RoutingPlan.from_json(config.pop(PLAN_KEY), where)
     if plan.layers != layers:
         raise ShapeError(
             f"[routing] {where}: keep_tenths has {plan.layers} layers, want {layers}, the transformer's num_layers"
         )
-    return plan
+    return TokenPolicy.topk(plan)
 
 
 def check_timesteps(plan: RoutingPlan, num_train_timesteps: int, where: str) -> None:

@@ -21,9 +21,10 @@ from moddit.checkpoint.precision import check_dtypes, widen
 from moddit.checkpoint.stored import Rows, StoredTensor
 from moddit.embeddings import position_embedding
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.models.pixart import PixArtSpec
 from moddit.record import Keys, Origin, decode
 from moddit.routing import DENOMINATOR, RoutingPlan
-from moddit.spec import PixArtSpec
+from moddit.tokens import TokenPolicy
 
 MARK: Final = "x_embedder.proj.weight"  # a file with this tensor has the original layout
 _PREFIXES: Final = ("", "model.diffusion_model.", "diffusion_model.", "module.", "model.", "net.", "transformer.")
@@ -158,14 +159,14 @@ class _Known:
 
 
 def infer_spec(
-    original: Original, where: str, *, is_alpha: bool, latent_side: int | None, known: Mapping[str, Any]
+    original: Original, where: str, *, whole_scales: bool, latent_side: int | None, known: Mapping[str, Any]
 ) -> PixArtSpec:
     """Work out the dimensions of a transformer in the original layout.
 
     Args:
         original: its tensors.
         where: the file, for messages.
-        is_alpha: PixArt-alpha, whose positions are scaled in whole numbers, and not Sigma.
+        whole_scales: positions are scaled in whole numbers, as in PixArt-alpha and not in Sigma.
         latent_side: latent pixels of the square pictures it was trained on, if somebody said so.
         known: configuration of the same architecture in diffusers' layout, or empty.
 
@@ -201,15 +202,15 @@ def infer_spec(
         sample_size=side,
         cross_attention_dim=hidden,
         caption_channels=captions[1],
-        interpolation_scale=_interpolation_scale(original, where, (hidden, patch, side), is_alpha, told),
+        interpolation_scale=_interpolation_scale(original, where, (hidden, patch, side), whole_scales, told),
         attention_bias="transformer_blocks.0.attn1.to_q.bias" in shapes,
         norm_eps=1e-6,
         use_additional_conditions="adaln_single.emb.resolution_embedder.linear_1.weight" in shapes,
     )
 
 
-def infer_plan(original: Original, layers: int, num_train_timesteps: int, where: str) -> RoutingPlan | None:
-    """Snap the learned keep ratios to a plan; None for a dense model.
+def infer_policy(original: Original, layers: int, num_train_timesteps: int, where: str) -> TokenPolicy:
+    """Snap the learned keep ratios to a plan; without any the model is dense.
 
     Each ratio takes the nearest of its block's bins (the larger of two), as in DiffCR's pseudo-code.
 
@@ -220,7 +221,7 @@ def infer_plan(original: Original, layers: int, num_train_timesteps: int, where:
     """
     routers = sum(name.endswith(".router.weight") for name in original.tensors)
     if not routers and not original.ratios:
-        return None
+        return TokenPolicy.dense(layers, num_train_timesteps)
     if not routers or set(original.ratios) != set(range(layers)):
         raise FormatError(
             f"[transformer] {where}: {routers} routers and {len(original.ratios)} {_RATIO}, want one of each in "
@@ -231,7 +232,7 @@ def infer_plan(original: Original, layers: int, num_train_timesteps: int, where:
         raise ShapeError(
             f"[transformer] {where}: {_RATIO} has {sorted({len(row) for row in rows})} regions, want one number"
         )
-    return RoutingPlan(tuple(rows), num_train_timesteps)
+    return TokenPolicy.topk(RoutingPlan(tuple(rows), num_train_timesteps))
 
 
 def _snap(ratio: StoredTensor, bins: StoredTensor | None) -> tuple[int, ...]:
@@ -276,11 +277,11 @@ def _latent_side(original: Original, patch: int, given: int | None, told: _Known
 
 
 def _interpolation_scale(
-    original: Original, where: str, sizes: tuple[int, int, int], is_alpha: bool, told: _Known
+    original: Original, where: str, sizes: tuple[int, int, int], whole_scales: bool, told: _Known
 ) -> float:
     """Find the scale of positions: the one whose embedding is in the file, or else the family's own."""
     hidden, patch, side = sizes
-    usual = float(max(side // PIXELS_PER_SCALE, 1)) if is_alpha else side / PIXELS_PER_SCALE
+    usual = float(max(side // PIXELS_PER_SCALE, 1)) if whole_scales else side / PIXELS_PER_SCALE
     if told.sample_size == side and told.interpolation_scale is not None:
         usual = told.interpolation_scale
     base = side // patch

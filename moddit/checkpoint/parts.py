@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from moddit.checkpoint.foreign import check_tensors
+from moddit.checkpoint.names import canonical_tensors
 from moddit.checkpoint.precision import DOUBLE, SingleTensor, check_dtypes
+from moddit.checkpoint.sources import SourceFiles, Sources
 from moddit.checkpoint.stored import StoredTensor
+from moddit.checkpoint.weights import Naming, read_weights
 from moddit.errors import UnsupportedError
 from moddit.tensors import Tensors, check_names
 
@@ -38,6 +42,17 @@ class ReadPart:
     notes: tuple[str, ...] = ()  # what a user should know, one sentence each
 
 
+def read_part(
+    name: str, folder: Path, naming: Naming, wanted: Tensors, sources: Sources, files: SourceFiles
+) -> ReadPart:
+    """Read the weights of a component in its library's layout; raises as `read_weights` and `finish_part`."""
+    weights = read_weights(folder, naming, sources.variant)
+    files.add(*weights.files)
+    check_tensors({key: tensor.dtype for key, tensor in weights.tensors.items()}, str(folder))
+    tensors, unused = canonical_tensors(name, weights.tensors, str(folder))
+    return finish_part(name, folder, tensors, wanted, unused, weights.notes)
+
+
 def finish_part(
     component: str,
     where: Path,
@@ -65,7 +80,7 @@ def finish_part(
     if not wanted.keys() & tensors.keys():
         raise UnsupportedError(
             f"[{component}] {where}: weights of another model, got {len(tensors)} tensors such as "
-            f"{min(tensors, default='none')!r}, want {next(iter(wanted))!r} and the others of a PixArt's {component}"
+            f"{min(tensors, default='none')!r}, want {next(iter(wanted))!r} and the others of this kind of {component}"
         )
     unexpected = sorted(tensors.keys() - wanted.keys()) if wanted.keys() <= tensors.keys() else []
     unused = {**unused, **dict.fromkeys(unexpected, "not of this model; left out, as diffusers and transformers do")}

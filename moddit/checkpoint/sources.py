@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moddit.checkpoint.foreign import ADAPTER_FILES, check_suffix, explain_folder
+from moddit.checkpoint.pipelines import PIPELINES, Pipeline
 from moddit.checkpoint.weights import DIFFUSERS, PICKLE_SUFFIXES, read_config, read_json, read_optional_json
 from moddit.errors import FormatError, InputError, MissingError, UnsupportedError
 from moddit.manifest import MANIFEST_NAME
@@ -16,10 +17,8 @@ from moddit.record import quote
 
 TRANSFORMER: Final = "transformer"
 WEIGHTED: Final = (TRANSFORMER, "text_encoder", "vae")
-COMPONENTS: Final = (*WEIGHTED, "tokenizer", "scheduler")
+COMPONENTS: Final = (*WEIGHTED, "tokenizer", "scheduler")  # that some pipeline has
 INDEX: Final = "model_index.json"
-# Text tokens that diffusers' pipelines read unless told otherwise, whatever the tokenizer's own limit.
-SEQUENCE_LENGTHS: Final = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,16 @@ class Sources:
         raise self._explain(name)
 
     def class_of(self, name: str) -> str | None:
-        """Read the class of a component in the index of its pipeline; None if there is no index. Raises as `component`.
+        """Read the class of a component in the index of its pipeline; None if there is no index. Raises as `entry`."""
+        entry = self.entry(name)
+        return None if entry is None else entry[1]
+
+    def entry(self, name: str) -> tuple[str, str] | None:
+        """Read library and class of a component in the index of its pipeline; None if there is no index.
 
         Raises:
-            FormatError: the index has something else than a library and a class.
+            FormatError: the index has something else.
+            MissingError, InputError: as `component`.
         """
         index = self.component(name).parent / INDEX
         found = read_optional_json(index)
@@ -102,7 +107,15 @@ class Sources:
         entry = found.get(name)
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
             raise FormatError(f"[source] {index}: component {name!r} is {quote(entry)}, want a library and a class")
-        return str(entry[1])
+        return str(entry[0]), str(entry[1])
+
+    def whole_index(self) -> dict[str, Any]:
+        """Join the indices of the pipeline folders, of which the first counts; without what they leave out."""
+        whole: dict[str, Any] = {}
+        for root in reversed(list(self.roots)):
+            found = read_optional_json(root / INDEX) or {}
+            whole |= {key: value for key, value in found.items() if not isinstance(value, list) or any(value)}
+        return whole
 
     def name_class(self, name: str, config: dict[str, Any], wanted: Iterable[str]) -> None:
         """Give the configuration of a component the class that the index of its pipeline names, which counts.
@@ -129,6 +142,17 @@ class Sources:
         return {}
 
     @property
+    def known_pipeline(self) -> Pipeline | None:
+        """What the pipeline is, if there is an index that names one which is implemented."""
+        kind = self.whole_index().get("_class_name")
+        return PIPELINES.get(kind) if isinstance(kind, str) else None
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The components that the pipeline has, or any may have."""
+        return COMPONENTS if self.known_pipeline is None else self.known_pipeline.components
+
+    @property
     def index(self) -> Path:
         """The pipeline's index; raises MissingError if there is no pipeline folder."""
         path = next((root / INDEX for root in self.roots if os.path.lexists(root / INDEX)), None)
@@ -136,18 +160,22 @@ class Sources:
             raise self._explain(INDEX)
         return path
 
+    def pipeline(self) -> Pipeline:
+        """Find out what the pipeline is by its class; raises as `pipeline_class`."""
+        return PIPELINES[self.pipeline_class()]
+
     def pipeline_class(self) -> str:
         """Read the class of the pipeline.
 
         Raises:
             MissingError: there is no pipeline folder.
-            UnsupportedError: its class is not PixArt's.
+            UnsupportedError: its class is none of those that are implemented.
         """
         path = self.index
         kind = read_json(path).get("_class_name")
-        if not isinstance(kind, str) or kind not in SEQUENCE_LENGTHS:
+        if not isinstance(kind, str) or kind not in PIPELINES:
             raise UnsupportedError(
-                f"[source] {path}: pipeline {quote(kind)} is not implemented, want {' or '.join(SEQUENCE_LENGTHS)}"
+                f"[source] {path}: pipeline {quote(kind)} is not implemented, want {' or '.join(PIPELINES)}"
             )
         return kind
 
@@ -160,8 +188,8 @@ class Sources:
                 raise FormatError(f"[source] {place}: neither a file nor a folder, want one of them")
         if self.base is not None and not self.base.is_dir():
             raise FormatError(f"[source] {self.base}: --base is a file, want a pipeline's folder")
-        self.pipeline_class()
-        _ = (self.transformer, *map(self.component, COMPONENTS[1:]))
+        components = self.pipeline().components
+        _ = (self.transformer, *map(self.component, components[1:]))
 
     def _explain(self, name: str) -> InputError:
         """Say why something is not there."""
@@ -173,18 +201,18 @@ class Sources:
                 )
             return MissingError(f"[source] {self.base}: component {name!r} is missing; want a whole pipeline as --base")
         if (self.main / MANIFEST_NAME).is_file():
-            return MissingError(f"{where}: a bundle already; want a folder with {INDEX} and {', '.join(COMPONENTS)}")
+            return MissingError(f"{where}: a bundle already; want a folder with {INDEX} and {', '.join(self.wanted)}")
         if any((self.main / adapter).is_file() for adapter in ADAPTER_FILES):
             return explain_folder(self.main, DIFFUSERS.safe)
         if name == INDEX and not any((self.main / component).is_dir() for component in COMPONENTS):
             return MissingError(
-                f"{where}: not a diffusers pipeline folder; want a folder with {INDEX} and {', '.join(COMPONENTS)}, "
-                "as save_pretrained of a PixArt pipeline writes it"
+                f"{where}: not a diffusers pipeline folder; want a folder with {INDEX} and {', '.join(self.wanted)}, "
+                f"as save_pretrained of {' or '.join(PIPELINES)} writes it"
             )
         if self.base is not None and not any(_has(self.main, component) for component in COMPONENTS):
             return MissingError(
                 f"{where}: has no part of a pipeline, got {_listing(self.main)}, want a file of weights, or a folder "
-                f"with config.json and weights, or with some of {', '.join(COMPONENTS)}"
+                f"with config.json and weights, or with some of {', '.join(self.wanted)}"
             )
         if (self.main / name).is_dir():  # and the index leaves it out
             return MissingError(
@@ -194,8 +222,8 @@ class Sources:
         found = ", ".join(sorted(path.name for path in self.main.iterdir() if path.is_dir())) or "no folders"
         what = "file" if name == INDEX else "component"
         return MissingError(
-            f"{where}: {what} {name!r} is missing, got {found}, want {', '.join(COMPONENTS)}; save the whole pipeline, "
-            "or name one that has it with --base"
+            f"{where}: {what} {name!r} is missing, got {found}, want {', '.join(self.wanted)}; save the whole "
+            "pipeline, or name one that has it with --base"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from moddit.checkpoint.diffcr import (
     check_dense,
     check_timesteps,
     take_keep_ratios,
-    take_plan,
+    take_policy,
 )
 from moddit.checkpoint.foreign import check_config, check_tensors
 from moddit.checkpoint.lora import read_lora
@@ -28,28 +28,26 @@ from moddit.checkpoint.parts import ReadPart, finish_part
 from moddit.checkpoint.sources import TRANSFORMER, LoraSource, SourceFiles, Sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.checkpoint.weights import DIFFUSERS, Weights, read_config, read_file, read_weights
-from moddit.errors import MissingError, ValueRangeError
-from moddit.routing import RoutingPlan
+from moddit.errors import MissingError, UnsupportedError, ValueRangeError
+from moddit.models.architectures import ARCHITECTURES
+from moddit.models.config import check_implemented
+from moddit.models.transformer import TransformerSpec
+from moddit.record import quote
 from moddit.samplers import NoiseSchedule
-from moddit.spec import PixArtSpec
-from moddit.tensors import transformer_tensors
+from moddit.tokens import TokenPolicy
 
-CLASS: Final = "PixArtTransformer2DModel"
-NORM_TYPE: Final = "ada_norm_single"
 _OLD_CLASS: Final = "Transformer2DModel"  # before diffusers 0.29, which maps it by the kind of its blocks
-# Of every published PixArt, for a transformer that is read alone.
+# Of every published model, for a transformer that is read alone.
 USUAL_TIMESTEPS: Final = 1000
 USUAL_DOWNSCALE: Final = 8
-_CONDITIONS: Final = "adaln_single.emb.resolution_embedder."
-_MICRO_CONDITIONED: Final = 128  # latent pixels: a model of this size has conditions unless it says otherwise
 
 
 @dataclass(frozen=True)
 class Transformer:
     """A transformer, checked in everything but the values of its weights."""
 
-    spec: PixArtSpec
-    plan: RoutingPlan | None  # None for a dense model
+    spec: TransformerSpec
+    policy: TokenPolicy
     read: ReadPart
     keep_ratio: NDArray[np.float32] | None = None  # [layers][regions], learned; the plan alone counts
 
@@ -66,7 +64,7 @@ def read_transformer(
         downscale: picture pixels per latent pixel; None if there is no VAE.
 
     Raises:
-        InputError: it is damaged, incomplete or not a PixArt.
+        InputError: it is damaged, incomplete or of another architecture.
     """
     found, gain = _read_base(sources, files, scheduler, downscale)
     return _merge_loras(found, sources.loras, files, gain)
@@ -87,17 +85,19 @@ def _read_base(
         if original.find_prefix(tensors) is not None:
             return _read_original(place, tensors, sources, scheduler, downscale), 1.0
         found = _read_named(place, _config_of_file(sources, place, files), Weights(tensors, (place,)), scheduler)
-        return found, 1.0 if found.plan is None else MLP_GAIN
+        return found, MLP_GAIN if found.policy.has_routers else 1.0
     path = place / "config.json"
     config = read_config(path)
-    if place != sources.main and config.get("_class_name") != ROUTED_CLASS:  # which indices of before do not name
-        sources.name_class(TRANSFORMER, config, (CLASS, _OLD_CLASS, ROUTED_CLASS))
+    if place != sources.main and not _is_routed(config):  # whose class indices of before do not name
+        known = sources.known_pipeline
+        kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
+        sources.name_class(TRANSFORMER, config, _classes(kinds))
     check_config(config, str(path))
     weights = read_weights(place, DIFFUSERS, sources.variant)
     files.add(path, *weights.files)
     check_tensors({name: tensor.dtype for name, tensor in weights.tensors.items()}, str(place))
     found = _read_named(path, config, weights, scheduler)
-    return found, 1.0 if found.plan is None else MLP_GAIN
+    return found, MLP_GAIN if found.policy.has_routers else 1.0
 
 
 def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceFiles, gain: float) -> Transformer:
@@ -113,35 +113,53 @@ def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceF
     return replace(found, read=replace(found.read, part=part, notes=notes))
 
 
-def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]) -> PixArtSpec:
+def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]) -> TransformerSpec:
     """Read a transformer's configuration as diffusers does, ours for routed models included.
 
     Args:
         config: the parsed config.json, without the plan.
         where: its path, for messages.
-        names: of the tensors, which say whether there are additional conditions where the configuration does not.
+        names: of the tensors, which say what a configuration leaves open.
 
     Raises:
         MissingError, UnsupportedError, ShapeError: naming `where` and the key.
     """
     config = plain_config(config)
-    if config.get("use_additional_conditions") is None:
-        # diffusers expects them at this size, and a Sigma without them would fail in it.
-        is_conditioned = any(name.startswith(_CONDITIONS) for name in names)
-        config["use_additional_conditions"] = config.get("sample_size", 128) == _MICRO_CONDITIONED and is_conditioned
-    return PixArtSpec.from_diffusers(config, where)
+    for kind in ARCHITECTURES.values():
+        if config.get("_class_name") == kind.DIFFUSERS_CLASS:
+            return kind.from_diffusers(kind.complete(config, names), where)
+    check_implemented(config, {"_class_name": _classes(ARCHITECTURES.values())}, where, required=("_class_name",))
+    raise UnsupportedError(
+        f"[spec] {where}: norm_type = {quote(config.get('norm_type'))} of a {_OLD_CLASS} is not implemented, want "
+        f"{' or '.join(kind.NORM_TYPE for kind in ARCHITECTURES.values())}"
+    )
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a configuration the class name and kind of blocks that diffusers has today, if it is a PixArt's."""
+    """Give a configuration the class name and kind of blocks that diffusers has today, if it is of an architecture."""
     config = dict(config)
-    if config.get("_class_name") == ROUTED_CLASS:
-        config["_class_name"] = CLASS
-        if config.get("norm_type") == ROUTED_NORM_TYPE:
-            config["norm_type"] = NORM_TYPE
-    if (config.get("_class_name"), config.get("norm_type")) == (_OLD_CLASS, NORM_TYPE):
-        config["_class_name"] = CLASS
+    name, norm_type = config.get("_class_name"), config.get("norm_type")
+    for kind in ARCHITECTURES.values():
+        if name == ROUTED_CLASS + kind.DIFFUSERS_CLASS:
+            config["_class_name"] = kind.DIFFUSERS_CLASS
+            if norm_type == ROUTED_NORM_TYPE + kind.NORM_TYPE:
+                config["norm_type"] = kind.NORM_TYPE
+        if (name, norm_type) == (_OLD_CLASS, kind.NORM_TYPE):
+            config["_class_name"] = kind.DIFFUSERS_CLASS
     return config
+
+
+def _is_routed(config: Mapping[str, Any]) -> bool:
+    return config.get("_class_name") in _routed_classes(ARCHITECTURES.values())
+
+
+def _routed_classes(kinds: Iterable[type[TransformerSpec]]) -> tuple[str, ...]:
+    return tuple(ROUTED_CLASS + kind.DIFFUSERS_CLASS for kind in kinds)
+
+
+def _classes(kinds: Collection[type[TransformerSpec]]) -> tuple[str, ...]:
+    """List all names of the classes of transformers."""
+    return (*(kind.DIFFUSERS_CLASS for kind in kinds), _OLD_CLASS, *_routed_classes(kinds))
 
 
 def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler: NoiseSchedule | None) -> Transformer:
@@ -150,18 +168,18 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     tensors = dict(weights.tensors)
     plan_value = {PLAN_KEY: config.pop(PLAN_KEY)} if PLAN_KEY in config else {}
     spec = read_spec(config, str(where), tensors)
-    plan = take_plan(plan_value, spec.num_layers, str(where))
+    policy = take_policy(plan_value, spec.num_layers, _timesteps(scheduler), str(where))
     learned = Learned(None, {}, ())
-    if plan is None:
+    if policy.is_dense:
         check_dense(tensors, str(holder))
     else:
         if scheduler is not None:
-            check_timesteps(plan, scheduler.num_train_timesteps, str(where))
-        learned = take_keep_ratios(tensors, plan)
-    wanted = transformer_tensors(spec, routed=plan is not None)
+            check_timesteps(policy.plan, scheduler.num_train_timesteps, str(where))
+        learned = take_keep_ratios(tensors, policy.plan)
+    wanted = spec.tensors(has_routers=policy.has_routers)
     notes = (*weights.notes, *learned.notes)
     read = finish_part("transformer", holder, tensors, wanted, learned.unused, notes)
-    return Transformer(spec, plan, read, learned.keep_ratio)
+    return Transformer(spec, policy, read, learned.keep_ratio)
 
 
 def _config_of_file(sources: Sources, place: Path, files: SourceFiles) -> dict[str, Any]:
@@ -192,18 +210,21 @@ def _read_original(
             f"[transformer] {place}: --image-size {sources.image_size} is not a multiple of {downscale}, the pixels of "
             "a latent pixel"
         )
-    timesteps = scheduler.num_train_timesteps if scheduler else USUAL_TIMESTEPS
     spec = original.infer_spec(
         found,
         str(place),
-        is_alpha=sources.pipeline_class() == "PixArtAlphaPipeline",
+        whole_scales=sources.pipeline().whole_scales,
         latent_side=None if sources.image_size is None else sources.image_size // downscale,
         known=sources.known_transformer(),
     )
-    plan = original.infer_plan(found, spec.num_layers, timesteps, str(place))
-    wanted = transformer_tensors(spec, routed=plan is not None)
+    policy = original.infer_policy(found, spec.num_layers, _timesteps(scheduler), str(place))
+    wanted = spec.tensors(has_routers=policy.has_routers)
     note = (
         f"original layout of PixArt: {spec.num_attention_heads} heads, trained at {spec.sample_size * downscale} "
         f"pixels, positions scaled by {spec.interpolation_scale:g}"
     )
-    return Transformer(spec, plan, finish_part("transformer", place, found.tensors, wanted, found.unused, (note,)))
+    return Transformer(spec, policy, finish_part("transformer", place, found.tensors, wanted, found.unused, (note,)))
+
+
+def _timesteps(scheduler: NoiseSchedule | None) -> int:
+    return USUAL_TIMESTEPS if scheduler is None else scheduler.num_train_timesteps

@@ -18,15 +18,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moddit.routing import RoutingPlan
+from moddit.tokens import TokenPolicy
 from recipes.shapes64.dense import REGIONS, WORDING_SHARES, LatentSet, draw_timesteps, make_muon, split_matrices
 from recipes.shapes64.pipeline import TRAIN_TIMESTEPS, build_transformer, load_pipeline
 from recipes.shapes64.runs import save_whole, write_folder
 from recipes.shapes64.text import tokenize
+from torch_moddit.architectures import dense
 from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
 from torch_moddit.loading import load_checkpoint
-from torch_moddit.model import RoutedPixArt, Scoring
+from torch_moddit.model import RoutedTransformer
 from torch_moddit.pipeline import read_schedule
+from torch_moddit.pixart import RoutedPixArt
 from torch_moddit.precomputed import Precomputed
 from torch_moddit.trainee import Trainee
 
@@ -78,7 +81,7 @@ def write_data(work: Path) -> None:
 def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
     """Fine-tune the teacher in one of MODES and save the result to `work`/`name`."""
     pipeline = load_pipeline(work / "dense")
-    data = Precomputed(work / "finetune-data", RoutedPixArt(pipeline.transformer, plan=None).spec)
+    data = Precomputed(work / "finetune-data", dense(pipeline.transformer, TRAIN_TIMESTEPS).spec)
     config = FinetuneConfig(
         output=work / "runs" / name,
         steps=budget.steps,
@@ -125,7 +128,7 @@ def make_optimizers(config: FinetuneConfig, trainee: Trainee, *, muon_rate: floa
     return [adamw, make_muon(matrices, muon_rate)]
 
 
-def load_model(folder: Path) -> RoutedPixArt:
+def load_model(folder: Path) -> RoutedTransformer:
     """Load the transformer of any of the models, in float32: dense, DiffCR, uniform or random."""
     if not (folder / STATE).exists():
         return load_checkpoint(folder)
@@ -133,4 +136,4 @@ def load_model(folder: Path) -> RoutedPixArt:
     plan = RoutingPlan.uniform(len(transformer.transformer_blocks), REGIONS, round(10 * TARGET), TRAIN_TIMESTEPS)
     state = torch.load(folder / STATE, weights_only=True)
     transformer.load_state_dict({name: value.half().float() for name, value in state.items()})
-    return RoutedPixArt(transformer, plan, Scoring.RANDOM).eval()
+    return RoutedPixArt(transformer, TokenPolicy.random(plan)).eval()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -12,11 +14,13 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
+from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
 from recipes.shapes64.runs import write_folder
 from recipes.shapes64.text import WIDTH
 from recipes.shapes64.vae import build_vae
+from torch_moddit.model import RoutedTransformer
 
 TRAIN_TIMESTEPS = 1000
 
@@ -92,3 +96,43 @@ def save_random(work: Path, folder: Path, *, seed: int = 0) -> None:
     tokenizer = T5Tokenizer.from_pretrained(work / "tokenizer")
     text_encoder = T5EncoderModel.from_pretrained(work / "text_encoder")
     save_pipeline(assemble(build_transformer(), text_encoder, tokenizer, build_vae()), folder)
+
+
+def route(pipeline: PixArtSigmaPipeline, model: RoutedTransformer) -> PixArtSigmaPipeline:
+    """Put a routed transformer into diffusers' own pipeline, which draws many pictures at once."""
+    pipeline.register_modules(transformer=_Adapter(model))
+    return pipeline
+
+
+class _Adapter(nn.Module):
+    """Give a routed PixArt the face of a PixArtTransformer2DModel, as far as the pipelines look at it."""
+
+    def __init__(self, model: RoutedTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def config(self) -> Any:
+        return self.model.transformer.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep: Tensor,
+        added_cond_kwargs: Mapping[str, Tensor | None],
+        encoder_attention_mask: Tensor,
+        return_dict: bool,
+    ) -> tuple[Tensor]:
+        assert not return_dict, "the pipelines ask for a tuple"
+        context = {"text": encoder_hidden_states, "text_mask": encoder_attention_mask}
+        sizes = {name: value for name, value in added_cond_kwargs.items() if value is not None}
+        return (self.model(hidden_states, timestep, {**context, **sizes}),)

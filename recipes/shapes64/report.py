@@ -13,10 +13,9 @@ from moddit.cost import kept_flops_share
 from recipes.shapes64.diffcr import load_model
 from recipes.shapes64.evaluate import draw_held_out, evaluate, generate, list_timesteps, summarise
 from recipes.shapes64.figures import TITLES, draw_curves, draw_ratios, draw_samples, write_table
-from recipes.shapes64.pipeline import load_pipeline
+from recipes.shapes64.pipeline import load_pipeline, route
 from recipes.shapes64.scenes import caption
 from recipes.shapes64.text import MAX_TOKENS
-from torch_moddit.pipeline import ReferencePipeline
 
 SAMPLE_SEED = 100
 
@@ -24,7 +23,7 @@ SAMPLE_SEED = 100
 def evaluate_model(work: Path, name: str, *, prompts: int, seeds: int, shown: int) -> None:
     """Score one model with each seed and keep some pictures; what is there already is not repeated."""
     model = load_model(work / name)
-    pipeline = ReferencePipeline(load_pipeline(work / "dense"), model).pipeline
+    pipeline = route(load_pipeline(work / "dense"), model)
     scenes = draw_held_out(prompts)
     timesteps = list_timesteps(pipeline)
     tokens = model.spec.tokens(model.spec.sample_size, model.spec.sample_size)
@@ -34,8 +33,8 @@ def evaluate_model(work: Path, name: str, *, prompts: int, seeds: int, shown: in
             continue
         model.generator = torch.Generator().manual_seed(seed)
         row: dict[str, Any] = {"scores": evaluate(pipeline, scenes, seed=seed), "prompts": prompts}
-        row["flops_share"] = kept_flops_share(model.spec, model.plan, timesteps, tokens, MAX_TOKENS)
-        row["keep_tenths"] = None if model.plan is None else model.plan.keep_tenths
+        row["flops_share"] = kept_flops_share(model.spec, model.policy, timesteps, tokens, MAX_TOKENS)
+        row["keep_tenths"] = model.policy.plan.keep_tenths
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(row))
         print(f"[evaluate] {name} seed {seed}", row["scores"], flush=True)

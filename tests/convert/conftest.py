@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.convert.coreml.bundles import PLAN, WIDE, Sources
-from tests.tiny import save_pipeline
+from tests.convert.coreml.bundles import HEADS, PLAN, WIDE, Sources
+from tests.tiny import save_dit_pipeline, save_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +19,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     @cache
     def save(kind: str, routed: bool) -> Path:
         folder = tmp_path_factory.mktemp(f"{kind}-{'routed' if routed else 'dense'}")
-        changes: dict[str, Any] = {"keep_tenths": PLAN} if routed else {}
-        return save_pipeline(folder, kind=kind, routed=routed, dtype="float16", transformer=WIDE, **changes)
+        changes: dict[str, Any] = {"routed": routed, "dtype": "float16", "keep_tenths": PLAN if routed else None}
+        if kind == "dit":
+            return save_dit_pipeline(folder, **{**HEADS, **changes})
+        return save_pipeline(folder, kind=kind, transformer=WIDE, **changes)
 
     return lambda kind="sigma", *, routed=True: save(kind, routed)
 

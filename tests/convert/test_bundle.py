@@ -23,8 +23,8 @@ from mlx_moddit import load
 from moddit.checkpoint.precision import DTYPE_NAMES
 from moddit.checkpoint.safetensors import ITEM_BYTES, read_tensors
 from moddit.manifest import read_manifest, verify_files
-from moddit.spec import ModelSpec
-from moddit.tensors import PRECISE_ROLES, Role, TensorInfo, text_encoder_tensors, transformer_tensors, vae_tensors
+from moddit.models.pixart import PixArtSpec
+from moddit.tensors import PRECISE_ROLES, Role
 from tests.convert.checkpoints import TEXT_ENCODER, TRANSFORMER, VAE, convert, edit_json, edit_weights
 from tests.tiny import KINDS, save_pipeline
 
@@ -42,12 +42,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pipeline(tmp_path_factory.mktemp("wide"), transformer=WIDE)
 
 
-def wanted_tensors(spec: ModelSpec, component: str, *, routed: bool) -> dict[str, TensorInfo]:
-    if component == "transformer":
-        return transformer_tensors(spec.transformer, routed=routed)
-    return text_encoder_tensors(spec.text_encoder) if component == "text_encoder" else vae_tensors(spec.vae)
-
-
 class TestTensors:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize(
@@ -58,12 +52,13 @@ class TestTensors:
         assert convert(source, tmp_path / "bundle", "--dtype", "float32") == 0
         manifest = read_manifest(tmp_path / "bundle")
         verify_files(tmp_path / "bundle", manifest, hashes=True)
-        assert (manifest.plan is not None) == routed
+        assert manifest.tokens.name == ("topk" if routed else "dense")
+        assert isinstance(manifest.spec.transformer, PixArtSpec)
         assert manifest.spec.transformer.use_additional_conditions == (kind == "alpha-micro")
-        assert manifest.spec.max_sequence_length == (300 if kind == "sigma" else 120)  # not the tokenizer's 16
+        assert manifest.spec.text_tokens == (300 if kind == "sigma" else 120)  # not the tokenizer's 16
         for name, model in MODELS.items():
             arrays = load_file(tmp_path / "bundle" / name / "model.safetensors")
-            wanted = wanted_tensors(manifest.spec, name, routed=routed)
+            wanted = manifest.spec.tensors(has_routers=routed)[name]
             assert arrays.keys() == wanted.keys()
             loaded = model.from_pretrained(source / name, torch_dtype=torch.float32)
             state = {key: value.numpy() for key, value in loaded.state_dict().items() if key in wanted}
@@ -85,7 +80,7 @@ class TestTensors:
         spec = read_manifest(tmp_path / "bundle").spec
         for name in MODELS:
             tensors = read_tensors(tmp_path / "bundle" / name / "model.safetensors")
-            for key, info in wanted_tensors(spec, name, routed=True).items():
+            for key, info in spec.tensors(has_routers=True)[name].items():
                 if info.role is not Role.BIAS:
                     wanted = stored if info.role in PRECISE_ROLES else "float16"
                     assert DTYPE_NAMES[tensors[key].dtype] == wanted, key
@@ -111,7 +106,7 @@ class TestTensors:
         assert files[0] == f"transformer/model-00001-of-{len(files):05}.safetensors"
         shards = [load_file(tmp_path / "bundle" / file) for file in files]
         names = [name for shard in shards for name in shard]
-        wanted = transformer_tensors(read_manifest(tmp_path / "bundle").spec.transformer, routed=True)
+        wanted = read_manifest(tmp_path / "bundle").spec.transformer.tensors(has_routers=True)
         assert sorted(names) == sorted(wanted)
         assert all(sum(array.nbytes for array in shard.values()) <= 40_000 for shard in shards if len(shard) > 1)
         load.load_bundle(tmp_path / "bundle").transformer()
@@ -129,15 +124,15 @@ class TestQuantised:
     def test_equals_quantising_with_mlx(self, wide: Path, tmp_path: Path, bits: int) -> None:
         convert(wide, tmp_path / "exact")
         convert(wide, tmp_path / "packed", "-q", "--q-bits", str(bits))
-        recipe = read_manifest(tmp_path / "packed").components["transformer"].quantization
-        assert recipe is not None
-        assert (recipe.bits, recipe.group_size, recipe.mode) == (bits, 64, "affine")
+        choices = read_manifest(tmp_path / "packed").components["transformer"].quantization
+        assert choices is not None
+        assert (choices.bits, choices.group_size, choices.mode) == (bits, 64, "affine")
         exact, packed = (
             mx.load(str(tmp_path / name / "transformer/model.safetensors")) for name in ("exact", "packed")
         )
         assert isinstance(exact, dict)
         assert isinstance(packed, dict)
-        for name in recipe.tensors:
+        for name in choices.tensors:
             stem = name.removesuffix("weight")
             wanted = dict(
                 zip((name, f"{stem}scales", f"{stem}biases"), mx.quantize(exact.pop(name), 64, bits), strict=True)
@@ -151,12 +146,12 @@ class TestQuantised:
         convert(wide, tmp_path / "bundle", "-q", "--q-group-size", "32")
         manifest = read_manifest(tmp_path / "bundle")
         for name, component in manifest.components.items():
-            recipe = component.quantization
-            assert (recipe is None) == (name in ("vae", "tokenizer"))
-            if recipe is not None:
-                wanted = wanted_tensors(manifest.spec, name, routed=True)
+            choices = component.quantization
+            assert (choices is None) == (name in ("vae", "tokenizer"))
+            if choices is not None:
+                wanted = manifest.spec.tensors(has_routers=True)[name]
                 linear = [key for key, info in wanted.items() if info.role is Role.LINEAR and info.shape[1] % 32 == 0]
-                assert sorted(recipe.tensors) == sorted(linear)
+                assert sorted(choices.tensors) == sorted(linear)
         load.load_bundle(tmp_path / "bundle").transformer()
 
     def test_groups_that_never_fit_leave_no_recipe(self, source: Path, tmp_path: Path) -> None:
@@ -226,7 +221,7 @@ class TestSources:
         )
         assert convert(tmp_path / "source", tmp_path / "bundle") == 0
         assert "note          keep_ratio of layers 1 snaps to other tenths" in capsys.readouterr().out
-        plans = [json.loads((tmp_path / "bundle" / "manifest.json").read_text())["plan"]]
+        plans = [json.loads((tmp_path / "bundle" / "manifest.json").read_text())["tokens"]["plan"]]
         plans.append(json.loads((source / "transformer" / "config.json").read_text())["diffcr"])
         assert plans[0] == plans[1]
 
@@ -242,8 +237,7 @@ class TestSummary:
         convert(source, tmp_path / "bundle", "--json")
         summary = json.loads(capsys.readouterr().out)
         manifest = read_manifest(tmp_path / "bundle")
-        assert manifest.plan is not None
-        assert summary["capacities"] == [list(manifest.plan.capacities(region, 64)) for region in range(4)]
+        assert summary["capacities"] == [list(manifest.tokens.plan.capacities(region, 64)) for region in range(4)]
         assert summary["tokens"] == 64
         assert 0 < summary["block_flops_share"] < 1
         assert summary["components"]["vae"]["parameters"] == manifest.components["vae"].parameters > 0

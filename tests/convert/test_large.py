@@ -17,8 +17,8 @@ import pytest
 
 from moddit.checkpoint.safetensors import format_header
 from moddit.manifest import read_manifest, verify_files
-from moddit.spec import PixArtSpec
-from moddit.tensors import TensorInfo, transformer_tensors
+from moddit.models.pixart import PixArtSpec
+from moddit.tensors import TensorInfo
 from tests.convert.checkpoints import edit_json
 from tests.tiny import save_pipeline
 
@@ -40,13 +40,14 @@ METER: Final = (
 )
 
 
-def write_random(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+def write_random(path: Path, tensors: Mapping[str, TensorInfo], *, scale: float = 1.0) -> None:
     """Write random float32 weights, one tensor at a time."""
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
         file.write(format_header([(name, "F32", info.shape) for name, info in tensors.items()], {}))
         for info in tensors.values():
-            file.write(rng.standard_normal(math.prod(info.shape), dtype=np.float32).data)
+            values = rng.standard_normal(math.prod(info.shape), dtype=np.float32)
+            file.write((values * np.float32(scale)).data)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "transformer" / "config.json"
     edit_json(path, lambda config: config.update(XL))
     spec = PixArtSpec.from_diffusers(json.loads(path.read_text()), "test")
-    tensors = transformer_tensors(spec, routed=True)
+    tensors = spec.tensors(has_routers=True)
     write_random(folder / "transformer" / "diffusion_pytorch_model.safetensors", tensors)
     plan = {"regions": 4, "num_train_timesteps": 1000, "keep_tenths": [[10, 7, 5, 3]] * 28}
     edit_json(path, lambda config: config.update(diffcr=plan))

@@ -41,6 +41,11 @@ def sentencepiece(folder: Path) -> None:
     write_model(folder / "model/tokenizer")
 
 
+def labels(folder: Path) -> None:
+    """A model that draws classes."""
+    tiny.save_dit_pipeline(folder / "model")
+
+
 def original(folder: Path) -> None:
     """PixArt's own names in a pickle, beside a pipeline for the rest."""
     folder.mkdir()
@@ -54,6 +59,11 @@ def adapter(folder: Path) -> None:
 
 def mlx(folder: Path) -> None:
     _make(folder, "model", *CONVERT)
+
+
+def labels_mlx(folder: Path) -> None:
+    labels(folder)
+    _replace(folder, "model", *CONVERT)
 
 
 def picture(folder: Path) -> None:
@@ -117,7 +127,7 @@ def run(folder: Path) -> None:
 MAKERS: Final[Mapping[str, Callable[[Path], None]]] = {
     maker.__name__: maker
     for maker in (
-        *(routed, sharded, sentencepiece, original, adapter, mlx, picture, prompts, coreml),
+        *(routed, sharded, sentencepiece, labels, original, adapter, mlx, labels_mlx, picture, prompts, coreml),
         *(latents, arrays, pictures, captions, run),
     )
 }
@@ -133,6 +143,11 @@ def make_inputs(root: Path) -> None:
 def _make(folder: Path, name: str, *arguments: str) -> None:
     """Convert a routed checkpoint, and keep the bundle alone."""
     tiny.save_pipeline(folder / "model")
+    _replace(folder, name, *arguments)
+
+
+def _replace(folder: Path, name: str, *arguments: str) -> None:
+    """Convert the checkpoint that is there, and keep the bundle alone."""
     _run(folder, *arguments)
     shutil.rmtree(folder / "model")
     shutil.move(folder.parent / "out", folder / name)

@@ -22,7 +22,7 @@ KILL_SECONDS: Final = 40.0
 MOST_BYTES: Final = 2 << 30
 STATUSES: Final = (0, 1, 2)  # done, failed, wrong usage
 OVERFLOW: Final = "not finite"  # numbers too large to compute with show there alone, and no file is to blame for sure
-SIZE: Final = "[settings] a picture of"  # what is drawn afterwards may be too large for another model
+SIZE: Final = "[request] a picture of"  # what is drawn afterwards may be too large for another model
 # Names in a case's folder that are no litter after a failure: what a fine-tuning goes on from, what verify tells.
 KEPT: Final[Mapping[str, re.Pattern[str]]] = {
     "convert": re.compile(r"in/model/(parity\.json|verify-\w+\.png)"),

@@ -17,6 +17,7 @@ from tests.fuzz.inputs import CONVERT, COREML, FINETUNE, GENERATE
 from torch_moddit.cli import command as finetune_command
 
 DRAW: Final = (*GENERATE, "-p", "a red circle", "--model")
+DRAW_CLASS: Final = (*GENERATE, "--label", "1", "--model")
 TRAIN: Final = (*FINETUNE, "--latents", "in/data", "--out", "out")
 TRAIN_ON_PICTURES: Final = (*FINETUNE, "--images", "in/data", "--out", "out")
 DRAW_ALL: Final = (*GENERATE, "-o", "a{index}.png", "--prompt-file", "in/prompts.txt", "--model", "in/model")
@@ -40,6 +41,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "convert shards": Program("sharded", CONVERT, 40, then=(*DRAW, "out")),
     "convert quantized": Program("routed", (*CONVERT, "-q"), 10, "model/t*/*", then=(*DRAW, "out")),
     "convert a SentencePiece model": Program("sentencepiece", CONVERT, 20, "model/tokenizer/*", then=(*DRAW, "out")),
+    "convert a model of classes": Program("labels", CONVERT, 20, then=(*DRAW_CLASS, "out")),
     "convert PixArt's own names": Program(
         "original",
         (*CONVERT, "--hf-path", "in/PixArt-XL.pth", "--base", "in/model"),
@@ -50,6 +52,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "convert an adapter": Program("adapter", (*CONVERT, "--lora", "in/style"), 30, "style/*", then=(*DRAW, "out")),
     "convert to Core ML": Program("routed", (*CONVERT, *COREML), 12, then=("convert", "verify", "out")),
     "generate": Program("mlx", (*DRAW, "in/model"), 70),
+    "generate a class": Program("labels_mlx", (*GENERATE, "--label", "goldfish", "--model", "in/model"), 20),
     "info": Program("mlx", ("mlx_moddit", "info", "--model", "in/model"), 15),
     "generate again": Program("picture", (*GENERATE, "--config-from", "in/a.png", "--model", "in/model"), 40, "a.png"),
     "generate from a file": Program("prompts", DRAW_ALL, 10, "*.txt"),

@@ -136,7 +136,7 @@ def _read(path: Path) -> bytes:
         return b""
     content = path.read_bytes()
     if path.name == "manifest.json":
-        return re.sub(rb'"(created|sha256)": "[^"]*"', b"", content)
+        return re.sub(rb'"(created|fingerprint|sha256)": "[^"]*"', b"", content)
     return re.sub(rb', "seconds": [0-9.]+', b"", content) if path.name == LOG else content
 
 

@@ -12,20 +12,25 @@ from typing import Any, Final
 import mlx.core as mx
 from safetensors.torch import load_file
 
+from moddit.conditioning import Text
 from moddit.manifest import (
-    COMPONENTS,
     Component,
     Manifest,
     Provenance,
     Quantization,
     describe_file,
+    fingerprint,
     read_manifest,
     write_manifest,
 )
+from moddit.models.pixart import PixArtSpec
+from moddit.models.t5 import T5Spec
+from moddit.models.vae import VAESpec
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
-from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
-from moddit.tensors import TensorInfo, text_encoder_tensors, transformer_tensors, vae_tensors
+from moddit.spec import ModelSpec
+from moddit.tensors import TensorInfo
+from moddit.tokens import TokenPolicy
 from tests.parity.bridge import ALIASES, to_mlx
 from tests.tiny import MAX_TOKENS
 
@@ -35,7 +40,7 @@ MODELS: Final = ("transformer", "text_encoder", "vae")
 
 def write_bundle(source: Path, folder: Path, *, bits: int | None = None) -> Path:
     """Write a float32 bundle; with `bits`, the transformer's and text encoder's large products are quantised."""
-    spec, plan = _describe(source)
+    spec, policy = _describe(source)
     components = {name: _write_model(source, folder, name, spec, bits) for name in MODELS}
     (folder / "tokenizer").mkdir()
     shutil.copy(source / "tokenizer" / "tokenizer.json", folder / "tokenizer")
@@ -43,7 +48,9 @@ def write_bundle(source: Path, folder: Path, *, bits: int | None = None) -> Path
     provenance = Provenance(
         source=str(source), source_sha256="0" * 64, tool_versions={}, created="2026-01-01T00:00:00Z"
     )
-    write_manifest(folder, Manifest("mlx", spec, plan, components, None, provenance))
+    assert components.keys() == set(spec.components)
+    mark = fingerprint(spec, policy, components)
+    write_manifest(folder, Manifest(mark, "mlx", spec, policy, components, None, provenance))
     return folder
 
 
@@ -67,17 +74,16 @@ def refresh_manifest(folder: Path, **changes: Any) -> None:
         name: replace(component, files=tuple(describe_file(folder, info.path) for info in component.files))
         for name, component in manifest.components.items()
     }
-    write_manifest(folder, replace(manifest, components=components, **changes))
+    mark = fingerprint(manifest.spec, manifest.tokens, components)
+    write_manifest(folder, replace(manifest, **{"components": components, "fingerprint": mark, **changes}))
 
 
 def wanted_tensors(spec: ModelSpec, component: str, *, routed: bool) -> dict[str, TensorInfo]:
     """List a component's canonical tensors."""
-    if component == "transformer":
-        return transformer_tensors(spec.transformer, routed=routed)
-    return text_encoder_tensors(spec.text_encoder) if component == "text_encoder" else vae_tensors(spec.vae)
+    return spec.tensors(has_routers=routed)[component]
 
 
-def _describe(source: Path) -> tuple[ModelSpec, RoutingPlan | None]:
+def _describe(source: Path) -> tuple[ModelSpec, TokenPolicy]:
     configs = {
         name: json.loads((source / name / file).read_text())
         for name, file in {**dict.fromkeys(MODELS, "config.json"), "scheduler": "scheduler_config.json"}.items()
@@ -85,12 +91,13 @@ def _describe(source: Path) -> tuple[ModelSpec, RoutingPlan | None]:
     plan = configs["transformer"].pop("diffcr", None)
     spec = ModelSpec(
         transformer=PixArtSpec.from_diffusers(configs["transformer"], "transformer"),
-        text_encoder=T5Spec.from_transformers(configs["text_encoder"], "text_encoder"),
+        conditioning=Text(T5Spec.from_transformers(configs["text_encoder"], "text_encoder"), MAX_TOKENS),
         vae=VAESpec.from_diffusers(configs["vae"], "vae"),
         scheduler=NoiseSchedule.from_diffusers(configs["scheduler"], "scheduler"),
-        max_sequence_length=MAX_TOKENS,
     )
-    return spec, None if plan is None else RoutingPlan.from_json(plan, "transformer")
+    if plan is None:
+        return spec, TokenPolicy.dense(spec.transformer.num_layers, spec.scheduler.num_train_timesteps)
+    return spec, TokenPolicy.topk(RoutingPlan.from_json(plan, "transformer"))
 
 
 def _write_model(source: Path, folder: Path, name: str, spec: ModelSpec, bits: int | None) -> Component:
@@ -98,24 +105,21 @@ def _write_model(source: Path, folder: Path, name: str, spec: ModelSpec, bits: i
     for file in sorted((source / name).glob("*.safetensors")):
         tensors |= {key: to_mlx(value) for key, value in load_file(file).items()}
     tensors = {key: value for key, value in tensors.items() if key not in ALIASES and not key.endswith("keep_ratio")}
-    recipe = None
+    quantization = None
     if bits is not None and name != "vae":
         wanted = wanted_tensors(spec, name, routed=True)
         names = [key for key in tensors if wanted[key].role.is_quantisable and wanted[key].shape[1] % GROUP_SIZE == 0]
-        recipe = Quantization(bits, GROUP_SIZE, "affine", tuple(names))
+        quantization = Quantization(bits, GROUP_SIZE, "affine", tuple(names))
         for key in names:
             packed = mx.quantize(tensors.pop(key), GROUP_SIZE, bits)
             stem = key.removesuffix("weight")
             tensors |= dict(zip((key, stem + "scales", stem + "biases"), packed, strict=True))
     (folder / name).mkdir(parents=True)
     mx.save_safetensors(str(folder / name / "model.safetensors"), tensors)
-    return Component((describe_file(folder, f"{name}/model.safetensors"),), "float32", 0, recipe)
+    return Component((describe_file(folder, f"{name}/model.safetensors"),), "float32", 0, quantization)
 
 
 def _load(path: Path) -> dict[str, mx.array]:
     loaded = mx.load(str(path))
     assert isinstance(loaded, dict)
     return loaded
-
-
-assert set(COMPONENTS) == {*MODELS, "tokenizer"}

@@ -43,7 +43,7 @@ def test_first_use_converts_and_the_next_does_not(
     monkeypatch.chdir(tmp_path)
     bundle = embedded_bundle(checkpoint)
     assert bundle.parent == cache
-    assert read_manifest(bundle).plan is not None
+    assert read_manifest(bundle).tokens.has_routers
 
     monkeypatch.setattr(subprocess, "run", None)
     assert embedded_bundle(checkpoint) == bundle

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
-from mlx_moddit.metadata import Metadata, ModelReference
-from mlx_moddit.settings import Settings
 from moddit.errors import FormatError, InputError, MissingError, ModditError, OutputExistsError, StorageError
+from moddit.metadata import Metadata, ModelReference
+from moddit.request import Request
 
-SETTINGS = Settings("Ein großer Kreis, rot!", "blau", 7, 20, 4.5, 32, 48, "dpmpp-2m")
-METADATA = Metadata(SETTINGS, ModelReference("some/bundle", "ab" * 32, "folder"), "stored", {"moddit": "1", "mlx": "2"})
+REQUEST = Request("Ein großer Kreis, rot!", "blau", 7, 20, 4.5, 32, 48, "dpmpp-2m")
+METADATA = Metadata(REQUEST, ModelReference("some/bundle", "ab" * 32, "folder"), "stored", {"moddit": "1", "mlx": "2"})
 IMAGE = Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3))
 
 
@@ -41,7 +41,7 @@ def test_metadata_of_before_there_were_later_settings_is_read() -> None:
         ' "versions": {"moddit": "0.1.0", "mlx": "0.32.4"}}'
     )
     metadata = Metadata.from_text(text, "a picture")
-    assert metadata.settings == Settings("a", "", 7, 20, 4.5, 32, 48, "dpmpp-2m")
+    assert metadata.settings == Request("a", "", 7, 20, 4.5, 32, 48, "dpmpp-2m")
     assert metadata.to_json() == json.loads(text)
 
 

@@ -19,7 +19,7 @@ def test_facts_of_a_routed_bundle(routed_bundle: Path) -> None:
     facts = describe(read_manifest(routed_bundle), CPU, height=32, width=48)
     assert facts["tokens"] == 96
     assert facts["capacities"] == [[-(-tenths * 96 // 10) for tenths in row] for row in zip(*PLAN, strict=True)]
-    assert facts["routing"]["keep_tenths"] == PLAN
+    assert (facts["token_policy"]["policy"], facts["token_policy"]["plan"]["keep_tenths"]) == ("topk", PLAN)
     assert facts["mean_keep_ratio"] == pytest.approx(sum(map(sum, PLAN)) / 120)
     assert 0 < facts["kept_flops_share"] < 1
     assert facts["components"]["transformer"]["parameters"] > 0
@@ -30,7 +30,8 @@ def test_facts_of_a_routed_bundle(routed_bundle: Path) -> None:
 
 def test_facts_of_a_dense_bundle(dense_bundle: Path) -> None:
     facts = describe(read_manifest(dense_bundle), CPU, height=32, width=32)
-    assert (facts["routing"], facts["capacities"], facts["kept_flops_share"]) == (None, [], 1.0)
+    assert facts["token_policy"]["policy"] == "dense"
+    assert (facts["capacities"], facts["mean_keep_ratio"], facts["kept_flops_share"]) == ([[64] * 3], 1.0, 1.0)
     assert "Dense: every layer processes all 64 tokens" in write(facts)
 
 

@@ -14,7 +14,7 @@ from mlx_moddit.load import load_bundle
 from mlx_moddit.t5 import T5Encoder
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from moddit.manifest import read_manifest, write_manifest
-from moddit.spec import T5Spec
+from moddit.models.t5 import T5Spec
 from moddit.tensors import PRECISE_ROLES
 from scripts.golden_manifests import make_bundles
 from tests.mlx_moddit.bundles import MODELS, edit_tensors, refresh_manifest, wanted_tensors, write_bundle
@@ -43,7 +43,7 @@ class TestLoad:
         for name in MODELS:
             model = getattr(bundle, name)()
             assert set(_parameters(model)) == set(wanted_tensors(bundle.spec, name, routed=routed))
-        assert (bundle.plan is not None) == routed
+        assert (bundle.policy.has_routers, bundle.policy.is_dense) == (routed, not routed)
 
     def test_weights_stay_on_disk_until_they_are_used(self, bundle: Path) -> None:
         opened = load_bundle(bundle)
@@ -81,7 +81,7 @@ class TestLoad:
 
     def test_tokenizer_keeps_the_sequence_length(self, bundle: Path) -> None:
         opened = load_bundle(bundle)
-        assert len(opened.tokenizer().encode("red " * 100)) == opened.spec.max_sequence_length
+        assert len(opened.tokenizer().encode("red " * 100)) == opened.spec.text_tokens
 
 
 class TestDtype:
@@ -104,9 +104,10 @@ class TestDtype:
     def test_activations_follow_the_dtype(self, bundle: Path, dtype: mx.Dtype) -> None:
         model = load_bundle(bundle, dtype).transformer()
         conditions = model.prepare([mx.zeros((2, 32))], [500.0], 4, 4)
-        x = model.run_block(model.embed(mx.ones((1, 4, 4, 4)), conditions), 0, 0, conditions)
+        run = conditions.start()
+        x = model.run_block(model.embed(mx.ones((1, 4, 4, 4)), conditions), 0, 0, conditions, run)
         assert (model.dtype, x.dtype) == (dtype, dtype)
-        assert model(mx.ones((1, 4, 4, 4)), 0, conditions).dtype == mx.float32
+        assert model(mx.ones((1, 4, 4, 4)), 0, conditions, run).dtype == mx.float32
 
 
 class TestQuantised:
@@ -121,7 +122,8 @@ class TestQuantised:
         assert isinstance(packed.transformer().transformer_blocks[0].attn1.to_q, nn.QuantizedLinear)
         assert isinstance(packed.transformer().transformer_blocks[0].router, nn.Linear)
         conditions = packed.transformer().prepare([mx.array(found[0])], [500.0], 4, 4)
-        assert bool(mx.isfinite(packed.transformer()(mx.ones((1, 4, 4, 4)), 0, conditions)).all())
+        output = packed.transformer()(mx.ones((1, 4, 4, 4)), 0, conditions, conditions.start())
+        assert bool(mx.isfinite(output).all())
 
     @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
     def test_dtype_reaches_the_scales(self, source: Path, tmp_path: Path, dtype: mx.Dtype) -> None:

@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_moddit.routing import gather_rows, route, scatter_rows
-from moddit.routing import select
+from mlx_moddit.tokens import gather_rows, scatter_rows, select_tokens
+from moddit import routing
 
 pytestmark = pytest.mark.mac
 
@@ -31,9 +31,9 @@ def test_gpu_and_cpu_route_alike() -> None:
     results = []
     for device in (mx.gpu, mx.cpu):
         with mx.stream(device):
-            kept = route(mx.array(scores), 2048)
+            kept = select_tokens(mx.array(scores), 2048)
             merged = scatter_rows(tokens, kept, 2 * gather_rows(tokens, kept))
             mx.eval(kept, merged)
-        np.testing.assert_array_equal(np.array(kept), select(scores, 2048))
+        np.testing.assert_array_equal(np.array(kept), routing.select_tokens(scores, 2048))
         results.append(np.array(merged))
     np.testing.assert_array_equal(results[0], results[1])

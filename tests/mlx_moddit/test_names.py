@@ -18,15 +18,15 @@ from mlx_moddit.names import (
     name_files,
     shorten,
 )
-from mlx_moddit.settings import Settings
 from moddit.errors import ValueRangeError
+from moddit.request import Request
 
 
-def make_settings(prompts: Sequence[str], seed: int = 7) -> list[Settings]:
-    return [Settings(prompt, "", seed, 20, 4.5, 32, 48, "dpmpp-2m") for prompt in prompts]
+def make_requests(prompts: Sequence[str], seed: int = 7) -> list[Request]:
+    return [Request(prompt, "", seed, 20, 4.5, 32, 48, "dpmpp-2m") for prompt in prompts]
 
 
-TWO = [*make_settings(["Ein großer Kreis, rot!"]), *make_settings(["Ein großer Kreis, rot!"], seed=8)]
+TWO = [*make_requests(["Ein großer Kreis, rot!"]), *make_requests(["Ein großer Kreis, rot!"], seed=8)]
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_any_prompt_makes_a_name(prompt: str) -> None:
     assert len(name) <= MAX_PROMPT_CHARACTERS
     assert len(name.encode()) <= MAX_PROMPT_BYTES
     assert all(character == "-" or not set("/\\\0.~{}") & {character} for character in name)
-    (path,) = default_names(make_settings([prompt], seed=-(2**63)))
+    (path,) = default_names(make_requests([prompt], seed=-(2**63)))
     assert path.parent == Path()
     assert len(path.name.encode()) <= MAX_NAME_BYTES
 
 
 def test_default_names_of_different_prompts_are_numbered_where_they_meet() -> None:
     prompts = ["🐱", "a cat", "🐶", "A cat!", "🐭", "a cat 7 2"]
-    assert [str(path) for path in default_names(make_settings(prompts))] == [
+    assert [str(path) for path in default_names(make_requests(prompts))] == [
         "picture-7.png",
         "a-cat-7.png",
         "picture-7-2.png",
@@ -119,14 +119,14 @@ def test_default_names_of_different_prompts_are_numbered_where_they_meet() -> No
 
 @given(st.lists(st.sampled_from(["a", "A", "a 7", "a-7-2", "ä", "A\u0308", "🐱", "ß", "SS"]), max_size=12))
 def test_default_names_are_different_files_everywhere(prompts: list[str]) -> None:
-    settings = make_settings(prompts)
-    paths = default_names(settings)
+    requests = make_requests(prompts)
+    paths = default_names(requests)
     assert len(set(map(file_key, paths))) == len(prompts)
-    assert default_names(settings[:-1]) == paths[:-1]  # more prompts at the end rename nothing
+    assert default_names(requests[:-1]) == paths[:-1]  # more prompts at the end rename nothing
 
 
 def test_ten_thousand_prompts_of_the_same_name_take_no_longer_than_others() -> None:
-    paths = default_names(make_settings(["🐱"] * 10_000))
+    paths = default_names(make_requests(["🐱"] * 10_000))
     assert paths[-1] == Path("picture-7-10000.png")
 
 
@@ -139,6 +139,6 @@ def test_names_that_are_one_file_on_a_mac_are_one_name(first: str, second: str) 
 
 def test_a_pattern_of_the_user_gets_no_numbers() -> None:
     with pytest.raises(ValueRangeError, match=r"2 pictures would be called picture\.png; use"):
-        name_files("{prompt}.png", make_settings(["🐱", "🐶"]))
+        name_files("{prompt}.png", make_requests(["🐱", "🐶"]))
     with pytest.raises(ValueRangeError, match=r"2 pictures would be called ss\.png or ß\.png; .* only in case"):
-        name_files("{prompt}.png", make_settings(["ß", "SS"]))
+        name_files("{prompt}.png", make_requests(["ß", "SS"]))

@@ -8,13 +8,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_moddit.load import DTYPE_NAMES, DTYPES
+from mlx_moddit.load import DTYPES
 from mlx_moddit.memory import peak_rss_bytes
 from mlx_moddit.pipeline import Pipeline, Result, spread_seeds
-from mlx_moddit.settings import Settings
 from mlx_moddit.stages import LOW_RAM_CACHE_BYTES, Decoded, Encoded, Loaded, Prepared, Stage, Step
 from moddit.errors import FormatError, ModditError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.metadata import DTYPE_NAMES
 from moddit.noise import torch_randn
+from moddit.request import Request
 from moddit.samplers import SAMPLERS
 from tests.mlx_moddit.bundles import edit_tensors
 from tests.mlx_moddit.conftest import PLAN, make_bundle
@@ -61,8 +62,8 @@ def test_low_ram_frees_each_component_before_the_next(routed_bundle: Path) -> No
     frugal = Pipeline.load(routed_bundle, low_ram=True)
     sizes = {name: sum(info.bytes for info in item.files) for name, item in frugal.bundle.manifest.components.items()}
     before, active = mx.get_active_memory(), {}
-    settings = [Settings.complete(frugal.bundle.spec, PROMPT, steps=1)]
-    for stage in frugal.stages(settings):
+    requests = [Request.complete(frugal.bundle.spec, PROMPT, steps=1)]
+    for stage in frugal.stages(requests):
         if isinstance(stage, Loaded):
             active[stage.component] = mx.get_active_memory() - before
         mx.eval(stage.arrays)
@@ -110,20 +111,20 @@ def test_without_guidance_the_negative_prompt_counts_for_nothing(pipeline: Pipel
 def test_text_is_encoded_once_for_all_seeds_and_again_for_another_prompt(pipeline: Pipeline) -> None:
     spec = pipeline.bundle.spec
     stages: list[Stage] = []
-    settings = [Settings.complete(spec, prompt, seed=seed, steps=1) for prompt in ("red", "blue") for seed in (1, 2)]
-    list(pipeline.run(settings, on_stage=stages.append))
+    requests = [Request.complete(spec, prompt, seed=seed, steps=1) for prompt in ("red", "blue") for seed in (1, 2)]
+    list(pipeline.run(requests, on_stage=stages.append))
     kinds = [type(stage) for stage in stages if not isinstance(stage, Loaded)]
     assert kinds == [Encoded, Prepared, Step, Decoded, Step, Decoded] * 2
 
 
 def test_stages_are_evaluated_by_the_caller_and_the_first_step_starts_from_the_noise(dense_bundle: Path) -> None:
     pipeline = Pipeline.load(dense_bundle)
-    settings = [Settings.complete(pipeline.bundle.spec, PROMPT, seed=9, steps=STEPS)]
-    stages = list(pipeline.stages(settings))  # nothing is evaluated on the way
+    requests = [Request.complete(pipeline.bundle.spec, PROMPT, seed=9, steps=STEPS)]
+    stages = list(pipeline.stages(requests))  # nothing is evaluated on the way
     steps = [stage for stage in stages if isinstance(stage, Step)]
     assert [(step.index, step.total, step.is_last) for step in steps] == [(0, 3, False), (1, 3, False), (2, 3, True)]
     assert [step.timestep for step in steps] == sorted((step.timestep for step in steps), reverse=True)
-    assert all(step.region is None and step.kept == () for step in steps)
+    assert all(step.region == 0 and step.kept == () for step in steps)
     noise = torch_randn((1, 4, 16, 16), 9).transpose(0, 2, 3, 1)
     correlation = np.corrcoef(np.array(steps[0].latents).ravel(), noise.ravel())[0, 1]
     assert correlation > 0.5
@@ -149,7 +150,7 @@ def test_result_measures_every_stage(routed_bundle: Path) -> None:
     denoise = next(cost for cost in result.costs if cost.name == "denoise")
     steps = sum(sum(picture.step_seconds) for picture in result.pictures)
     assert steps == pytest.approx(denoise.seconds)
-    assert [picture.settings.seed for picture in result.pictures] == [1, 2]
+    assert [picture.request.seed for picture in result.pictures] == [1, 2]
 
 
 def test_the_vae_encoder_is_never_read(dense_bundle: Path) -> None:
@@ -166,8 +167,7 @@ def test_routes_count_what_the_plan_keeps(pipeline: Pipeline) -> None:
     routes = result.pictures[0].routes
     assert [item.region for item in routes] == [3, 2, 1, 0]
     assert sum(item.steps for item in routes) == 8
-    plan = pipeline.bundle.plan
-    assert plan is not None
+    plan = pipeline.bundle.policy.plan
     for item in routes:
         assert item.frequency.shape == (8, 8)
         kept = sum(plan.capacities(item.region, 64)) / (64 * len(PLAN))

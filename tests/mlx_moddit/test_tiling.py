@@ -19,8 +19,8 @@ from mlx_moddit import cli
 from mlx_moddit.images import read_metadata
 from mlx_moddit.info import Compute, describe
 from mlx_moddit.pipeline import Pipeline
-from mlx_moddit.settings import DEFAULT_VAE_TILE_SIZE
 from moddit.manifest import read_manifest
+from moddit.request import DEFAULT_VAE_TILE_SIZE
 
 PROMPT: Final = "a large red circle"
 FAST: Final = ("--prompt", PROMPT, "--steps", "1")
@@ -98,7 +98,7 @@ def test_pipeline_in_python_takes_the_same_settings(routed_bundle: Path, monkeyp
 
     def run(low_ram: bool, **settings: Any) -> tuple[int | None, Any]:
         (picture,) = Pipeline.load(routed_bundle, low_ram=low_ram).generate(PROMPT, steps=1, **settings).pictures
-        return picture.settings.vae_tile_size, picture.pixels
+        return picture.request.vae_tile_size, picture.pixels
 
     plain, tiled = run(False), run(False, vae_tile_size=16)
     assert (plain[0], tiled[0]) == (None, 16)

@@ -4,15 +4,18 @@ import json
 
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from moddit.cost import block_flops, blocks_flops, kept_flops_share, router_flops, step_flops
+from moddit.cost import blocks_flops, kept_flops_share, router_flops, step_flops
+from moddit.models.dit import DiTSpec
+from moddit.models.pixart import PixArtSpec
 from moddit.routing import RoutingPlan
-from moddit.spec import PixArtSpec
+from moddit.tokens import TokenPolicy
 
 SIDE, TEXT = 16, 12  # latent pixels, text tokens
+DENSE = TokenPolicy.dense(3, 1000)
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +40,28 @@ def test_step_equals_torchs_counter(model):
         + 2 * TEXT * (24 * 32 + 32 * 32)  # caption projection
         + 2 * (256 * 32 + 32 * 32 + 6 * 32 * 32)  # timestep embedding and modulation
     )
-    assert sum(counts.values()) == step_flops(spec, None, 0, tokens, TEXT) + once
+    assert sum(counts.values()) == step_flops(spec, DENSE, 0, tokens, TEXT) + once
+
+
+def test_a_step_of_a_dit_equals_torchs_counter():
+    model = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=16, num_layers=3, sample_size=SIDE).eval()
+    spec = DiTSpec.from_diffusers(json.loads(model.to_json_string()), "test")
+    tokens = spec.tokens(SIDE, SIDE)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(1, 4, SIDE, SIDE), timestep=torch.zeros(1), class_labels=torch.zeros(1, dtype=torch.int64))
+    counts = counter.get_flop_counts()["Global"]
+    embedding = 2 * (256 * 32 + 32 * 32)
+    once = spec.num_layers * (embedding + 2 * 6 * 32 * 32)  # modulation of every block
+    once += embedding + 2 * 2 * 32 * 32  # and of the output
+    assert sum(counts.values()) == step_flops(spec, DENSE, 0, tokens, 0) + once
 
 
 def test_share_of_a_plan(model):
     spec = PixArtSpec.from_diffusers(json.loads(model.to_json_string()), "test")
     tokens, timesteps = 64, [999, 600, 300, 10]
-    assert kept_flops_share(spec, None, timesteps, tokens, TEXT) == 1.0
-    plan = RoutingPlan(((10, 10, 10, 5), (10, 10, 10, 5), (10, 10, 10, 5)))
-    dense, half = block_flops(spec, 64, TEXT), block_flops(spec, 32, TEXT)
+    assert kept_flops_share(spec, DENSE, timesteps, tokens, TEXT) == 1.0
+    policy = TokenPolicy.topk(RoutingPlan(((10, 10, 10, 5),) * 3))
+    dense, half = spec.block_flops(64, TEXT), spec.block_flops(32, TEXT)
     wanted = (3 * dense + half + 4 * router_flops(spec, tokens)) / (4 * dense)
-    assert kept_flops_share(spec, plan, timesteps, tokens, TEXT) == pytest.approx(wanted, rel=1e-12)
-    assert blocks_flops(spec, plan, 3, tokens, TEXT) == 3 * (half + router_flops(spec, tokens))
+    assert kept_flops_share(spec, policy, timesteps, tokens, TEXT) == pytest.approx(wanted, rel=1e-12)
+    assert blocks_flops(spec, policy, 3, tokens, TEXT) == 3 * (half + router_flops(spec, tokens))

@@ -10,53 +10,55 @@ from typing import Any, Final
 
 import pytest
 
+from moddit.conditioning import Text
 from moddit.errors import FormatError, InputError, MissingError, ShapeError
-from moddit.graphs import Denoiser, Feature, GraphFunction, Graphs, Package, step_function, text_function, vae_function
+from moddit.graphs import (
+    Feature,
+    GraphFunction,
+    Graphs,
+    Package,
+    StepFunction,
+    step_features,
+    text_function,
+    vae_function,
+)
 from moddit.routing import RoutingPlan
-from moddit.samplers import NoiseSchedule
-from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
+from moddit.spec import ModelSpec
+from tests.moddit.specs import LABEL
+from tests.moddit.specs import TEXT as SPEC
 
-SCHEDULER: Final = {
-    "_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear",
-    "beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "epsilon",
-}  # fmt: skip
-SPEC: Final = ModelSpec(
-    transformer=PixArtSpec(2, 2, 4, 4, 4, 2, 8, 8, 6, 1.0, True, 1e-6, False),
-    text_encoder=T5Spec(10, 6, 3, 8, 1, 2, 32, 128, True, "gelu_new", 1e-6),
-    vae=VAESpec(3, 3, 4, (8, 8), 1, 4, 0.5, 0.0, True, True, False),
-    scheduler=NoiseSchedule.from_diffusers(SCHEDULER, "scheduler_config.json"),
-    max_sequence_length=12,
-)
 PLAN: Final = RoutingPlan(((10, 5, 5), (7, 3, 3)))  # two rows, three regions
+DENSE: Final = RoutingPlan.uniform(2, 1, 10)
 SIDES: Final = ("inputs", "outputs")
-DENOISERS: Final = (
-    Denoiser("wide_0", 16, 32, 2, (0,), (32, 23)),
-    Denoiser("wide_1_2", 16, 32, 2, (1, 2), (16, 10)),
-    Denoiser("square_0", 16, 16, 2, (0,), (16, 12)),
-    Denoiser("square_1_2", 16, 16, 2, (1, 2), (8, 5)),
+STEPS: Final = (
+    StepFunction("wide_0", 16, 32, 2, (0,), (32, 23)),
+    StepFunction("wide_1_2", 16, 32, 2, (1, 2), (16, 10)),
+    StepFunction("square_0", 16, 16, 2, (0,), (16, 12)),
+    StepFunction("square_1_2", 16, 16, 2, (1, 2), (8, 5)),
 )
 
 
-def make_graphs(denoisers: tuple[Denoiser, ...] = DENOISERS, **changes: Any) -> Graphs:
-    sizes = dict.fromkeys((item.height, item.width) for item in denoisers)
+def make_graphs(step_functions: tuple[StepFunction, ...] = STEPS, *, spec: ModelSpec = SPEC, **changes: Any) -> Graphs:
+    sizes = dict.fromkeys((item.height, item.width) for item in step_functions)
     packages: dict[str, tuple[Package, ...]] = {
-        role: (Package(f"{role}.mlpackage", tuple(vae_function(SPEC, role, *size) for size in sizes)),)
+        role: (Package(f"{role}.mlpackage", tuple(vae_function(spec, role, *size) for size in sizes)),)
         for role in ("vae_decoder", "vae_encoder")
     }
-    packages["text_encoder"] = (Package("text_encoder.mlpackage", (text_function(SPEC, "run"),)),)
+    if isinstance(spec.conditioning, Text):
+        packages["text_encoder"] = (Package("text_encoder.mlpackage", (text_function(spec.conditioning, "run"),)),)
     packages["transformer"] = tuple(
         Package(
             f"part{number}.mlpackage",
-            tuple(step_function(SPEC, item, is_first=number == 1, is_last=number == 2) for item in denoisers),
+            tuple(step_features(spec, item, is_first=number == 1, is_last=number == 2) for item in step_functions),
         )
         for number in (1, 2)
     )
-    graphs = Graphs({"iOS": "18.0", "macOS": "15.0"}, "cpuAndGPU", "rows", packages, denoisers, None)
+    graphs = Graphs({"iOS": "18.0", "macOS": "15.0"}, "cpuAndGPU", "rows", packages, step_functions, PLAN)
     return replace(graphs, **changes)
 
 
-@pytest.mark.parametrize("trained", [None, RoutingPlan.uniform(2, 3, 4)])
-def test_round_trip(trained: RoutingPlan | None) -> None:
+@pytest.mark.parametrize("trained", [PLAN, RoutingPlan.uniform(2, 3, 4)])
+def test_round_trip(trained: RoutingPlan) -> None:
     graphs = make_graphs(trained_plan=trained)
     assert Graphs.from_json(json.loads(json.dumps(graphs.to_json())), "test") == graphs
 
@@ -66,11 +68,10 @@ class TestReading:
         "path",
         [
             (),
-            ("packages",),
             ("packages", "vae_decoder", 0),
             ("packages", "vae_decoder", 0, "functions", 0),
             ("packages", "vae_decoder", 0, "functions", 0, "inputs", "latents"),
-            ("denoisers", 1),
+            ("step_functions", 1),
             ("minimum_os",),
         ],
         ids=lambda path: ".".join(map(str, path)) or "graphs",
@@ -112,8 +113,8 @@ class TestReading:
             (lambda value: feature(value).update(shape=8), "latents.shape is 8, want a list"),
             (lambda value: feature(value).update(shape=[2, 0]), r"latents.shape\[1\] is 0, want at least 1"),
             (lambda value: feature(value).update(shape=[2.0]), r"latents.shape\[0\] is 2.0, want an integer"),
-            (lambda value: value.update(denoisers={}), r"denoisers is \{\}, want a list"),
-            (lambda value: value.update(denoisers=[]), "denoisers is of length 0, want at least 1"),
+            (lambda value: value.update(step_functions={}), r"step_functions is \{\}, want a list"),
+            (lambda value: value.update(step_functions=[]), "step_functions is of length 0, want at least 1"),
             (lambda value: value.update(routing="columns"), "routing is 'columns', want rows or onehot"),
             (lambda value: value.update(compute_units=5), "compute_units is 5, want a text"),
             (lambda value: value["minimum_os"].update(iOS=18), "minimum_os.iOS is 18, want a text"),
@@ -125,14 +126,17 @@ class TestReading:
                 lambda value: value["packages"]["vae_decoder"][0].update(path="/x"),
                 "path is '/x', want a path inside the bundle",
             ),
-            (lambda value: value["denoisers"][1].update(batch=True), r"denoisers\[1\].batch is True, want an integer"),
             (
-                lambda value: value["denoisers"][1].update(height="16"),
-                r"denoisers\[1\].height is '16', want an integer",
+                lambda value: value["step_functions"][1].update(batch=True),
+                r"step_functions\[1\].batch is True, want an integer",
             ),
-            (lambda value: value["denoisers"][1].update(regions=[-1]), r"regions\[0\] is -1, want at least 0"),
-            (lambda value: value["denoisers"][1].update(capacities=[0]), r"capacities\[0\] is 0, want at least 1"),
-            (lambda value: value.update(trained_plan=[]), r"trained_plan is \[\], want an object or null"),
+            (
+                lambda value: value["step_functions"][1].update(height="16"),
+                r"step_functions\[1\].height is '16', want an integer",
+            ),
+            (lambda value: value["step_functions"][1].update(regions=[-1]), r"regions\[0\] is -1, want at least 0"),
+            (lambda value: value["step_functions"][1].update(capacities=[0]), r"capacities\[0\] is 0, want at least 1"),
+            (lambda value: value.update(trained_plan=[]), r"trained_plan is \[\], want an object"),
         ],
     )
     def test_values_of_another_type(self, change: Callable[[Any], object], message: str) -> None:
@@ -152,15 +156,15 @@ class TestLookup:
         assert graphs.sizes == ((16, 32), (16, 16))
         assert graphs.batches == (2,)
 
-    def test_denoiser(self) -> None:
+    def test_function_of_a_step(self) -> None:
         graphs = make_graphs()
-        assert graphs.denoiser(16, 32, 2, 0) == DENOISERS[0]
-        assert graphs.denoiser(16, 16, 2, 1) is graphs.denoiser(16, 16, 2, 2) is DENOISERS[3]
+        assert graphs.step_function(16, 32, 2, 0) == STEPS[0]
+        assert graphs.step_function(16, 16, 2, 1) is graphs.step_function(16, 16, 2, 2) is STEPS[3]
 
     @pytest.mark.parametrize("asked", [(32, 16, 2, 0), (16, 16, 1, 0), (16, 16, 2, 3)])
     def test_none_for_what_is_asked(self, asked: tuple[int, int, int, int]) -> None:
         with pytest.raises(MissingError, match="the bundle has sizes 16x32, 16x16 and batches 2"):
-            make_graphs().denoiser(*asked)
+            make_graphs().step_function(*asked)
 
     def test_function_of_a_package(self) -> None:
         package = make_graphs().packages["transformer"][0]
@@ -173,11 +177,46 @@ class TestCheck:
     def test_a_whole_description(self) -> None:
         make_graphs().check(SPEC, PLAN, "test")
 
+    def test_a_model_of_labels_has_no_text(self) -> None:
+        graphs = make_graphs(spec=LABEL)
+        graphs.check(LABEL, PLAN, "test")
+        first, last = (package.functions[0] for package in graphs.packages["transformer"])
+        hidden = LABEL.transformer.hidden_size
+        assert first.inputs == {
+            "latents": Feature((2, 4, 8, 16), "float32"),
+            "timestep": Feature((1,), "float32"),
+            "labels": Feature((2,), "int32"),
+        }
+        assert first.outputs == {"tokens_out": Feature((2, 32, hidden), "float16")}
+        assert last.inputs == {
+            "tokens": Feature((2, 32, hidden), "float16"),
+            "timestep": Feature((1,), "float32"),
+            "labels": Feature((2,), "int32"),
+        }
+        with pytest.raises(FormatError, match=r"packages are 'text_encoder', .*want exactly 'transformer', 'vae_d"):
+            make_graphs().check(LABEL, PLAN, "test")
+
+    @pytest.mark.parametrize("role", ["text_encoder", "transformer", "vae_decoder", "vae_encoder"])
+    def test_packages_are_those_of_the_model(self, role: str) -> None:
+        graphs = make_graphs()
+        less = {name: chain for name, chain in graphs.packages.items() if name != role}
+        more = {**graphs.packages, "upscaler": graphs.packages[role]}
+        for packages in (less, more):
+            with pytest.raises(FormatError, match=r"test: packages are '.*, want exactly 'text_encoder', 'trans"):
+                replace(graphs, packages=packages).check(SPEC, PLAN, "test")
+
+    @pytest.mark.parametrize("role", ["text_encoder", "vae_decoder", "vae_encoder"])
+    def test_only_a_transformer_is_divided(self, role: str) -> None:
+        graphs = make_graphs()
+        twice = {**graphs.packages, role: graphs.packages[role] * 2}
+        with pytest.raises(FormatError, match=f"test: packages.{role} is of length 2, want 1"):
+            replace(graphs, packages=twice).check(SPEC, PLAN, "test")
+
     def test_a_dense_model(self) -> None:
-        whole = Denoiser("all", 16, 16, 2, (0,), (16, 16))
-        make_graphs((whole,)).check(SPEC, None, "test")
+        whole = StepFunction("all", 16, 16, 2, (0,), (16, 16))
+        make_graphs((whole,)).check(SPEC, DENSE, "test")
         with pytest.raises(ShapeError, match=r"keeps \[16, 15\] tokens by layer, the plan says \[16, 16\] in region 0"):
-            make_graphs((replace(whole, capacities=(16, 15)),)).check(SPEC, None, "test")
+            make_graphs((replace(whole, capacities=(16, 15)),)).check(SPEC, DENSE, "test")
 
     @pytest.mark.parametrize(
         ("change", "error", "message"),
@@ -193,7 +232,7 @@ class TestCheck:
         ],
     )
     def test_what_does_not_fit(self, change: dict[str, Any], error: type[InputError], message: str) -> None:
-        *others, last = DENOISERS
+        *others, last = STEPS
         with pytest.raises(error, match=message):
             make_graphs((*others, replace(last, **change))).check(SPEC, PLAN, "test")
 

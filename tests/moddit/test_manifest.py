@@ -1,48 +1,46 @@
 """The manifest is read strictly, and the files it lists are checked."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
-from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
+from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.manifest import (
-    COMPONENTS,
     Component,
     Manifest,
     Provenance,
     Quantization,
     describe_file,
+    fingerprint,
     read_manifest,
     verify_files,
     write_manifest,
 )
 from moddit.routing import RoutingPlan
-from moddit.samplers import NoiseSchedule
-from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
+from moddit.tokens import TokenPolicy
+from tests.moddit.specs import LABEL, TEXT
 
-SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear",
-             "beta_start": 0.0001, "beta_end": 0.02, "prediction_type": "v_prediction"}  # fmt: skip
+POLICY = TokenPolicy.topk(RoutingPlan.uniform(2, 4, 5))
+
+
+def make_bundle(folder, spec):
+    components = {}
+    for name in spec.components:
+        (folder / f"{name}.bin").write_bytes(name.encode())
+        components[name] = Component((describe_file(folder, f"{name}.bin"),), "float16", 7)
+    quantized = Quantization(4, 64, "affine", ("proj_out.weight",))
+    components["transformer"] = Component(components["transformer"].files, "float16", 7, quantized)
+    provenance = Provenance("somewhere", "0" * 64, {"moddit": "0"}, "2026-01-01T00:00:00Z")
+    manifest = Manifest(fingerprint(spec, POLICY, components), "mlx", spec, POLICY, components, None, provenance)
+    write_manifest(folder, manifest)
+    return folder, manifest
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    spec = ModelSpec(
-        transformer=PixArtSpec(2, 2, 4, 4, 4, 2, 8, 8, 6, 1.0, True, 1e-6, False),
-        text_encoder=T5Spec(10, 6, 3, 8, 1, 2, 32, 128, True, "gelu_new", 1e-6),
-        vae=VAESpec(3, 3, 4, (8, 8), 1, 4, 0.5, 0.0, True, True, False),
-        scheduler=NoiseSchedule.from_diffusers(SCHEDULER, "scheduler_config.json"),
-        max_sequence_length=12,
-    )
-    components = {}
-    for name in COMPONENTS:
-        (tmp_path / f"{name}.bin").write_bytes(name.encode())
-        components[name] = Component((describe_file(tmp_path, f"{name}.bin"),), "float16", 7)
-    quantized = Quantization(4, 64, "affine", ("proj_out.weight",))
-    components["transformer"] = Component(components["transformer"].files, "float16", 7, quantized)
-    provenance = Provenance("somewhere", "0" * 64, {"moddit": "0"}, "2026-01-01T00:00:00Z")
-    manifest = Manifest("mlx", spec, RoutingPlan.uniform(2, 4, 5), components, None, provenance)
-    write_manifest(tmp_path, manifest)
-    return tmp_path, manifest
+    return make_bundle(tmp_path, TEXT)
 
 
 def edit(folder, change):
@@ -56,6 +54,33 @@ def test_round_trip(bundle):
     folder, manifest = bundle
     assert read_manifest(folder) == manifest
     verify_files(folder, manifest, hashes=True)
+
+
+def test_a_model_of_labels_has_neither_text_encoder_nor_tokenizer(tmp_path):
+    folder, manifest = make_bundle(tmp_path, LABEL)
+    assert set(manifest.components) == {"transformer", "vae"}
+    assert read_manifest(folder) == manifest
+    edit(folder, lambda value: value["components"].update(tokenizer=value["components"]["vae"]))
+    with pytest.raises(FormatError, match=r"components are 'tokenizer', .*want exactly 'transformer', 'vae';"):
+        read_manifest(folder)
+
+
+def test_the_fingerprint_is_of_what_the_bundle_holds(bundle, tmp_path_factory):
+    _, manifest = bundle
+    _, same = make_bundle(tmp_path_factory.mktemp("other"), TEXT)
+    assert re.fullmatch("[0-9a-f]{64}", manifest.fingerprint)
+    components = dict(manifest.components)
+    assert same.fingerprint == manifest.fingerprint
+    assert fingerprint(TEXT, POLICY, dict(reversed(components.items()))) == manifest.fingerprint
+    file = replace(components["vae"].files[0], sha256="0" * 64)
+    others = {
+        fingerprint(TEXT, POLICY, components | {"vae": replace(components["vae"], files=(file,))}),
+        fingerprint(replace(TEXT, scheduler=replace(TEXT.scheduler, sampler="euler")), POLICY, components),
+        fingerprint(TEXT, TokenPolicy.topk(RoutingPlan.uniform(2, 4, 6)), components),
+        fingerprint(TEXT, TokenPolicy.dense(2, 1000), components),
+        fingerprint(TEXT, TokenPolicy.topk(RoutingPlan.uniform(2, 1, 10)), components),  # keeps as many as the dense
+    }
+    assert len(others - {manifest.fingerprint}) == 5
 
 
 def test_no_manifest(tmp_path):
@@ -73,11 +98,22 @@ def test_not_json(bundle):
     ("change", "error", "message"),
     [
         (lambda value: value.update(format="other"), FormatError, "not a moddit bundle"),
-        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 3"),
-        (lambda value: value.update(format_version=2), FormatError, "got 2, want 3; convert the checkpoint again"),
+        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 4"),
+        (lambda value: value.update(format_version=3), FormatError, "got 3, want 4; convert the checkpoint again"),
         (lambda value: value.update(more=1), FormatError, "'more'"),
         (lambda value: value.update(graphs={}), FormatError, "manifest.json: graphs lacks 'compute_units'"),
         (lambda value: value["components"].pop("vae"), FormatError, "components"),
+        (lambda value: value["components"].update(more=value["components"]["vae"]), FormatError, "components are"),
+        (lambda value: value.update(fingerprint="0"), FormatError, "fingerprint is "),
+        (lambda value: value["tokens"].update(policy="random"), UnsupportedError, "'random', want dense or topk"),
+        (lambda value: value["tokens"].update(policy="dense"), ValueRangeError, r"want 10 tenths.*json\.tokens\)"),
+        (lambda value: value["tokens"].pop("policy"), FormatError, "tokens lacks 'policy'"),
+        (
+            lambda value: value["spec"]["transformer"].update(dit=LABEL.transformer.to_json()),
+            FormatError,
+            "exactly one of",
+        ),
+        (lambda value: value["spec"].update(conditioning={"label": {"names": []}}), UnsupportedError, "on a text, got"),
         (
             lambda value: value["components"]["vae"]["files"][0].update(path="../x"),
             FormatError,
@@ -88,8 +124,12 @@ def test_not_json(bundle):
             FormatError,
             "'/x', want a path inside the bundle",
         ),
-        (lambda value: value["plan"]["keep_tenths"].pop(), ShapeError, "plan has 1 layers"),
-        (lambda value: value["plan"].update(num_train_timesteps=999), ValueRangeError, "999 in the plan and 1000 in"),
+        (lambda value: value["tokens"]["plan"]["keep_tenths"].pop(), ShapeError, "plan has 1 layers"),
+        (
+            lambda value: value["tokens"]["plan"].update(num_train_timesteps=999),
+            ValueRangeError,
+            "999 in the plan and 1000 in",
+        ),
         (lambda value: value["components"]["vae"].update(dtype=None), FormatError, "components.vae.dtype is null"),
         (lambda value: value.update(backend="coreml"), FormatError, "backend is 'coreml' without graphs"),
         (lambda value: value["spec"]["vae"].pop("scaling_factor"), FormatError, "spec.vae lacks 'scaling_factor'"),

@@ -16,7 +16,7 @@ from msgspec import Meta
 from moddit import bounds
 from moddit.bounds import Name, choice
 from moddit.errors import FormatError, InputError, MissingError, UnsupportedError, ValueRangeError
-from moddit.record import Keys, Origin, decode, escape, parse_json, quote, read_json, schema, system_errors
+from moddit.record import Keys, OneOf, Origin, decode, escape, parse_json, quote, read_json, schema, system_errors
 
 ORIGIN: Final = Origin("test", "a.json", "get another")
 
@@ -102,6 +102,76 @@ def test_keys_that_may_be_absent() -> None:
     assert decode(value | {"more": 1}, Outer, ORIGIN, Keys.ANY) == decode(VALID, Outer, ORIGIN)
     with pytest.raises(MissingError, match=r"a\.json: field 'size' is missing; get another"):
         decode({"kind": "red"}, Inner, ORIGIN, Keys.ANY)
+
+
+@dataclass(frozen=True)
+class Shape(OneOf):
+    """A circle or a square."""
+
+    circle: Inner | None = None
+    square: Inner | None = None
+
+
+@dataclass(frozen=True)
+class Holder:
+    shape: Shape
+
+
+class TestOneOf:
+    def test_exactly_one(self) -> None:
+        found = decode({"shape": {"square": VALID["items"][0]}}, Holder, ORIGIN)  # type: ignore[index]
+        assert found == Holder(Shape(square=Inner(1)))
+        assert found.shape.chosen == Inner(1)
+        assert Shape.alternatives() == [Inner, Inner]
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ({}, "shape has nothing, want an object with exactly one of ['circle', 'square']"),
+            (
+                {"circle": {"size": 1, "kind": "red"}, "square": {"size": 1, "kind": "red"}},
+                "has 'circle', 'square', want",
+            ),
+            (
+                {"circle": {"size": 1, "kind": "red"}, "square": None},
+                "shape has 'circle', 'square', want an object with",
+            ),
+            ({"circle": None}, "shape has 'circle', want an object with exactly one of"),
+            ({"triangle": {}}, "shape has 'triangle', want an object with exactly one of"),
+            (
+                {"circle": {"size": 1, "kind": "red"}, "\x1b": 1},
+                "shape has '\\x1b', 'circle', want an object with exactly",
+            ),
+            (None, "shape is null, want an object"),
+            ([], "shape is [], want an object"),
+            ({"circle": {"size": 0, "kind": "red"}}, "shape.circle.size is 0, want at least 1"),
+            ({"circle": {"size": 1}}, "shape.circle lacks 'kind', want an object with exactly ['kind', 'size']"),
+            ({"circle": {"size": 1, "kind": "red", "more": 1}}, "shape.circle has 'more', want an object with exactly"),
+        ],
+        ids=str,
+    )
+    def test_none_two_null_and_unknown_are_refused(self, value: object, message: str) -> None:
+        with pytest.raises(InputError, match=re.escape(message)) as raised:
+            decode({"shape": value}, Holder, ORIGIN)
+        assert str(raised.value).startswith("[test] a.json: ")
+        assert str(raised.value).isprintable()
+
+    @pytest.mark.parametrize("value", [{}, {"circle": None}, {"circle": {"size": 1}, "square": {"size": 1}}], ids=str)
+    def test_none_may_be_absent_where_other_keys_may(self, value: object) -> None:
+        with pytest.raises(FormatError, match=r"shape has .*, want an object with exactly one of"):
+            decode({"shape": value}, Holder, ORIGIN, Keys.KNOWN)
+        assert decode({"shape": {"circle": {"size": 1}}}, Holder, ORIGIN, Keys.KNOWN) == Holder(Shape(Inner(1)))
+
+    def test_the_schema(self) -> None:
+        made = schema(Holder)
+        assert made["$defs"]["Shape"] == {
+            "description": "A circle or a square.",
+            "type": "object",
+            "properties": {"circle": {"$ref": "#/$defs/Inner"}, "square": {"$ref": "#/$defs/Inner"}},
+            "additionalProperties": False,
+            "minProperties": 1,
+            "maxProperties": 1,
+        }
 
 
 def test_the_schema_says_the_same() -> None:

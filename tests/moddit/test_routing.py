@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from moddit.errors import FormatError, ModditError, ShapeError, ValueRangeError
-from moddit.routing import RoutingPlan, capacity, region_timesteps, select, snap
+from moddit.routing import RoutingPlan, capacity, region_timesteps, select_tokens, snap
 
 TOKENS = st.integers(1, 1 << 20)
 TENTHS = st.integers(1, 10)
@@ -138,7 +138,7 @@ def test_bad_json_names_the_field_and_the_file(change, error, message):
 )
 def test_select_keeps_the_largest_and_breaks_ties_low(scores, data):
     count = data.draw(st.integers(1, scores.shape[1]))
-    kept = select(scores, count)
+    kept = select_tokens(scores, count)
     for row, chosen in zip(scores, kept, strict=True):
         ranked = sorted(range(len(row)), key=lambda index: (-row[index], index))
         assert chosen.tolist() == sorted(ranked[:count])
@@ -146,7 +146,7 @@ def test_select_keeps_the_largest_and_breaks_ties_low(scores, data):
 
 def test_select_refuses_a_count_beyond_the_tokens():
     with pytest.raises(ShapeError, match="cannot keep 5"):
-        select(np.zeros((1, 4), np.float32), 5)
+        select_tokens(np.zeros((1, 4), np.float32), 5)
 
 
 def test_timesteps_of_a_region_are_those_that_are_in_it() -> None:

@@ -2,15 +2,22 @@
 
 import inspect
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
 from transformers import T5Config
 
+from moddit.conditioning import Label, Text
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.models.dit import DiTSpec
+from moddit.models.pixart import PixArtSpec
+from moddit.models.t5 import T5Spec
+from moddit.models.vae import VAESpec
 from moddit.samplers import NoiseSchedule
-from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
+from moddit.spec import ModelSpec
+from tests.moddit.specs import ENCODER, LABEL, TEXT
 
 PIXART = {
     "_class_name": "PixArtTransformer2DModel", "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72,
@@ -22,10 +29,18 @@ VAE = {
     "norm_num_groups": 8,
     "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
 }  # fmt: skip
+DIT = {
+    "_class_name": "DiTTransformer2DModel", "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72,
+    "in_channels": 4, "out_channels": 8, "patch_size": 2, "sample_size": 32, "num_embeds_ada_norm": 1000,
+    "activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero", "norm_elementwise_affine": False,
+}  # fmt: skip
 T5 = {
     "model_type": "t5", "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24,
     "num_heads": 64, "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
+
+
+CONFIGS: dict[Any, dict[str, Any]] = {PixArtSpec: PIXART, DiTSpec: DIT, T5Spec: T5, VAESpec: VAE}
 
 
 def read(reader, config):
@@ -37,7 +52,7 @@ def test_pixart_xl():
     assert spec.hidden_size == 1152
     assert spec.tokens(64, 128) == 32 * 64
     assert spec.base_size == 64
-    assert spec.learns_sigma
+    assert (spec.latent_channels, spec.out_channels) == (4, 8)
 
 
 @pytest.mark.parametrize(("sample_size", "scale", "additional"), [(32, 1.0, False), (64, 1.0, False), (128, 2.0, True)])
@@ -46,7 +61,7 @@ def test_what_diffusers_derives_from_the_sample_size(sample_size, scale, additio
     assert (spec.interpolation_scale, spec.use_additional_conditions) == (scale, additional)
 
 
-@pytest.mark.parametrize(("reader", "config"), [(PixArtSpec, PIXART), (T5Spec, T5), (VAESpec, VAE)])
+@pytest.mark.parametrize(("reader", "config"), CONFIGS.items())
 def test_json_round_trip(reader, config):
     spec = read(reader, config)
     assert reader.from_json(json.loads(json.dumps(spec.to_json())), "manifest.json") == spec
@@ -61,6 +76,11 @@ def test_json_round_trip(reader, config):
         (PixArtSpec, PIXART, {"norm_type": "layer_norm"}, "norm_type = 'layer_norm'"),
         (PixArtSpec, PIXART, {"cross_attention_dim": 768}, "cross_attention_dim"),
         (PixArtSpec, PIXART, {"attention_type": "gated"}, "attention_type = 'gated'"),
+        (DiTSpec, DIT, {"_class_name": "PixArtTransformer2DModel"}, "_class_name = 'PixArtTransformer2DModel'"),
+        (DiTSpec, DIT, {"norm_type": "ada_norm_single"}, "norm_type = 'ada_norm_single'"),
+        (DiTSpec, DIT, {"norm_elementwise_affine": True}, "norm_elementwise_affine = True"),
+        (DiTSpec, DIT, {"activation_fn": "geglu"}, "activation_fn = 'geglu'"),
+        (DiTSpec, DIT, {"out_channels": 5}, "out_channels = 5"),
         (T5Spec, T5, {"feed_forward_proj": "gated-mish"}, "dense_act_fn = 'mish' of feed_forward_proj = 'gated-mish'"),
         (T5Spec, T5, {"dense_act_fn": "quick_gelu"}, "dense_act_fn = 'quick_gelu' .*want one of relu, gelu"),
         (T5Spec, T5, {"feed_forward_proj": "open-gelu"}, "feed_forward_proj = 'open-gelu'"),
@@ -149,6 +169,20 @@ REFUSED: dict[Any, dict[str, list[Any]]] = {
         "norm_type": [[], {}, 5],
         "_class_name": [[], 5, None],
     },
+    DiTSpec: {
+        "num_layers": [2.0, "x", 0, 10**6, None, True, [28]],
+        "num_attention_heads": [0, 10**9],
+        "attention_head_dim": ["72", 0],
+        "in_channels": [0, 4.5],
+        "out_channels": [0, "x", 5],
+        "patch_size": [0, [2, 2], 10**4],
+        "sample_size": [0, "x", 10**7, 33],
+        "num_embeds_ada_norm": [0, -1, None, "x", 10**9, 2.0],
+        "attention_bias": [1, None],
+        "norm_eps": ["x", -1, None, float("nan")],
+        "norm_type": [[], 5],
+        "_class_name": [[], None],
+    },
     T5Spec: {
         "vocab_size": [0, "x", 10**9, 2.0],
         "d_model": [0, None, 10**9],
@@ -186,7 +220,7 @@ REFUSED: dict[Any, dict[str, list[Any]]] = {
     [(reader, key, value) for reader, keys in REFUSED.items() for key, values in keys.items() for value in values],
 )
 def test_values_that_no_model_has_are_refused_by_name(reader: Any, key: str, value: Any) -> None:
-    config = {PixArtSpec: PIXART, T5Spec: T5, VAESpec: VAE}[reader]
+    config = CONFIGS[reader]
     with pytest.raises(InputError, match=key) as raised:
         read(reader, config | {key: value})
     assert "config.json" in str(raised.value)
@@ -210,6 +244,55 @@ def test_the_size_of_the_whole_model_is_bounded() -> None:
     schedule = NoiseSchedule.from_diffusers({"_class_name": "EulerDiscreteScheduler"}, "x")
     parts = [read(*item) for item in ((PixArtSpec, PIXART | {"sample_size": 1024}), (T5Spec, T5), (VAESpec, vae))]
     with pytest.raises(ValueRangeError, match="sample_size 1024 is 131072 pixels, want at most 16384"):
-        ModelSpec(parts[0], parts[1], parts[2], schedule, 120)
+        ModelSpec(parts[0], Text(parts[1], 120), parts[2], schedule)
     with pytest.raises(ValueRangeError, match=r"max_sequence_length is 100000, want 1\.\.4096"):
-        ModelSpec(parts[0], parts[1], parts[2], schedule, 100_000)
+        Text(parts[1], 100_000)
+
+
+@pytest.mark.parametrize("spec", [TEXT, LABEL], ids=["text", "label"])
+def test_a_whole_model_survives_json(spec: ModelSpec) -> None:
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json())), "manifest.json") == spec
+
+
+def test_what_a_whole_model_has() -> None:
+    assert TEXT.components == ("transformer", "vae", "text_encoder", "tokenizer")
+    assert LABEL.components == ("transformer", "vae")
+    assert (TEXT.text_tokens, LABEL.text_tokens) == (12, 0)
+    assert TEXT.tensors(has_routers=True) == {
+        "transformer": TEXT.transformer.tensors(has_routers=True),
+        "vae": TEXT.vae.tensors(),
+        "text_encoder": TEXT.conditioning.tensors()["text_encoder"],
+    }
+    assert LABEL.tensors(has_routers=False).keys() == {"transformer", "vae"}
+
+
+def test_a_transformer_has_the_conditioning_that_it_was_made_for() -> None:
+    with pytest.raises(UnsupportedError, match="a PixArt is conditioned on a text, got 'label'"):
+        replace(TEXT, conditioning=LABEL.conditioning)
+    with pytest.raises(UnsupportedError, match="a DiT is conditioned on a label, got 'text'"):
+        replace(LABEL, conditioning=TEXT.conditioning)
+    with pytest.raises(ShapeError, match="names of 2 classes for 3 classes"):
+        replace(LABEL, conditioning=Label(("a", "b")))
+    assert replace(LABEL, conditioning=Label(())).conditioning == Label(())
+    narrow = replace(ENCODER, d_model=5)
+    with pytest.raises(ShapeError, match="caption_channels 6 and text encoder d_model 5 differ"):
+        replace(TEXT, conditioning=Text(narrow, 12))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("transformer", {}, "transformer has nothing, want an object with exactly one of"),
+        ("transformer", {"flux": {}}, "transformer has 'flux', want an object with exactly one of"),
+        ("transformer", LABEL.to_json()["transformer"], "a DiT is conditioned on a label, got 'text'"),
+        ("conditioning", {"label": None}, "conditioning has 'label', want an object with exactly one of"),
+        ("conditioning", {"label": {"names": [5]}}, r"conditioning.label.names\[0\] is 5, want a text"),
+        ("conditioning", {"label": {"names": ["x" * 257]}}, r"names\[0\] is of length 257, want at most 256"),
+        ("conditioning", {"label": {"names": [""] * 100_001}}, "names is of length 100001, want at most 100000"),
+        ("vae", replace(TEXT.vae, latent_channels=3).to_json(), "in_channels 4 and VAE latent_channels 3 differ"),
+    ],
+)
+def test_models_that_do_not_fit_together_are_refused(key: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        ModelSpec.from_json(TEXT.to_json() | {key: value}, "manifest.json")
+    assert "manifest.json" in str(raised.value)

@@ -7,8 +7,10 @@ from diffusers import AutoencoderKL, PixArtTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
 from moddit.errors import ShapeError
-from moddit.spec import PixArtSpec, T5Spec, VAESpec
-from moddit.tensors import ROUTER, Role, check_names, text_encoder_tensors, transformer_tensors, vae_tensors
+from moddit.models.pixart import PixArtSpec
+from moddit.models.t5 import T5Spec
+from moddit.models.vae import VAESpec
+from moddit.tensors import ROUTER, Role, check_names
 
 
 def shapes(model):
@@ -23,7 +25,7 @@ def test_transformer(additional, attention_bias):
         caption_channels=10, use_additional_conditions=additional, attention_bias=attention_bias,
     )  # fmt: skip
     spec = PixArtSpec.from_diffusers(json.loads(model.to_json_string()), "test")
-    check_names(shapes(model), transformer_tensors(spec, routed=False), "test", "config.json")
+    check_names(shapes(model), spec.tensors(has_routers=False), "test", "config.json")
 
 
 def test_routed_transformer_adds_one_router_a_block():
@@ -31,7 +33,7 @@ def test_routed_transformer_adds_one_router_a_block():
         "_class_name": "PixArtTransformer2DModel", "num_layers": 3, "num_attention_heads": 2,
         "attention_head_dim": 6, "in_channels": 4, "patch_size": 2, "sample_size": 16, "cross_attention_dim": 12,
         "caption_channels": 10}, "test")  # fmt: skip
-    routed, dense = transformer_tensors(spec, routed=True), transformer_tensors(spec, routed=False)
+    routed, dense = spec.tensors(has_routers=True), spec.tensors(has_routers=False)
     assert sorted(routed.keys() - dense.keys()) == [ROUTER.format(layer=layer) for layer in range(3)]
     assert all(
         routed[name].role is Role.ROUTER and routed[name].shape == (1, 12) for name in routed.keys() - dense.keys()
@@ -45,7 +47,7 @@ def test_text_encoder(feed_forward):
     )
     found = shapes(T5EncoderModel(config))
     found.pop("encoder.embed_tokens.weight", None)
-    check_names(found, text_encoder_tensors(T5Spec.from_transformers(config.to_dict(), "test")), "test", "config.json")
+    check_names(found, T5Spec.from_transformers(config.to_dict(), "test").tensors(), "test", "config.json")
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -58,7 +60,7 @@ def test_vae(attention, channels, layers):
     )  # fmt: skip
     check_names(
         shapes(model),
-        vae_tensors(VAESpec.from_diffusers(json.loads(model.to_json_string()), "test")),
+        VAESpec.from_diffusers(json.loads(model.to_json_string()), "test").tensors(),
         "test",
         "config.json",
     )
@@ -66,12 +68,12 @@ def test_vae(attention, channels, layers):
 
 def test_differences_are_reported_together():
     spec = T5Spec(8, 4, 2, 8, 1, 2, 32, 128, True, "gelu_new", 1e-6)
-    found = {name: info.shape for name, info in text_encoder_tensors(spec).items()}
+    found = {name: info.shape for name, info in spec.tensors().items()}
     found["shared.weight"] = (9, 4)
     found["stray"] = (1,)
     del found["encoder.final_layer_norm.weight"]
     with pytest.raises(ShapeError) as caught:
-        check_names(found, text_encoder_tensors(spec), "model.safetensors", "config.json")
+        check_names(found, spec.tensors(), "model.safetensors", "config.json")
     report = str(caught.value)
     assert "model.safetensors: 3 tensors differ" in report
     assert "missing     encoder.final_layer_norm.weight, want (4,)" in report

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from convert.cli import main
 from mlx_moddit.pipeline import Pipeline
 from mlx_moddit.stages import Stage, Step
+from moddit.sampling import Denoised
 from torch_moddit.model import BlockTrace
 from torch_moddit.pipeline import ReferencePipeline
 
@@ -36,10 +37,10 @@ def to_bundle(folder: Path, bundle: Path, dtype: str = "float32") -> Path:
 
 
 def run_reference(folder: Path, prompt: str, **settings: Any) -> Road:
-    """Generate with PyTorch and diffusers' scheduler."""
+    """Generate with PyTorch, in the loop that MLX has too (`moddit.sampling`)."""
     road = Road()
 
-    def record(step: int, trace: BlockTrace) -> None:
+    def on_block(step: int, trace: BlockTrace) -> None:
         if trace.layer == 0:
             for table in (road.kept, road.scores, road.outputs):
                 table.append([])
@@ -48,11 +49,11 @@ def run_reference(folder: Path, prompt: str, **settings: Any) -> Road:
             road.scores[step].append(trace.scores.numpy().copy())
             road.kept[step].append(torch.stack(trace.kept).numpy())
 
-    def on_step(_step: int, _timestep: float, latents: torch.Tensor) -> None:
-        road.latents.append(latents.numpy().copy())
+    def on_step(done: Denoised[torch.Tensor]) -> None:
+        road.latents.append(done.latents.numpy().copy())
 
     pipeline = ReferencePipeline.load(folder)
-    road.picture = pipeline.generate(prompt, record=record, on_step=on_step, **settings)
+    road.picture = pipeline.generate(prompt, on_block=on_block, on_step=on_step, **settings)
     return road
 
 
@@ -66,6 +67,6 @@ def run_mlx(bundle: Path, prompt: str, **settings: Any) -> Road:
             road.kept.append([np.array(layer).astype(np.int64) for layer in stage.kept])
 
     pipeline = Pipeline.load(bundle)
-    result = pipeline.generate(prompt, routes=pipeline.bundle.plan is not None, on_stage=keep, **settings)
+    result = pipeline.generate(prompt, routes=pipeline.bundle.policy.has_routers, on_stage=keep, **settings)
     road.picture = result.images[0].astype(np.float32) / np.float32(255)
     return road

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, T5EncoderModel
 
 from mlx_moddit.load import Bundle, load_bundle
-from mlx_moddit.settings import Settings
 from moddit.errors import UnsupportedError
-from moddit.routing import select
+from moddit.request import Request
+from moddit.routing import select_tokens
 from moddit.samplers import build_table
 from tests.parity.bridge import PICTURE_PSNRS, STAGE_TOLERANCES, psnr, relative_error, share_alike, to_nchw
 from tests.parity.roads import Road, run_mlx, run_reference, to_bundle
@@ -54,7 +54,7 @@ def wanted() -> Road:
 @pytest.mark.parametrize("prompt", [*PROMPTS, "a large red circle " * 20])
 def test_tokenizer(bundle: Bundle, prompt: str) -> None:
     reference = AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
-    ids = reference(prompt.lower().strip(), truncation=True, max_length=bundle.spec.max_sequence_length).input_ids
+    ids = reference(prompt.lower().strip(), truncation=True, max_length=bundle.spec.text_tokens).input_ids
     assert bundle.tokenizer().encode(prompt) == ids
 
 
@@ -90,19 +90,20 @@ def test_every_block_of_every_step(bundle: Bundle, stored_dtype: str, wanted: Ro
         kept_here.append([])
         latents = _nhwc(wanted.latents[step - 1]) * table.steps[step].input_scale
         x = model.embed(mx.concatenate([latents, latents]), conditions)
+        forced = [mx.array(kept.astype(np.uint32)) for kept in wanted.kept[step]]
         for layer, output in enumerate(wanted.outputs[step]):
             seen: list[mx.array] = []
-            forced = mx.array(wanted.kept[step][layer].astype(np.uint32)) if bundle.plan is not None else None
-            model.run_block(x, layer, step, conditions, lambda _, *values, seen=seen: seen.extend(values))
-            x = model.run_block(x, layer, step, conditions, forced=forced)
+            watched = conditions.start(on_block=lambda _, *values, seen=seen: seen.extend(values))
+            model.run_block(x, layer, step, conditions, watched)
+            x = model.run_block(x, layer, step, conditions, conditions.start(forced=forced))
             assert relative_error(x, output) < tolerance, (step, layer)
-            if bundle.plan is not None:
+            if bundle.policy.has_routers:
                 scores, kept = seen
                 assert relative_error(scores, wanted.scores[step][layer]) < tolerance, (step, layer)
-                np.testing.assert_array_equal(np.array(kept), select(np.array(scores), kept.shape[1]))
+                np.testing.assert_array_equal(np.array(kept), select_tokens(np.array(scores), kept.shape[1]))
                 kept_here[-1].append(np.array(kept))
             x = mx.array(output).astype(model.dtype)
-    if bundle.plan is not None:
+    if bundle.policy.has_routers:
         assert share_alike(kept_here, wanted.kept[1:]) >= KEPT_ALIKE[stored_dtype]
 
 
@@ -125,8 +126,8 @@ def test_picture(bundle: Bundle, stored_dtype: str, prompt: str, settings: dict[
 
 def test_plan_is_the_checkpoints(bundle: Bundle) -> None:
     config = json.loads((CHECKPOINT / "transformer" / "config.json").read_text())
-    assert bundle.plan is not None
-    assert bundle.plan.to_json() == config["diffcr"]
+    assert bundle.policy.has_routers
+    assert bundle.policy.plan.to_json() == config["diffcr"]
 
 
 def _nhwc(array: np.ndarray[Any, np.dtype[np.float32]]) -> mx.array:
@@ -136,4 +137,4 @@ def _nhwc(array: np.ndarray[Any, np.dtype[np.float32]]) -> mx.array:
 def test_resolution_binning_is_refused(bundle: Bundle) -> None:
     # sample_size is that of models of 256 pixels, whose pictures would be four times as large as all it has seen
     with pytest.raises(UnsupportedError, match="trained on pictures of 64 pixels, want 256"):
-        Settings.complete(bundle.spec, PROMPTS[0], resolution_binning=True)
+        Request.complete(bundle.spec, PROMPTS[0], resolution_binning=True)

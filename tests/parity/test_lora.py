@@ -28,13 +28,13 @@ from moddit.checkpoint.lora import read_lora
 from moddit.checkpoint.sources import LoraSource, Sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.checkpoint.weights import DIFFUSERS, read_weights
+from moddit.models.pixart import PixArtSpec
 from moddit.routing import RoutingPlan
-from moddit.spec import PixArtSpec
-from moddit.tensors import transformer_tensors
+from moddit.tokens import TokenPolicy
 from tests import tiny
 from torch_moddit.export import save_checkpoint
 from torch_moddit.loading import load_checkpoint
-from torch_moddit.model import RoutedPixArt
+from torch_moddit.pixart import RoutedPixArt
 
 pytestmark = pytest.mark.without_mlx
 
@@ -94,7 +94,7 @@ def merge(path: Path, folder: Path, kind: str = "sigma", scale: float = SCALE) -
 
 def wanted(model: Any) -> Any:
     spec = PixArtSpec.from_diffusers({"_class_name": "PixArtTransformer2DModel", **model.config}, "test")
-    return transformer_tensors(spec, routed=False)
+    return spec.tensors(has_routers=False)
 
 
 def fuse(source: Any, kind: str = "sigma", **options: Any) -> dict[str, Tensor]:
@@ -305,23 +305,23 @@ def test_several_loras(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings(PEFT_BIAS_WARNING)
 def test_dense_lora_on_a_routed_checkpoint(tmp_path: Path) -> None:
     """Fusing and then routing is the same as routing and then merging with the gain of the doubled layer."""
-    plan = RoutingPlan(((10, 10),) * 3)
+    policy = TokenPolicy.topk(RoutingPlan(((10, 10),) * 3))
     adapt(lora_bias=True).save_lora_adapter(tmp_path / "lora")
     dense = tiny.make_transformer()
     dense.load_state_dict(fuse(tmp_path / "lora", prefix=None))
-    inputs = _inputs()
+    latents, timestep, text = _inputs()
     with torch.no_grad():
-        output = dense(*inputs[:1], encoder_hidden_states=inputs[2], timestep=inputs[1]).sample
-    routed = RoutedPixArt.from_dense(dense, plan)
+        output = dense(latents, encoder_hidden_states=text, timestep=timestep).sample
+    routed = RoutedPixArt.from_dense(dense, policy)
 
-    save_checkpoint(tmp_path / "routed", RoutedPixArt.from_dense(tiny.make_transformer(), plan))
+    save_checkpoint(tmp_path / "routed", RoutedPixArt.from_dense(tiny.make_transformer(), policy))
     sources = Sources(tmp_path / "routed", loras=(LoraSource(tmp_path / "lora", SCALE),))
     merged = describe_transformer(sources).read.part.tensors
     check({name: tensor for name, tensor in merged.items() if "router" not in name}, _without_routers(routed))
     loaded = load_checkpoint(sources)
     with torch.no_grad():
-        found = loaded(*inputs)
-    assert (found - routed(*inputs)).abs().max() < OUTPUT_TOLERANCE
+        found, directly = (model(latents, timestep, {"text": text}) for model in (loaded, routed))
+    assert (found - directly).abs().max() < OUTPUT_TOLERANCE
     assert (found - output).abs().max() < OUTPUT_TOLERANCE
 
 

@@ -48,5 +48,6 @@ def test_picture_stays_near_the_reference(tmp_path: Path, arguments: list[str], 
     assert isinstance(transformer.transformer_blocks[0].ff.net[2], nn.QuantizedLinear) == ("-q" in arguments)
     assert transformer.dtype == dtype
     conditions = transformer.prepare([mx.zeros((2, tiny.TEXT_WIDTH))], [500.0], 4, 4)
-    x = transformer.run_block(transformer.embed(mx.ones((1, 4, 4, 4)), conditions), 0, 0, conditions)
+    x = transformer.embed(mx.ones((1, 4, 4, 4)), conditions)
+    x = transformer.run_block(x, 0, 0, conditions, conditions.start())
     assert x.dtype == dtype  # nothing on the way widens the activations

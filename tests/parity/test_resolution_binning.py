@@ -27,6 +27,10 @@ BINNED_PSNRS: Final = {
     "float16": 55.0,
     "bfloat16": 43.0,
 }  # dB; 58.5 and 48.7 were measured in half precision
+# Of values in 0..1. The PyTorch reference does diffusers' operations in float32, but for the sampler's sums, which are
+# ours and in another order: 9e-7, fifteen units in the last place, was measured, and other processors round otherwise.
+# Neighbouring pixels differ by 6e-2 in the mean.
+ROUNDING_TOLERANCE: Final = 5e-6
 # A VAE that divides sides by 8, with as few channels as can be
 VAE: Final[dict[str, Any]] = {
     "block_out_channels": (4,) * 4,
@@ -52,7 +56,7 @@ def test_sizes_off_the_table_equal_diffusers(
     assert psnr(found, wanted) > BINNED_PSNRS[stored_dtype]
 
     again = run_reference(tmp_path / "model", PROMPT, **SETTINGS, **size, resolution_binning=True).picture
-    assert np.array_equal(again, wanted)
+    np.testing.assert_allclose(again, wanted, rtol=0, atol=ROUNDING_TOLERANCE)
 
 
 def test_conditions_of_alpha_at_1024_are_those_of_the_binned_size(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from mlx.utils import tree_map
 from numpy.typing import NDArray
 
 from mlx_moddit.load import DTYPES
-from mlx_moddit.pixart import PixArt, Size
-from moddit.routing import RoutingPlan, select
-from moddit.tensors import transformer_tensors
+from mlx_moddit.pixart import PixArt
+from mlx_moddit.transformer import Conditions
+from moddit.routing import RoutingPlan, select_tokens
+from moddit.tokens import TokenPolicy
 from tests import tiny
 from tests.parity.bridge import (
     STAGE_TOLERANCE,
@@ -30,11 +31,12 @@ from tests.parity.bridge import (
     share_alike,
     to_nchw,
 )
-from torch_moddit.model import BlockTrace, RoutedPixArt
+from torch_moddit.model import BlockTrace
+from torch_moddit.pixart import RoutedPixArt
 
 TIMESTEPS: Final = (999.0, 600.0, 312.5, 0.0)  # one of every region
 LENGTHS: Final = (9, 3)  # text tokens of the two rows
-SIZE: Final = Size(height=64.0, width=48.0, aspect_ratio=64 / 48)
+SIZE: Final = (64, 48)  # height and width of the picture, pixels
 SIDES: Final = [(16, 16), (8, 24), (20, 12)]  # latent pixels
 # Share of tokens that both keep in one step; in half precision a few of the ties fall apart.
 KEPT_ALIKE: Final = {"float32": 1.0, "float16": 0.98, "bfloat16": 0.95}
@@ -69,14 +71,14 @@ class TestRouted:
     ) -> None:
         """In half precision each block keeps the reference's tokens, so that its error is that of its arithmetic."""
         case, tolerance = Case(kind, height, width), STAGE_TOLERANCES[stored_dtype]
-        round_weights(case.model, transformer_tensors(case.model.spec, routed=True), stored_dtype)
+        round_weights(case.model, case.model.spec.tensors(has_routers=True), stored_dtype)
         wanted, output = case.run_reference(TIMESTEPS[step])
         conditions = case.prepare()
         found, x = Trace(), case.model.embed(case.nhwc, conditions)
+        forced = [mx.array(kept.astype(np.uint32)) for kept in wanted.kept]
         for layer in range(case.model.spec.num_layers):
-            case.model.run_block(x, layer, step, conditions, found.add)
-            forced = mx.array(wanted.kept[layer].astype(np.uint32))
-            x = case.model.run_block(x, layer, step, conditions, forced=forced)
+            case.model.run_block(x, layer, step, conditions, conditions.start(on_block=found.add))
+            x = case.model.run_block(x, layer, step, conditions, conditions.start(forced=forced))
             assert relative_error(x, wanted.outputs[layer]) < tolerance, layer
             assert relative_error(found.scores[layer], wanted.scores[layer]) < tolerance, layer
         assert share_alike([found.kept], [wanted.kept]) >= KEPT_ALIKE[stored_dtype]
@@ -84,29 +86,29 @@ class TestRouted:
 
     def test_kept_tokens_are_the_core_ranking_of_the_scores(self, kind: str, height: int, width: int) -> None:
         case, found = Case(kind, height, width), Trace()
-        case.model(case.nhwc, 1, case.prepare(), found.add)
+        case.run(1, case.prepare(), on_block=found.add)
         counts = case.plan.capacities(case.plan.region(TIMESTEPS[1]), case.model.spec.tokens(height, width))
         for scores, kept, count in zip(found.scores, found.kept, counts, strict=True):
-            np.testing.assert_array_equal(kept, select(scores, count))
+            np.testing.assert_array_equal(kept, select_tokens(scores, count))
 
 
 class TestGate:
     def test_keeping_every_token_still_gates(self) -> None:
         case = Case("sigma", 16, 16, RoutingPlan.uniform(3, 1, 10))
         _, output = case.run_reference(500.0)
-        found = case.model(case.nhwc, 1, case.prepare((999.0, 500.0)))
+        found = case.run(1, case.prepare((999.0, 500.0)))
         assert relative_error(to_nchw(found), output) < STAGE_TOLERANCE
 
     def test_dense_model_has_no_gate(self) -> None:
         case = Case("sigma", 16, 16, RoutingPlan.uniform(3, 1, 10))
-        dense = PixArt(case.model.spec, None)
+        dense = PixArt(case.model.spec, TokenPolicy.dense(3, case.plan.num_train_timesteps))
         weights = {
             name: value for name, value in case.reference.transformer.state_dict().items() if "router" not in name
         }
         copy_weights(dense, weights)
         conditions = dense.prepare(case.rows, (500.0,), 16, 16)
-        gated = case.model(case.nhwc, 0, case.prepare((500.0,)))
-        assert relative_error(dense(case.nhwc, 0, conditions), gated) > 100 * STAGE_TOLERANCE
+        gated = case.run(0, case.prepare((500.0,)))
+        assert relative_error(dense(case.nhwc, 0, conditions, conditions.start()), gated) > 100 * STAGE_TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -116,8 +118,8 @@ def test_half_precision_stays_near_the_reference(dtype: str) -> None:
     wanted, output = case.run_reference(TIMESTEPS[1])
     case.model.update(tree_map(lambda array: array.astype(DTYPES[dtype]), case.model.parameters()))
     conditions, found = case.prepare(), Trace()
-    free = case.model(case.nhwc, 1, conditions, found.add)
-    forced = case.model(case.nhwc, 1, conditions, forced=[mx.array(kept.astype(np.uint32)) for kept in wanted.kept])
+    free = case.run(1, conditions, on_block=found.add)
+    forced = case.run(1, conditions, forced=[mx.array(kept.astype(np.uint32)) for kept in wanted.kept])
 
     assert share_alike([found.kept], [wanted.kept]) >= KEPT_ALIKE[dtype]
     assert relative_error(to_nchw(forced), output) < STAGE_TOLERANCES[dtype]
@@ -132,9 +134,10 @@ class Case:
         layers, hidden = transformer.config.num_layers, transformer.inner_dim
         table = tiny.random_tenths(layers, 4)
         self.plan = plan or RoutingPlan(tuple(tuple(row) for row in table))
-        self.reference = RoutedPixArt(transformer, self.plan)
+        policy = TokenPolicy.topk(self.plan)
+        self.reference = RoutedPixArt(transformer, policy)
         transformer.load_state_dict(tiny.router_weights(layers, hidden), strict=False)
-        self.model = copy_weights(PixArt(self.reference.spec, self.plan), transformer.state_dict())
+        self.model = copy_weights(PixArt(self.reference.spec, policy), transformer.state_dict())
         generator = torch.Generator().manual_seed(3)
         self.latents = torch.randn(len(LENGTHS), 4, height, width, generator=generator)
         self.text = torch.randn(len(LENGTHS), max(LENGTHS), tiny.TEXT_WIDTH, generator=generator)
@@ -142,19 +145,21 @@ class Case:
         self.nhwc = mx.array(self.latents.permute(0, 2, 3, 1).numpy())
         self.rows = [mx.array(row[:length].numpy()) for row, length in zip(self.text, LENGTHS, strict=True)]
 
-    def prepare(self, timesteps: tuple[float, ...] = TIMESTEPS) -> Any:
-        size = SIZE if self.model.spec.use_additional_conditions else None
+    def prepare(self, timesteps: tuple[float, ...] = TIMESTEPS) -> Conditions:
         height, width = self.latents.shape[2:]
-        return self.model.prepare(self.rows, timesteps, height, width, size=size)
+        sizes = self.model.spec.size_features(*SIZE)
+        return self.model.prepare(self.rows, timesteps, height, width, sizes=sizes)
+
+    def run(self, step: int, conditions: Conditions, **watched: Any) -> mx.array:
+        return self.model(self.nhwc, step, conditions, conditions.start(**watched))
 
     @torch.no_grad()
     def run_reference(self, timestep: float) -> tuple[Trace, torch.Tensor]:
-        trace, added = Trace(), None
+        trace, context = Trace(), {"text": self.text, "text_mask": self.mask}
         if self.model.spec.use_additional_conditions:
-            added = {
-                "resolution": torch.tensor([[SIZE.height, SIZE.width]] * len(LENGTHS)),
-                "aspect_ratio": torch.tensor([[SIZE.aspect_ratio]] * len(LENGTHS)),
-            }
+            height, width = SIZE
+            context["resolution"] = torch.tensor([[float(height), float(width)]] * len(LENGTHS))
+            context["aspect_ratio"] = torch.tensor([[height / width]] * len(LENGTHS))
         timesteps = torch.tensor([timestep] * len(LENGTHS))
-        output = self.reference(self.latents, timesteps, self.text, self.mask, added, record=trace.add_reference)
+        output = self.reference(self.latents, timesteps, context, on_block=trace.add_reference)
         return trace, output

@@ -9,8 +9,7 @@ import torch
 
 from mlx_moddit.t5 import T5Encoder
 from moddit.embeddings import relative_buckets
-from moddit.spec import T5Spec
-from moddit.tensors import text_encoder_tensors
+from moddit.models.t5 import T5Spec
 from tests import tiny
 from tests.parity.bridge import STAGE_TOLERANCES, copy_weights, relative_error, round_weights
 
@@ -27,7 +26,7 @@ def test_encoder_equals_transformers(stored_dtype: str, switches: dict[str, Any]
     reference = tiny.make_text_encoder(**switches)
     spec = _spec(reference)
     encoder = copy_weights(T5Encoder(spec), reference.state_dict())
-    round_weights(encoder, text_encoder_tensors(spec), stored_dtype)
+    round_weights(encoder, spec.tensors(), stored_dtype)
     ids, mask = _batch(lengths=(24, 5, 1))
     with torch.no_grad():
         wanted = reference(ids, attention_mask=mask).last_hidden_state.numpy()

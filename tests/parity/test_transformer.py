@@ -11,17 +11,18 @@ import pytest
 import torch
 from diffusers.models.embeddings import PatchEmbed, get_timestep_embedding
 
-from mlx_moddit.pixart import PixArt, Size
+from mlx_moddit.pixart import PixArt
+from mlx_moddit.transformer import Sizes
 from moddit.embeddings import position_embedding, sinusoid
 from moddit.errors import ShapeError, ValueRangeError
-from moddit.spec import PixArtSpec
-from moddit.tensors import transformer_tensors
+from moddit.models.pixart import PixArtSpec
+from moddit.tokens import TokenPolicy
 from tests import tiny
 from tests.parity.bridge import STAGE_TOLERANCES, copy_weights, relative_error, round_weights, to_nchw
 
 TIMESTEPS = (999.0, 499.5, 20.0, 0.0)  # fractional ones are Euler's
 LENGTHS = (9, 3)  # text tokens of the two rows
-SIZE = Size(height=64.0, width=48.0, aspect_ratio=64 / 48)
+SIZES: Sizes = {"resolution": (64.0, 48.0), "aspect_ratio": (64 / 48,)}
 SWITCHES: list[tuple[str, dict[str, Any]]] = [
     ("sigma", {}),
     ("alpha", {}),
@@ -61,7 +62,7 @@ class TestDense:
         with torch.no_grad():
             timesteps = torch.tensor(TIMESTEPS)
             table, embedded = reference.adaln_single(timesteps, added, len(TIMESTEPS), torch.float32)
-        found_table, found_embedded = model.adaln_single(TIMESTEPS, _size(model))
+        found_table, found_embedded = model.adaln_single(TIMESTEPS, _sizes(model))
         assert relative_error(found_table.reshape(len(TIMESTEPS), -1), table) < STAGE_TOLERANCES[stored_dtype]
         assert relative_error(found_embedded, embedded) < STAGE_TOLERANCES[stored_dtype]
 
@@ -71,10 +72,10 @@ class TestDense:
     ) -> None:
         reference, model = _pair(kind, switches, stored_dtype)
         latents, text, mask = _inputs(height, width)
-        conditions = model.prepare(_rows(text), TIMESTEPS, height, width, size=_size(model))
-        x = model.embed(_nhwc(latents), conditions)
+        conditions = model.prepare(_rows(text), TIMESTEPS, height, width, sizes=_sizes(model))
+        x, run = model.embed(_nhwc(latents), conditions), conditions.start()
         for layer, wanted in enumerate(_reference_blocks(reference, latents, text, mask, TIMESTEPS[1])):
-            x = model.run_block(x, layer, 1, conditions)
+            x = model.run_block(x, layer, 1, conditions, run)
             assert relative_error(x, wanted) < STAGE_TOLERANCES[stored_dtype], layer
 
     @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24), (20, 12)])
@@ -83,10 +84,11 @@ class TestDense:
     ) -> None:
         reference, model = _pair(kind, switches, stored_dtype)
         latents, text, mask = _inputs(height, width)
-        conditions = model.prepare(_rows(text), TIMESTEPS, height, width, size=_size(model))
+        conditions = model.prepare(_rows(text), TIMESTEPS, height, width, sizes=_sizes(model))
+        run = conditions.start()
         for step, timestep in enumerate(TIMESTEPS):
             wanted = _run(reference, latents, text, mask, timestep)
-            found = model(_nhwc(latents), step, conditions)
+            found = model(_nhwc(latents), step, conditions, run)
             assert relative_error(to_nchw(found), wanted) < STAGE_TOLERANCES[stored_dtype], timestep
 
 
@@ -101,19 +103,19 @@ class TestPrepare:
         with pytest.raises(ShapeError, match="whole patches"):
             model.prepare([mx.zeros((3, tiny.TEXT_WIDTH))], TIMESTEPS, 15, 16)
 
-    @pytest.mark.parametrize(("kind", "size"), [("sigma", SIZE), ("alpha-micro", None)])
-    def test_refuses_a_size_too_many_or_missing(self, kind: str, size: Size | None) -> None:
+    @pytest.mark.parametrize(("kind", "sizes"), [("sigma", SIZES), ("alpha-micro", {})])
+    def test_refuses_a_size_too_many_or_missing(self, kind: str, sizes: Sizes) -> None:
         _, model = _pair(kind, {})
         with pytest.raises(ValueRangeError, match="size of the picture"):
-            model.prepare([mx.zeros((3, tiny.TEXT_WIDTH))], TIMESTEPS, 16, 16, size=size)
+            model.prepare([mx.zeros((3, tiny.TEXT_WIDTH))], TIMESTEPS, 16, 16, sizes=sizes)
 
 
 def _pair(kind: str, switches: dict[str, Any], dtype: str = "float32") -> tuple[Any, PixArt]:
     reference = tiny.make_transformer(kind, **switches)
     config = {**reference.config, "_class_name": "PixArtTransformer2DModel"}
     spec = PixArtSpec.from_diffusers(config, "transformer")
-    model = copy_weights(PixArt(spec, None), reference.state_dict())
-    return reference, round_weights(model, transformer_tensors(spec, routed=False), dtype)
+    model = copy_weights(PixArt(spec, TokenPolicy.dense(spec.num_layers, 1000)), reference.state_dict())
+    return reference, round_weights(model, spec.tensors(has_routers=False), dtype)
 
 
 def _inputs(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -132,15 +134,14 @@ def _nhwc(latents: torch.Tensor) -> mx.array:
     return mx.array(latents.permute(0, 2, 3, 1).numpy())
 
 
-def _size(model: PixArt) -> Size | None:
-    return SIZE if model.spec.use_additional_conditions else None
+def _sizes(model: PixArt) -> Sizes:
+    return SIZES if model.spec.use_additional_conditions else {}
 
 
 def _added(reference: Any, rows: int) -> dict[str, torch.Tensor | None]:
     if not reference.use_additional_conditions:
         return {"resolution": None, "aspect_ratio": None}
-    resolution = torch.tensor([[SIZE.height, SIZE.width]] * rows)
-    return {"resolution": resolution, "aspect_ratio": torch.tensor([[SIZE.aspect_ratio]] * rows)}
+    return {name: torch.tensor([values] * rows) for name, values in SIZES.items()}
 
 
 def _run(

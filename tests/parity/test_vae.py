@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from mlx_moddit.vae import AutoencoderKL, sample
-from moddit.spec import VAESpec
-from moddit.tensors import vae_tensors
+from moddit.models.vae import VAESpec
 from tests import tiny
 from tests.parity.bridge import STAGE_TOLERANCES, copy_weights, relative_error, round_weights, to_nchw
 
@@ -84,4 +83,4 @@ def _pair(switches: dict[str, Any], dtype: str = "float32") -> tuple[Any, Autoen
     reference = tiny.make_vae(**switches)
     spec = VAESpec.from_diffusers({**reference.config, "_class_name": "AutoencoderKL"}, "vae")
     vae = copy_weights(AutoencoderKL(spec), reference.state_dict())
-    return reference, round_weights(vae, vae_tensors(spec), dtype)
+    return reference, round_weights(vae, spec.tensors(), dtype)

@@ -13,14 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_moddit.metadata import Metadata
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.errors import InputError
 from moddit.manifest import Manifest
+from moddit.metadata import Metadata
+from moddit.models.dit import DiTSpec
+from moddit.models.pixart import PixArtSpec
+from moddit.models.t5 import T5Spec
+from moddit.models.vae import VAESpec
 from moddit.record import Origin, parse_json
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
-from moddit.spec import PixArtSpec, T5Spec, VAESpec
 from scripts.schema import make_schema
 
 WHERE: Final = "folder/file.json"
@@ -42,7 +45,9 @@ def read_picture(value: Any, where: str) -> Metadata:
 READERS: Final[Mapping[str, Callable[[Any, str], object]]] = {
     "manifest-mlx": Manifest.from_json,
     "manifest-coreml": Manifest.from_json,
+    "manifest-labels": Manifest.from_json,
     "transformer": PixArtSpec.from_diffusers,
+    "dit": DiTSpec.from_diffusers,
     "text_encoder": T5Spec.from_transformers,
     "vae": VAESpec.from_diffusers,
     "scheduler": NoiseSchedule.from_diffusers,
@@ -86,7 +91,7 @@ def read_tokenizer(content: bytes) -> list[int]:
 def read_file(base: str, content: bytes) -> object:
     if base == "tokenizer":
         return read_tokenizer(content)
-    strict = base not in ("transformer", "text_encoder", "vae", "scheduler")
+    strict = base not in ("transformer", "dit", "text_encoder", "vae", "scheduler")
     return READERS[base](parse_json(content, Origin("test", WHERE), strict=strict), WHERE)
 
 

@@ -15,7 +15,7 @@ from moddit.graphs import Graphs
 from moddit.manifest import Manifest, verify_files, write_manifest
 from moddit.samplers import build_table
 from scripts.golden import EMBEDDED, ROOT
-from scripts.golden_manifests import RECIPES, TOKENIZER_PATH, make_bundles
+from scripts.golden_manifests import CASES, TOKENIZER_PATH, make_bundles
 
 pytestmark = pytest.mark.slow  # builds the Swift package
 
@@ -64,14 +64,14 @@ def expected_steps(manifest: Manifest, sampler: str, steps: int, batch: int) -> 
     height, width = graphs.sizes[0]
     rows = []
     for index, step in enumerate(build_table(manifest.spec.scheduler, sampler, steps).steps):
-        region = manifest.plan.region(step.timestep) if manifest.plan else 0
-        item = graphs.denoiser(height, width, batch, region)
+        region = manifest.tokens.plan.region(step.timestep)
+        item = graphs.step_function(height, width, batch, region)
         facts = {"step": index, "timestep": step.timestep, "region": region, "function": item.function}
         rows.append({**facts, "capacities": list(item.capacities)})
     return rows
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CASES)
 def test_schedule_is_pythons(name: str, folders: dict[str, Path]) -> None:
     manifest = BUNDLES[name]
     graphs = manifest.graphs
@@ -96,7 +96,7 @@ def test_info_verifies_and_describes(folders: dict[str, Path]) -> None:
 
 def test_tokens_are_cut_at_the_bundles_length(folders: dict[str, Path]) -> None:
     ids = read_json("tokens", "a large red circle " * 9, "--bundle", str(folders["routed"]))["ids"]
-    assert len(ids) == BUNDLES["routed"].spec.max_sequence_length
+    assert len(ids) == BUNDLES["routed"].spec.text_tokens
     assert ids[-1] == 1
 
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_moddit.metadata import Metadata, ModelReference
-from mlx_moddit.metadata import fingerprint as mlx_fingerprint
-from mlx_moddit.settings import Settings
 from moddit import golden
+from moddit.manifest import Manifest, fingerprint
+from moddit.metadata import Metadata, ModelReference
+from moddit.request import Request
+from moddit.sampling import is_guided
 from scripts import golden_pipeline
 from scripts.golden import EMBEDDED, FOLDER, TOKENIZER, write
 from scripts.golden_captions import COUNT, make_captions
-from scripts.golden_manifests import RECIPES, fingerprint, make_bundles
+from scripts.golden_manifests import CASES, make_bundles
 
 MOST_BYTES = 900_000  # of all files: they are in the repository
 
@@ -72,10 +73,12 @@ def test_the_trained_tokenizer_has_a_map_of_characters() -> None:
     assert [token["content"] for token in value["added_tokens"]][:3] == ["<pad>", "</s>", "<unk>"]
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_fingerprint_is_the_runtimes(name: str) -> None:
-    manifest = make_bundles(EMBEDDED)[name]
-    assert fingerprint(manifest) == mlx_fingerprint(manifest)
+@pytest.mark.parametrize("name", CASES)
+def test_the_fingerprint_in_a_file_is_of_what_the_file_says(name: str) -> None:
+    found = json.loads((FOLDER / "manifests.json").read_text(encoding="utf-8"))["manifests"]
+    (value,) = (item["manifest"] for item in found if item["name"] == name)
+    manifest = Manifest.from_json(value, name)
+    assert value["fingerprint"] == fingerprint(manifest.spec, manifest.tokens, manifest.components)
 
 
 def test_metadata_is_the_runtimes() -> None:
@@ -83,14 +86,14 @@ def test_metadata_is_the_runtimes() -> None:
     runs = json.loads((FOLDER / "pipelines.json").read_text(encoding="utf-8"))["runs"]
     for run in runs:
         reference = ModelReference.of(bundles[run["bundle"]], golden_pipeline.MODEL_PATH)
-        metadata = Metadata(Settings(**run["settings"]), reference, "float16", golden_pipeline.VERSIONS)
+        metadata = Metadata(Request(**run["settings"]), reference, "float16", golden_pipeline.VERSIONS)
         assert run["metadata"] == json.dumps(metadata.to_json(), sort_keys=True)
         assert run["parameters"] == metadata.describe()
 
 
-def test_runs_cover_every_way_to_call_a_denoiser() -> None:
+def test_runs_cover_every_way_to_call_a_step() -> None:
     runs = json.loads((FOLDER / "pipelines.json").read_text(encoding="utf-8"))["runs"]
-    calls = {(run["bundle"], golden_pipeline.is_guided(run["settings"]), len(run["calls"][0][2])) for run in runs}
+    calls = {(run["bundle"], is_guided(run["settings"]["guidance_scale"]), len(run["calls"][0][2])) for run in runs}
     assert calls == {
         ("routed", True, 2),
         ("routed", False, 1),
@@ -98,4 +101,6 @@ def test_runs_cover_every_way_to_call_a_denoiser() -> None:
         ("dense", False, 1),
         ("chain", True, 2),
         ("chain", False, 2),
+        ("labels", True, 2),
+        ("labels", False, 2),
     }

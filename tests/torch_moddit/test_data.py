@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from torch.utils.data import DataLoader
 
 from moddit.errors import FormatError, InputError, MissingError, ValueRangeError
 from tests import tiny
-from torch_moddit.data import Batches, PictureFolder, fit, read_captions
+from torch_moddit.data import Batches, PictureFolder, fit, read_captions, tokenize
+
+TELL = partial(tokenize, tiny.make_tokenizer(), max_tokens=tiny.MAX_TOKENS)
 
 
 def save_picture(path: Path, size: tuple[int, int] = (20, 16), colour: tuple[int, int, int] = (255, 0, 0)) -> None:
@@ -35,9 +38,8 @@ def test_reads_side_files_and_metadata(tmp_path: Path) -> None:
 def test_pictures_become_tensors(tmp_path: Path) -> None:
     save_picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("A red Circle")
-    folder = PictureFolder(
-        tmp_path, tiny.make_tokenizer(), height=8, width=12, max_tokens=tiny.MAX_TOKENS, with_conditions=True
-    )
+    sizes = {"resolution": (8, 12), "aspect_ratio": (8 / 12,)}
+    folder = PictureFolder(tmp_path, TELL, height=8, width=12, sizes=sizes)
     item = folder[0]
     assert item["pixels"].shape == (3, 8, 12)
     assert item["pixels"][:, 0, 0].tolist() == [1.0, -1.0, -1.0]
@@ -45,7 +47,7 @@ def test_pictures_become_tensors(tmp_path: Path) -> None:
     assert item["mask"].tolist()[:5] == [1, 1, 1, 1, 0]
     assert item["resolution"].tolist() == [8, 12]
     assert item["aspect_ratio"].tolist() == pytest.approx([8 / 12])
-    assert folder.null()["input_ids"].tolist()[:2] == [1, 0]
+    assert TELL("")["input_ids"].tolist()[:2] == [1, 0]
 
 
 @pytest.mark.parametrize("size", [(30, 10), (10, 30), (7, 5), (24, 16)])
@@ -55,7 +57,7 @@ def test_pictures_are_covered_and_cropped(size: tuple[int, int]) -> None:
 
 def test_refuses_sizes_that_no_memory_holds(tmp_path: Path) -> None:
     with pytest.raises(ValueRangeError, match="height 16384 and width 16384 are too large"):
-        PictureFolder(tmp_path, tiny.make_tokenizer(), height=16_384, width=16_384, max_tokens=tiny.MAX_TOKENS)
+        PictureFolder(tmp_path, TELL, height=16_384, width=16_384, sizes={})
 
 
 def test_refuses_incomplete_folders(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_damaged_picture_is_named(workers: int, spoil: Callable[[Path], object
     save_picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a red square")
     spoil(tmp_path / "a.png")
-    folder = PictureFolder(tmp_path, tiny.make_tokenizer(), height=8, width=8, max_tokens=tiny.MAX_TOKENS)
+    folder = PictureFolder(tmp_path, TELL, height=8, width=8, sizes={})
     with pytest.raises(FormatError, match=r"a\.png: cannot read the picture"):
         next(iter(DataLoader(folder, num_workers=workers)))
 

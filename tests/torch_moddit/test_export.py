@@ -22,18 +22,20 @@ from moddit.errors import (
     ValueRangeError,
 )
 from moddit.routing import RoutingPlan
+from moddit.tokens import TokenPolicy
 from tests import tiny
+from torch_moddit.architectures import dense
 from torch_moddit.export import save_checkpoint
 from torch_moddit.loading import load_checkpoint, read_keep_ratios
-from torch_moddit.model import RoutedPixArt
 from torch_moddit.pipeline import ReferencePipeline
+from torch_moddit.pixart import RoutedPixArt
 
 PLAN = RoutingPlan(((10, 9, 8, 7), (3, 2, 1, 1), (5, 5, 5, 5)))
 
 
 def routed() -> RoutedPixArt:
     transformer = tiny.make_transformer()
-    model = RoutedPixArt(transformer, PLAN)
+    model = RoutedPixArt(transformer, TokenPolicy.topk(PLAN))
     transformer.load_state_dict(tiny.router_weights(3, 48), strict=False)
     return model
 
@@ -48,7 +50,7 @@ def test_round_trip(tmp_path: Path, shard_size: str) -> None:
     model, ratios = routed(), torch.rand(3, 4) * 0.8 + 0.1
     save_checkpoint(tmp_path / "m", model, keep_ratio=ratios, max_shard_size=shard_size)
     loaded = load_checkpoint(tmp_path / "m")
-    assert loaded.plan == PLAN
+    assert loaded.policy.plan == PLAN
     assert dict(loaded.transformer.config).items() >= {"num_layers": 3, "sample_size": 16}.items()
     wanted = model.transformer.state_dict()
     found = loaded.transformer.state_dict()
@@ -65,11 +67,11 @@ def test_round_trip(tmp_path: Path, shard_size: str) -> None:
 def test_reads_folders_made_by_diffusers(tmp_path: Path, kind: str, sharded: bool) -> None:
     tiny.save_pipeline(tmp_path / "dense", kind=kind, routed=False, sharded=sharded)
     model = load_checkpoint(tmp_path / "dense")
-    assert model.plan is None
+    assert model.policy.is_dense
     assert read_keep_ratios(tmp_path / "dense") is None
     tiny.save_pipeline(tmp_path / "routed", kind=kind, sharded=sharded, dtype="bfloat16")
     model = load_checkpoint(tmp_path / "routed" / "transformer")
-    assert model.plan == RoutingPlan(tuple(tuple(row) for row in tiny.random_tenths(3, 4)))
+    assert model.policy.plan == RoutingPlan(tuple(tuple(row) for row in tiny.random_tenths(3, 4)))
     assert next(model.parameters()).dtype == torch.float32
 
 
@@ -93,7 +95,7 @@ def test_half_precision_leaves_the_ratios(tmp_path: Path) -> None:
     assert stored is not None
     assert torch.equal(stored, ratios)
     reference = ReferencePipeline.load(tmp_path / "m")
-    assert reference.model.plan == PLAN
+    assert reference.model.policy.plan == PLAN
     assert load_file(tmp_path / "m/vae/diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"].dtype == (
         torch.float16
     )
@@ -119,22 +121,22 @@ def test_stock_diffusers_refuses_a_routed_folder(with_pipeline: bool, tmp_path: 
         PixArtTransformer2DModel.from_pretrained(tmp_path / "m" / "transformer")
     with pytest.raises((AttributeError, ImportError, ValueError), match="RoutedPixArtTransformer2DModel"):
         AutoModel.from_pretrained(tmp_path / "m" / "transformer")
-    assert load_checkpoint(tmp_path / "m").plan == PLAN
-    assert ReferencePipeline.load(tmp_path / "m").model.plan == PLAN
+    assert load_checkpoint(tmp_path / "m").policy.plan == PLAN
+    assert ReferencePipeline.load(tmp_path / "m").model.policy.plan == PLAN
 
 
 def test_the_name_that_routed_folders_had_before_is_read(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "m", routed())
     edit_config(tmp_path / "m", _class_name="PixArtTransformer2DModel", norm_type="ada_norm_single")
-    assert load_checkpoint(tmp_path / "m").plan == PLAN
+    assert load_checkpoint(tmp_path / "m").policy.plan == PLAN
 
 
 def test_refuses_to_overwrite(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "m", routed())
     with pytest.raises(OutputExistsError):
         save_checkpoint(tmp_path / "m", routed())
-    save_checkpoint(tmp_path / "m", RoutedPixArt(tiny.make_transformer(), None), overwrite=True)
-    assert load_checkpoint(tmp_path / "m").plan is None
+    save_checkpoint(tmp_path / "m", dense(tiny.make_transformer(), 1000), overwrite=True)
+    assert load_checkpoint(tmp_path / "m").policy.is_dense
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 

@@ -18,20 +18,22 @@ from moddit.errors import (
     ValueRangeError,
 )
 from moddit.routing import RoutingPlan
+from moddit.tokens import TokenPolicy
 from tests import tiny
 from tests.torch_moddit.training import NULL, Latents, configure, read_log, schedule, train
 from torch_moddit.finetune import Mode, finetune
-from torch_moddit.model import RoutedPixArt
+from torch_moddit.pixart import RoutedPixArt
 from torch_moddit.settings import rate_factor
 from torch_moddit.trainee import make_trainee
 from torch_moddit.trainer import draw_stratified
+
+HALF = RoutingPlan.uniform(3, 4, 5)
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.75])
 def test_reaches_the_target_and_not_a_point_above(tmp_path: Path, target: float) -> None:
     result = train(configure(tmp_path, target=target))
-    plan = result.model.plan
-    assert plan is not None
+    plan = result.model.policy.plan
     assert target - 0.1 / 12 < plan.mean_keep_ratio <= target + 1e-9
     assert result.is_finished
     log = read_log(result)
@@ -64,7 +66,8 @@ def test_controls(tmp_path: Path, mode: Mode) -> None:
     result = train(configure(tmp_path, mode=mode))
     routers = [name for name in result.model.state_dict() if "router" in name]
     assert len(routers) == (3 if mode is Mode.UNIFORM else 0)
-    assert result.model.plan == (None if mode is Mode.DENSE else RoutingPlan.uniform(3, 4, 5))
+    policies = {Mode.DENSE: TokenPolicy.dense(3, 1000), Mode.RANDOM: TokenPolicy.random(HALF)}
+    assert result.model.policy == policies.get(mode, TokenPolicy.topk(HALF))
     assert result.keep_ratio is None
     assert read_log(result)[-1]["keep_ratio"] == (1.0 if mode is Mode.DENSE else 0.5)
     if mode is Mode.UNIFORM:
@@ -74,11 +77,11 @@ def test_controls(tmp_path: Path, mode: Mode) -> None:
 
 def test_a_routed_model_trains_on_under_its_plan(tmp_path: Path) -> None:
     plan = RoutingPlan(((10, 5), (3, 2), (7, 7)))
-    model = RoutedPixArt.from_dense(tiny.make_transformer(), plan)
+    model = RoutedPixArt.from_dense(tiny.make_transformer(), TokenPolicy.topk(plan))
     before = copy.deepcopy(model.state_dict())
     config = configure(tmp_path, mode=Mode.FIXED, regions=2)
     result = finetune(config, model, Latents(), schedule(), null=NULL)
-    assert result.model.plan == plan
+    assert result.model.policy.plan == plan
     assert any(not torch.equal(value, before[name]) for name, value in result.model.state_dict().items())
     with pytest.raises(ValueRangeError, match="mode learned got a RoutedPixArt"):
         finetune(configure(tmp_path / "x"), model, Latents(), schedule(), null=NULL)
@@ -129,7 +132,7 @@ def test_drawn_timesteps_cover_the_range() -> None:
 
 @pytest.mark.parametrize("mode", Mode)
 def test_gradient_checkpointing_is_for_every_mode(tmp_path: Path, mode: Mode) -> None:
-    model = RoutedPixArt.from_dense(tiny.make_transformer(), RoutingPlan.uniform(3, 4, 5))
+    model = RoutedPixArt.from_dense(tiny.make_transformer(), TokenPolicy.topk(HALF))
     start = model if mode is Mode.FIXED else tiny.make_transformer()
     config = configure(tmp_path, mode=mode, gradient_checkpointing=True)
     assert make_trainee(config, start, 1000).model.gradient_checkpointing

@@ -52,8 +52,8 @@ def test_shell_trains_on_pictures(tmp_path: Path, dense: Path) -> None:
     assert code == 0, output
     assert output.splitlines()[-1] == str(out / "model")
     model = load_checkpoint(out / "model")
-    assert model.plan is not None
-    assert model.plan.mean_keep_ratio == pytest.approx(0.5)
+    assert model.policy.has_routers
+    assert model.policy.plan.mean_keep_ratio == pytest.approx(0.5)
     assert read_keep_ratios(out / "model") is not None
     assert ReferencePipeline.load(out / "model").generate("a red circle", steps=2).shape == (32, 32, 3)
 
@@ -87,7 +87,7 @@ def test_two_processes_share_a_run(tmp_path: Path, dense: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [(row["step"], row["samples"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
     assert done.stdout.splitlines() == [str(tmp_path / "out" / "model")]  # one of them writes it
-    assert load_checkpoint(tmp_path / "out" / "model").plan is not None
+    assert load_checkpoint(tmp_path / "out" / "model").policy.has_routers
     # nor does one process go on where two have been
     with pytest.raises(ValueRangeError, match=r"another processes \(was 2, is 1\)"):
         run(*command[8:], "--overwrite")
@@ -117,7 +117,7 @@ def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:
         *("--mode", "uniform", "--target", 0.3, "--caption-dropout", 0),
     )
     assert code == 0, output
-    assert load_checkpoint(tmp_path / "out" / "model").plan == RoutingPlan.uniform(3, 4, 3)
+    assert load_checkpoint(tmp_path / "out" / "model").policy.plan == RoutingPlan.uniform(3, 4, 3)
 
 
 def test_shell_starts_from_a_transformer_and_a_base(tmp_path: Path, dense: Path) -> None:
@@ -131,7 +131,7 @@ def test_shell_starts_from_a_transformer_and_a_base(tmp_path: Path, dense: Path)
     code, output = run(*files, "--steps", 1, "--batch-size", 2, "--caption-dropout", 0)
     assert code == 0, output
     found = ReferencePipeline.load(tmp_path / "out" / "model")
-    assert found.model.plan is not None
+    assert found.model.policy.has_routers
     assert found.generate("a red circle", steps=2).shape == (32, 32, 3)
     index = json.loads((tmp_path / "out" / "model" / "model_index.json").read_text())
     assert index["transformer"] == ["torch_moddit", "RoutedPixArtTransformer2DModel"]

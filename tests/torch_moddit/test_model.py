@@ -11,47 +11,55 @@ import torch
 from torch import Tensor
 
 from moddit.errors import MissingError, ShapeError
-from moddit.routing import RoutingPlan, capacity, select
+from moddit.routing import RoutingPlan, capacity, select_tokens
+from moddit.tokens import TokenPolicy
 from tests import tiny
-from torch_moddit.model import BinUse, BlockTrace, RoutedPixArt, Scoring, select_tokens
+from torch_moddit.model import BlockTrace
+from torch_moddit.pixart import RoutedPixArt
 from torch_moddit.ratios import KeepRatios
+from torch_moddit.tokens import BinUse
+from torch_moddit.tokens import select_tokens as rank
 
 # The operations are the same; matrix products at differently aligned addresses may differ in the last bit.
 LAST_BIT = 1e-6
 ROUNDING = 5e-6  # float32 sums taken in another order, on values of about 1
+DENSE = TokenPolicy.dense(3, 1000)
 TIMESTEPS = [3, 260, 510, 999]  # one of each of four regions
 
 
 def inputs(kind: str, *, height: int = 12, width: int = 10, batch: int = 4) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(5)
     mask = (torch.arange(tiny.MAX_TOKENS) < torch.tensor([[5], [9], [1], [16]])[:batch]).long()
-    conditions = {
+    sizes = {
         "resolution": torch.tensor([[24.0, 20.0]]).repeat(batch, 1),
         "aspect_ratio": torch.tensor([[1.2]]).repeat(batch, 1),
     }
     return {
         "latents": torch.randn(batch, 4, height, width, generator=generator),
         "timestep": torch.tensor(TIMESTEPS[:batch]),
-        "text": torch.randn(batch, tiny.MAX_TOKENS, tiny.TEXT_WIDTH, generator=generator),
-        "text_mask": mask,
-        "conditions": conditions if kind == "alpha-micro" else None,
+        "context": {
+            "text": torch.randn(batch, tiny.MAX_TOKENS, tiny.TEXT_WIDTH, generator=generator),
+            "text_mask": mask,
+            **(sizes if kind == "alpha-micro" else {}),
+        },
     }
 
 
 def diffusers_output(transformer: Any, values: dict[str, Any]) -> Tensor:
+    context = values["context"]
     output: Tensor = transformer(
         values["latents"],
-        encoder_hidden_states=values["text"],
+        encoder_hidden_states=context["text"],
         timestep=values["timestep"],
-        encoder_attention_mask=values["text_mask"],
-        added_cond_kwargs=values["conditions"] or {"resolution": None, "aspect_ratio": None},
+        encoder_attention_mask=context["text_mask"],
+        added_cond_kwargs={name: context.get(name) for name in ("resolution", "aspect_ratio")},
     ).sample
     return output
 
 
 def routed_model(kind: str, plan: RoutingPlan, **changes: Any) -> RoutedPixArt:
     transformer = tiny.make_transformer(kind, **changes)
-    model = RoutedPixArt(transformer, plan)
+    model = RoutedPixArt(transformer, TokenPolicy.topk(plan))
     weights = tiny.router_weights(plan.layers, 48)
     transformer.load_state_dict(weights, strict=False)
     return model
@@ -70,9 +78,9 @@ def test_equals_diffusers_when_all_tokens_are_kept(kind: str, size: tuple[int, i
     wanted = diffusers_output(transformer, values)
     plan = RoutingPlan.uniform(3, 4, 10)
     models = {
-        "dense": RoutedPixArt(copy.deepcopy(transformer), None),
-        "no gate": RoutedPixArt.from_dense(copy.deepcopy(transformer), plan, Scoring.RANDOM),
-        "folded gate": RoutedPixArt.from_dense(copy.deepcopy(transformer), plan),
+        "dense": RoutedPixArt(copy.deepcopy(transformer), DENSE),
+        "no gate": RoutedPixArt.from_dense(copy.deepcopy(transformer), TokenPolicy.random(plan)),
+        "folded gate": RoutedPixArt.from_dense(copy.deepcopy(transformer), TokenPolicy.topk(plan)),
     }
     for name, model in models.items():
         assert float((model(**values) - wanted).abs().max()) <= LAST_BIT, name
@@ -94,7 +102,8 @@ def test_equals_diffusers_for_other_configurations(changes: dict[str, Any]) -> N
     transformer = tiny.make_transformer("sigma", **changes)
     values = inputs("sigma")
     wanted = diffusers_output(transformer, values)
-    assert float((RoutedPixArt(transformer, None)(**values) - wanted).abs().max()) <= LAST_BIT
+    dense = TokenPolicy.dense(transformer.config.num_layers, 1000)
+    assert float((RoutedPixArt(transformer, dense)(**values) - wanted).abs().max()) <= LAST_BIT
 
 
 def naive_block(block: Any, tokens: Tensor, modulation: Tensor, text: Tensor, mask: Tensor, tenths: int) -> Tensor:
@@ -138,11 +147,13 @@ def test_routed_blocks_equal_a_naive_loop(kind: str) -> None:
     model = routed_model(kind, plan)
     values = inputs(kind)
     traces: list[BlockTrace] = []
-    model(**values, record=traces.append)
+    model(**values, on_block=traces.append)
     transformer = model.transformer
+    context = values["context"]
+    sizes = {name: context[name] for name in ("resolution", "aspect_ratio") if name in context} or None
     tokens = transformer.pos_embed(values["latents"])
-    modulation, _ = transformer.adaln_single(values["timestep"], values["conditions"], batch_size=4)
-    text = transformer.caption_projection(values["text"])
+    modulation, _ = transformer.adaln_single(values["timestep"], sizes, batch_size=4)
+    text = transformer.caption_projection(context["text"])
     for layer, block in enumerate(model.blocks):
         wanted = [
             naive_block(
@@ -150,7 +161,7 @@ def test_routed_blocks_equal_a_naive_loop(kind: str) -> None:
                 tokens[row],
                 modulation[row].view(6, -1),
                 text[row],
-                values["text_mask"][row],
+                context["text_mask"][row],
                 plan.keep_tenths[layer][row],  # sample i lies in region i
             )
             for row in range(4)
@@ -159,13 +170,25 @@ def test_routed_blocks_equal_a_naive_loop(kind: str) -> None:
         tokens = traces[layer].output
 
 
+def rows_of(values: Any, rows: slice) -> Any:
+    if isinstance(values, dict):
+        return {name: rows_of(value, rows) for name, value in values.items()}
+    return values[rows]
+
+
+def to_half(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: to_half(value) for name, value in values.items()}
+    return values.to(torch.bfloat16) if values.is_floating_point() else values
+
+
 @torch.no_grad()
 def test_mixed_regions_equal_samples_on_their_own() -> None:
     model = routed_model("sigma", random_plan())
     values = inputs("sigma")
     together = model(**values)
     for row in range(4):
-        alone = model(**{name: value if value is None else value[row : row + 1] for name, value in values.items()})
+        alone = model(**rows_of(values, slice(row, row + 1)))
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=ROUNDING)
 
 
@@ -174,13 +197,13 @@ def test_trace_tells_scores_and_kept_tokens() -> None:
     plan = random_plan()
     model = routed_model("sigma", plan)
     traces: list[BlockTrace] = []
-    model(**inputs("sigma"), record=traces.append)
+    model(**inputs("sigma"), on_block=traces.append)
     for trace in traces:
         assert trace.scores is not None
         assert trace.scores.dtype == torch.float32
         for row, kept in enumerate(trace.kept):
             count = capacity(plan.keep_tenths[trace.layer][row], 30)
-            wanted = select(trace.scores[row : row + 1].numpy(), count)[0]
+            wanted = select_tokens(trace.scores[row : row + 1].numpy(), count)[0]
             assert kept.tolist() == wanted.tolist()
 
 
@@ -188,12 +211,7 @@ def test_trace_tells_scores_and_kept_tokens() -> None:
 def test_scores_are_float32_in_half_precision() -> None:
     model = routed_model("sigma", random_plan()).to(torch.bfloat16)
     traces: list[BlockTrace] = []
-    values = inputs("sigma")
-    half = {
-        name: value.to(torch.bfloat16) if value is not None and value.is_floating_point() else value
-        for name, value in values.items()
-    }
-    output = model(**half, record=traces.append)
+    output = model(**to_half(inputs("sigma")), on_block=traces.append)
     assert output.dtype == torch.bfloat16
     assert all(trace.scores is not None and trace.scores.dtype == torch.float32 for trace in traces)
 
@@ -203,7 +221,7 @@ def test_forced_tokens_replace_the_ranking() -> None:
     model = routed_model("sigma", RoutingPlan.uniform(3, 4, 5))
     values = inputs("sigma")
     traces: list[BlockTrace] = []
-    free = model(**values, record=traces.append)
+    free = model(**values, on_block=traces.append)
     kept = [torch.stack(trace.kept) for trace in traces]
     torch.testing.assert_close(model(**values, forced=kept), free, rtol=0, atol=LAST_BIT)
     first = torch.arange(15).expand(4, -1)
@@ -215,12 +233,12 @@ def test_ranking_equals_the_reference(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-2, 3, (3, 40), generator=generator).float()  # many ties
     for count in (1, 7, 40):
-        assert np.array_equal(select_tokens(scores, count).numpy(), select(scores.numpy(), count))
+        assert np.array_equal(rank(scores, count).numpy(), select_tokens(scores.numpy(), count))
 
 
 def test_gradients_reach_routers_ratios_and_weights() -> None:
     plan = RoutingPlan.uniform(3, 4, 10)
-    model = RoutedPixArt.from_dense(tiny.make_transformer(), plan)
+    model = RoutedPixArt.from_dense(tiny.make_transformer(), TokenPolicy.topk(plan))
     ratios = KeepRatios(3, 4)
     model(**inputs("sigma"), routing=ratios).square().mean().backward()
     assert ratios.values.grad is not None
@@ -246,7 +264,7 @@ def test_mix_of_bins_is_linear_in_the_ratio() -> None:
     with torch.no_grad():
         blocks: dict[int, list[BlockTrace]] = {3: [], 4: []}
         for tenths, traces in blocks.items():
-            model(**values, routing=OneLayer([BinUse(tenths, None, None)]), record=traces.append)
+            model(**values, routing=OneLayer([BinUse(tenths, None, None)]), on_block=traces.append)
         ratios = KeepRatios(3, 1)
         ratios.values[2] = 0.37
         outputs: list[Tensor] = []
@@ -270,9 +288,9 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(ShapeError, match="plan has 2 layers"):
-        RoutedPixArt(tiny.make_transformer(), RoutingPlan.uniform(2, 4, 5))
-    model = RoutedPixArt(tiny.make_transformer("alpha-micro"), None)
+        RoutedPixArt(tiny.make_transformer(), TokenPolicy.topk(RoutingPlan.uniform(2, 4, 5)))
+    model = RoutedPixArt(tiny.make_transformer("alpha-micro"), DENSE)
     with pytest.raises(MissingError, match="resolution"):
-        model(**{**inputs("alpha-micro"), "conditions": None})
+        model(**inputs("sigma"))
     with pytest.raises(ShapeError, match="whole patches"):
         model(**inputs("alpha-micro", height=13))

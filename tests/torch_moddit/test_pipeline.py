@@ -17,7 +17,7 @@ from moddit.routing import capacity
 from moddit.samplers import build_table
 from tests import tiny
 from torch_moddit.model import BlockTrace
-from torch_moddit.pipeline import ReferencePipeline, make_scheduler, read_schedule
+from torch_moddit.pipeline import ReferencePipeline, read_schedule
 
 PROMPT = "a large red circle on the left"
 # The operations are the same; matrix products of weights at differently aligned addresses may differ in the last bit.
@@ -60,12 +60,11 @@ def test_routed_pictures_follow_the_plan(tmp_path: Path) -> None:
     picture = reference.generate(
         PROMPT,
         steps=4,
-        record=lambda step, trace: traces.append((step, trace)),
-        on_step=lambda step, timestep, _: steps.append((step, timestep)),
+        on_block=lambda step, trace: traces.append((step, trace)),
+        on_step=lambda done: steps.append((done.index, done.step.timestep)),
     )
     assert picture.shape == (32, 32, 3)
-    plan = reference.model.plan
-    assert plan is not None
+    plan = reference.model.policy.plan
     assert [step for step, _ in steps] == [0, 1, 2, 3]
     assert len(traces) == 4 * plan.layers
     for step, trace in traces:
@@ -75,23 +74,14 @@ def test_routed_pictures_follow_the_plan(tmp_path: Path) -> None:
     assert not same(reference.generate(PROMPT, steps=4, seed=1), picture)
 
 
-def test_starts_from_given_latents(tmp_path: Path) -> None:
-    reference = ReferencePipeline.load(tiny.save_pipeline(tmp_path / "m"))
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator("cpu").manual_seed(3))
-    given = reference.generate(PROMPT, steps=2, latents=noise)
-    assert same(given, reference.generate(PROMPT, steps=2, seed=3))
-
-
-@pytest.mark.parametrize("sampler", ["dpmpp-2m", "ddim", "euler"])
 @pytest.mark.parametrize("own", [DPMSolverMultistepScheduler, DDIMScheduler, EulerDiscreteScheduler])
-def test_samplers_visit_the_timesteps_of_the_core(sampler: str, own: Any) -> None:
+def test_schedules_are_read_from_schedulers(own: Any) -> None:
     arguments = {"clip_sample": False} if own is DDIMScheduler else {}
-    original = own(beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction", **arguments)
-    scheduler = make_scheduler(read_schedule(original), sampler)
+    scheduler = own(beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction", **arguments)
     scheduler.set_timesteps(7)
-    table = build_table(read_schedule(original), sampler, 7)
-    assert scheduler.timesteps.tolist() == pytest.approx(table.timesteps)
-    assert scheduler.config.prediction_type == "v_prediction"
+    schedule = read_schedule(scheduler)
+    assert schedule.prediction_type == "v_prediction"
+    assert scheduler.timesteps.tolist() == pytest.approx(build_table(schedule, schedule.sampler, 7).timesteps)
 
 
 def test_a_sampler_holds_for_one_picture(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, ValueRangeError
 from tests import tiny
-from torch_moddit.model import RoutedPixArt
+from torch_moddit.architectures import dense
 from torch_moddit.precomputed import Precomputed
 
 TOKENS = 5
 FILE = "0.safetensors"
 
 
-SPEC = RoutedPixArt(tiny.make_transformer(), plan=None).spec
+SPEC = dense(tiny.make_transformer(), 1000).spec
 
 
 def tensors(count: int) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ def test_reads_arrays_of_numpy(tmp_path: Path) -> None:
 
 def test_conditions_are_there_where_the_transformer_has_them(tmp_path: Path) -> None:
     conditions = {"resolution": torch.full((2, 2), 512.0), "aspect_ratio": torch.ones(2, 1)}
-    spec = RoutedPixArt(tiny.make_transformer("alpha-micro"), plan=None).spec
+    spec = dense(tiny.make_transformer("alpha-micro"), 1000).spec
     save_file(tensors(2) | conditions, tmp_path / FILE)
     assert Precomputed(tmp_path, spec)[0]["resolution"].tolist() == [512, 512]
     assert Precomputed(tmp_path, SPEC)[0].keys() == {"latents", "text", "mask"}
@@ -83,7 +83,7 @@ WRONG: list[tuple[dict[str, Any], type[InputError], str]] = [
     ({"latents": torch.zeros(2, 4, 3, 2)}, ShapeError, "'latents' is 3 x 2, want multiples of 2"),
     ({"latents": torch.zeros(2, 4, 2, 2, dtype=torch.int32)}, FormatError, "'latents' is int32, want float16"),
     ({"latents": torch.full((2, 4, 2, 2), torch.nan)}, ValueRangeError, "'latents' is not finite"),
-    ({"text": torch.zeros(1, TOKENS, tiny.TEXT_WIDTH)}, ShapeError, r"want \(n, L, D\) = \(2, any, 32\)"),
+    ({"text": torch.zeros(1, TOKENS, tiny.TEXT_WIDTH)}, ShapeError, r"want \(n, L, 32\) = \(2, any, 32\)"),
     ({"text": torch.zeros(2, TOKENS, 3)}, ShapeError, "'text' has shape"),
     ({"text": torch.full((2, TOKENS, tiny.TEXT_WIDTH), torch.inf)}, ValueRangeError, "'text' is not finite"),
     ({"mask": torch.ones(2, TOKENS + 1)}, ShapeError, "'mask' has shape"),

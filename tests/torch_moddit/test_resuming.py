@@ -42,7 +42,7 @@ def test_killed_and_resumed_reaches_the_same_weights(tmp_path: Path, mode: Mode,
     assert [path.name for path in list_checkpoints(config.output)] == ["00000003"]
     resumed = train(config)
     assert difference(resumed, whole) <= REPEATED
-    assert resumed.model.plan == whole.model.plan
+    assert resumed.model.policy.plan == whole.model.policy.plan
     if whole.keep_ratio is not None:
         assert resumed.keep_ratio is not None
         torch.testing.assert_close(resumed.keep_ratio, whole.keep_ratio, rtol=0, atol=REPEATED)

@@ -3,83 +3,85 @@
 /// How large what is read may be, each at most this: the same bounds as in Python.
 ///
 /// They are checked before anything is allocated for a value, so that a damaged or hostile file costs no memory.
-public enum Bounds {
+package enum Bounds {
     /// Bytes of a configuration, an index or a manifest.
-    public static let jsonBytes = 8_388_608
+    package static let jsonBytes = 8_388_608
     /// Bytes of `tokenizer.json`, and of each file beside it.
-    public static let tokenizerBytes = 33_554_432
+    package static let tokenizerBytes = 33_554_432
     /// Bytes of a file with a caption or a step in each line.
-    public static let logBytes = 1_073_741_824
+    package static let logBytes = 1_073_741_824
     /// Lists and objects within each other.
-    public static let jsonDepth = 64
+    package static let jsonDepth = 64
     /// Files of a component.
-    public static let files = 10_000
+    package static let files = 10_000
     /// Bytes of a file.
-    public static let fileBytes = 70_368_744_177_664
+    package static let fileBytes = 70_368_744_177_664
     /// Numbers of a component.
-    public static let parameters = 70_368_744_177_664
+    package static let parameters = 70_368_744_177_664
     /// Quantised tensors of a component.
-    public static let tensors = 100_000
+    package static let tensors = 100_000
     /// Characters of a name.
-    public static let name = 256
+    package static let name = 256
     /// Characters of a path.
-    public static let path = 1_024
+    package static let path = 1_024
     /// Characters of a prompt that is encoded.
-    public static let prompt = 20_000
+    package static let prompt = 20_000
     /// Characters of a prompt in a picture's settings, or of `source`.
-    public static let text = 100_000
+    package static let text = 100_000
     /// Steps of a normalizer or of a pre-tokenizer.
-    public static let steps = 8
+    package static let steps = 8
     /// Bytes that a map of characters puts for one.
-    public static let replacement = 96
+    package static let replacement = 96
     /// Layers of a transformer or text encoder, or of a block of the VAE.
-    public static let layers = 1_000
+    package static let layers = 1_000
     /// Heads of an attention.
-    public static let heads = 1_024
+    package static let heads = 1_024
     /// Width of a head.
-    public static let headWidth = 4_096
+    package static let headWidth = 4_096
     /// Width of a hidden state.
-    public static let width = 262_144
+    package static let width = 262_144
     /// Channels of a latent.
-    public static let channels = 4_096
+    package static let channels = 4_096
     /// Levels of a VAE.
-    public static let levels = 8
+    package static let levels = 8
     /// Side of a patch, latent pixels.
-    public static let patch = 64
+    package static let patch = 64
     /// Tokens of a vocabulary.
-    public static let vocabulary = 1_048_576
+    package static let vocabulary = 1_048_576
+    /// Classes that a model draws by number.
+    package static let classes = 100_000
     /// Tokens of a text.
-    public static let textTokens = 4_096
+    package static let textTokens = 4_096
     /// Buckets of distances in a text.
-    public static let buckets = 4_096
+    package static let buckets = 4_096
     /// Longest of these distances.
-    public static let distance = 1_048_576
+    package static let distance = 1_048_576
     /// Timesteps of training; a run has no more steps.
-    public static let timesteps = 100_000
+    package static let timesteps = 100_000
     /// Regions of timesteps.
-    public static let regions = 100
+    package static let regions = 100
     /// Guidance scale.
-    public static let guidance = 1_000
+    package static let guidance = 1_000
     /// Pictures of a run.
-    public static let pictures = 10_000
+    package static let pictures = 10_000
     /// Side of a picture or of a tile, pixels.
-    public static let side = 16_384
+    package static let side = 16_384
     /// Pixels of a picture.
-    public static let pixels = 67_108_864
+    package static let pixels = 67_108_864
     /// Tokens of a picture.
-    public static let tokens = 65_536
+    package static let tokens = 65_536
     /// Tokens of a picture, for each of the square picture that the model was trained on.
-    public static let trainedTokens = 16
+    package static let trainedTokens = 16
     /// Batch of a package's function.
-    public static let batch = 64
+    package static let batch = 64
     /// Packages of a role.
-    public static let packages = 100
+    package static let packages = 100
     /// Functions of a package.
-    public static let functions = 1_000
+    package static let functions = 1_000
     /// Inputs or outputs of a function.
-    public static let features = 64
+    package static let features = 64
     /// Dimensions of a feature.
-    public static let dimensions = 8
+    package static let dimensions = 8
     /// Numbers of a feature.
-    public static let featureSize = 1_073_741_824
+    package static let featureSize = 1_073_741_824
 }

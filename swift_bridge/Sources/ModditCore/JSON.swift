@@ -76,6 +76,20 @@ struct JSONField: Sendable {
         return result
     }
 
+    /// Reads an object that has one field, whose name says what its value is.
+    ///
+    /// - Throws: `ModditError.format` for another number of fields, a name that is not one of `names`, or `null`.
+    func alternative(_ names: [String]) throws(ModditError) -> (name: String, value: JSONField) {
+        let fields = try object()
+        guard fields.count == 1, let (name, value) = fields.first, !value.isNull,
+            names.contains(where: { ExactText($0) == name })
+        else {
+            let found = fields.isEmpty ? "nothing" : Self.list(Set(fields.keys))
+            throw format("has \(found)", want: "an object with exactly one of \(names.sorted())")
+        }
+        return (name.text, value)
+    }
+
     /// Reads a list.
     func array() throws(ModditError) -> [JSONField] {
         guard case .array(let items) = value else { throw wrong(want: "a list") }

@@ -28,8 +28,8 @@ public struct PixelImage: Sendable, Hashable {
 
     /// Makes a small preview of a denoised latent without its decoder.
     ///
-    /// Shapes: latents (C, height, width), scaled to a deviation of 1. The first three channels are shown, -3 as black and
-    /// 3 as full.
+    /// Shapes: latents (C, height, width), scaled to a deviation of 1. The first three channels are shown, -3 as black
+    /// and 3 as full.
     ///
     /// - Throws: `ModditError.shape` if the sizes do not fit, `ModditError.valueRange` for values that are not finite.
     init(previewOf latents: [Float], channels: Int, height: Int, width: Int) throws(ModditError) {

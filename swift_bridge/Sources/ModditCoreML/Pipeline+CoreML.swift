@@ -50,7 +50,7 @@ extension Pipeline {
         return try Pipeline(bundle: bundle, runner: runner, reducesMemory: options.reducesMemory)
     }
 
-    /// Compiles what a bundle holds and lets the system prepare it for the device, so that the first picture need not wait.
+    /// Compiles a bundle's packages and lets the system prepare them, so that the first picture need not wait.
     ///
     /// Nothing stays in memory. Parameters and errors are those of `open`; `ModditError.compute` if Core ML cannot.
     public static func prewarm(

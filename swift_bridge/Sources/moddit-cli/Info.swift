@@ -29,9 +29,12 @@ enum Info {
             "source": .string(manifest.provenance.source),
             "fingerprint": .string(manifest.fingerprint),
             "components": .dictionary(components),
+            "architecture": .string(manifest.spec.architecture),
+            "conditioning": .string(manifest.spec.conditioningKind),
             "layers": .integer(manifest.spec.layers),
-            "regions": .integer(manifest.plan?.regions ?? 1),
-            "mean_keep_ratio": .number(manifest.plan?.meanKeepRatio ?? 1),
+            "policy": .string(manifest.tokens.name.rawValue),
+            "regions": .integer(manifest.tokens.plan.regions),
+            "mean_keep_ratio": .number(manifest.tokens.plan.meanKeepRatio),
             "sampler": .string(manifest.spec.scheduler.sampler.rawValue),
             "compute_units": manifest.graphs.map { .string($0.computeUnits.rawValue) } ?? .null,
             "functions": .array((manifest.graphs?.stepFunctions ?? []).map(json)),
@@ -52,10 +55,9 @@ enum Info {
     }
 
     private static func text(_ manifest: Manifest) -> String {
-        let plan = manifest.plan.map { plan in
-            "\(plan.regions) regions, mean keep ratio \(String(format: "%.3f", plan.meanKeepRatio))"
-        }
-        let parts = Manifest.componentNames.map { name -> [String] in
+        let (spec, tokens) = (manifest.spec, manifest.tokens)
+        let ratio = String(format: "%.3f", tokens.plan.meanKeepRatio)
+        let parts = spec.components.map { name -> [String] in
             let part = manifest.components[name]
             let bits = part?.quantization.map { ", \($0.bits) bits" } ?? ""
             return [name, megabytes(part?.bytes ?? 0), "\(part?.parameters ?? 0)", (part?.dtype?.rawValue ?? "") + bits]
@@ -70,7 +72,8 @@ enum Info {
         let (all, one) = (MemoryEstimate(manifest, reducesMemory: false), MemoryEstimate(manifest, reducesMemory: true))
         return """
             \(manifest.provenance.source.printable), for \(manifest.backend.rawValue)
-            \(manifest.spec.layers) layers, \(plan ?? "dense")
+            \(spec.architecture) of \(spec.layers) layers, drawing from a \(spec.conditioningKind)
+            tokens \(tokens.name.rawValue), regions \(tokens.plan.regions), mean keep ratio \(ratio)
             weights in memory \(megabytes(all.peak)), with --reduce-memory \(megabytes(one.peak))
 
             \(table([["component", "size", "parameters", "dtype"]] + parts))

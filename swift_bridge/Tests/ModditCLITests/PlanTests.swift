@@ -9,8 +9,9 @@ struct PlanTests {
         {"minimum_os": {"iOS": "18.0", "macOS": "15.0"}, "compute_units": "cpuAndGPU", "routing": "rows", "packages": {
         "text_encoder": [\(package("Text", ["encode"]))], "transformer": [\(package("Model", ["first", "second"]))],
         "vae_decoder": [\(package("Decoder", ["px8x8"]))], "vae_encoder": [\(package("Encoder", ["px8x8"]))]},
-        "denoisers": [{"function": "first", "height": 8, "width": 8, "batch": 1, "regions": [0], "capacities": [4]}],
-        "trained_plan": null}
+        "step_functions": [
+        {"function": "first", "height": 8, "width": 8, "batch": 1, "regions": [0], "capacities": [4]}],
+        "trained_plan": {"regions": 1, "num_train_timesteps": 10, "keep_tenths": [[10]]}}
         """
 
     private static func package(_ name: String, _ functions: [String]) -> String {
@@ -21,7 +22,7 @@ struct PlanTests {
 
     private func graphs() throws -> Graphs {
         let value = try JSON.parse(Data(Self.graphs.utf8), place: "graphs", component: "test")
-        return try Graphs(JSONField(value, place: "graphs", component: "test"))
+        return try Graphs(JSONField(value, place: "graphs", component: "test"), roles: PackageRole.allCases)
     }
 
     /// A plan with one operation on the GPU, and in the transformer what selects tokens.

@@ -9,8 +9,9 @@ enum FakeMath {
         ids.flatMap { id in (1...width).map { Float(Int(id) * $0 % 17) / 16 } }
     }
 
-    /// Sum of the states of a text's tokens / 256.
+    /// Sum of the states of a text's tokens / 256, or the number of a class / 16.
     static func sum(_ condition: Condition) throws -> Float {
+        if case .int32(let labels)? = condition.features["labels"]?.numbers { return Float(labels[0]) / 16 }
         let (states, mask) = (try condition.features.floats("text"), try condition.features.floats("text_mask"))
         let width = states.count / mask.count
         return states.indices.reduce(Float(0)) { $0 + states[$1] * mask[$1 / width] } / 256
@@ -138,12 +139,9 @@ actor FakeRunner: PackageRunning {
         var size: [Float]?
         var input: DenoiserInput?
         if case .float16(let tags)? = inputs["tokens"]?.numbers {
-            let handed = ["modulation", "embedded", "text_states"].compactMap { inputs[$0]?.numbers }
-            let isSame =
-                handed.count == 3
-                && handed.allSatisfy { numbers in
-                    if case .float16(let values) = numbers { values.allSatisfy { $0 == tags[0] } } else { false }
-                }
+            let isSame = inputs.values.allSatisfy { value in
+                if case .float16(let values) = value.numbers { values.allSatisfy { $0 == tags[0] } } else { true }
+            }
             input = isSame ? waiting[tags[0]] : nil
         } else {
             input = try await read(function, inputs)
@@ -159,7 +157,9 @@ actor FakeRunner: PackageRunning {
     private func read(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> DenoiserInput {
         let batch = inputs["latents"]?.shape[0] ?? 1
         let conditions = try (0..<batch).map { row in
-            Condition(features: try ["text": inputs.row(row, of: "text"), "text_mask": inputs.row(row, of: "text_mask")])
+            let names = ["text", "text_mask", "labels"].filter { inputs[$0] != nil }
+            let features = try names.map { ($0, try inputs.row(row, of: $0)) }
+            return Condition(features: Dictionary(uniqueKeysWithValues: features))
         }
         guard let item = manifest.graphs?.stepFunctions.first(where: { $0.function == function.name }) else {
             throw ModditError.missing("[test] no step function \(function.name)")
@@ -173,8 +173,11 @@ actor FakeRunner: PackageRunning {
 extension Dictionary where Key == String, Value == Tensor {
     /// One row of a value of a batch.
     fileprivate func row(_ index: Int, of name: String) throws -> Tensor {
-        let (values, shape) = (try floats(name), self[name]?.shape ?? [])
-        let count = values.count / shape[0]
-        return try Tensor(Array(values[index * count..<(index + 1) * count]), shape: [1] + shape.dropFirst())
+        guard let value = self[name] else { throw ModditError.missing("[test] no \(name)") }
+        let shape = [1] + value.shape.dropFirst()
+        let count = shape.reduce(1, *)
+        let range = index * count..<(index + 1) * count
+        if case .int32(let numbers) = value.numbers { return try Tensor(.int32(Array(numbers[range])), shape: shape) }
+        return try Tensor(Array(value.floats()[range]), shape: shape)
     }
 }

@@ -11,7 +11,7 @@ struct PipelineTests {
     @Test(arguments: [false, true])
     func runsEqualPython(asPackages: Bool) async throws {
         let items = try Golden.items("pipelines.json", "runs")
-        #expect(items.count == 8)
+        #expect(items.count == 10)
         for item in items {
             let log = Log()
             let request = try Request(item["settings"])
@@ -31,6 +31,7 @@ struct PipelineTests {
         let tokenizer = try UnigramTokenizer(Golden.data("embedded-tokenizer.json"))
         for item in try Golden.items("pipelines.json", "runs") {
             let request = try Request(item["settings"])
+            guard request.label == nil else { continue }
             let isGuided = try #require(request.guidanceScale) > 1
             let texts = isGuided ? [request.negativePrompt, request.prompt] : [request.prompt]
             let rows = try item["ids"].array()
@@ -107,6 +108,21 @@ struct PipelineTests {
             ])
     }
 
+    /// A model that draws classes: there is no text encoder, and every package of the chain runs.
+    @Test func labelsAreDrawnWithoutATextEncoder() async throws {
+        let log = Log()
+        let pipeline = try Self.pipeline("labels", log: log, asPackages: true)
+        #expect(pipeline.labels.prefix(2) == ["tench, Tinca tinca", "golden retriever"])
+        _ = try await pipeline.generate(Request(label: try pipeline.label("Golden Retriever"), steps: 1))
+        let rows = await log.inputs.map { $0.conditions.compactMap { $0.features["labels"]?.numbers } }
+        #expect(rows == [[.int32([5]), .int32([1])]])
+        #expect(await log.order.map { $0.prefix { $0 != "." } } == ["Transformer1of2", "Transformer2of2", "VAEDecoder"])
+        let wanted = "[request] prompt is 'a dog', but this model draws a class; want a label alone"
+        await #expect(throws: ModditError.unsupported(wanted)) {
+            try await pipeline.generate(Request(prompt: "a dog"))
+        }
+    }
+
     @Test func cancellationStopsBeforeTheNextCall() async throws {
         let log = Log()
         let manifest = try Manifest(TestBundle.manifest("routed"))
@@ -139,7 +155,8 @@ struct PipelineTests {
         let graphs = try #require(manifest.graphs)
         let runner = FakeRunner(manifest, log: log)
         let pipeline = Pipeline(
-            manifest: manifest, conditioning: try Self.conditioning(manifest, FakeTextEncoder(width: 9, log: log)),
+            manifest: manifest,
+            conditioning: try Self.conditioning(manifest) { _ in FakeTextEncoder(width: 9, log: log) },
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), reducesMemory: true)
         await #expect(throws: ModditError.self) { try await pipeline.generate(Request(prompt: "x")) }
@@ -176,28 +193,31 @@ struct PipelineTests {
         let runner = FakeRunner(manifest, log: log)
         return Pipeline(
             manifest: manifest,
-            conditioning: try conditioning(manifest, GraphTextEncoder(graphs, runner: runner)),
+            conditioning: try conditioning(manifest) { _ in try GraphTextEncoder(graphs, runner: runner) },
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), modelPath: "out/bundle",
             reducesMemory: reducesMemory, versions: ["moddit": "0.1.0", "mlx": "0.0"])
     }
 
     static func pipeline(_ manifest: Manifest, denoiser: FakeDenoiser, log: Log) throws -> Pipeline {
-        let encoder = FakeTextEncoder(width: try text(manifest).encoder.width, log: log)
-        return Pipeline(
-            manifest: manifest, conditioning: try conditioning(manifest, encoder), denoiser: denoiser,
-            decoder: FakeDecoder(scale: manifest.spec.vae.downscale, log: log), modelPath: "out/bundle",
-            versions: ["moddit": "0.1.0", "mlx": "0.0"])
+        Pipeline(
+            manifest: manifest,
+            conditioning: try conditioning(manifest) { FakeTextEncoder(width: $0.encoder.width, log: log) },
+            denoiser: denoiser, decoder: FakeDecoder(scale: manifest.spec.vae.downscale, log: log),
+            modelPath: "out/bundle", versions: ["moddit": "0.1.0", "mlx": "0.0"])
     }
 
-    private static func conditioning(_ manifest: Manifest, _ encoder: any TextEncoding) throws -> TextConditioning {
-        TextConditioning(
-            tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")), encoder: encoder,
-            length: manifest.spec.textTokens, width: try text(manifest).encoder.width)
-    }
-
-    private static func text(_ manifest: Manifest) throws -> TextSpec {
-        try #require(manifest.spec.conditioning as? TextSpec)
+    /// What a bundle draws from, with another text encoder than its package.
+    private static func conditioning(
+        _ manifest: Manifest, _ encoder: (TextSpec) throws -> any TextEncoding
+    ) throws -> any Conditioning {
+        if let label = manifest.spec.conditioning as? LabelSpec {
+            return label.open(classes: manifest.spec.transformer.classes)
+        }
+        let text = try #require(manifest.spec.conditioning as? TextSpec)
+        return TextConditioning(
+            tokenizer: try UnigramTokenizer(Golden.data("embedded-tokenizer.json")), encoder: try encoder(text),
+            length: text.maxSequenceLength, width: text.encoder.width)
     }
 
     /// Function, timestep, sum of each text's states, and both ends of the latents.
@@ -391,5 +411,6 @@ extension Request {
             guidanceScale: field["guidance_scale"].number(),
             size: PictureSize(height: field["height"].integer(), width: field["width"].integer()),
             sampler: Sampler(rawValue: field["sampler"].string()))
+        label = try field.object()["label"]?.integer()
     }
 }

@@ -7,11 +7,12 @@ import Testing
 struct RefusalTests {
     /// Bases that Swift reads.
     static let readers: [String: @Sendable (SharedTable.Case) throws(ModditError) -> Void] = [
-        "manifest-mlx": readManifest, "manifest-coreml": readManifest, "plan": readPlan, "tokenizer": readTokenizer,
+        "manifest-mlx": readManifest, "manifest-coreml": readManifest, "manifest-labels": readManifest,
+        "plan": readPlan, "tokenizer": readTokenizer,
     ]
     /// Bases that it does not: only the converter reads the configurations of diffusers and transformers, and only the
     /// Python runtime repeats a picture by the settings in its file.
-    static let notRead: Set = ["transformer", "text_encoder", "vae", "scheduler", "picture"]
+    static let notRead: Set = ["transformer", "dit", "text_encoder", "vae", "scheduler", "picture"]
 
     static let file = "folder/file.json"
 

@@ -33,7 +33,7 @@ struct TestBundle {
         try? FileManager.default.removeItem(at: folder)
     }
 
-    static let names = ["routed", "dense", "chain"]
+    static let names = ["routed", "dense", "labels", "chain"]
 
     static func item(_ name: String) throws -> JSONField {
         let items = try Golden.items("manifests.json", "manifests")

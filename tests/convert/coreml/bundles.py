@@ -12,13 +12,14 @@ from typing import Final, Protocol
 
 from convert.verify.report import Report
 from convert.verify.verification import verify_bundle
-from moddit.manifest import describe_file, read_manifest, write_manifest
+from moddit.manifest import describe_file, fingerprint, read_manifest, write_manifest
 from tests.convert.checkpoints import convert
 from tests.tiny import MAX_TOKENS
 
 PLAN: Final = [[10, 8, 8, 4], [5, 5, 5, 5], [10, 7, 7, 1]]  # [layers][regions]; two regions share a row
 # A width that every compression fits.
-WIDE: Final = {"num_attention_heads": 2, "attention_head_dim": 48, "cross_attention_dim": 96}
+HEADS: Final = {"num_attention_heads": 2, "attention_head_dim": 48}
+WIDE: Final = {**HEADS, "cross_attention_dim": 96}
 
 
 class Sources(Protocol):
@@ -27,8 +28,9 @@ class Sources(Protocol):
 
 def to_coreml(source: Path, out: Path, *options: str) -> int:
     """Run the command, for texts of MAX_TOKENS, since graphs are padded to the longest; return its exit status."""
+    text = ("--max-sequence-length", str(MAX_TOKENS)) if (source / "text_encoder").exists() else ()
     with quick_garbage():
-        return convert(source, out, "--to", "coreml", "--max-sequence-length", str(MAX_TOKENS), *options)
+        return convert(source, out, "--to", "coreml", *text, *options)
 
 
 def make_bundle(source: Path, out: Path, *options: str) -> Path:
@@ -49,7 +51,8 @@ def refresh_manifest(folder: Path) -> None:
         name: replace(component, files=tuple(describe_file(folder, info.path) for info in component.files))
         for name, component in manifest.components.items()
     }
-    write_manifest(folder, replace(manifest, components=components))
+    found = fingerprint(manifest.spec, manifest.tokens, components)
+    write_manifest(folder, replace(manifest, fingerprint=found, components=components))
 
 
 def verify(folder: Path) -> Report:

@@ -20,6 +20,7 @@ from convert.verify.functions import EXACT_TOLERANCE
 from convert.verify.generation import PICTURE_DECIBELS
 from convert.verify.interpreter import Arithmetic
 from moddit.manifest import Manifest, read_manifest, verify_files
+from moddit.models.pixart import PixArtSpec
 from tests.convert.coreml.bundles import PLAN, Sources, make_bundle, quick_garbage, to_coreml, verify
 from tests.tiny import KINDS, MAX_TOKENS, TEXT_WIDTH, save_pipeline
 from torch_moddit.pipeline import ReferencePipeline
@@ -43,6 +44,12 @@ CASES: Final = [
     ("alpha-micro", True, ("--chunks", "3", *SMALL)),
     ("alpha-micro", True, ("--routing", "onehot", "--compress", "palette4", "--batch", "1", *SMALL)),
     ("alpha-micro", False, ("--compress", "int4", "--chunks", "2", *SMALL)),
+    ("dit", True, ()),
+    ("dit", True, ("--chunks", "2", "--compress", "int8", *SMALL)),
+    ("dit", True, ("--routing", "onehot", "--batch", "1")),
+    ("dit", True, ("--routing", "onehot", "--chunks", "3", "--max-functions", "2", "--batch", "1", "--batch", "3")),
+    ("dit", False, ("--compress", "palette4", "--batch", "1")),
+    ("dit", False, ("--chunks", "2",)),
 ]  # fmt: skip
 
 
@@ -100,7 +107,7 @@ class TestOptions:
 def _count_cases(manifest: Manifest) -> int:
     """Two ends of each region in each size and batch."""
     assert manifest.graphs is not None
-    regions = manifest.plan.regions if manifest.plan else 1
+    regions = manifest.tokens.plan.regions
     return 2 * regions * len(manifest.graphs.sizes) * len(manifest.graphs.batches)
 
 
@@ -124,17 +131,16 @@ class TestManifest:
 
     def test_functions(self, manifest: Manifest) -> None:
         assert manifest.backend == "coreml"
-        graphs, plan = manifest.graphs, manifest.plan
+        graphs, plan = manifest.graphs, manifest.tokens.plan
         assert graphs is not None
-        assert plan is not None
         assert (graphs.sizes, graphs.batches, graphs.routing) == (((32, 48),), (1, 2), "rows")
-        assert (graphs.compute_units, graphs.trained_plan) == ("cpuAndGPU", None)
+        assert (graphs.compute_units, graphs.trained_plan) == ("cpuAndGPU", plan)
         assert graphs.minimum_os == {"iOS": "18.0", "macOS": "15.0"}
         for region, suffix in enumerate(["0", "1_2", "1_2", "3"]):
             for batch in (1, 2):
-                denoiser = graphs.denoiser(32, 48, batch, region)
-                assert denoiser.function == f"px32x48_batch{batch}_region{suffix}"
-                assert denoiser.capacities == plan.capacities(region, 96)
+                item = graphs.step_function(32, 48, batch, region)
+                assert item.function == f"px32x48_batch{batch}_region{suffix}"
+                assert item.capacities == plan.capacities(region, 96)
 
     def test_chain(self, manifest: Manifest) -> None:
         assert manifest.graphs is not None
@@ -150,11 +156,11 @@ class TestManifest:
         recipes = {name: component.quantization for name, component in manifest.components.items()}
         assert recipes["vae"] is recipes["tokenizer"] is None
         for name in ("transformer", "text_encoder"):
-            recipe = recipes[name]
-            assert recipe is not None
-            assert (recipe.bits, recipe.group_size, recipe.mode) == (6, 16, "palette")
+            choices = recipes[name]
+            assert choices is not None
+            assert (choices.bits, choices.group_size, choices.mode) == (6, 16, "palette")
             precise = ("router", "proj_out", "pos_embed", "scale_shift_table", "adaln_single", "norm", "shared")
-            assert not [tensor for tensor in recipe.tensors if any(part in tensor for part in precise)]
+            assert not [tensor for tensor in choices.tensors if any(part in tensor for part in precise)]
         assert recipes["transformer"] is not None
         assert "transformer_blocks.0.attn1.to_q.weight" in recipes["transformer"].tensors
 
@@ -170,9 +176,7 @@ class TestManifest:
         assert note.startswith("3 rows of capacities became 2: +")
         manifest = read_manifest(tmp_path / "bundle")
         assert manifest.graphs is not None
-        assert manifest.plan is not None
-        assert len(manifest.plan.rows()) == len(manifest.graphs.denoisers) == 2
-        assert manifest.graphs.trained_plan is not None
+        assert len(manifest.tokens.plan.rows()) == len(manifest.graphs.step_functions) == 2
         assert [list(row) for row in manifest.graphs.trained_plan.keep_tenths] == PLAN
 
 
@@ -182,7 +186,7 @@ def pair(
 ) -> tuple[Path, Packages]:
     source, folder = sources(request.param), tmp_path_factory.mktemp("pair") / "bundle"
     manifest = read_manifest(make_bundle(source, folder, *SMALL))
-    return source, Packages.open(folder, manifest.spec, manifest.plan, manifest.graphs, Arithmetic.EXACT)
+    return source, Packages.open(folder, manifest.spec, manifest.tokens, manifest.graphs, Arithmetic.EXACT)
 
 
 class TestAgainstTheCheckpoint:
@@ -196,18 +200,16 @@ class TestAgainstTheCheckpoint:
         text = rng.standard_normal((2, MAX_TOKENS, TEXT_WIDTH), np.float32)
         mask = (np.arange(MAX_TOKENS) < np.array([[5], [MAX_TOKENS]])).astype(np.float32)
         inputs: dict[str, NDArray[Any]] = {"latents": latents, "text": text, "text_mask": mask}
-        conditions = None
+        context = {name: torch.from_numpy(array) for name, array in inputs.items() if name != "latents"}
+        assert isinstance(packages.spec.transformer, PixArtSpec)
         if packages.spec.transformer.use_additional_conditions:
             inputs |= {"resolution": np.array([16, 24], np.float32), "aspect_ratio": np.array([16 / 24], np.float32)}
-            conditions = {"resolution": torch.tensor([[16.0, 24.0]] * 2), "aspect_ratio": torch.tensor([[16 / 24]] * 2)}
+            context |= {"resolution": torch.tensor([[16.0, 24.0]] * 2), "aspect_ratio": torch.tensor([[16 / 24]] * 2)}
         for region, timestep in enumerate([0, 251.5, 749, 999]):
             inputs["timestep"] = np.array([timestep], np.float32)
-            function = packages.graphs.denoiser(16, 24, 2, region).function
+            function = packages.graphs.step_function(16, 24, 2, region).function
             with torch.no_grad():
-                wanted = model(
-                    torch.from_numpy(latents), torch.full((2,), timestep), torch.from_numpy(text),
-                    torch.from_numpy(mask), conditions,
-                )[:, :4]  # fmt: skip
+                wanted = model(torch.from_numpy(latents), torch.full((2,), timestep), context)[:, :4]
             assert relative_error(packages.run("transformer", function, inputs), wanted) < EXACT_TOLERANCE
 
     def test_text_encoder(self, pair: tuple[Path, Packages]) -> None:

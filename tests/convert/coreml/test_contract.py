@@ -14,7 +14,6 @@ from convert.verify.interpreter import Arithmetic, Interpreter
 from moddit import contract
 from moddit.graphs import Graphs
 from moddit.manifest import read_manifest
-from moddit.tensors import text_encoder_tensors, transformer_tensors, vae_tensors
 from tests.convert.coreml.bundles import PLAN, Sources, make_bundle
 from tests.convert.verify.packages import block
 
@@ -24,7 +23,7 @@ SWIFT: Final = Path(__file__).parents[3] / "swift_bridge/Sources/ModditCore"
 
 @pytest.fixture(scope="module")
 def bundle(sources: Sources, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two chunks of a routed model with micro-conditions, which has every feature there is."""
+    """Two chunks of a routed model with micro-conditions, which has every feature of a model of texts."""
     sizes = [word for height, width in SIZES for word in ("--size", f"{height}x{width}")]
     folder = tmp_path_factory.mktemp("contract") / "bundle"
     return make_bundle(sources("alpha-micro"), folder, "--chunks", "2", *sizes)
@@ -49,12 +48,15 @@ def test_functions(graphs: Graphs) -> None:
     assert names["text_encoder"] == {contract.TEXT_FUNCTION}
     assert names["vae_decoder"] == names["vae_encoder"] == {contract.size_name(*size) for size in SIZES}
     assert names["transformer"] == {
-        contract.step_name(item.height, item.width, item.batch, item.regions) for item in graphs.denoisers
+        contract.step_name(item.height, item.width, item.batch, item.regions) for item in graphs.step_functions
     }
 
 
-def test_features(graphs: Graphs) -> None:
-    functions = [item for packages in graphs.packages.values() for package in packages for item in package.functions]
+def test_features(graphs: Graphs, sources: Sources, tmp_path: Path) -> None:
+    of_classes = read_manifest(make_bundle(sources("dit", routed=False), tmp_path / "bundle")).graphs
+    assert of_classes is not None
+    chains = [*graphs.packages.values(), *of_classes.packages.values()]
+    functions = [item for packages in chains for package in packages for item in package.functions]
     inputs, outputs = ({name for item in functions for name in getattr(item, side)} for side in ("inputs", "outputs"))
     assert {contract.taken_name(name) for name in inputs | outputs} == contract.FEATURES.keys()
     handed = {contract.TOKENS, contract.MODULATION, contract.EMBEDDED, contract.TEXT_STATES}
@@ -62,12 +64,12 @@ def test_features(graphs: Graphs) -> None:
 
 
 def test_operations_that_tell_which_tokens_are_kept(bundle: Path, graphs: Graphs) -> None:
-    (region,) = graphs.denoisers[-1].regions
+    (region,) = graphs.step_functions[-1].regions
     found = []
     for path in contract.package_names("transformer", 2):
         model = Model_pb2.Model()
         model.ParseFromString((bundle / path / MODEL_FILE).read_bytes())
-        for operation in block(model, graphs.denoisers[-1].function).operations:
+        for operation in block(model, graphs.step_functions[-1].function).operations:
             name = operation.outputs[0].name
             layer = contract.kept_layer(name)
             if layer is not None:
@@ -81,9 +83,12 @@ def test_constants(bundle: Path) -> None:
     spec = read_manifest(bundle).spec
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     wanted = {
-        *map(contract.constant_name, transformer_tensors(spec.transformer, routed=True)),
-        *map(contract.constant_name, vae_tensors(spec.vae)),
-        *(contract.constant_name(name) for name in text_encoder_tensors(spec.text_encoder) if name != bias),
+        *(
+            contract.constant_name(name)
+            for part in spec.tensors(has_routers=True).values()
+            for name in part
+            if name != bias
+        ),
         contract.constant_name(bias) + contract.BY_DISTANCE,
     }
     found: set[str] = set()
@@ -94,6 +99,7 @@ def test_constants(bundle: Path) -> None:
 
 
 def test_swift_has_the_same_features() -> None:
-    text = (SWIFT / "Manifest/ModelSpec+Functions.swift").read_text(encoding="utf-8")
-    assert set(re.findall(r'"([a-z_]+)"(?::|\])', text)) == contract.FEATURES.keys()
-    assert '"' + contract.handed_name(r"\($0)") + '"' in text
+    files = ("ModelSpec+Functions", "ConditioningSpec")
+    text = "".join((SWIFT / f"Manifest/{name}.swift").read_text(encoding="utf-8") for name in files)
+    assert set(re.findall(r'"([a-z_]+)": (?:Feature|latents|image)\b', text)) == contract.FEATURES.keys()
+    assert '"' + contract.handed_name(r"\(name)") + '"' in text

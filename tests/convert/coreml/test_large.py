@@ -13,8 +13,7 @@ import pytest
 
 from convert.coreml.package import WEIGHT_FILE
 from moddit.manifest import read_manifest, verify_files
-from moddit.spec import PixArtSpec
-from moddit.tensors import transformer_tensors
+from moddit.models.pixart import PixArtSpec
 from tests.convert.checkpoints import edit_json
 from tests.convert.test_large import METER, XL, write_random
 from tests.tiny import save_pipeline
@@ -43,7 +42,7 @@ def xl(tmp_path: Path) -> Path:
     path = folder / "transformer" / "config.json"
     edit_json(path, lambda config: config.update(XL))
     spec = PixArtSpec.from_diffusers(json.loads(path.read_text()), "test")
-    write_random(folder / "transformer" / "diffusion_pytorch_model.safetensors", transformer_tensors(spec, routed=True))
+    write_random(folder / "transformer" / "diffusion_pytorch_model.safetensors", spec.tensors(has_routers=True))
     plan = {"regions": len(TENTHS), "num_train_timesteps": 1000, "keep_tenths": [TENTHS] * spec.num_layers}
     edit_json(path, lambda config: config.update(diffcr=plan))
     return folder
@@ -68,4 +67,4 @@ def test_memory_and_size_of_a_large_conversion(xl: Path, tmp_path: Path) -> None
     assert parameters > 610_000_000
     assert weights < WEIGHT_LIMIT * 2 * parameters
     assert manifest.graphs is not None
-    assert [item.capacities[0] for item in manifest.graphs.denoisers] == [1024, 717, 512, 308]
+    assert [item.capacities[0] for item in manifest.graphs.step_functions] == [1024, 717, 512, 308]

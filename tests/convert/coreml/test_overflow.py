@@ -29,9 +29,9 @@ Arrays = dict[str, NDArray[Any]]
 def run(bundle: Path, role: str, function: str, inputs: Arrays) -> tuple[NDArray[Any], NDArray[Any], float]:
     """Run in rounded arithmetic: output, the reference's, and the largest number on the way."""
     manifest = read_manifest(bundle)
-    packages = Packages.open(bundle, manifest.spec, manifest.plan, manifest.graphs, Arithmetic.ROUNDED)
+    packages = Packages.open(bundle, manifest.spec, manifest.tokens, manifest.graphs, Arithmetic.ROUNDED)
     reference = Reference.build(
-        manifest.spec, manifest.plan, read_values(manifest.spec, packages.interpreters, routed=True)
+        manifest.spec, manifest.tokens, read_values(manifest.spec, packages.interpreters, has_routers=True)
     )
     largest: list[float] = []
 

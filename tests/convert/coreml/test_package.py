@@ -186,6 +186,6 @@ def test_functions_share_their_weights(tmp_path: Path, scheme: str) -> None:
             assert main([*arguments, "--out", str(out)]) == 0
         graphs = read_manifest(out).graphs
         assert graphs is not None
-        sizes[name] = len(graphs.denoisers), (out / "Transformer.mlpackage" / WEIGHT_FILE).stat().st_size
+        sizes[name] = len(graphs.step_functions), (out / "Transformer.mlpackage" / WEIGHT_FILE).stat().st_size
     assert sizes["all"][0] > sizes["one"][0] == 1
     assert sizes["all"][1] <= SHARING * sizes["one"][1]

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.coreml.variants import MAX_ROWS, list_functions, merge_rows
-from moddit.cost import block_flops
 from moddit.errors import ShapeError, ValueRangeError
 from moddit.routing import RoutingPlan, capacity
-from tests.moddit.test_graphs import SPEC
+from moddit.tokens import TokenPolicy
+from tests.moddit.specs import TEXT as SPEC
 
 TOKENS, TEXT_TOKENS = 64, 12
+DENSE = TokenPolicy.dense(2, 1000)
 
 
 @st.composite
@@ -29,7 +30,7 @@ def plans(draw: st.DrawFn) -> RoutingPlan:
 def flops(plan: RoutingPlan) -> list[list[int]]:
     """[regions][layers]"""
     return [
-        [block_flops(SPEC.transformer, count, TEXT_TOKENS) for count in plan.capacities(region, TOKENS)]
+        [SPEC.transformer.block_flops(count, TEXT_TOKENS) for count in plan.capacities(region, TOKENS)]
         for region in range(plan.regions)
     ]
 
@@ -116,17 +117,17 @@ class TestListFunctions:
         names = [variant.name for variant, _ in functions]
         assert len(set(names)) == len(names) == len(plan.rows()) * len(sizes) * 2
         seen = []
-        for variant, denoiser in functions:
+        for variant, item in functions:
             assert re.fullmatch(r"[A-Za-z_]\w*", variant.name)
-            assert denoiser.function == variant.name
-            assert (denoiser.height, denoiser.width) == (2 * variant.height, 2 * variant.width)
-            assert denoiser.batch == variant.batch
-            tokens = denoiser.height * denoiser.width // 16
-            assert variant.keep_tenths is not None
-            assert denoiser.capacities == tuple(capacity(tenths, tokens) for tenths in variant.keep_tenths)
-            for region in denoiser.regions:
-                assert plan.row(region) == variant.keep_tenths
-                seen.append((denoiser.height, denoiser.width, denoiser.batch, region))
+            assert item.function == variant.name
+            assert (item.height, item.width) == (2 * variant.height, 2 * variant.width)
+            assert item.batch == variant.batch
+            tokens = item.height * item.width // 16
+            assert variant.capacities == item.capacities
+            assert len({plan.row(region) for region in item.regions}) == 1
+            for region in item.regions:
+                assert item.capacities == tuple(capacity(tenths, tokens) for tenths in plan.row(region))
+                seen.append((item.height, item.width, item.batch, region))
         assert sorted(seen) == sorted((*size, b, r) for size in sizes for b in (1, 2) for r in range(plan.regions))
 
     def test_names(self) -> None:
@@ -135,11 +136,10 @@ class TestListFunctions:
         assert names == ["px16x32_batch2_region0_3", "px16x32_batch2_region1_2"]
 
     def test_a_dense_model(self) -> None:
-        ((variant, denoiser),) = list_functions(SPEC, None, [(16, 32)], [1])
-        assert variant.keep_tenths is None
-        assert (denoiser.regions, denoiser.capacities) == ((0,), (32, 32))
+        ((variant, item),) = list_functions(SPEC, DENSE.plan, [(16, 32)], [1])
+        assert (item.regions, item.capacities, variant.capacities) == ((0,), (32, 32), (32, 32))
 
     @pytest.mark.parametrize("size", [(18, 16), (16, 2), (0, 16), (16, -16)])
     def test_sides_are_made_of_patches(self, size: tuple[int, int]) -> None:
         with pytest.raises(ShapeError, match=f"size {size[0]}x{size[1]}: sides must be multiples of 4 pixels"):
-            list_functions(SPEC, None, [size], [1])
+            list_functions(SPEC, DENSE.plan, [size], [1])

@@ -9,10 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.verify.stored import store
-from moddit.graphs import Denoiser, Feature, GraphFunction, Graphs, Package
-from moddit.manifest import COMPONENTS, Component, Manifest, Provenance
+from moddit.conditioning import Text
+from moddit.graphs import Feature, GraphFunction, Graphs, Package, StepFunction
+from moddit.manifest import Component, Manifest, Provenance
+from moddit.models.pixart import PixArtSpec
+from moddit.models.t5 import T5Spec
+from moddit.models.vae import VAESpec
 from moddit.samplers import NoiseSchedule
-from moddit.spec import ModelSpec, PixArtSpec, T5Spec, VAESpec
+from moddit.spec import ModelSpec
+from moddit.tokens import TokenPolicy
 from tests.convert.verify.fake_coreml import LATENTS, NOISE, PREDICTION, STATES, TEXT, Arrays
 
 SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear",
@@ -20,11 +25,11 @@ SCHEDULER = {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps"
 ONE = np.ones(1, np.float32)
 SPEC = ModelSpec(
     transformer=PixArtSpec(2, 2, 4, 4, 4, 2, 8, 8, 6, 1.0, True, 1e-6, False),
-    text_encoder=T5Spec(10, 6, 3, 8, 1, 2, 32, 128, True, "gelu_new", 1e-6),
+    conditioning=Text(T5Spec(10, 6, 3, 8, 1, 2, 32, 128, True, "gelu_new", 1e-6), 12),
     vae=VAESpec(3, 3, 4, (8, 8), 1, 4, 0.5, 0.0, True, True, False),
     scheduler=NoiseSchedule.from_diffusers(SCHEDULER, "scheduler_config.json"),
-    max_sequence_length=12,
 )
+DENSE = TokenPolicy.dense(2, 1000)
 
 
 def package(name: str, function: str, inputs: Arrays, outputs: Arrays) -> Package:
@@ -45,12 +50,13 @@ def make_manifest(folder: Path) -> Manifest:
             ),
         ),
     }
-    denoisers = (Denoiser("px8x8", 8, 8, 1, (0,), (4, 4)),)
-    graphs = Graphs({"iOS": "18.0", "macOS": "15.0"}, "cpuAndGPU", "rows", packages, denoisers, None)
+    steps = (StepFunction("px8x8", 8, 8, 1, (0,), (4, 4)),)
+    graphs = Graphs({"iOS": "18.0", "macOS": "15.0"}, "cpuAndGPU", "rows", packages, steps, DENSE.plan)
     arrays = {**stored("text_encoder/encode", TEXT, STATES), **stored("transformer/px8x8/t999", LATENTS, PREDICTION)}
-    store(folder, SPEC, None, graphs, arrays)
+    store(folder, SPEC, DENSE, graphs, arrays)
     provenance = Provenance("somewhere", "0" * 64, {"moddit": "0"}, "2026-01-01T00:00:00Z")
-    return Manifest("coreml", SPEC, None, {name: Component(()) for name in COMPONENTS}, graphs, provenance)
+    components = {name: Component(()) for name in SPEC.components}
+    return Manifest("0" * 64, "coreml", SPEC, DENSE, components, graphs, provenance)
 
 
 def stored(case: str, inputs: Arrays, output: NDArray[Any]) -> Arrays:

@@ -191,7 +191,7 @@ class TestRefusals:
             check_on_device(tmp_path, manifest, perform=here(Fake()))
 
     def test_reference_without_a_function(self, tmp_path, manifest):
-        store(tmp_path, SPEC, None, manifest.graphs, stored("text_encoder/encode", TEXT, STATES))
+        store(tmp_path, SPEC, manifest.tokens, manifest.graphs, stored("text_encoder/encode", TEXT, STATES))
         with pytest.raises(FormatError, match=r"it lacks 3 \('transformer/px8x8/t999/input/latents'\), of others"):
             check_on_device(tmp_path, manifest, perform=here(Fake()))
 

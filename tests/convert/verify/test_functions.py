@@ -27,9 +27,9 @@ def opened(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     """A bundle, its reference, and a case in which tokens are left out."""
     folder = make_bundle(source, tmp_path_factory.mktemp("ties") / "bundle")
     manifest = read_manifest(folder)
-    exact = Packages.open(folder, manifest.spec, manifest.plan, manifest.graphs, Arithmetic.EXACT)
+    exact = Packages.open(folder, manifest.spec, manifest.tokens, manifest.graphs, Arithmetic.EXACT)
     reference = Reference.build(
-        manifest.spec, manifest.plan, read_values(manifest.spec, exact.interpreters, routed=True)
+        manifest.spec, manifest.tokens, read_values(manifest.spec, exact.interpreters, has_routers=True)
     )
     return (
         exact,

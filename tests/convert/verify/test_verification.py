@@ -15,11 +15,13 @@ import pytest
 from coremltools.converters.mil import Builder as mb
 
 from convert.cli import main
-from convert.coreml import text_encoder, transformer, vae
+from convert.coreml import pixart, routing, text_encoder, transformer, vae, variants
+from convert.coreml.routing import Keeper
 from convert.verify.functions import EXACT_TOLERANCE
 from convert.verify.report import Report
 from moddit.errors import FormatError, ParityError, ShapeError, ValueRangeError
 from moddit.manifest import read_manifest, write_manifest
+from moddit.models.pixart import PixArtSpec
 from tests.convert.checkpoints import edit_json
 from tests.convert.coreml.bundles import (
     PLAN,
@@ -165,7 +167,7 @@ def test_another_capacity_throughout(bundle: Path, tmp_path: Path) -> None:
 class TestManifest:
     def test_swapped_regions(self, bundle: Path) -> None:
         def change(manifest: dict[str, Any]) -> None:
-            first, *_, last = manifest["graphs"]["denoisers"]
+            first, *_, last = manifest["graphs"]["step_functions"]
             first["regions"], last["regions"] = last["regions"], first["regions"]
 
         edit_json(bundle / "manifest.json", change)
@@ -176,10 +178,11 @@ class TestManifest:
         """Nothing in the bundle contradicts it but what was stored when the bundle was written."""
 
         def change(manifest: dict[str, Any]) -> None:
-            first, *_, last = manifest["graphs"]["denoisers"]
+            first, *_, last = manifest["graphs"]["step_functions"]
             first["regions"], last["regions"] = last["regions"], first["regions"]
-            for row in manifest["plan"]["keep_tenths"]:
-                row[0], row[3] = row[3], row[0]
+            for plan in (manifest["tokens"]["plan"], manifest["graphs"]["trained_plan"]):
+                for row in plan["keep_tenths"]:
+                    row[0], row[3] = row[3], row[0]
 
         edit_json(bundle / "manifest.json", change)
         with pytest.raises(ParityError, match="plan or functions in the manifest are not those that were converted"):
@@ -188,21 +191,26 @@ class TestManifest:
     def test_swapped_functions(self, bundle: Path) -> None:
         manifest = read_manifest(bundle)
         assert manifest.graphs is not None
-        first, *middle, last = manifest.graphs.denoisers
+        first, *middle, last = manifest.graphs.step_functions
         swapped = (replace(first, function=last.function), *middle, replace(last, function=first.function))
-        write_manifest(bundle, replace(manifest, graphs=replace(manifest.graphs, denoisers=swapped)))
+        write_manifest(bundle, replace(manifest, graphs=replace(manifest.graphs, step_functions=swapped)))
         with pytest.raises(ParityError):
             verify(bundle)
         (bundle / "reference.npz").unlink()  # seen without it too
         assert {case.split("/")[1] for case in failures(verify(bundle))} == {first.function, last.function}
 
     def test_another_edge_of_the_regions(self, bundle: Path) -> None:
-        edit_json(bundle / "manifest.json", lambda manifest: manifest["plan"].update(num_train_timesteps=1004))
+        edit_json(
+            bundle / "manifest.json", lambda manifest: manifest["tokens"]["plan"].update(num_train_timesteps=1004)
+        )
         with pytest.raises(ValueRangeError, match="num_train_timesteps is 1004 in the plan and 1000 in the scheduler"):
             read_manifest(bundle)
-        edit_json(
-            bundle / "manifest.json", lambda manifest: manifest["spec"]["scheduler"].update(num_train_timesteps=1004)
-        )
+
+        def change(manifest: dict[str, Any]) -> None:
+            for item in (manifest["spec"]["scheduler"], manifest["graphs"]["trained_plan"]):
+                item["num_train_timesteps"] = 1004
+
+        edit_json(bundle / "manifest.json", change)
         with pytest.raises(ParityError, match="plan or functions in the manifest are not those that were converted"):
             verify(bundle)
 
@@ -281,15 +289,24 @@ def double_the_gate(scores: Any, dtype: str, name: str) -> Any:
 
 
 EXPORTER: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
-    "capacity": (transformer, "capacity", lambda right: lambda tenths, tokens: max(1, right(tenths, tokens) - 1)),
-    "gate": (transformer, "gate", lambda _: double_the_gate),
-    "mask": (transformer, "MASKED", lambda _: -1.0),
+    "capacity": (
+        Keeper,
+        "keep",
+        lambda right: lambda keeper, x, layer, count, name: right(keeper, x, layer, max(1, count - 1), name),
+    ),
+    "capacity in the manifest too": (
+        variants,
+        "capacity",
+        lambda right: lambda tenths, tokens: max(1, right(tenths, tokens) - 1),
+    ),
+    "gate": (routing, "gate", lambda _: double_the_gate),
+    "mask": (pixart, "MASKED", lambda _: -1.0),
     "epsilon": (transformer, "OUTPUT_NORM_EPS", lambda _: 1e-2),
-    "sinusoid": (transformer, "sinusoid_frequencies", lambda right: lambda channels: right(channels) * 1.01),
+    "sinusoid": (transformer, "sinusoid_frequencies", lambda right: lambda *numbers: right(*numbers) * 1.01),
     "position": (
-        transformer,
+        PixArtSpec,
         "position_embedding",
-        lambda right: lambda *sizes, **scales: np.roll(right(*sizes, **scales), 1, axis=0),
+        lambda right: lambda spec, *sizes: np.roll(right(spec, *sizes), 1, axis=0),
     ),
     "buckets": (text_encoder, "relative_buckets", lambda right: lambda *numbers: right(*numbers).T.copy()),
     "padding": (text_encoder, "MASKED", lambda _: 0.0),

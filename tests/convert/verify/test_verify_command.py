@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from convert.cli import main
+from convert.verify.command import _request as make_request
 from convert.verify.verification import verify_bundle
 from moddit.errors import FormatError, InputError, MissingError
 from moddit.graphs import ROLES
@@ -49,6 +50,17 @@ class TestCommand:
         )  # fmt: skip
         assert report == json.loads((bundle / "parity.json").read_text())
         assert len(list(bundle.glob("verify-*.png"))) == 3
+
+    def test_draws_at_a_size_that_there_is(self, bundle: Path) -> None:
+        """However many tokens that is: a model draws what the exporter has made a function for."""
+        manifest = read_manifest(bundle)
+        assert manifest.graphs is not None
+        request = make_request(manifest, None, None, 0, 20, None)
+        assert (request.height, request.width) == (32, 32)
+        functions = tuple(replace(item, height=320, width=640) for item in manifest.graphs.step_functions)
+        large = replace(manifest, graphs=replace(manifest.graphs, step_functions=functions))
+        request = make_request(large, None, None, 0, 20, None)
+        assert (request.height, request.width) == (320, 640)
 
     def test_fails(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         edit(bundle / TRANSFORMER, rewire("block01_ff_residual", "y", "block01_ff_gated"))
@@ -106,7 +118,7 @@ class TestCommand:
         refresh_manifest(bundle)
         self.refuse(bundle, capsys, TRANSFORMER)
 
-    @pytest.mark.parametrize("role", ROLES)
+    @pytest.mark.parametrize("role", [role for roles in ROLES.values() for role in roles])
     def test_features_that_the_package_has_not(
         self, bundle: Path, capsys: pytest.CaptureFixture[str], role: str
     ) -> None:
@@ -174,4 +186,4 @@ class TestCommand:
 def test_a_picture_without_guidance_is_that_of_the_reference(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle), "--guidance", "0", "--steps", "2"]) == 0
     assert main(["verify", str(bundle), "--guidance", "nan"]) == 1
-    assert "guidance_scale is nan, want 0..1000" in capsys.readouterr().err
+    assert "guidance_scale out of range, got nan, want 0..1000" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def publish(tmp_path: Path, repository: str, folder: Path) -> None:
 def test_the_embedded_one_is_the_default() -> None:
     found = find_checkpoint(None)
     assert found.name == "moddit/checkpoints/shapes64"
-    assert describe(found.sources).plan is not None
+    assert describe(found.sources).policy.has_routers
 
 
 @pytest.mark.parametrize("form", ["{path}", "file://{path}", "file://localhost{path}"])
@@ -92,7 +92,7 @@ def test_revisions(
     found = find_checkpoint(text, revision=option)
     assert hub[0]["revision"] == revision
     assert found.name == f"owner/name@{Path(revision or COMMIT).name}"
-    assert describe(found.sources).spec.max_sequence_length == 300
+    assert describe(found.sources).spec.text_tokens == 300
 
 
 def test_two_revisions_are_one_too_many(hub: list[dict[str, Any]]) -> None:

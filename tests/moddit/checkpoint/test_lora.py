@@ -18,8 +18,7 @@ from moddit.checkpoint.lora import Lora, read_lora
 from moddit.checkpoint.lora_names import Layers, Piece, split_name
 from moddit.checkpoint.safetensors import FileTensor, read_tensors
 from moddit.errors import FormatError, MissingError, ModditError, ShapeError, UnsupportedError, ValueRangeError
-from moddit.spec import PixArtSpec
-from moddit.tensors import transformer_tensors
+from moddit.models.pixart import PixArtSpec
 
 SPEC: Final = PixArtSpec(
     num_layers=2,
@@ -36,7 +35,7 @@ SPEC: Final = PixArtSpec(
     norm_eps=1e-6,
     use_additional_conditions=False,
 )
-WANTED: Final = transformer_tensors(SPEC, routed=True)
+WANTED: Final = SPEC.tensors(has_routers=True)
 QUERY: Final = "transformer_blocks.0.attn1.to_q"
 MLP_END: Final = "transformer_blocks.1.ff.net.2"
 PIXART_BLOCK: Final = (

@@ -53,9 +53,9 @@ def expected_tenths(ratio: float) -> int:
 def test_ratios_snap_to_the_nearest_candidate(tmp_path: Path, router: str) -> None:
     ratios = torch.tensor([[1.0, 0.74, 0.42, 0.31], [0.58, 0.12, -3.0, 1.7], [0.349, 0.36, 0.99, 0.94]])
     found = describe_transformer(write(tmp_path, ratios, router=router))
-    assert found.plan is not None
-    assert found.plan.keep_tenths == tuple(tuple(map(expected_tenths, row)) for row in ratios.tolist())
-    assert found.plan.num_train_timesteps == 1000
+    assert found.policy.has_routers
+    assert found.policy.plan.keep_tenths == tuple(tuple(map(expected_tenths, row)) for row in ratios.tolist())
+    assert found.policy.plan.num_train_timesteps == 1000
     assert {"blocks.0.diff_mod_ratio", "blocks.0.kept_ratio_candidate"} <= found.read.unused.keys()
 
 
@@ -63,8 +63,7 @@ def test_ratios_snap_to_the_nearest_candidate(tmp_path: Path, router: str) -> No
 def test_layer_wise_ratios_are_one_region(tmp_path: Path, shape: tuple[int, ...]) -> None:
     ratios = torch.tensor([0.8, 0.5, 0.3]).reshape(LAYERS, *shape)
     found = describe_transformer(write(tmp_path, ratios))
-    assert found.plan is not None
-    assert found.plan.keep_tenths == ((8,), (5,), (3,))
+    assert found.policy.plan.keep_tenths == ((8,), (5,), (3,))
 
 
 def test_without_candidates_every_tenth_may_be_kept(tmp_path: Path) -> None:
@@ -73,8 +72,7 @@ def test_without_candidates_every_tenth_may_be_kept(tmp_path: Path) -> None:
             del tensors[f"blocks.{layer}.kept_ratio_candidate"]
 
     found = describe_transformer(write(tmp_path, torch.tensor([0.12, 0.26, 0.05]), change))
-    assert found.plan is not None
-    assert found.plan.keep_tenths == ((1,), (3,), (1,))
+    assert found.policy.plan.keep_tenths == ((1,), (3,), (1,))
 
 
 def test_equals_the_same_weights_in_diffusers_layout(tmp_path: Path) -> None:
@@ -86,7 +84,7 @@ def test_equals_the_same_weights_in_diffusers_layout(tmp_path: Path) -> None:
     tiny.make_transformer(seed=8).save_pretrained(other / "transformer")
     tiny.add_routing(other, tenths)
     one, two = load_checkpoint(sources), load_checkpoint(other)
-    assert one.plan == two.plan
+    assert one.policy == two.policy
     wanted = two.transformer.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in one.transformer.state_dict().items())
     prompt: str = "a red circle"
@@ -97,7 +95,7 @@ def test_equals_the_same_weights_in_diffusers_layout(tmp_path: Path) -> None:
     assert main([*arguments, "--out", str(tmp_path / "bundle"), "--dtype", "float32"]) == 0
     assert psnr(run_mlx(tmp_path / "bundle", prompt, **settings).picture, picture) > 55
     assert main([*arguments, "--out", str(tmp_path / "ml"), "--to", "coreml", "--max-sequence-length", "16"]) == 0
-    assert read_manifest(tmp_path / "ml").plan == two.plan
+    assert read_manifest(tmp_path / "ml").tokens == two.policy
 
 
 @pytest.mark.parametrize(

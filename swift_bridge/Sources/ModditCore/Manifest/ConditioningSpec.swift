@@ -1,5 +1,15 @@
 // Port of moddit/conditioning.py.
 
+/// What pictures can be drawn from; something further is a specification, and a row here.
+private let conditionings: [any ConditioningSpec.Type] = [TextSpec.self, LabelSpec.self]
+
+/// Reads what a model's pictures are drawn from, by its kind.
+func readConditioning(_ field: JSONField) throws(ModditError) -> any ConditioningSpec {
+    let (name, value) = try field.alternative(conditionings.map { $0.kind })
+    guard let kind = conditionings.first(where: { $0.kind == name }) else { throw field.wrong(want: name) }
+    return try kind.init(value)
+}
+
 /// What a model's pictures are drawn from, as its manifest says it.
 protocol ConditioningSpec: Sendable {
     /// Its name in a manifest.
@@ -11,6 +21,9 @@ protocol ConditioningSpec: Sendable {
 
     /// Tokens of a text; 0 where there is none.
     var textTokens: Int { get }
+
+    /// Reads the specification strictly.
+    init(_ field: JSONField) throws(ModditError)
 
     /// What a step is told of it, for a batch.
     func features(batch: Int) -> [String: Feature]
@@ -36,6 +49,12 @@ struct TextSpec: ConditioningSpec {
     let maxSequenceLength: Int
 
     var textTokens: Int { maxSequenceLength }
+
+    init(_ field: JSONField) throws(ModditError) {
+        let object = try JSONObject(field, ["encoder", "max_sequence_length"])
+        encoder = try T5Spec(object["encoder"])
+        maxSequenceLength = try object.count("max_sequence_length", most: Bounds.textTokens)
+    }
 
     func features(batch: Int) -> [String: Feature] {
         ["text": Feature([batch, maxSequenceLength, encoder.width]), "text_mask": Feature([batch, maxSequenceLength])]
@@ -66,6 +85,12 @@ struct LabelSpec: ConditioningSpec {
 
     var textTokens: Int { 0 }
 
+    init(_ field: JSONField) throws(ModditError) {
+        names = try JSONObject(field, ["names"])["names"].list(0...Bounds.classes) { item throws(ModditError) in
+            try item.text(0...Bounds.name)
+        }
+    }
+
     func features(batch: Int) -> [String: Feature] {
         ["labels": Feature([batch], .int32)]
     }
@@ -73,14 +98,19 @@ struct LabelSpec: ConditioningSpec {
     func encoderFunction(_ name: String) -> GraphFunction? { nil }
 
     func open(_ bundle: ModelBundle, runner: any PackageRunning) throws(ModditError) -> any Conditioning {
-        let classes = bundle.manifest.spec.transformer.classes
-        return LabelConditioning(classes: classes, labels: LabelNames(classes: classes, names: names))
+        open(classes: bundle.manifest.spec.transformer.classes)
+    }
+
+    /// Makes what encodes labels, of so many classes.
+    func open(classes: Int) -> LabelConditioning {
+        LabelConditioning(classes: classes, labels: LabelNames(classes: classes, names: names))
     }
 }
 
 extension JSONField {
     /// Makes the error for a transformer that cannot draw from what its manifest says.
     func wrongConditioning(of spec: any TransformerSpec.Type, _ found: any ConditioningSpec) -> ModditError {
-        .unsupported(message("is '\(spec.architecture)'", want: "one that draws from a \(type(of: found).kind)"))
+        let problem = "has '\(spec.architecture)' conditioned on a \(type(of: found).kind)"
+        return .unsupported(message(problem, want: "a \(spec.conditioning)"))
     }
 }

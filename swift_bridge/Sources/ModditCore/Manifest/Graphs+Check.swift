@@ -7,9 +7,9 @@ extension Graphs {
     ///
     /// - Throws: `ModditError.missing` if a region has no function, `ModditError.shape` if capacities are not the
     ///   plan's, features not the model's, or there are functions that nothing is said of.
-    func check(_ spec: ModelSpec, plan: RoutingPlan?, file: String) throws(ModditError) {
+    func check(_ spec: ModelSpec, plan: RoutingPlan, file: String) throws(ModditError) {
         try checkStepFunctions(spec, plan, file)
-        for role in PackageRole.allCases {
+        for role in spec.roles {
             let packages = try packages(for: role)
             for (index, package) in packages.enumerated() {
                 let position = (isFirst: index == 0, isLast: index == packages.count - 1)
@@ -18,17 +18,15 @@ extension Graphs {
         }
     }
 
-    private func checkStepFunctions(_ spec: ModelSpec, _ plan: RoutingPlan?, _ file: String) throws(ModditError) {
-        let regions = plan?.regions ?? 1
+    private func checkStepFunctions(_ spec: ModelSpec, _ plan: RoutingPlan, _ file: String) throws(ModditError) {
         var found: [Use: StepFunction] = [:]
         for item in stepFunctions.reversed() {
             for region in item.regions { found[Use(item.size, item.batch, region)] = item }
         }
         for size in sizes {
             let tokens = try countTokens(size, spec, file)
-            let whole = Array(repeating: tokens, count: spec.layers)
-            let kept = try (0..<regions).map { region throws(ModditError) in
-                try plan?.capacities(region: region, tokens: tokens) ?? whole
+            let kept = try (0..<plan.regions).map { region throws(ModditError) in
+                try plan.capacities(region: region, tokens: tokens)
             }
             for batch in batches {
                 for (region, capacities) in kept.enumerated() {
@@ -40,9 +38,10 @@ extension Graphs {
             }
         }
         let named = stepFunctions.flatMap(\.regions)
-        guard named.count == regions * sizes.count * batches.count, named.allSatisfy({ $0 < regions }) else {
+        guard named.count == plan.regions * sizes.count * batches.count, named.allSatisfy({ $0 < plan.regions }) else {
             let found = JSON.array(named.map { .integer($0) }).shown
-            throw .shape("[graphs] \(file): want one function for each of \(regions) regions, got regions \(found)")
+            throw .shape(
+                "[graphs] \(file): want one function for each of \(plan.regions) regions, got regions \(found)")
         }
     }
 

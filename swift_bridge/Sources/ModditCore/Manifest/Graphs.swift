@@ -150,7 +150,7 @@ package struct StepFunction: Sendable, Hashable {
     package let width: Int
     /// 2 runs both halves of classifier-free guidance in one call.
     package let batch: Int
-    /// Of timesteps; `[0]` for a dense model.
+    /// Of timesteps.
     package let regions: [Int]
     /// Tokens that each layer keeps.
     package let capacities: [Int]
@@ -203,27 +203,30 @@ package struct Graphs: Sendable, Hashable {
     package let packages: [PackageRole: [Package]]
     /// What the transformer's functions are for.
     package let stepFunctions: [StepFunction]
-    /// The checkpoint's plan, where the bundle's has fewer rows.
-    let trainedPlan: RoutingPlan?
+    /// The checkpoint's plan; the bundle's own may have fewer rows.
+    let trainedPlan: RoutingPlan
 
     /// Reads the "graphs" object of a manifest strictly.
     ///
+    /// - Parameters:
+    ///   - field: the object.
+    ///   - names: what the packages of the model do.
     /// - Throws: `ModditError.format` for unknown or missing fields, `ModditError.valueRange` for huge numbers.
-    init(_ field: JSONField) throws(ModditError) {
+    init(_ field: JSONField, roles names: [PackageRole]) throws(ModditError) {
         let object = try JSONObject(
-            field, ["minimum_os", "compute_units", "routing", "packages", "denoisers", "trained_plan"])
+            field, ["minimum_os", "compute_units", "routing", "packages", "step_functions", "trained_plan"])
         let systems = try JSONObject(object["minimum_os"], ["iOS", "macOS"])
         minimumOS = ["iOS": try systems["iOS"].version(), "macOS": try systems["macOS"].version()]
         computeUnits = try choice(object["compute_units"])
         routing = try choice(object["routing"])
-        let roles = try JSONObject(object["packages"], PackageRole.allCases.map(\.rawValue))
+        let roles = try JSONObject(object["packages"], names.map(\.rawValue))
         var packages: [PackageRole: [Package]] = [:]
-        for role in PackageRole.allCases {
+        for role in names {
             packages[role] = try roles[role.rawValue].list(1...role.mostPackages, Package.init)
         }
         self.packages = packages
-        stepFunctions = try object["denoisers"].list(1...Bounds.functions, StepFunction.init)
-        trainedPlan = try object.optional("trained_plan") { item throws(ModditError) in try RoutingPlan(item) }
+        stepFunctions = try object["step_functions"].list(1...Bounds.functions, StepFunction.init)
+        trainedPlan = try RoutingPlan(object["trained_plan"])
     }
 
     /// Sizes of pictures that the bundle can draw, in the manifest's order.

@@ -15,25 +15,25 @@ package struct Manifest: Sendable {
     /// Value of the field "format".
     static let format = "moddit"
     /// The version that this reader knows.
-    static let formatVersion = 3
+    static let formatVersion = 4
     /// Name of the file in a bundle.
     static let fileName = "manifest.json"
-    /// Components that every bundle has.
-    package static let componentNames = ["transformer", "text_encoder", "vae", "tokenizer"]
+    /// Components that are not tensors.
+    private static let withoutTensors = ["tokenizer"]
 
     /// Who runs it.
     package let backend: Backend
     /// The model.
     package let spec: ModelSpec
-    /// Which share of the tokens each layer keeps; nil for a dense model.
-    package let plan: RoutingPlan?
-    /// By name, one of `componentNames`.
+    /// Which tokens each layer keeps.
+    package let tokens: TokenPolicy
+    /// By name, those of the specification.
     package let components: [String: Component]
     /// The packages; nil where the runtime builds the model from tensors.
     package let graphs: Graphs?
     /// Where it came from.
     package let provenance: Provenance
-    /// Hash of what the bundle holds, independent of where it lies and when it was made; as the Python runtimes give it.
+    /// Hash of what the bundle holds, independent of where it lies and when it was made.
     package let fingerprint: String
 
     /// Reads a manifest.
@@ -52,21 +52,26 @@ package struct Manifest: Sendable {
     init(_ field: JSONField) throws(ModditError) {
         try Self.checkVersion(field)
         let object = try JSONObject(
-            field, ["format", "format_version", "backend", "spec", "plan", "components", "graphs", "provenance"])
+            field,
+            [
+                "format", "format_version", "fingerprint", "backend", "spec", "tokens", "components", "graphs",
+                "provenance",
+            ])
+        fingerprint = try object["fingerprint"].sha256()
         backend = try choice(object["backend"])
-        spec = try ModelSpec(object["spec"])
-        plan = try object.optional("plan") { item throws(ModditError) in try RoutingPlan(item) }
-        components = try Self.readComponents(object["components"])
-        graphs = try object.optional("graphs") { item throws(ModditError) in try Graphs(item) }
+        let spec = try ModelSpec(object["spec"])
+        self.spec = spec
+        tokens = try TokenPolicy(object["tokens"])
+        components = try Self.readComponents(object["components"], spec.components)
+        graphs = try object.optional("graphs") { item throws(ModditError) in try Graphs(item, roles: spec.roles) }
         provenance = try Provenance(object["provenance"])
-        for plan in [plan, graphs?.trainedPlan].compactMap({ $0 }) { try Self.check(plan, spec, field) }
+        for plan in [tokens.plan, graphs?.trainedPlan].compactMap({ $0 }) { try Self.check(plan, spec, field) }
         guard (graphs == nil) == (backend == .mlx) else {
             let found = "is '\(backend.rawValue)' with\(graphs == nil ? "out" : "") graphs"
             throw try object["backend"].format(found, want: "'mlx' without or 'coreml' with them")
         }
-        try graphs?.check(spec, plan: plan, file: field.file)
+        try graphs?.check(spec, plan: tokens.plan, file: field.file)
         try Self.checkPackages(graphs, components, field)
-        fingerprint = Self.fingerprint(components, spec: try object["spec"].value, plan: try object["plan"].value)
     }
 
     /// Files of a package, as the components list them, sorted by path.
@@ -104,21 +109,16 @@ package struct Manifest: Sendable {
         }
     }
 
-    private static func readComponents(_ field: JSONField) throws(ModditError) -> [String: Component] {
-        let object = try JSONObject(field, componentNames)
+    private static func readComponents(
+        _ field: JSONField, _ names: [String]
+    ) throws(ModditError) -> [String: Component] {
+        let object = try JSONObject(field, names)
         var components: [String: Component] = [:]
-        for name in componentNames { components[name] = try Component(object[name]) }
-        for name in componentNames where name != "tokenizer" && components[name]?.dtype == nil {
+        for name in names { components[name] = try Component(object[name]) }
+        for name in names where !withoutTensors.contains(name) && components[name]?.dtype == nil {
             throw try object[name].format("has dtype null", want: "the dtype of its tensors")
         }
         return components
-    }
-
-    private static func fingerprint(_ components: [String: Component], spec: JSON, plan: JSON) -> String {
-        let files = components.values.flatMap(\.files).map { [$0.path, $0.sha256] }
-            .sorted { ExactText($0[0]) < ExactText($1[0]) }
-        let rows = files.map { JSON.array($0.map { .string($0) }) }
-        return SHA256Hash.hash(JSON.array([.array(rows), spec, plan]).text.utf8)
     }
 
     private static func files(of package: Package, _ components: [String: Component]) -> [FileInfo] {

@@ -26,7 +26,7 @@ package struct ModelBundle: Sendable {
     /// - Throws: `ModditError.missing` if a file is absent, `ModditError.format` if it has another size or hash than
     ///   the manifest says, or is outside the bundle.
     package func verify(hashes: Bool = false) throws(ModditError) {
-        for name in Manifest.componentNames {
+        for name in manifest.spec.components {
             for info in manifest.components[name]?.files ?? [] { try verify(info, hashes: hashes) }
         }
     }

@@ -16,11 +16,9 @@ package struct ModelSpec: Sendable {
     ///
     /// - Throws: `ModditError` for unknown or missing fields, or values that are not allowed or do not fit together.
     init(_ field: JSONField) throws(ModditError) {
-        let object = try JSONObject(field, ["transformer", "text_encoder", "vae", "scheduler", "max_sequence_length"])
-        transformer = try PixArtSpec(object["transformer"])
-        conditioning = TextSpec(
-            encoder: try T5Spec(object["text_encoder"]),
-            maxSequenceLength: try object.count("max_sequence_length", most: Bounds.textTokens))
+        let object = try JSONObject(field, ["transformer", "conditioning", "vae", "scheduler"])
+        transformer = try readTransformer(object["transformer"])
+        conditioning = try readConditioning(object["conditioning"])
         vae = try VAESpec(object["vae"])
         scheduler = try NoiseSchedule(object["scheduler"])
         let (channels, side) = (transformer.dimensions.channels, transformer.dimensions.sampleSize)
@@ -35,8 +33,17 @@ package struct ModelSpec: Sendable {
         }
     }
 
+    /// Names of the components of a bundle.
+    package var components: [String] { ["transformer", "vae"] + type(of: conditioning).components }
+
+    /// What the packages of a bundle do.
+    var roles: [PackageRole] { type(of: conditioning).roles + [.transformer, .vaeDecoder, .vaeEncoder] }
+
     /// Name of the transformer's architecture.
     package var architecture: String { type(of: transformer).architecture }
+
+    /// Kind of what its pictures are drawn from.
+    package var conditioningKind: String { type(of: conditioning).kind }
 
     /// Blocks of the transformer.
     package var layers: Int { transformer.dimensions.layers }

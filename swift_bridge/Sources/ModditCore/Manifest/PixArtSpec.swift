@@ -3,6 +3,7 @@
 /// Dimensions of a PixArt transformer (alpha or Sigma), which draws texts.
 struct PixArtSpec: TransformerSpec {
     static let architecture = "pixart"
+    static let conditioning = TextSpec.kind
 
     let dimensions: TransformerDimensions
     /// Width of the text encoder's states.

@@ -1,9 +1,21 @@
 // Port of moddit/models/transformer.py.
 
+/// The architectures that there are; a further one is a specification, and a row here.
+private let architectures: [any TransformerSpec.Type] = [PixArtSpec.self, DiTSpec.self]
+
+/// Reads the transformer of a model, by its architecture.
+func readTransformer(_ field: JSONField) throws(ModditError) -> any TransformerSpec {
+    let (name, value) = try field.alternative(architectures.map { $0.architecture })
+    guard let kind = architectures.first(where: { $0.architecture == name }) else { throw field.wrong(want: name) }
+    return try kind.init(value)
+}
+
 /// Dimensions of a denoising transformer, of one architecture.
 protocol TransformerSpec: Sendable {
     /// Its name in a manifest.
     static var architecture: String { get }
+    /// Kind of what it draws from.
+    static var conditioning: String { get }
 
     /// What every architecture has.
     var dimensions: TransformerDimensions { get }
@@ -17,8 +29,8 @@ protocol TransformerSpec: Sendable {
 
     /// Checks that the model can draw from what its manifest says.
     ///
-    /// - Throws: `ModditError.unsupported` for another conditioning, `ModditError.shape` for one of other sizes, with the
-    ///   place of the specification.
+    /// - Throws: `ModditError.unsupported` for another conditioning, `ModditError.shape` for one of other sizes, with
+    ///   the place of the specification.
     func check(_ conditioning: any ConditioningSpec, _ field: JSONField) throws(ModditError)
 }
 

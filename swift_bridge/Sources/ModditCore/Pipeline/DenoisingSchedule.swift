@@ -50,7 +50,7 @@ package struct DenoisingSchedule: Sendable, Hashable {
         package let index: Int
         /// The sampler's weights, and the timestep.
         package let sampler: SamplerStep
-        /// Region of the timestep; 0 for a dense model.
+        /// Region of the timestep.
         package let region: Int
         /// The function.
         package let function: StepFunction
@@ -84,7 +84,7 @@ package struct DenoisingSchedule: Sendable, Hashable {
         let table = try SamplerTable(manifest.spec.scheduler, sampler: sampler, steps: steps)
         var found: [Step] = []
         for (index, step) in table.steps.enumerated() {
-            let region = try manifest.plan?.region(of: step.timestep) ?? 0
+            let region = try manifest.tokens.plan.region(of: step.timestep)
             let function = try graphs.stepFunction(size: size, batch: batch, region: region)
             found.append(Step(index: index, sampler: step, region: region, function: function))
         }

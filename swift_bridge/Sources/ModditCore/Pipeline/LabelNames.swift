@@ -14,8 +14,8 @@ struct LabelNames: Sendable, Hashable {
 
     /// Finds a class by its number or by one of its names, in capitals or not; the last class of a name counts.
     ///
-    /// - Throws: `ModditError.valueRange` if there is no such number, `ModditError.missing` if there is no such name; the
-    ///   message lists the names that are nearest.
+    /// - Throws: `ModditError.valueRange` if there is no such number, `ModditError.missing` if there is no such name;
+    ///   the message lists the names that are nearest.
     func number(of text: String) throws(ModditError) -> Int {
         let wanted = Self.strip(text)
         if !wanted.isEmpty, wanted.utf8.allSatisfy({ (0x30...0x39).contains($0) }) {
@@ -44,7 +44,8 @@ struct LabelNames: Sendable, Hashable {
         let letters = Array(text.lowercased())
         let distances = names.map { name in
             let other = Array(name.text.lowercased())
-            return (name: name, share: Double(Self.distance(letters, other)) / Double(max(letters.count, other.count, 1)))
+            let most = Double(max(letters.count, other.count, 1))
+            return (name: name, share: Double(Self.distance(letters, other)) / most)
         }
         let near = distances.filter { $0.share <= Self.farthest }.sorted { $0.share < $1.share }.map(\.name)
         let examples = (near.isEmpty ? names : near).prefix(Self.shown).map(\.text.quoted).joined(separator: ", ")

@@ -18,7 +18,7 @@ public struct StepResult: Sendable, Hashable {
 
 /// What a generation reports when a part of it is done.
 public enum Stage: Sendable {
-    /// The texts are encoded; how many tokens each has, the end token included.
+    /// What to draw is encoded; how many tokens each text has, the end token included, and none for a class.
     case encoded(tokens: [Int])
     /// A step is taken.
     case step(StepResult)

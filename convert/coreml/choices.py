@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from convert.coreml.compress import Scheme
-
-Size = tuple[int, int]  # of a picture, height and width in pixels
+from moddit.bins import Size
 
 
 class Routing(Enum):
@@ -18,10 +17,10 @@ class Routing(Enum):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Choices:
     """The choices; each adds functions to the transformer's packages, or changes how they are stored."""
 
-    sizes: tuple[Size, ...] = ()  # by default the size the model was trained at
+    sizes: tuple[Size, ...] = ()  # of pictures, pixels; by default the size the model was trained at
     batches: tuple[int, ...] = (2,)
     routing: Routing = Routing.ROWS
     scheme: Scheme = Scheme.NONE

@@ -1,4 +1,4 @@
-"""What decides a picture, besides the model: everything that a user chooses, completed and checked."""
+"""What a user asks of one picture: everything that decides it besides the model, completed and checked."""
 
 from __future__ import annotations
 
@@ -7,18 +7,32 @@ from typing import Annotated, Any, Final, Self
 
 from msgspec import Meta
 
-from mlx_moddit.vae import TILE_PARTS
 from moddit.bins import Size, bin_size
-from moddit.bounds import GUIDANCE, PIXELS, SIDE, TEXT, TIMESTEPS, TOKENS, TRAINED_TOKENS, Side, Text, Timesteps, choice
+from moddit.bounds import (
+    CLASSES,
+    GUIDANCE,
+    PIXELS,
+    SIDE,
+    TEXT,
+    TIMESTEPS,
+    TOKENS,
+    TRAINED_TOKENS,
+    ClassNumber,
+    Side,
+    Text,
+    Timesteps,
+    choice,
+)
 from moddit.errors import ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
 from moddit.record import Keys, Origin, decode
 from moddit.samplers import SAMPLERS
+from moddit.sampling import is_guided
 from moddit.spec import ModelSpec
 
 DEFAULT_STEPS: Final = 20
-DEFAULT_GUIDANCE_SCALE: Final = 4.5
 DEFAULT_VAE_TILE_SIZE: Final = 512  # pixels
+TILE_PARTS: Final = 4  # tiles overlap by one part of so many; every part must be made of whole latent pixels
 # The least and the largest value, of what a command line or a program may give.
 _RANGES: Final = {
     "steps": (1, TIMESTEPS),
@@ -27,14 +41,15 @@ _RANGES: Final = {
     "vae_tile_size": (1, SIDE),
     "seed": (SEED_MIN, SEED_MAX),
     "guidance_scale": (0, GUIDANCE),
+    "label": (0, CLASSES - 1),
 }
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings of one picture. Equal settings, model, dtype and device give the equal picture."""
+class Request:
+    """One picture that is asked for. Equal requests, model, dtype and device give the equal picture."""
 
-    prompt: Text
+    prompt: Text  # empty for a model that is conditioned on a label
     negative_prompt: Text
     seed: int  # of 64 bits, with a sign or without
     steps: Timesteps
@@ -47,46 +62,48 @@ class Settings:
     vae_tile_size: Side | None = (
         None  # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
     )
+    label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:  # NaN is in no range
-                raise ValueRangeError(f"[settings] {name} out of range, got {value}, want {least}..{most}")
+                raise ValueRangeError(f"[request] {name} out of range, got {value}, want {least}..{most}")
         if self.height * self.width > PIXELS:
             raise ValueRangeError(
-                f"[settings] a picture of height {self.height} and width {self.width} is too large, want at most "
+                f"[request] a picture of height {self.height} and width {self.width} is too large, want at most "
                 f"{PIXELS} pixels"
             )
         if self.sampler not in SAMPLERS:
-            raise UnsupportedError(f"[settings] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
+            raise UnsupportedError(f"[request] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
         for name in ("prompt", "negative_prompt"):
             if len(getattr(self, name)) > TEXT:
                 raise ValueRangeError(
-                    f"[settings] {name} has {len(getattr(self, name))} characters, want at most {TEXT}"
+                    f"[request] {name} has {len(getattr(self, name))} characters, want at most {TEXT}"
                 )
             try:
                 getattr(self, name).encode("utf-8")
             except UnicodeEncodeError:
-                raise ValueRangeError(f"[settings] {name} is not Unicode text, got {getattr(self, name)!r}") from None
+                raise ValueRangeError(f"[request] {name} is not Unicode text, got {getattr(self, name)!r}") from None
 
     @classmethod
     def complete(
         cls,
         spec: ModelSpec,
-        prompt: str,
+        prompt: str = "",
         *,
         negative_prompt: str = "",
         seed: int = 0,
         steps: int = DEFAULT_STEPS,
-        guidance_scale: float = DEFAULT_GUIDANCE_SCALE,
+        guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         sampler: str | None = None,
         resolution_binning: bool = False,
         vae_tile_size: int | None = None,
+        label: int | None = None,
     ) -> Self:
-        """Fill in the model's own size and sampler where none is given, and check the rest against the model.
+        """Fill in the model's own size, sampler and guidance where none is given, and check the rest against the model.
 
         A tile that holds the whole picture is dropped: it would change nothing.
 
@@ -96,31 +113,40 @@ class Settings:
             UnsupportedError: an unknown sampler, or resolution binning for a model without a table of sizes.
             ValueRangeError: any other setting that cannot be used.
         """
-        settings = cls(
+        request = cls(
             prompt=prompt,
             negative_prompt=negative_prompt,
             seed=seed,
             steps=steps,
-            guidance_scale=float(guidance_scale),
+            guidance_scale=float(spec.conditioning.GUIDANCE_SCALE if guidance_scale is None else guidance_scale),
             height=spec.default_side if height is None else height,
             width=spec.default_side if width is None else width,
             sampler=spec.scheduler.sampler if sampler is None else sampler,
             resolution_binning=resolution_binning,
             vae_tile_size=vae_tile_size,
+            label=label,
         )
-        settings.check(spec)
-        if vae_tile_size is not None and vae_tile_size >= max(settings.generated_size(spec)):
-            return replace(settings, vae_tile_size=None)
-        return settings
+        request.check(spec)
+        if vae_tile_size is not None and vae_tile_size >= max(request.generated_size(spec)):
+            return replace(request, vae_tile_size=None)
+        return request
 
     @property
     def is_guided(self) -> bool:
-        return self.guidance_scale > 1
+        return is_guided(self.guidance_scale)
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The texts to encode, in the order of the batch: negative first, as in diffusers."""
-        return (self.negative_prompt, self.prompt) if self.is_guided else (self.prompt,)
+    def subject(self) -> str:
+        """What is to be drawn, in words."""
+        return self.prompt if self.label is None else f"class {self.label}"
+
+    def rows(self, spec: ModelSpec) -> tuple[Any, ...]:
+        """List what the rows of a batch are conditioned on: texts or numbers of classes.
+
+        The negative one comes first, as in diffusers, unless the picture is generated without guidance.
+        """
+        negative, positive = spec.conditioning.rows(self, spec.transformer)
+        return (negative, positive) if self.is_guided else (positive,)
 
     def generated_size(self, spec: ModelSpec) -> Size:
         """Find the height and width to generate at, pixels; with resolution binning the picture is resized from it.
@@ -129,6 +155,10 @@ class Settings:
             UnsupportedError: resolution binning, and the model has no table of sizes.
         """
         if self.resolution_binning:
+            if not spec.transformer.HAS_BINS:
+                raise UnsupportedError(
+                    f"[request] resolution_binning is not defined for a {spec.transformer.TITLE}; generate without it"
+                )
             return bin_size(spec.transformer.sample_size, spec.default_side, self.height, self.width)
         return self.height, self.width
 
@@ -140,7 +170,9 @@ class Settings:
             ShapeError: naming the nearest sides that are.
             ValueRangeError: too many tokens.
             UnsupportedError: as `generated_size`.
+            InputError: what the model is conditioned on is not what the request says.
         """
+        spec.conditioning.check_request(self, spec.transformer)
         height, width = self.generated_size(spec)
         _check_multiple("height", height, spec.pixels_per_patch)
         _check_multiple("width", width, spec.pixels_per_patch)
@@ -150,7 +182,7 @@ class Settings:
         most = min(TOKENS, TRAINED_TOKENS * spec.transformer.base_size**2)
         if tokens > most:
             raise ValueRangeError(
-                f"[settings] a picture of height {height} and width {width} has {tokens} tokens, want at most {most}: "
+                f"[request] a picture of height {height} and width {width} has {tokens} tokens, want at most {most}: "
                 f"{TRAINED_TOKENS} times those of the {spec.default_side} pixels that the model was trained at, and no "
                 f"more than {TOKENS}"
             )
@@ -168,7 +200,7 @@ class Settings:
             FormatError: unknown or missing fields, or values of another type.
             ValueRangeError, UnsupportedError: a value that is not allowed.
         """
-        return decode(value, cls, Origin("settings", where), Keys.KNOWN)
+        return decode(value, cls, Origin("request", where), Keys.KNOWN)
 
 
 def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None) -> int | None:
@@ -185,7 +217,7 @@ def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None)
     if tiling is False:
         if tile_size is not None:
             raise ValueRangeError(
-                f"[settings] vae_tile_size {tile_size} without effect, since vae_tiling is off; leave one of them out"
+                f"[request] vae_tile_size {tile_size} without effect, since vae_tiling is off; leave one of them out"
             )
         return None
     if tile_size is not None:
@@ -197,4 +229,4 @@ def _check_multiple(name: str, side: int, unit: int) -> None:
     if side % unit:
         below = side // unit * unit
         nearest = f"{below} or {below + unit}" if below else f"{unit}"
-        raise ShapeError(f"[settings] {name} is not a multiple of {unit} pixels, got {side}, want {nearest}")
+        raise ShapeError(f"[request] {name} is not a multiple of {unit} pixels, got {side}, want {nearest}")

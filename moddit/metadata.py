@@ -6,21 +6,18 @@ Nothing in them changes between two runs, so that a repeated picture is the same
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Self
 
-import moddit
-from mlx_moddit.load import DTYPE_NAMES
-from mlx_moddit.settings import Settings
 from moddit.bounds import Name, Text, Versions, choice
 from moddit.errors import FormatError
 from moddit.manifest import Manifest
 from moddit.record import Keys, Origin, decode, parse_json, quote
+from moddit.request import Request
 
 METADATA_VERSION: Final = 1
+STORED: Final = "stored"  # each component in the dtype that its files have
+DTYPE_NAMES: Final = (STORED, "float16", "bfloat16", "float32")  # to compute in
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,14 @@ class ModelReference:
 
     @classmethod
     def of(cls, manifest: Manifest, path: str | None) -> Self:
-        return cls(path, fingerprint(manifest), manifest.provenance.source)
+        return cls(path, manifest.fingerprint, manifest.provenance.source)
 
 
 @dataclass(frozen=True)
 class Metadata:
     """How one picture was made."""
 
-    settings: Settings
+    settings: Request  # the name that files of before have
     model: ModelReference
     dtype: Annotated[str, choice(*DTYPE_NAMES)] | None  # computed in; None in pictures of before it had a name
     versions: Versions  # of moddit and MLX
@@ -82,20 +79,7 @@ class Metadata:
             "Model hash": self.model.fingerprint[:10],
             "Version": f"moddit {self.versions['moddit']}",
         }
-        lines = [settings.prompt]
+        lines = [settings.subject]
         if settings.is_guided and settings.negative_prompt:
             lines.append(f"Negative prompt: {settings.negative_prompt}")
         return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])
-
-
-def fingerprint(manifest: Manifest) -> str:
-    """Hash what a bundle holds, independent of where it lies and when it was made."""
-    files = sorted((info.path, info.sha256) for item in manifest.components.values() for info in item.files)
-    plan = manifest.plan.to_json() if manifest.plan else None
-    text = json.dumps([files, manifest.spec.to_json(), plan], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Name the programs whose version can change a picture."""
-    return {"moddit": moddit.__version__, "mlx": importlib.metadata.version("mlx")}

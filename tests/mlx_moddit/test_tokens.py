@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from mlx_moddit.routing import gather_rows, route, scatter_rows
-from moddit.routing import select
+from mlx_moddit.tokens import gather_rows, scatter_rows, select_tokens
+from moddit import routing
 
 LARGEST = float(np.finfo(np.float32).max)
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 70))
@@ -24,27 +24,31 @@ TIED = _scores(st.sampled_from([-1.0, -0.0, 0.0, 1e-45, 1.0]))
 CONSTANT = SIZES.map(lambda size: np.full(size, 0.25, dtype=np.float32))
 
 
-class TestRoute:
+class TestSelectTokens:
     @given(scores=st.one_of(RANDOM, TIED, CONSTANT), data=st.data())
     @settings(deadline=None, max_examples=150)
     def test_equals_the_reference_ranking(self, scores: NDArray[np.float32], data: st.DataObject) -> None:
         count = data.draw(st.integers(1, scores.shape[1]))
-        np.testing.assert_array_equal(np.array(route(mx.array(scores), count)), select(scores, count))
+        np.testing.assert_array_equal(
+            np.array(select_tokens(mx.array(scores), count)), routing.select_tokens(scores, count)
+        )
 
     @pytest.mark.parametrize("tokens", [64, 720, 1024, 4096])
     @pytest.mark.parametrize("tenths", [1, 3, 5, 9, 10])
     def test_equals_the_reference_ranking_at_the_sizes_of_pictures(self, tokens: int, tenths: int) -> None:
         rounded = np.round(np.random.default_rng(tokens + tenths).normal(size=(2, tokens)), 1).astype(np.float32)
         count = -(-tenths * tokens // 10)
-        np.testing.assert_array_equal(np.array(route(mx.array(rounded), count)), select(rounded, count))
+        np.testing.assert_array_equal(
+            np.array(select_tokens(mx.array(rounded), count)), routing.select_tokens(rounded, count)
+        )
 
     def test_zero_and_minus_zero_tie(self) -> None:
         scores = mx.array([[0.0, -0.0, 0.0, -0.0, 1.0]])
-        assert route(scores, 3).tolist() == [[0, 1, 4]]
+        assert select_tokens(scores, 3).tolist() == [[0, 1, 4]]
 
     def test_refuses_half_precision_scores(self) -> None:
         with pytest.raises(AssertionError):
-            route(mx.zeros((1, 4), dtype=mx.float16), 2)
+            select_tokens(mx.zeros((1, 4), dtype=mx.float16), 2)
 
 
 class TestRows:

@@ -1,0 +1,144 @@
+"""Token policies on MLX: a block's tokens are ranked by score, the kept rows gathered, and scattered back. All is lazy.
+
+Ranking is the rule of `moddit.routing.select_tokens`. Indices are flattened over the batch, because MLX has a coalesced
+Metal kernel for taking rows along axis 0 and none for indices per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import mlx.core as mx
+
+from moddit.tokens import DENSE, TOPK, TokenPolicy
+
+OnBlock = Callable[[int, mx.array, mx.array], None]  # layer, scores (B, N) float32, kept (B, K) uint32
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The tokens that a block processes, and the way back to their places."""
+
+    tokens: mx.array  # (B, K, C), in ascending order of their index
+    gates: tuple[mx.array, ...]  # at most one, (B, K, 1), that multiplies the MLP
+    put_back: Callable[[mx.array], mx.array]  # processed tokens (B, K, C) -> (B, N, C), the others unchanged
+
+
+class TokenRun:
+    """What the blocks process in the steps of one picture; whatever a policy remembers between steps is here.
+
+    Args:
+        policy: of the model.
+        timesteps: of every step.
+        tokens: of the picture.
+        on_block: called with every layer's index, scores and kept indices (lazy arrays), where tokens are scored.
+        forced: tokens to keep in every layer instead of the ranking's, (B, K) each, for parity reports.
+    """
+
+    def __init__(
+        self,
+        policy: TokenPolicy,
+        timesteps: Sequence[float],
+        tokens: int,
+        *,
+        on_block: OnBlock | None = None,
+        forced: Sequence[mx.array] | None = None,
+    ):
+        self.capacities = [policy.plan.capacities(region, tokens) for region in policy.plan.schedule(timesteps)]
+        self.on_block = on_block
+        self.forced = forced
+        self._keep = KEEPERS[policy.name]
+
+    def keep(self, block: Any, x: mx.array, layer: int, step: int) -> Kept:
+        """Take the tokens that a block processes in a step. Shapes: x (B, N, C)."""
+        return self._keep(self, block, x, layer, self.capacities[step][layer])
+
+
+def _keep_all(_: TokenRun, __: Any, x: mx.array, ___: int, ____: int) -> Kept:
+    return Kept(x, (), lambda processed: processed)
+
+
+def _keep_best(run: TokenRun, block: Any, x: mx.array, layer: int, count: int) -> Kept:
+    """Keep the `count` tokens that the block's router scores highest."""
+    scores = score(block.router.weight, x)
+    B, N = scores.shape
+    if count == N:
+        kept = mx.broadcast_to(mx.arange(N, dtype=mx.uint32), (B, N))
+        found = Kept(x, (_gate(scores, x.dtype),), lambda processed: processed)
+    else:
+        kept = select_tokens(scores, count) if run.forced is None else run.forced[layer]
+        gate = _gate(mx.take_along_axis(scores, kept, axis=1), x.dtype)
+        found = Kept(gather_rows(x, kept), (gate,), lambda processed: scatter_rows(x, kept, processed))
+    if run.on_block is not None:
+        run.on_block(layer, scores, kept)
+    return found
+
+
+KEEPERS: Final[Mapping[str, Callable[[TokenRun, Any, mx.array, int, int], Kept]]] = {
+    DENSE: _keep_all,
+    TOPK: _keep_best,
+}
+
+
+def score(router: mx.array, x: mx.array) -> mx.array:
+    """Score every token in float32, whatever the precision of the model.
+
+    Shapes:
+        router (1, C), x (B, N, C) -> (B, N) float32
+    """
+    return (x.astype(mx.float32) @ router.astype(mx.float32).T)[..., 0]
+
+
+def _gate(scores: mx.array, dtype: mx.Dtype) -> mx.array:
+    return mx.sigmoid(scores)[..., None].astype(dtype)
+
+
+def select_tokens(scores: mx.array, count: int) -> mx.array:
+    """Pick the tokens with the largest scores of each sample, in ascending index order; ties go to the lower index.
+
+    The negated scores are partitioned, not the scores: MLX's partition is stable, so ties then fall to the lower index.
+
+    Args:
+        scores: raw router scores, float32, (B, N).
+        count: tokens to keep, 1..N; a Python integer, because it decides shapes.
+
+    Shapes:
+        scores (B, N) -> kept (B, count), uint32
+    """
+    assert scores.dtype == mx.float32, scores.dtype  # half precision ties too often to rank by
+    assert 1 <= count <= scores.shape[1], (count, scores.shape)
+    order = mx.argpartition(-scores, count - 1, axis=-1)[:, :count]
+    return mx.sort(order, axis=-1)
+
+
+def gather_rows(tokens: mx.array, kept: mx.array) -> mx.array:
+    """Take the kept tokens of each sample.
+
+    Shapes:
+        tokens (B, N, C), kept (B, K) -> rows (B, K, C)
+    """
+    B, N, C = tokens.shape
+    return mx.take(tokens.reshape(B * N, C), _flat(kept, N), axis=0).reshape(B, kept.shape[1], C)
+
+
+def scatter_rows(tokens: mx.array, kept: mx.array, rows: mx.array) -> mx.array:
+    """Replace the kept tokens of each sample and leave the others as they are; `tokens` itself is not changed.
+
+    Shapes:
+        tokens (B, N, C), kept (B, K), rows (B, K, C) -> (B, N, C)
+    """
+    B, N, C = tokens.shape
+    merged, updates = tokens.reshape(B * N, C), rows.reshape(-1, C)
+    # Metal scatters 16-bit values by compare-and-swap on 32-bit words, so two channels move as one word instead.
+    is_paired = tokens.dtype.size == 2 and C % 2 == 0
+    if is_paired:
+        merged, updates = merged.view(mx.uint32), updates.view(mx.uint32)
+    merged[_flat(kept, N)] = updates
+    return (merged.view(tokens.dtype) if is_paired else merged).reshape(B, N, C)
+
+
+def _flat(kept: mx.array, tokens: int) -> mx.array:
+    offsets = mx.arange(kept.shape[0], dtype=mx.uint32)[:, None] * tokens
+    return (kept + offsets).reshape(-1)

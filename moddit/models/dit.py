@@ -1,0 +1,109 @@
+"""DiT: conditioned on a class label, with a modulation of its own in every block, computed from timestep and label.
+
+Source: diffusers `models/transformers/dit_transformer_2d.py`, `models/normalization.py` (`AdaLayerNormZero`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Final
+
+from moddit.bounds import Channels, Classes, Epsilon, Heads, HeadWidth, Layers, Patch, Side
+from moddit.contract import LABELS, TIMESTEP, TOKENS
+from moddit.models.config import EXPORT_AGAIN, Config, check_implemented
+from moddit.models.transformer import SampleShapes, StepFeatures, TransformerSpec, block_tensors, embedding_tensors
+from moddit.record import Keys, Origin, decode
+from moddit.tensors import Role, TensorInfo, Tensors, linear, timestep_embedding
+
+FREQ_SHIFT: Final = 1  # of the timestep's sinusoid (diffusers' downscale_freq_shift)
+NORM_EPS: Final = 1e-6  # of the norms before attention and output, whatever norm_eps says
+DIT_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
+    "_class_name": ("DiTTransformer2DModel",),
+    "activation_fn": ("gelu-approximate",),
+    "norm_elementwise_affine": (False,),
+    "norm_type": ("ada_norm_zero",),
+}
+
+
+@dataclass(frozen=True)
+class DiTSpec(TransformerSpec):
+    """Dimensions of a DiTTransformer2DModel."""
+
+    ARCHITECTURE: ClassVar[str] = "dit"
+    CONDITIONING: ClassVar[str] = "label"
+    DIFFUSERS_CLASS: ClassVar[str] = "DiTTransformer2DModel"
+    NORM_TYPE: ClassVar[str] = "ada_norm_zero"
+    OUTPUT: ClassVar[str] = "proj_out_2"
+    TITLE: ClassVar[str] = "DiT"
+
+    num_layers: Layers
+    num_attention_heads: Heads
+    attention_head_dim: HeadWidth
+    in_channels: Channels
+    out_channels: Channels  # twice in_channels where the variance is learned too
+    patch_size: Patch  # latent pixels
+    sample_size: Side  # latent pixels
+    num_classes: Classes  # without the one that stands for no class
+    attention_bias: bool
+    norm_eps: Epsilon  # of the norm before the MLP; the others have 1e-6
+
+    def __post_init__(self) -> None:
+        self.check_dimensions()
+
+    @classmethod
+    def from_diffusers(cls, config: Config, where: str) -> DiTSpec:
+        check_implemented(config, DIT_IMPLEMENTED, where, required=("_class_name",))
+        found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
+        read = {field.name: getattr(found, field.name) for field in fields(cls) if field.name != "num_classes"}
+        outputs = found.in_channels if found.out_channels is None else found.out_channels
+        values = read | {"out_channels": outputs, "num_classes": found.num_embeds_ada_norm}
+        return decode(values, cls, Origin("spec", where))
+
+    def tensors(self, *, has_routers: bool) -> Tensors:
+        hidden = self.hidden_size
+        tensors = embedding_tensors(self)
+        for layer in range(self.num_layers):
+            norm = f"transformer_blocks.{layer}.norm1."
+            tensors |= timestep_embedding(norm + "emb.timestep_embedder", hidden, role=Role.BLOCK_MODULATION)
+            classes = TensorInfo((self.num_classes + 1, hidden), Role.BLOCK_MODULATION)
+            tensors[norm + "emb.class_embedder.embedding_table.weight"] = classes
+            tensors |= linear(norm + "linear", 6 * hidden, hidden, role=Role.BLOCK_MODULATION)
+            tensors |= block_tensors(self, layer, ("attn1",), has_routers=has_routers)
+        tensors |= linear("proj_out_1", 2 * hidden, hidden, role=Role.MODULATION)
+        return tensors | linear("proj_out_2", self.patch_size**2 * self.out_channels, hidden, role=Role.OUTPUT)
+
+    def block_flops(self, kept: int, text_tokens: int) -> int:  # noqa: ARG002 # no text
+        """Count the FLOPs of one block that processes `kept` tokens, for a batch of one.
+
+        With n tokens and C channels it is n (24 C^2 + 4 n C): attention's four projections (8 C^2) and two matrix
+        products (4 n C), and the MLP of ratio four (16 C^2). The modulation (12 C^2 for all tokens together) is left
+        out: MLX computes it once per picture.
+        """
+        width = self.hidden_size
+        return kept * (24 * width * width + 4 * kept * width)
+
+    def step_features(self, batch: int, tokens: int, text_tokens: int) -> StepFeatures:  # noqa: ARG002 # no text
+        return StepFeatures(
+            first={},
+            handed={TOKENS: (batch, tokens, self.hidden_size)},
+            always={TIMESTEP: (1,), LABELS: (batch,)},
+        )
+
+    def sample_shapes(self) -> SampleShapes:
+        return {"labels": ()}
+
+
+@dataclass(frozen=True)
+class _Config:
+    """`transformer/config.json` of a DiTTransformer2DModel."""
+
+    num_attention_heads: Heads = 16
+    attention_head_dim: HeadWidth = 72
+    in_channels: Channels = 4
+    out_channels: Channels | None = None
+    num_layers: Layers = 28
+    attention_bias: bool = True
+    sample_size: Side = 32
+    patch_size: Patch = 2
+    num_embeds_ada_norm: Classes = 1000
+    norm_eps: Epsilon = 1e-5

@@ -1,0 +1,172 @@
+"""What all denoising transformers have in common; an architecture is a subclass in a module of its own.
+
+Three counts of channels are apart: what the model reads, what the latent has, and what the model predicts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moddit.embeddings import position_embedding
+from moddit.errors import ShapeError, UnsupportedError
+from moddit.models.config import ComponentSpec, Config
+from moddit.tensors import ROUTER, Role, TensorInfo, Tensors, linear
+
+OUTPUT_NORM_EPS: Final = 1e-6  # diffusers' `norm_out`, which does not follow the configuration's norm_eps
+
+Shapes = Mapping[str, tuple[int, ...]]
+SampleShapes = Mapping[str, tuple[int | str, ...]]
+
+
+@dataclass(frozen=True)
+class StepFeatures:
+    """What a step is fed beside the latents: shapes by name, the batch first where each sample has its own value."""
+
+    first: Shapes  # at the start
+    handed: Shapes  # from each package to the next, where the model is divided into several
+    always: Shapes  # at the start, and to every package
+
+
+class TransformerSpec(ComponentSpec, ABC):
+    """Dimensions of a denoising transformer over patches of a latent."""
+
+    ARCHITECTURE: ClassVar[str]  # its name in a bundle
+    CONDITIONING: ClassVar[str]  # kind of what it is conditioned on
+    DIFFUSERS_CLASS: ClassVar[str]
+    NORM_TYPE: ClassVar[str]  # diffusers' kind of its blocks
+    OUTPUT: ClassVar[str]  # name of the final projection
+    TITLE: ClassVar[str]  # for people
+    HAS_BINS: ClassVar[bool] = False  # trained at the sizes of `moddit.bins`
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    in_channels: int  # that it reads
+    out_channels: int  # that it predicts, a variance included
+    patch_size: int  # latent pixels
+    sample_size: int  # latent pixels
+    attention_bias: bool
+    norm_eps: float
+    caption_channels: int  # only of a model that is conditioned on a text
+    num_classes: int  # only of a model that is conditioned on a label
+
+    @classmethod
+    def complete(cls, config: Config, names: Mapping[str, object]) -> Config:  # noqa: ARG003 # some need them
+        """Fill in what a configuration leaves to the names of the tensors."""
+        return config
+
+    @classmethod
+    @abstractmethod
+    def from_diffusers(cls, config: Config, where: str) -> Self:
+        """Read `transformer/config.json`.
+
+        Raises:
+            MissingError, UnsupportedError, ShapeError: naming `where` and the key.
+        """
+
+    @abstractmethod
+    def tensors(self, *, has_routers: bool) -> Tensors:
+        """List the canonical tensors, with a router in every block if asked."""
+
+    @abstractmethod
+    def block_flops(self, kept: int, text_tokens: int) -> int:
+        """Count the FLOPs of one block that processes `kept` tokens, for a batch of one."""
+
+    @abstractmethod
+    def step_features(self, batch: int, tokens: int, text_tokens: int) -> StepFeatures:
+        """Say what a step of so many image tokens is fed."""
+
+    @abstractmethod
+    def sample_shapes(self) -> SampleShapes:
+        """Say what a training sample tells the model beside its latents; equal letters stand for equal sizes."""
+
+    def size_features(self, height: int, width: int) -> Mapping[str, tuple[float, ...]]:  # noqa: ARG002 # some do
+        """Say what a step is told about the picture's size, pixels; nothing unless the model was trained on it."""
+        return {}
+
+    def position_embedding(self, rows: int, columns: int) -> NDArray[np.float32]:
+        """Embed the positions of a grid of patches. Shapes: -> (rows * columns, hidden_size)."""
+        return position_embedding(
+            self.hidden_size, rows, columns, base_size=self.base_size, interpolation_scale=self.position_scale
+        )
+
+    @property
+    def position_scale(self) -> float:
+        """What positions are divided by."""
+        return 1.0
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of what is denoised."""
+        return self.in_channels
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def base_size(self) -> int:
+        """Side of the patch grid that the position embedding is normalised by."""
+        return self.sample_size // self.patch_size
+
+    def tokens(self, height: int, width: int) -> int:
+        """Count the tokens of a latent.
+
+        Args:
+            height: latent pixels, a multiple of patch_size.
+            width: likewise.
+
+        Raises:
+            ShapeError: if a side is not a positive multiple of the patch size.
+        """
+        if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
+            raise ShapeError(f"[spec] latent size {height}x{width} is not made of whole patches of {self.patch_size}")
+        return (height // self.patch_size) * (width // self.patch_size)
+
+    def check_dimensions(self) -> None:
+        """Check what the fields of every architecture have to fulfil.
+
+        Raises:
+            ShapeError: sizes that do not divide.
+            UnsupportedError: channels that are neither a prediction nor one with a variance.
+        """
+        if self.sample_size % self.patch_size:
+            raise ShapeError(f"[spec] sample_size {self.sample_size} is not a multiple of patch_size {self.patch_size}")
+        if self.hidden_size % 4:
+            raise ShapeError(f"[spec] the hidden size {self.hidden_size} is not a multiple of 4, as positions need")
+        latent = self.latent_channels
+        if self.out_channels not in (latent, 2 * latent):
+            raise UnsupportedError(
+                f"[spec] out_channels = {self.out_channels} is not implemented, want in_channels {latent}, "
+                "or twice that with a variance"
+            )
+
+
+def embedding_tensors(spec: TransformerSpec) -> Tensors:
+    """List the tensors of the patch embedding."""
+    shape = (spec.hidden_size, spec.in_channels, spec.patch_size, spec.patch_size)
+    return {
+        "pos_embed.proj.weight": TensorInfo(shape, Role.CONV),
+        "pos_embed.proj.bias": TensorInfo((spec.hidden_size,), Role.BIAS),
+    }
+
+
+def block_tensors(spec: TransformerSpec, layer: int, attentions: tuple[str, ...], *, has_routers: bool) -> Tensors:
+    """List the tensors of a block's attentions and MLP, and of its router."""
+    hidden, block = spec.hidden_size, f"transformer_blocks.{layer}."
+    tensors: Tensors = {}
+    for attention in attentions:
+        for name in ("to_q", "to_k", "to_v"):
+            tensors |= linear(f"{block}{attention}.{name}", hidden, hidden, bias=spec.attention_bias)
+        tensors |= linear(f"{block}{attention}.to_out.0", hidden, hidden)
+    tensors |= linear(block + "ff.net.0.proj", 4 * hidden, hidden)
+    tensors |= linear(block + "ff.net.2", hidden, 4 * hidden)
+    if has_routers:
+        tensors[ROUTER.format(layer=layer)] = TensorInfo((1, hidden), Role.ROUTER)
+    return tensors

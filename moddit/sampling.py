@@ -1,0 +1,62 @@
+"""The denoising loop, for every backend: whoever has arrays that add and multiply, and a function that predicts.
+
+Swift has the same loop, and is held to it by golden files (`moddit.golden`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Generic
+
+from moddit.samplers import Array, SamplerStep, SamplerTable
+
+UNGUIDED: Final = 1.0  # the largest scale that asks for no guidance
+
+
+@dataclass(frozen=True)
+class Denoised(Generic[Array]):
+    """What one step made."""
+
+    index: int
+    step: SamplerStep
+    latents: Array  # after the step
+    clean: Array  # the latents without noise that the model expects
+
+
+def denoise(
+    table: SamplerTable, noise: Array, predict: Callable[[int, SamplerStep, Array], Array]
+) -> Iterator[Denoised[Array]]:
+    """Take the steps of a sampling run, one each time the next result is asked for.
+
+    Args:
+        table: of the run.
+        noise: standard normal.
+        predict: gives the model's prediction, guidance applied, for a step's index, the step and the scaled latents.
+
+    Shapes:
+        all arrays alike
+    """
+    latents, previous = noise * table.init_scale, None
+    for index, step in enumerate(table.steps):
+        latents, previous = step.advance(latents, predict(index, step, step.input_scale * latents), previous)
+        yield Denoised(index, step, latents, previous)
+
+
+def is_guided(guidance_scale: float) -> bool:
+    """Whether a picture takes two predictions a step: 1 and below generate without guidance, in half the time."""
+    return guidance_scale > UNGUIDED
+
+
+def guide(rows: Iterable[Any], guidance_scale: float) -> Any:
+    """Combine the predictions of a step (classifier-free guidance).
+
+    Args:
+        rows: the one that follows the request, and before it, if the scale asks for guidance, the negative one.
+        guidance_scale: how much to follow the request.
+
+    Shapes:
+        each row, and the result, alike
+    """
+    *negative, positive = rows
+    return negative[0] + guidance_scale * (positive - negative[0]) if negative else positive
