@@ -6,6 +6,7 @@ of every step and layer, and the position embedding.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -55,7 +56,7 @@ class Conditions:
         return TokenRun(self.policy, self.timesteps, self.position.shape[0], on_block=on_block, forced=forced)
 
 
-class Transformer(nn.Module):
+class Transformer(nn.Module, ABC):
     """A denoising transformer; an architecture says how it is conditioned, and how a block and the output work.
 
     Example:
@@ -113,9 +114,9 @@ class Transformer(nn.Module):
         mx.eval(conditions.arrays())
         return conditions
 
+    @abstractmethod
     def tell(self, context: Sequence[mx.array], timesteps: tuple[float, ...], sizes: Sizes) -> Told:
         """Compute what the blocks of an architecture are told, lazily."""
-        raise NotImplementedError
 
     def __call__(self, latents: mx.array, step: int, conditions: Conditions, run: TokenRun) -> mx.array:
         """Predict noise or velocity at one step.
@@ -145,9 +146,9 @@ class Transformer(nn.Module):
         modulation = conditions.told.modulation[layer][step]
         return kept.put_back(block(kept.tokens, modulation, kept.gates, *conditions.told.context[layer]))
 
+    @abstractmethod
     def project(self, x: mx.array, step: int, conditions: Conditions) -> mx.array:
         """Shapes: x (B, N, C) -> (B, H, W, out_channels) float32."""
-        raise NotImplementedError
 
     def unpatch(self, x: mx.array, conditions: Conditions) -> mx.array:
         """Put the patches in their places. Shapes: x (B, N, P * P * channels) -> (B, H, W, channels) float32."""

@@ -13,6 +13,7 @@ Source: DiffCR (arXiv 2412.16822), section 3.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
@@ -53,7 +54,7 @@ class BlockTrace:
 OnBlock = Callable[[BlockTrace], None]
 
 
-class RoutedTransformer(nn.Module):
+class RoutedTransformer(nn.Module, ABC):
     """A transformer whose blocks process the tokens that a policy says; an architecture is a subclass.
 
     Owns `transformer`, a module of diffusers with one extra module `router` in each block where the policy has routers,
@@ -100,25 +101,25 @@ class RoutedTransformer(nn.Module):
         return model
 
     @classmethod
+    @abstractmethod
     def make(cls, spec: Any) -> Any:
         """Make the dense module of diffusers with these dimensions and random weights."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tell(self, timestep: Tensor, context: Context, dtype: torch.dtype) -> dict[str, Tensor]:
         """Compute what every block and the output take beside the tokens, which have this dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run_block(self, block: Any, tokens: Tensor, told: Told, gates: Tensor | None) -> Tensor:
         """Run one block on the tokens given, operation for operation as diffusers, but for `gates` of the MLP branch.
 
         Shapes:
             tokens (B, K, C), gates (B, K) -> (B, K, C)
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def project(self, tokens: Tensor, told: Told) -> Tensor:
         """Modulate and project. Shapes: tokens (B, N, C) -> (B, N, P * P * out_channels)."""
-        raise NotImplementedError
 
     @property
     def blocks(self) -> Sequence[Any]:

@@ -7,6 +7,7 @@ package are cut into chunks of blocks, each a program. An architecture is a subc
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -43,7 +44,7 @@ class Variant:
     capacities: tuple[int, ...]  # tokens that each layer keeps
 
 
-class TransformerGraph:
+class TransformerGraph(ABC):
     """Builds the programs of one model.
 
     Args:
@@ -63,14 +64,15 @@ class TransformerGraph:
         self.keeper = Keeper(policy, routing, weights, self.constant)
         self._constants: dict[str, Var] = {}  # of the function under construction
 
+    @abstractmethod
     def start(self, inputs: Vars) -> Vars:
         """Compute what the first package hands to the others beside the tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def share(self, inputs: Vars, variant: Variant) -> Vars:
         """Compute what all blocks of a package take, from inputs that every package has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def block(self, layer: int, x: Var, gates: Sequence[Var], told: Told) -> Var:
         """Run a block on the tokens given.
 
@@ -82,11 +84,10 @@ class TransformerGraph:
 
         Shapes: x (B, K, C), gates (B, K, 1) -> (B, K, C)
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def modulate_output(self, told: Told) -> Var:
         """Compute shift and scale of the output. Shapes: -> (1 or B, 2, C)."""
-        raise NotImplementedError
 
     def programs(self, variants: Sequence[Variant], chunks: int) -> list[Program]:
         """Build one program for each chunk of the blocks; each has one function for each variant."""
