@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +46,11 @@ def test_device():
 """
 
 
-def run(folder: Path, system: str, device: str) -> list[str]:
+def run(folder: Path, system: str, device: str, *options: str) -> list[str]:
     """Run four tests with this repository's conftest; list what they print."""
     (folder / "test_it.py").write_text(TESTS)
     config = ("-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider")
-    command = [sys.executable, "-c", PROGRAM, system, *config, "-q", "-s", "--device", device, str(folder)]
+    command = [sys.executable, "-c", PROGRAM, system, *config, "-q", "-s", "--device", device, *options, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -86,3 +87,9 @@ def test_verify_mac_is_for_macs(tmp_path: Path) -> None:
     done = subprocess.run(command, env={"PATH": os.fspath(machine)}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("verify-mac runs on macOS only\n")
+
+
+def test_workers_start_although_they_import_mlx_first(tmp_path: Path) -> None:
+    """They inherit the choice of a device, for which MLX is imported before conftest loads the fast BLAS."""
+    lines = run(tmp_path, "Linux", "reported-gpu", "-n", "2")
+    assert re.search(r"\d+ passed", lines[-1]), lines

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def run(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.fixture(scope="module", autouse=True)
+def stub_is_left_alone() -> Iterator[None]:
+    """Every program that starts after these tests would compute slowly."""
+    before = fast_blas.STUB.exists()
+    yield
+    assert fast_blas.STUB.exists() == before
+
+
 @pytest.mark.skipif(platform.system() != "Linux", reason="MLX has its own BLAS elsewhere")
 def test_mlx_uses_openblas_where_the_stub_was_built(tmp_path: Path) -> None:
     if not fast_blas.STUB.exists():
@@ -47,8 +56,9 @@ def test_launcher_passes_options_on_and_runs_the_module_as_main(tmp_path: Path) 
     assert run(tmp_path, "-h", "--steps", "4").startswith("['-h', '--steps', '4'] __main__\n")
 
 
-def test_a_mac_has_its_own_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mac_has_its_own_blas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr(fast_blas, "STUB", tmp_path / "stub.so")  # `build` removes the one that is there
     monkeypatch.setattr(fast_blas, "bundled_blas", lambda: None)
     assert fast_blas.load() == "Accelerate"
     assert fast_blas.build() == "MLX needs no other BLAS here."

@@ -1,9 +1,14 @@
-"""The device that pytest's option `--device` names, in pytest and, through PYTHONPATH, in every Python it starts."""
+"""The device that pytest's option `--device` names, in pytest and, through PYTHONPATH, in every Python it starts.
+
+This runs before anything else does, and imports MLX: so the fast BLAS is loaded here, else it would be too late.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import runpy
+from pathlib import Path
 from typing import Final
 
 VARIABLE: Final = "MODDIT_TEST_DEVICE"  # how the choice reaches the programs that tests start
@@ -16,6 +21,8 @@ def choose_device(name: str) -> None:
     The last changes nothing but the answer of `mx.default_device`: what the package does on a Mac, done elsewhere.
     """
     if name == "reported-gpu":
+        # by its path: a program that a test starts may not find the repository
+        runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "fast_blas.py"))["load"]()
         import mlx.core as mx
 
         mx.default_device = lambda: mx.Device(mx.gpu, 0)
