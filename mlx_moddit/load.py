@@ -20,6 +20,7 @@ from mlx_moddit.transformer import Transformer
 from mlx_moddit.vae import AutoencoderKL
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.conditioning import Text
+from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError, MissingError, UnsupportedError
 from moddit.manifest import MANIFEST_NAME, Component, Manifest, Quantization, read_manifest, verify_files
 from moddit.spec import ModelSpec
@@ -69,7 +70,7 @@ class Bundle:
     def text_encoder(self) -> T5Encoder:
         """Build the text encoder; raises as `transformer`."""
         spec = self.text.encoder
-        return self._build(T5Encoder(spec), "text_encoder", spec.tensors())
+        return self._build(T5Encoder(spec), TEXT_ENCODER, spec.tensors())
 
     def vae(self) -> AutoencoderKL:
         """Build the VAE; raises as `transformer`."""

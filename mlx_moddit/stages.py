@@ -24,6 +24,7 @@ from mlx_moddit.vae import AutoencoderKL
 from moddit.bins import resize_and_crop
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.conditioning import Label, Text
+from moddit.contract import TEXT_ENCODER
 from moddit.errors import UnsupportedError
 from moddit.noise import torch_randn
 from moddit.request import Request
@@ -151,7 +152,7 @@ class Models:
         longest = max(lengths)
         padded = mx.array([row + [0] * (longest - len(row)) for row in ids])
         mask = None if min(lengths) == longest else mx.arange(longest) < mx.array(lengths)[:, None]
-        model: T5Encoder = yield from self._model("text_encoder", self.bundle.text_encoder, is_streamed=self.low_ram)
+        model: T5Encoder = yield from self._model(TEXT_ENCODER, self.bundle.text_encoder, is_streamed=self.low_ram)
         states = model(padded, mask, release=self.low_ram)
         del model
         rows = tuple(states[index, :length] for index, length in enumerate(lengths))

@@ -14,10 +14,11 @@ from typing import Annotated, Any, ClassVar, Final, Protocol
 from msgspec import Meta
 
 from moddit.bounds import CLASSES, NAME, TEXT_TOKENS, TextTokens
+from moddit.contract import INPUT_IDS, TEXT, TEXT_ENCODER, TEXT_MASK
 from moddit.errors import MissingError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.models.config import ComponentSpec
 from moddit.models.t5 import T5Spec
-from moddit.models.transformer import TransformerSpec
+from moddit.models.transformer import Shapes, TransformerSpec
 from moddit.record import OneOf, quote
 from moddit.tensors import Tensors
 
@@ -54,6 +55,14 @@ class Conditioning(ComponentSpec, ABC):
         """Give what the rows of a batch are conditioned on, the negative one of guidance first."""
 
     @abstractmethod
+    def null(self, transformer: TransformerSpec) -> Any:
+        """Give what stands for no condition."""
+
+    @abstractmethod
+    def of_caption(self, caption: str, transformer: TransformerSpec) -> Any:
+        """Take the caption of a picture for a condition; raises as `number`."""
+
+    @abstractmethod
     def check_request(self, asked: Asked, transformer: TransformerSpec) -> None:
         """Check what a request says.
 
@@ -81,6 +90,10 @@ class Conditioning(ComponentSpec, ABC):
         """List the canonical tensors of its components, by component."""
         return {}
 
+    def features(self) -> dict[str, tuple[Shapes, Shapes]]:
+        """List what the one function of each of its components' packages takes and gives, by what a package is for."""
+        return {}
+
     def check(self, transformer: TransformerSpec) -> None:
         """Check that a transformer can be conditioned so.
 
@@ -99,7 +112,7 @@ class Text(Conditioning):
     """A prompt and a negative prompt, through a tokenizer and a text encoder."""
 
     KIND: ClassVar[str] = "text"
-    COMPONENTS: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    COMPONENTS: ClassVar[tuple[str, ...]] = (TEXT_ENCODER, "tokenizer")
     GUIDANCE_SCALE: ClassVar[float] = 4.5
     EXAMPLE: ClassVar[Mapping[str, Any]] = {
         "prompt": "a large red circle on the left and a small blue square on the right on a white background"
@@ -119,7 +132,11 @@ class Text(Conditioning):
         return self.max_sequence_length
 
     def tensors(self) -> dict[str, Tensors]:
-        return {"text_encoder": self.encoder.tensors()}
+        return {TEXT_ENCODER: self.encoder.tensors()}
+
+    def features(self) -> dict[str, tuple[Shapes, Shapes]]:
+        shape = (1, self.max_sequence_length)
+        return {TEXT_ENCODER: ({INPUT_IDS: shape, TEXT_MASK: shape}, {TEXT: (*shape, self.encoder.d_model)})}
 
     def check(self, transformer: TransformerSpec) -> None:
         super().check(transformer)
@@ -131,6 +148,12 @@ class Text(Conditioning):
 
     def rows(self, asked: Asked, _: TransformerSpec) -> tuple[str, str]:
         return asked.negative_prompt, asked.prompt
+
+    def null(self, _: TransformerSpec) -> str:
+        return ""
+
+    def of_caption(self, caption: str, _: TransformerSpec) -> str:
+        return caption
 
     def check_request(self, asked: Asked, _: TransformerSpec) -> None:
         if asked.label is not None:
@@ -158,7 +181,13 @@ class Label(Conditioning):
 
     def rows(self, asked: Asked, transformer: TransformerSpec) -> tuple[int, int]:
         assert asked.label is not None
-        return transformer.num_classes, asked.label
+        return self.null(transformer), asked.label
+
+    def null(self, transformer: TransformerSpec) -> int:
+        return transformer.num_classes
+
+    def of_caption(self, caption: str, transformer: TransformerSpec) -> int:
+        return self.number(caption, transformer)
 
     def check_request(self, asked: Asked, transformer: TransformerSpec) -> None:
         for name in ("prompt", "negative_prompt"):

@@ -1,4 +1,4 @@
-"""Names by which the exporter, the verifier and apps find things in a bundle for Core ML.
+"""Names by which the exporter, the verifier and apps find things in a bundle, above all in one for Core ML.
 
 The exporter writes them; the verifier, which shares no code with it, and the Swift package look for them. What apps
 have to know of them is in docs/format.md.
@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+TEXT_ENCODER: Final = "text_encoder"  # component, and what its package is for
 TOKENIZER: Final = "tokenizer.json"  # file of the bundle
 _STEMS: Final[Mapping[str, str]] = {  # of packages, by role
-    "text_encoder": "TextEncoder",
+    TEXT_ENCODER: "TextEncoder",
     "transformer": "Transformer",
     "vae_decoder": "VAEDecoder",
     "vae_encoder": "VAEEncoder",

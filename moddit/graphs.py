@@ -31,16 +31,13 @@ from moddit.bounds import (
     Version,
     choice,
 )
-from moddit.conditioning import Text
 from moddit.contract import (
     IMAGE,
-    INPUT_IDS,
     INTEGERS,
     LATENTS,
     MOMENTS,
     PREDICTION,
-    TEXT,
-    TEXT_MASK,
+    TEXT_ENCODER,
     handed_name,
     size_name,
 )
@@ -52,7 +49,7 @@ from moddit.spec import ModelSpec
 
 # What the packages of each component do; a tokenizer has none.
 ROLES: Final[Mapping[str, tuple[str, ...]]] = {
-    "text_encoder": ("text_encoder",),
+    TEXT_ENCODER: (TEXT_ENCODER,),
     "transformer": ("transformer",),
     "vae": ("vae_decoder", "vae_encoder"),
 }
@@ -213,7 +210,7 @@ class Graphs:
             )
         for role, packages in self.packages.items():
             for number, package in enumerate(packages):
-                self._check_names(role, package, where)
+                self._check_names(spec, role, package, where)
                 wanted_functions = self._functions(spec, role, number == 0, number == len(packages) - 1)
                 _check_features(package, dict(wanted_functions), where)
 
@@ -234,12 +231,14 @@ class Graphs:
             f"{', '.join(f'{h}x{w}' for h, w in self.sizes)} and batches {', '.join(map(str, self.batches))}"
         )
 
-    def _check_names(self, role: str, package: Package, where: str) -> None:
+    def _check_names(self, spec: ModelSpec, role: str, package: Package, where: str) -> None:
         found = sorted(function.name for function in package.functions)
-        wanted = {
-            "text_encoder": found[:1] or ["any"],
-            "transformer": sorted(item.function for item in self.step_functions),
-        }.get(role, sorted(size_name(*size) for size in self.sizes))
+        if role in spec.conditioning.features():
+            wanted = found[:1] or ["any"]
+        elif role == "transformer":
+            wanted = sorted(item.function for item in self.step_functions)
+        else:
+            wanted = sorted(size_name(*size) for size in self.sizes)
         if found != wanted or len(set(found)) < len(found):
             raise ShapeError(f"[graphs] {where}: {escape(package.path)} has functions {found}, want {wanted or 'one'}")
 
@@ -254,10 +253,9 @@ class Graphs:
         self, spec: ModelSpec, role: str, is_first: bool, is_last: bool
     ) -> Iterator[tuple[str, GraphFunction]]:
         """List the functions of a package, by name, with the features that they have to have."""
-        if role == "text_encoder":
+        if role in spec.conditioning.features():
             name = self.packages[role][0].functions[0].name
-            assert isinstance(spec.conditioning, Text)
-            yield name, text_function(spec.conditioning, name)
+            yield name, encoder_function(spec, role, name)
         elif role == "transformer":
             for item in self.step_functions:
                 yield item.function, step_features(spec, item, is_first=is_first, is_last=is_last)
@@ -294,11 +292,10 @@ def package_roles(spec: ModelSpec) -> tuple[str, ...]:
     return tuple(role for component in spec.components for role in ROLES.get(component, ()))
 
 
-def text_function(text: Text, name: str) -> GraphFunction:
-    """Describe the text encoder's function."""
-    shape = (1, text.max_sequence_length)
-    inputs = _features({INPUT_IDS: shape, TEXT_MASK: shape})
-    return GraphFunction(name, inputs, _features({TEXT: (*shape, text.encoder.d_model)}))
+def encoder_function(spec: ModelSpec, role: str, name: str) -> GraphFunction:
+    """Describe the function of a component that only a conditioning has."""
+    inputs, outputs = spec.conditioning.features()[role]
+    return GraphFunction(name, _features(inputs), _features(outputs))
 
 
 def step_features(spec: ModelSpec, item: StepFunction, *, is_first: bool, is_last: bool) -> GraphFunction:

@@ -20,9 +20,9 @@ from moddit.graphs import (
     Graphs,
     Package,
     StepFunction,
+    encoder_function,
     package_roles,
     step_features,
-    text_function,
     vae_function,
 )
 from moddit.manifest import Component, FileInfo, Manifest, Provenance, Quantization, fingerprint
@@ -174,9 +174,8 @@ def _packages(role: str, spec: ModelSpec, case: Case, functions: Sequence[StepFu
             )
             for number, name in enumerate(names)
         )
-    if role == "text_encoder":
-        assert isinstance(spec.conditioning, Text)
-        return (_package("TextEncoder", [text_function(spec.conditioning, "encode")]),)
+    if role in spec.conditioning.features():
+        return (_package("TextEncoder", [encoder_function(spec, role, "encode")]),)
     name = {"vae_decoder": "VAEDecoder", "vae_encoder": "VAEEncoder"}[role]
     return (_package(name, [vae_function(spec, role, *size) for size in case.sizes]),)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import torch
@@ -17,13 +17,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from moddit.bounds import SIDE
 from moddit.checkpoint.hub import find_checkpoint
-from moddit.conditioning import Label, Text
 from moddit.errors import MissingError, ModditError
 from moddit.paths import expand
 from moddit.signals import Stopped, end_on_stop
 from moddit.spec import ModelSpec
 from moddit.text import printable_lines
-from torch_moddit.data import Item, PictureFolder, tokenize
+from torch_moddit.conditioning import teller
+from torch_moddit.data import Item, PictureFolder
 from torch_moddit.export import check_output, save_checkpoint
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
@@ -137,8 +137,7 @@ def command(
             dataset,
             reference.spec.scheduler,
             null=null,
-            text_encoder=reference.parts.get("text_encoder"),
-            vae=reference.parts["vae"],
+            components=reference.components,
         )
         if not PartialState().is_main_process:
             return
@@ -197,29 +196,16 @@ def _dataset(
     reference: ReferencePipeline, images: Path | None, latents: Path | None, height: int | None, width: int | None
 ) -> tuple[PictureFolder | Precomputed, Item | None]:
     spec = reference.spec
-    tell, null = TELLERS[spec.conditioning.KIND](reference)
+    tell = teller(spec, reference.components)
+    null = tell(spec.conditioning.null(spec.transformer))
     if latents is not None:
         precomputed = Precomputed(latents, spec.transformer)
         return precomputed, precomputed.null() or (null if "labels" in null else None)
     assert images is not None
     height, width = height or spec.default_side, width or spec.default_side
     sizes = spec.transformer.size_features(height, width)
-    return PictureFolder(images, tell, height=height, width=width, sizes=sizes), null
+    return PictureFolder(images, partial(_tell_caption, spec, tell), height=height, width=width, sizes=sizes), null
 
 
-def _tell_text(reference: ReferencePipeline) -> tuple[Callable[[str], Item], Item]:
-    """Tokenize a caption."""
-    tell = partial(tokenize, reference.parts["tokenizer"], max_tokens=reference.spec.text_tokens)
-    return tell, tell("")
-
-
-def _tell_label(reference: ReferencePipeline) -> tuple[Callable[[str], Item], Item]:
-    """Take a caption for the number or the name of a class."""
-    return partial(_label_item, reference.spec), {"labels": torch.tensor(reference.spec.transformer.num_classes)}
-
-
-def _label_item(spec: ModelSpec, caption: str) -> Item:
-    return {"labels": torch.tensor(spec.number(caption))}
-
-
-TELLERS: Final = {Text.KIND: _tell_text, Label.KIND: _tell_label}
+def _tell_caption(spec: ModelSpec, tell: Callable[[Any], Item], caption: str) -> Item:
+    return tell(spec.conditioning.of_caption(caption, spec.transformer))

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import numpy as np
 import torch
@@ -131,14 +131,6 @@ class Batches(Sampler[list[int]]):
             self._order = torch.randperm(self.count, generator=generator).tolist()
             self._epoch = epoch
         return self._order[offset]
-
-
-def tokenize(tokenizer: Any, caption: str, max_tokens: int) -> Item:
-    """Tokenize as diffusers' pipelines of PixArt do: lower case, stripped, padded and cut to `max_tokens`."""
-    encoded = tokenizer(
-        caption.lower().strip(), padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
-    )
-    return {"input_ids": encoded.input_ids[0], "mask": encoded.attention_mask[0]}
 
 
 def fit(picture: Image.Image, height: int, width: int) -> Image.Image:

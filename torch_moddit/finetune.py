@@ -4,12 +4,12 @@ From Python:
 
     config = FinetuneConfig(output=Path("out/diffcr"), steps=2000, batch_size=32, target=0.5, distill_weight=1.0)
     schedule = read_schedule(pipeline.scheduler)  # of torch_moddit.pipeline
-    result = finetune(config, pipeline.transformer, dataset, schedule, null=null, text_encoder=pipeline.text_encoder)
+    result = finetune(config, pipeline.transformer, dataset, schedule, null=null, components=pipeline.components)
     save_checkpoint(Path("out/model"), result.model, pipeline=pipeline, keep_ratio=result.keep_ratio)
 
 `dataset` maps an index to a dictionary of tensors, `null` is the empty caption, or the class that is none, under the
 same keys (`torch_moddit.data`): {"latents" (C, H, W), "text" (L, D), "mask" (L,)}, or "input_ids" in place of "text"
-together with `text_encoder`, or "labels" () in place of both, or "pixels" in place of "latents" together with `vae`.
+and "labels" () in place of both, or "pixels" in place of "latents"; `components` then encode them.
 `finetune` takes the transformer over (pass a copy to keep it), returns averaged weights with their plan, and calling it
 again with the same configuration resumes from its last checkpoint: a run that was killed ends with the weights of one
 that was not. `stop_after=N` ends a call after N steps, with a checkpoint. The controls are `mode=Mode.UNIFORM` (routers

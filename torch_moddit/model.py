@@ -29,7 +29,7 @@ from moddit.tokens import TokenPolicy
 from torch_moddit.tokens import SCORERS, BinUse, PlanRouting, Routing, keep
 
 Context = Mapping[str, Tensor]  # what the samples are conditioned on, by name, the batch first
-# What of a training sample a model is conditioned on, with its name in the context.
+# What of a sample of a dataset a model is conditioned on, with its name in the context.
 CONTEXT: Final = {
     "text": "text",
     "mask": "text_mask",

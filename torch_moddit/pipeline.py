@@ -20,21 +20,21 @@ from torch import Tensor
 
 from moddit.checkpoint.description import describe
 from moddit.checkpoint.sources import WEIGHTED, Sources, as_sources
-from moddit.conditioning import Label, Text
+from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError, UnsupportedError
 from moddit.record import escape
 from moddit.request import Request
 from moddit.samplers import NoiseSchedule, build_table
 from moddit.sampling import Denoised, denoise, guide
 from moddit.spec import ModelSpec
-from torch_moddit.data import tokenize
+from torch_moddit.conditioning import Components, make_context, teller
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace, Context, RoutedTransformer
 
 # Classes of the components of a checkpoint without an index.
 _USUAL: Final[Mapping[str, tuple[str, str]]] = {
     "tokenizer": ("transformers", "T5Tokenizer"),
-    "text_encoder": ("transformers", "T5EncoderModel"),
+    TEXT_ENCODER: ("transformers", "T5EncoderModel"),
     "vae": ("diffusers", "AutoencoderKL"),
 }
 
@@ -48,13 +48,13 @@ class ReferencePipeline:
     Args:
         spec: of the model.
         model: the transformer.
-        parts: the other components, by name: "vae" and what the conditioning has.
+        components: the others, by name: "vae" and what the conditioning has.
     """
 
-    def __init__(self, spec: ModelSpec, model: RoutedTransformer, parts: Mapping[str, Any]) -> None:
+    def __init__(self, spec: ModelSpec, model: RoutedTransformer, components: Components) -> None:
         self.spec = spec
         self.model = model
-        self.parts = parts
+        self.components = components
 
     @classmethod
     def load(
@@ -74,11 +74,11 @@ class ReferencePipeline:
         spec = describe(sources).spec  # the libraries check less, and say less of what they do not read
         model = load_checkpoint(sources, dtype=dtype).to(device)
         names = [name for name in spec.components if name != "transformer"]
-        parts = {name: _load_part(sources, name, dtype) for name in names}
-        for part in parts.values():
+        components = {name: _load_part(sources, name, dtype) for name in names}
+        for part in components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(device)
-        return cls(spec, model, parts)
+        return cls(spec, model, components)
 
     @property
     def device(self) -> torch.device:
@@ -151,12 +151,14 @@ class ReferencePipeline:
     @torch.no_grad()
     def encode(self, rows: tuple[Any, ...]) -> Context:
         """Turn what the rows of a batch are conditioned on (`Request.rows`) into the model's context."""
-        return _ENCODERS[self.spec.conditioning.KIND](self, rows)
+        items = list(map(teller(self.spec, self.components), rows))
+        batch = {key: torch.stack([item[key] for item in items]).to(self.device) for key in items[0]}
+        return make_context(batch, self.components)
 
     @torch.no_grad()
     def decode(self, request: Request, latents: Tensor) -> NDArray[np.float32]:
         """Turn latents into a picture of the size that is wanted. Shapes: latents (1, C, h, w) -> (H, W, 3), 0..1."""
-        image = self.parts["vae"].decode(latents / self.spec.vae.scaling_factor).sample
+        image = self.components["vae"].decode(latents / self.spec.vae.scaling_factor).sample
         if request.resolution_binning:
             image = PixArtImageProcessor.resize_and_crop_tensor(image, request.width, request.height)
         picture: NDArray[np.float32] = (image[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
@@ -170,23 +172,6 @@ class ReferencePipeline:
     def _size_context(self, height: int, width: int, rows: int) -> dict[str, Tensor]:
         sizes = self.spec.transformer.size_features(height, width)
         return {name: torch.tensor([values] * rows, device=self.device) for name, values in sizes.items()}
-
-
-def _encode_texts(pipeline: ReferencePipeline, texts: tuple[str, ...]) -> dict[str, Tensor]:
-    length = pipeline.spec.text_tokens
-    items = [tokenize(pipeline.parts["tokenizer"], text, length) for text in texts]
-    ids, mask = (torch.stack([item[name] for item in items]).to(pipeline.device) for name in ("input_ids", "mask"))
-    return {"text": pipeline.parts["text_encoder"](ids, attention_mask=mask)[0], "text_mask": mask}
-
-
-def _encode_labels(pipeline: ReferencePipeline, numbers: tuple[int, ...]) -> dict[str, Tensor]:
-    return {"labels": torch.tensor(numbers, device=pipeline.device)}
-
-
-_ENCODERS: Final[Mapping[str, Callable[[ReferencePipeline, Any], dict[str, Tensor]]]] = {
-    Text.KIND: _encode_texts,
-    Label.KIND: _encode_labels,
-}
 
 
 def read_schedule(scheduler: Any) -> NoiseSchedule:

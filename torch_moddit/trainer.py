@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from moddit.contract import TEXT_ENCODER
 from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
 from moddit.files import discard, exclusive, new_folder, recover_all
 from moddit.samplers import NoiseSchedule
 from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
+from torch_moddit.conditioning import Components, make_context
 from torch_moddit.data import SEEDS, Batches, Item
-from torch_moddit.model import CONTEXT, Context, RoutedTransformer
+from torch_moddit.model import Context, RoutedTransformer
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, describe, rate_factor
@@ -54,8 +56,7 @@ def finetune(
     schedule: NoiseSchedule,
     *,
     null: Item | None = None,
-    text_encoder: nn.Module | None = None,
-    vae: nn.Module | None = None,
+    components: Components | None = None,
     draw_timesteps: DrawTimesteps | None = None,
     make_optimizers: MakeOptimizers | None = None,
     stop_after: int | None = None,
@@ -69,8 +70,8 @@ def finetune(
         dataset: see `torch_moddit.finetune`.
         schedule: noise levels and prediction type of the model.
         null: the empty caption or the class that is none, with the dataset's keys; needed for caption dropout.
-        text_encoder: T5 encoder, kept as it is, for datasets with "input_ids".
-        vae: AutoencoderKL, kept as it is, for datasets with "pixels".
+        components: of the model's pipeline, kept as they are: the text encoder for datasets with "input_ids", the VAE
+            for those with "pixels".
         draw_timesteps: how timesteps are drawn; stratified over all of them by default.
         make_optimizers: what moves weights and routers; `make_adamw` by default. Each group's rate follows the
             configuration's schedule, from the rate it was made with.
@@ -78,7 +79,7 @@ def finetune(
         on_log: called with each row of the log.
 
     Raises:
-        MissingError: `null`, `text_encoder` or `vae` is needed and absent.
+        MissingError: `null` or a component is needed and absent.
         ValueRangeError: a checkpoint was made with another configuration, number of processes or data; or the loss or
             a weight is not finite any more.
         FormatError: a checkpoint is damaged, or of another version.
@@ -91,7 +92,7 @@ def finetune(
         )
     samples = len(dataset)  # type: ignore[arg-type] # torch's Dataset does not say that it has one
     optimizers = make_optimizers or make_adamw
-    trainer = Trainer(config, model, schedule, text_encoder, vae, draw_timesteps, optimizers, on_log, samples)
+    trainer = Trainer(config, model, schedule, components or {}, draw_timesteps, optimizers, on_log, samples)
     with trainer.alone():
         trainer.resume()
         return trainer.train(dataset, null, stop_after)
@@ -105,8 +106,7 @@ class Trainer:
         config: FinetuneConfig,
         model: nn.Module,
         schedule: NoiseSchedule,
-        text_encoder: nn.Module | None,
-        vae: nn.Module | None,
+        components: Components,
         draw_timesteps: DrawTimesteps | None,
         make_optimizers: MakeOptimizers,
         on_log: Callable[[dict[str, Any]], None] | None,
@@ -127,8 +127,8 @@ class Trainer:
             )
         device = self.accelerator.device
         self.teacher = self._teacher(model).to(device) if config.distill_weight > 0 else None
-        self.text_encoder = None if text_encoder is None else _freeze(text_encoder).to(device)
-        self.vae: Any = None if vae is None else _freeze(vae).to(device)
+        frozen = components.keys() & {TEXT_ENCODER, "vae"}
+        self.components = {name: _freeze(components[name]).to(device) for name in frozen}
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
         self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
@@ -322,23 +322,20 @@ class Trainer:
         dropped = torch.rand(len(next(iter(batch.values()))), generator=generator) < self.config.caption_dropout
         nulls = {key: value for key, value in (null or {}).items() if key in batch}
         items = {**batch, **{key: _replace(batch[key], value, dropped) for key, value in nulls.items()}}
-        context = {name: items[key].to(device) for key, name in CONTEXT.items() if key in items}
-        if "input_ids" in items:
-            if self.text_encoder is None:
-                raise MissingError("[finetune] the dataset gives input_ids: pass `text_encoder`")
-            context["text"] = self.text_encoder(items["input_ids"].to(device), attention_mask=context["text_mask"])[0]
+        context = make_context({key: value.to(device) for key, value in items.items()}, self.components)
         if "text" in context:
-            context["text"] = context["text"].float()
+            context = {**context, "text": context["text"].float()}
         latents = batch["latents"].to(device) if "latents" in batch else self._encode_pixels(batch["pixels"], generator)
         return latents.float(), context
 
     def _encode_pixels(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        if self.vae is None:
-            raise MissingError("[finetune] the dataset gives pixels: pass `vae`")
-        encoded = self.vae.encode(pixels.to(self.accelerator.device, self.vae.dtype)).latent_dist
+        vae: Any = self.components.get("vae")
+        if vae is None:
+            raise MissingError("[finetune] the dataset gives pixels: pass `components` with a 'vae'")
+        encoded = vae.encode(pixels.to(self.accelerator.device, vae.dtype)).latent_dist
         noise = torch.randn(encoded.mean.shape, generator=generator).to(encoded.mean)
         # without the VAE's shift_factor: diffusers' pipelines decode without it
-        latents: Tensor = (encoded.mean + encoded.std * noise) * self.vae.config.scaling_factor
+        latents: Tensor = (encoded.mean + encoded.std * noise) * vae.config.scaling_factor
         return latents
 
     def _loader(self, dataset: Any) -> DataLoader[Item]:

@@ -16,8 +16,8 @@ from convert.coreml.choices import Choices, Routing
 from convert.coreml.compress import BLOCK, GROUP, Scheme
 from convert.coreml.package import save_package
 from convert.coreml.routing import MAX_ONEHOT_TOKENS
+from convert.coreml.t5 import build_t5
 from convert.coreml.target import COMPUTE_UNITS, MINIMUM_OS
-from convert.coreml.text_encoder import build_text_encoder
 from convert.coreml.vae import build_decoder, build_encoder
 from convert.coreml.variants import list_functions, merge_rows
 from convert.coreml.weights import Weights
@@ -26,7 +26,7 @@ from moddit.bins import Size
 from moddit.bounds import BATCH, SIDE, TOKENS
 from moddit.checkpoint.description import Description
 from moddit.conditioning import Label, Text
-from moddit.contract import package_names, size_name
+from moddit.contract import TEXT_ENCODER, package_names, size_name
 from moddit.errors import ValueRangeError
 from moddit.files import check_space
 from moddit.graphs import ROLES, Graphs, Package
@@ -100,14 +100,14 @@ def write_packages(
     return written, {name: item.values for name, item in weights.items()}
 
 
-def _save_text_encoder(text: Text, weights: Mapping[str, Weights], folder: Path) -> dict[str, tuple[Package, ...]]:
-    program = build_text_encoder(text.encoder, weights["text_encoder"], text.max_sequence_length)
-    return {"text_encoder": (save_package(program, folder / package_names("text_encoder")[0], "T5 text encoder"),)}
+def _save_t5(text: Text, weights: Mapping[str, Weights], folder: Path) -> dict[str, tuple[Package, ...]]:
+    program = build_t5(text.encoder, weights[TEXT_ENCODER], text.max_sequence_length)
+    return {TEXT_ENCODER: (save_package(program, folder / package_names(TEXT_ENCODER)[0], "T5 text encoder"),)}
 
 
 # How the packages are written that only some models have, by what a model is conditioned on.
 CONDITIONINGS: Final[Mapping[str, Callable[[Any, Mapping[str, Weights], Path], dict[str, tuple[Package, ...]]]]] = {
-    Text.KIND: _save_text_encoder,
+    Text.KIND: _save_t5,
     Label.KIND: lambda _, __, ___: {},
 }
 

@@ -22,7 +22,7 @@ from convert.verify.bundle import Packages
 from convert.verify.reference import Reference
 from convert.verify.stored import case_name
 from moddit.conditioning import Text
-from moddit.contract import IMAGE, INPUT_IDS, LABELS, TEXT, TEXT_MASK, TIMESTEP, kept_layer
+from moddit.contract import IMAGE, INPUT_IDS, LABELS, TEXT, TEXT_ENCODER, TEXT_MASK, TIMESTEP, kept_layer
 from moddit.noise import torch_randn
 from moddit.spec import ModelSpec
 from torch_moddit.model import BlockTrace
@@ -94,7 +94,7 @@ def list_cases(packages: Packages, reference: Reference, *, quick: bool) -> Iter
 
 def _encode_texts(reference: Reference, masks: NDArray[np.float32]) -> NDArray[np.float32]:
     ids = _make_inputs({INPUT_IDS: (1, masks.shape[1])}, reference.spec, 0)[INPUT_IDS]
-    rows = [reference.run("text_encoder", {INPUT_IDS: ids, TEXT_MASK: mask[None]}) for mask in masks]
+    rows = [reference.run(TEXT_ENCODER, {INPUT_IDS: ids, TEXT_MASK: mask[None]}) for mask in masks]
     return np.concatenate(rows)
 
 

@@ -14,7 +14,7 @@ from convert.verify.bundle import Arrays, Packages
 from convert.verify.interpreter import Arithmetic
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.conditioning import Label, Text
-from moddit.contract import INPUT_IDS, LABELS, LATENTS, TEXT, TEXT_MASK, TIMESTEP, TOKENIZER, size_name
+from moddit.contract import INPUT_IDS, LABELS, LATENTS, TEXT, TEXT_ENCODER, TEXT_MASK, TIMESTEP, TOKENIZER, size_name
 from moddit.noise import torch_randn
 from moddit.request import Request
 from moddit.samplers import SamplerStep, build_table
@@ -69,12 +69,12 @@ def _encode_texts(packages: Packages, texts: tuple[str, ...]) -> list[Arrays]:
     text = packages.spec.conditioning
     assert isinstance(text, Text)
     tokenizer, length = open_tokenizer(packages.folder, text), text.max_sequence_length
-    (function,) = packages.graphs.packages["text_encoder"][0].functions
+    (function,) = packages.graphs.packages[TEXT_ENCODER][0].functions
     rows: list[Arrays] = []
     for ids in map(tokenizer.encode, texts):
         padded, mask = np.zeros((1, length), np.int32), np.zeros((1, length), np.float32)
         padded[0, : len(ids)], mask[0, : len(ids)] = ids, 1
-        states = packages.run("text_encoder", function.name, {INPUT_IDS: padded, TEXT_MASK: mask})
+        states = packages.run(TEXT_ENCODER, function.name, {INPUT_IDS: padded, TEXT_MASK: mask})
         rows.append({TEXT: states, TEXT_MASK: mask})
     return rows
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from moddit.conditioning import Text
-from moddit.contract import IMAGE, INPUT_IDS, LATENTS, TEXT_MASK, TIMESTEP, TOKENIZER
+from moddit.contract import IMAGE, INPUT_IDS, LATENTS, TEXT_ENCODER, TEXT_MASK, TIMESTEP, TOKENIZER
 from moddit.errors import MissingError
 from moddit.models.t5 import T5Spec
 from moddit.models.transformer import TransformerSpec
@@ -40,7 +40,7 @@ class Reference:
 
     spec: ModelSpec
     transformer: RoutedTransformer
-    parts: Mapping[str, Any]  # the other components that have weights
+    components: Mapping[str, Any]  # the other components that have weights
 
     @classmethod
     def build(cls, spec: ModelSpec, policy: TokenPolicy, values: Mapping[str, Values]) -> Reference:
@@ -52,10 +52,10 @@ class Reference:
             values: weights of each component.
         """
         transformer = build_transformer(spec.transformer, policy, values["transformer"])
-        parts = {"vae": build_vae(spec.vae, values["vae"])}
+        components = {"vae": build_vae(spec.vae, values["vae"])}
         if isinstance(spec.conditioning, Text):
-            parts["text_encoder"] = build_text_encoder(spec.conditioning.encoder, values["text_encoder"])
-        return cls(spec, transformer, parts)
+            components[TEXT_ENCODER] = build_t5(spec.conditioning.encoder, values[TEXT_ENCODER])
+        return cls(spec, transformer, components)
 
     def run(
         self,
@@ -70,7 +70,7 @@ class Reference:
         """
         features = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
         outputs: Mapping[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
-            "text_encoder": self._encode_text,
+            TEXT_ENCODER: self._encode_text,
             "transformer": partial(self._denoise, on_block=on_block, forced=forced),
             "vae_decoder": self._decode,
             "vae_encoder": self._encode_image,
@@ -79,7 +79,7 @@ class Reference:
             return outputs[role](features).numpy()
 
     def _encode_text(self, features: Mapping[str, Tensor]) -> Tensor:
-        states: Tensor = self.parts["text_encoder"](
+        states: Tensor = self.components[TEXT_ENCODER](
             features[INPUT_IDS].long(), attention_mask=features[TEXT_MASK]
         ).last_hidden_state
         return states
@@ -100,16 +100,16 @@ class Reference:
 
     def _decode(self, features: Mapping[str, Tensor]) -> Tensor:
         vae = self.spec.vae
-        image: Tensor = self.parts["vae"].decode(features[LATENTS] / vae.scaling_factor + vae.shift_factor).sample
+        image: Tensor = self.components["vae"].decode(features[LATENTS] / vae.scaling_factor + vae.shift_factor).sample
         return image
 
     def _encode_image(self, features: Mapping[str, Tensor]) -> Tensor:
-        moments: Tensor = self.parts["vae"].encode(features[IMAGE]).latent_dist.parameters
+        moments: Tensor = self.components["vae"].encode(features[IMAGE]).latent_dist.parameters
         return moments
 
     def pipeline(self, folder: Path) -> ReferencePipeline:
         """Put a pipeline around these models, with the tokenizer of a bundle where the model has one."""
-        return ReferencePipeline(self.spec, self.transformer, {**self.parts, **self._tokenizer(folder)})
+        return ReferencePipeline(self.spec, self.transformer, {**self.components, **self._tokenizer(folder)})
 
     def _tokenizer(self, folder: Path) -> dict[str, Any]:
         if not isinstance(self.spec.conditioning, Text):
@@ -180,7 +180,7 @@ def _replace_sinusoids(model: nn.Module) -> None:
                 setattr(parent, name, Sinusoid(child))
 
 
-def build_text_encoder(spec: T5Spec, values: Values) -> Any:
+def build_t5(spec: T5Spec, values: Values) -> Any:
     """Build the T5 encoder."""
     config = T5Config(
         vocab_size=spec.vocab_size,

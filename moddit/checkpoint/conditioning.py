@@ -16,6 +16,7 @@ from moddit.checkpoint.sources import SourceFiles, Sources
 from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.checkpoint.weights import TRANSFORMERS, read_json
 from moddit.conditioning import ClassName, Conditioning, Label, Text
+from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError, ShapeError, UnsupportedError
 from moddit.models.t5 import T5Spec
 from moddit.models.transformer import TransformerSpec
@@ -42,7 +43,7 @@ def read_text(sources: Sources, files: SourceFiles, _: TransformerSpec) -> ReadC
     """
     tokenizer = read_tokenizer(sources.component("tokenizer"), sources.class_of("tokenizer"))
     files.add(*tokenizer.files)
-    encoder, part = _read_text_encoder(sources, files)
+    encoder, part = _read_t5(sources, files)
     text = Text(encoder, sources.max_sequence_length or sources.pipeline().sequence_length)
     if tokenizer.size > encoder.vocab_size:
         raise ShapeError(
@@ -53,17 +54,17 @@ def read_text(sources: Sources, files: SourceFiles, _: TransformerSpec) -> ReadC
     PromptTokenizer.parse(
         tokenizer.text, tokenizer.files[0], vocab_size=encoder.vocab_size, max_length=text.max_sequence_length
     )
-    return ReadConditioning(text, {"text_encoder": part}, {"tokenizer": tokenizer.text})
+    return ReadConditioning(text, {TEXT_ENCODER: part}, {"tokenizer": tokenizer.text})
 
 
-def _read_text_encoder(sources: Sources, files: SourceFiles) -> tuple[T5Spec, ReadPart]:
-    folder = sources.component("text_encoder")
+def _read_t5(sources: Sources, files: SourceFiles) -> tuple[T5Spec, ReadPart]:
+    folder = sources.component(TEXT_ENCODER)
     config = read_json(folder / "config.json")
     check_config(config, str(folder / "config.json"))
     check_merged(folder)
     files.add(folder / "config.json")
     spec = T5Spec.from_transformers(config, str(folder / "config.json"))
-    return spec, read_part("text_encoder", folder, TRANSFORMERS, spec.tensors(), sources, files)
+    return spec, read_part(TEXT_ENCODER, folder, TRANSFORMERS, spec.tensors(), sources, files)
 
 
 @dataclass(frozen=True)

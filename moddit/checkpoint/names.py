@@ -11,13 +11,12 @@ from typing import Final
 
 from moddit.checkpoint.precision import DTYPE_NAMES
 from moddit.checkpoint.stored import StoredTensor
+from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError
 
 # A second name of one tensor. Where both are there and differ, the encoder reads the second, as in transformers.
 ALIASES: Final[Mapping[str, Mapping[str, str]]] = {
-    "transformer": {},
-    "text_encoder": {"encoder.embed_tokens.weight": "shared.weight"},
-    "vae": {},
+    TEXT_ENCODER: {"encoder.embed_tokens.weight": "shared.weight"},
 }
 
 # Older names, by the part of the name that differs. Attention of AutoencoderKL before diffusers 0.17.
@@ -27,9 +26,9 @@ _OLD_ATTENTION: Final[Mapping[str, str]] = {
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
     for kind in ("weight", "bias")
 }
-RENAMED: Final[Mapping[str, Mapping[str, str]]] = {"transformer": {}, "text_encoder": {}, "vae": _OLD_ATTENTION}
+RENAMED: Final[Mapping[str, Mapping[str, str]]] = {"vae": _OLD_ATTENTION}
 # Where a larger model has this one, whose weights the library takes from it too.
-PREFIXES: Final[Mapping[str, str]] = {"transformer": "", "text_encoder": "transformer.", "vae": ""}
+PREFIXES: Final[Mapping[str, str]] = {TEXT_ENCODER: "transformer."}
 _COMPARED_ROWS: Final = 1024
 
 
@@ -45,9 +44,10 @@ def canonical_tensors(
         FormatError: two tensors of the file would have one canonical name.
     """
     named: dict[str, StoredTensor] = {}
+    renamed = RENAMED.get(component, {})
     for name, tensor in tensors.items():
-        canonical = name.removeprefix(PREFIXES[component])
-        canonical = RENAMED[component].get(canonical, canonical)
+        canonical = name.removeprefix(PREFIXES.get(component, ""))
+        canonical = renamed.get(canonical, canonical)
         if canonical in named:
             raise FormatError(
                 f"[{component}] {where}: {named[canonical].name!r} and {name!r} are both {canonical!r}; remove the "
@@ -55,7 +55,7 @@ def canonical_tensors(
             )
         named[canonical] = tensor
     dropped = {}
-    for alias, name in ALIASES[component].items():
+    for alias, name in ALIASES.get(component, {}).items():
         if alias not in named:
             continue
         second = named.pop(alias)

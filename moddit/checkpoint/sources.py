@@ -11,12 +11,13 @@ from typing import Any, Final
 from moddit.checkpoint.foreign import ADAPTER_FILES, check_suffix, explain_folder
 from moddit.checkpoint.pipelines import PIPELINES, Pipeline
 from moddit.checkpoint.weights import DIFFUSERS, PICKLE_SUFFIXES, read_config, read_json, read_optional_json
+from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError, InputError, MissingError, UnsupportedError
 from moddit.manifest import MANIFEST_NAME
 from moddit.record import quote
 
 TRANSFORMER: Final = "transformer"
-WEIGHTED: Final = (TRANSFORMER, "text_encoder", "vae")
+WEIGHTED: Final = (TRANSFORMER, TEXT_ENCODER, "vae")
 COMPONENTS: Final = (*WEIGHTED, "tokenizer", "scheduler")  # that some pipeline has
 INDEX: Final = "model_index.json"
 

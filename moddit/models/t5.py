@@ -68,7 +68,7 @@ class T5Spec(ComponentSpec):
 
     @classmethod
     def from_transformers(cls, config: Config, where: str) -> T5Spec:
-        """Read `text_encoder/config.json` (transformers' T5Config).
+        """Read the configuration of a T5EncoderModel (transformers' T5Config).
 
         Raises:
             MissingError, UnsupportedError: naming `where` and the key.
@@ -115,7 +115,7 @@ class T5Spec(ComponentSpec):
 
 @dataclass(frozen=True)
 class _Config:
-    """`text_encoder/config.json` of a T5EncoderModel."""
+    """`config.json` of a T5EncoderModel."""
 
     vocab_size: Vocabulary = 32128
     d_model: Width = 512

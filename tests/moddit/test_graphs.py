@@ -18,8 +18,8 @@ from moddit.graphs import (
     Graphs,
     Package,
     StepFunction,
+    encoder_function,
     step_features,
-    text_function,
     vae_function,
 )
 from moddit.routing import RoutingPlan
@@ -45,7 +45,9 @@ def make_graphs(step_functions: tuple[StepFunction, ...] = STEPS, *, spec: Model
         for role in ("vae_decoder", "vae_encoder")
     }
     if isinstance(spec.conditioning, Text):
-        packages["text_encoder"] = (Package("text_encoder.mlpackage", (text_function(spec.conditioning, "run"),)),)
+        packages["text_encoder"] = (
+            Package("text_encoder.mlpackage", (encoder_function(spec, "text_encoder", "run"),)),
+        )
     packages["transformer"] = tuple(
         Package(
             f"part{number}.mlpackage",

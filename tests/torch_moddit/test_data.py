@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from moddit.errors import FormatError, InputError, MissingError, ValueRangeError
 from tests import tiny
-from torch_moddit.data import Batches, PictureFolder, fit, read_captions, tokenize
+from torch_moddit.conditioning import tokenize
+from torch_moddit.data import Batches, PictureFolder, fit, read_captions
 
 TELL = partial(tokenize, tiny.make_tokenizer(), max_tokens=tiny.MAX_TOKENS)
 

@@ -21,7 +21,7 @@ from moddit.routing import RoutingPlan, capacity, select_tokens
 from moddit.tokens import TokenPolicy
 from tests import tiny
 from tests.torch_moddit.training import configure, schedule
-from torch_moddit.cli import TELLERS, command
+from torch_moddit.cli import command
 from torch_moddit.data import Item, PictureFolder
 from torch_moddit.dit import RoutedDiT
 from torch_moddit.export import save_checkpoint
@@ -219,8 +219,11 @@ def test_a_context_without_labels_is_refused() -> None:
 def test_a_caption_that_is_no_class_names_its_file(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("no such thing")
-    reference = ReferencePipeline.load(tiny.save_dit_pipeline(tmp_path / "m"))
-    tell, _ = TELLERS["label"](reference)
+    spec = ReferencePipeline.load(tiny.save_dit_pipeline(tmp_path / "m")).spec
+
+    def tell(caption: str) -> Item:
+        return {"labels": torch.tensor(spec.conditioning.of_caption(caption, spec.transformer))}
+
     with pytest.raises(MissingError, match=r"no class is called 'no such thing'.*\(caption of .*a\.png\)"):
         PictureFolder(tmp_path, tell, height=8, width=8, sizes={})[0]
 

@@ -15,7 +15,7 @@ import pytest
 from coremltools.converters.mil import Builder as mb
 
 from convert.cli import main
-from convert.coreml import pixart, routing, text_encoder, transformer, vae, variants
+from convert.coreml import pixart, routing, t5, transformer, vae, variants
 from convert.coreml.routing import Keeper
 from convert.verify.functions import EXACT_TOLERANCE
 from convert.verify.report import Report
@@ -308,8 +308,8 @@ EXPORTER: Final[dict[str, tuple[Any, str, Callable[[Any], Any]]]] = {
         "position_embedding",
         lambda right: lambda spec, *sizes: np.roll(right(spec, *sizes), 1, axis=0),
     ),
-    "buckets": (text_encoder, "relative_buckets", lambda right: lambda *numbers: right(*numbers).T.copy()),
-    "padding": (text_encoder, "MASKED", lambda _: 0.0),
+    "buckets": (t5, "relative_buckets", lambda right: lambda *numbers: right(*numbers).T.copy()),
+    "padding": (t5, "MASKED", lambda _: 0.0),
     "down-sampling": (vae, "_DOWN_PAD", lambda _: (1, 0, 1, 0)),
 }
 

@@ -40,7 +40,7 @@ protocol ConditioningSpec: Sendable {
 /// A prompt and a negative prompt, through a tokenizer and a text encoder.
 struct TextSpec: ConditioningSpec {
     static let kind = "text"
-    static let components = ["text_encoder", "tokenizer"]
+    static let components = [PackageRole.textEncoder.rawValue, "tokenizer"]
     static let roles = [PackageRole.textEncoder]
 
     /// The text encoder.

@@ -18,7 +18,7 @@ from moddit.embeddings import relative_buckets
 from moddit.models.t5 import T5Spec
 
 
-def build_text_encoder(spec: T5Spec, weights: Weights, length: int) -> Program:
+def build_t5(spec: T5Spec, weights: Weights, length: int) -> Program:
     """Build the program, for one text of `length` tokens, padding included.
 
     Its function takes input_ids (1, L) int32 and text_mask (1, L) float32, and gives text (1, L, d_model) float32; rows
