@@ -22,10 +22,10 @@ from convert.mlx.quantize import BITS, GROUP_SIZES
 from convert.options import checkpoint_options, output_options, source_option
 from convert.summary import Summary
 from convert.verify.command import command as verify_command
-from moddit.bins import Size
+from moddit.bins import Size, parse_size
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.checkpoint.precision import DTYPES
-from moddit.errors import ModditError
+from moddit.errors import ModditError, ValueRangeError
 from moddit.paths import expand
 from moddit.signals import end_on_stop
 from moddit.text import printable_lines
@@ -41,10 +41,10 @@ class SizeType(click.ParamType[Size]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Size:
         if isinstance(value, tuple):
             return value
-        height, separator, width = str(value).partition("x")
-        if not separator or not height.isdecimal() or not width.isdecimal():
-            self.fail(f"{value!r} is not a size, want HEIGHTxWIDTH in pixels such as 512x768", param, ctx)
-        return int(height), int(width)
+        try:
+            return parse_size(str(value))
+        except ValueRangeError as error:
+            self.fail(str(error).partition("] ")[2], param, ctx)
 
 
 @click.command(

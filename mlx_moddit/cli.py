@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,9 +18,10 @@ from tqdm import tqdm
 
 import moddit
 from mlx_moddit import info as bundle_info
+from mlx_moddit.benchmark.cli import benchmark
+from mlx_moddit.console import exit_on_error
 from mlx_moddit.embedded import embedded_bundle
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
-from mlx_moddit.memory import peak_rss_bytes
 from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_files
 from mlx_moddit.pipeline import Generation, Pipeline, default_dtype, spread_seeds
 from mlx_moddit.report import Report, SavedPicture, versions
@@ -29,27 +29,17 @@ from mlx_moddit.routes import draw_routes
 from mlx_moddit.stages import Encoded, Stage, Step
 from moddit.bounds import JSON_BYTES, PICTURES, PROMPT
 from moddit.conditioning import Label, Text
-from moddit.errors import FormatError, ModditError, ValueRangeError
+from moddit.errors import FormatError, ValueRangeError
 from moddit.manifest import read_manifest
+from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES, STORED, Metadata, ModelReference
 from moddit.paths import expand
 from moddit.record import Origin, read_bytes
 from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, Request, choose_tile
 from moddit.samplers import SAMPLERS
 from moddit.spec import ModelSpec
-from moddit.text import printable_lines
 
 STDIN: Final = "-"
-
-
-@contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Print one line for what a user or a file caused, and exit."""
-    try:
-        yield
-    except ModditError as error:
-        click.echo(f"error: {printable_lines(str(error))}", err=True)
-        sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -156,6 +146,9 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
         compute = bundle_info.Compute(mx.default_device() != mx.cpu, None if dtype == STORED else dtype)
         facts = bundle_info.describe(manifest, compute, height=request.height, width=request.width, tile=vae_tile_size)
     click.echo(json.dumps(facts, indent=2) if as_json else bundle_info.write(facts))
+
+
+main.add_command(benchmark)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Bundle:
     folder: Path
     manifest: Manifest
     dtype: mx.Dtype | None = None  # instead of the stored one
+    tokens: TokenPolicy | None = None  # to run instead of the stored one
 
     @property
     def spec(self) -> ModelSpec:
@@ -47,7 +48,8 @@ class Bundle:
 
     @property
     def policy(self) -> TokenPolicy:
-        return self.manifest.tokens
+        """Which tokens each block processes."""
+        return self.manifest.tokens if self.tokens is None else self.tokens
 
     @property
     def text(self) -> Text:
@@ -63,9 +65,11 @@ class Bundle:
         Raises:
             FormatError, ShapeError: the files do not hold the tensors that the manifest describes.
         """
-        spec, policy = self.spec.transformer, self.policy
-        model: Transformer = TRANSFORMERS[spec.ARCHITECTURE](spec, policy)
-        return self._build(model, "transformer", spec.tensors(has_routers=policy.has_routers))
+        spec, stored = self.spec.transformer, self.manifest.tokens
+        model: Transformer = TRANSFORMERS[spec.ARCHITECTURE](spec, stored)
+        self._build(model, "transformer", spec.tensors(has_routers=stored.has_routers))
+        model.policy = self.policy
+        return model
 
     def text_encoder(self) -> T5Encoder:
         """Build the text encoder; raises as `transformer`."""
@@ -94,7 +98,7 @@ class Bundle:
     def _build(self, model: M, name: str, wanted: Mapping[str, TensorInfo]) -> M:
         component = self.manifest.components[name]
         where = f"{self.folder} ({name})"
-        weights = _read_files(self.folder, component, name)
+        weights = self._weights(name, wanted)
         quantization = component.quantization
         _check(weights, wanted, quantization, where)
         if quantization is not None:
@@ -105,6 +109,10 @@ class Bundle:
         weights = {key: _cast(key, array, wanted, self.dtype, stored) for key, array in weights.items()}
         model.load_weights(list(weights.items()), strict=True)
         return model
+
+    def _weights(self, name: str, _: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
+        """Read the tensors of a component, lazily."""
+        return _read_files(self.folder, self.manifest.components[name], name)
 
 
 def load_bundle(folder: Path | str, dtype: mx.Dtype | None = None) -> Bundle:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 import mlx.core as mx
-
-STATUS: Final = Path("/proc/self/status")  # on Linux
 
 
 @dataclass(frozen=True)
@@ -29,37 +23,29 @@ class Meter:
     """Divide a run into laps; each lap has a name, a duration and a peak of memory."""
 
     def __init__(self) -> None:
-        self._costs: dict[str, StageCost] = {}
+        self.laps: list[StageCost] = []  # one for each stage that ran
         self.begin()
 
     def lap(self, name: str) -> float:
-        """End a lap, add it to the cost of `name`, and begin the next; return its seconds."""
-        seconds, peak = time.perf_counter() - self._start, mx.get_peak_memory()
-        cost = self._costs.get(name, StageCost(name, 0.0, 0))
-        self._costs[name] = StageCost(name, cost.seconds + seconds, max(cost.peak_bytes, peak))
+        """End a lap, and begin the next; return its seconds."""
+        seconds = time.perf_counter() - self._start
+        self.laps.append(StageCost(name, seconds, mx.get_peak_memory()))
         self.begin()
         return seconds
 
     @property
     def costs(self) -> tuple[StageCost, ...]:
-        """In the order in which the stages first ran."""
-        return tuple(self._costs.values())
+        """Sums and largest peaks by name, in the order in which the stages first ran."""
+        found: dict[str, StageCost] = {}
+        for lap in self.laps:
+            cost = found.get(lap.name, StageCost(lap.name, 0.0, 0))
+            found[lap.name] = StageCost(lap.name, cost.seconds + lap.seconds, max(cost.peak_bytes, lap.peak_bytes))
+        return tuple(found.values())
 
     def begin(self) -> None:
         """Begin a lap; what happened since the last one ended counts for nothing."""
         mx.reset_peak_memory()
         self._start = time.perf_counter()
-
-
-def peak_rss_bytes() -> int:
-    """Find the largest resident size that this process ever had; on a Mac it counts MLX's buffers too."""
-    # Linux hands ru_maxrss of whoever starts a program on to the program; VmHWM is the program's own.
-    if STATUS.exists():
-        for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
 
 
 @contextmanager

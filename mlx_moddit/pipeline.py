@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mlx_moddit.load import DTYPES, Bundle, load_bundle
-from mlx_moddit.memory import Meter, StageCost, peak_rss_bytes
+from mlx_moddit.memory import Meter, StageCost
 from mlx_moddit.routes import RegionRoutes, RouteCounter
 from mlx_moddit.stages import Decoded, Encoded, Loaded, Models, Prepared, Stage, Step
 from moddit.bounds import PICTURES
 from moddit.errors import ModditError, UnsupportedError, ValueRangeError
 from moddit.manifest import verify_files
+from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES, STORED
 from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, Request, choose_tile
 
@@ -195,6 +196,11 @@ class Generation:
     def costs(self) -> tuple[StageCost, ...]:
         """What the stages cost up to now; what the caller does between two pictures is not counted."""
         return self._meter.costs
+
+    @property
+    def laps(self) -> tuple[StageCost, ...]:
+        """The same for every stage that has run, in order: one for each call of `on_stage`."""
+        return tuple(self._meter.laps)
 
     def __iter__(self) -> Iterator[Picture]:
         self._meter.begin()

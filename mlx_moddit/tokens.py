@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import mlx.core as mx
 
-from moddit.tokens import DENSE, TOPK, TokenPolicy
+from moddit.tokens import DENSE, FIRST, TOPK, TokenPolicy
 
 OnBlock = Callable[[int, mx.array, mx.array], None]  # layer, scores (B, N) float32, kept (B, K) uint32
 
@@ -76,9 +76,17 @@ def _keep_best(run: TokenRun, block: Any, x: mx.array, layer: int, count: int) -
     return found
 
 
+def _keep_first(_: TokenRun, __: Any, x: mx.array, ___: int, count: int) -> Kept:
+    if count == x.shape[1]:
+        return Kept(x, (), lambda processed: processed)
+    kept, left = mx.split(x, [count], axis=1)
+    return Kept(kept, (), lambda processed: mx.concatenate([processed, left], axis=1))
+
+
 KEEPERS: Final[Mapping[str, Callable[[TokenRun, Any, mx.array, int, int], Kept]]] = {
     DENSE: _keep_all,
     TOPK: _keep_best,
+    FIRST: _keep_first,
 }
 
 

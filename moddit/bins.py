@@ -9,6 +9,7 @@ diffusers returns a picture of one row or column.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,9 +17,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moddit.errors import UnsupportedError
+from moddit.errors import UnsupportedError, ValueRangeError
+from moddit.record import quote
 
 Size = tuple[int, int]  # height, width
+_WRITTEN: Final = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
+
 
 # Aspect ratio (height / width, rounded as its authors did) to height and width, both in units of 1/16 of the side of a
 # square picture: 16 pixels at 256, 32 at 512, 64 at 1024.
@@ -67,6 +71,18 @@ _TRAINED_AT_2048: Final[Mapping[float, Size]] = {
     3.75: (30, 8),
     3.88: (31, 8),
 }
+
+
+def parse_size(text: str) -> Size:
+    """Read a picture size such as "512x768", pixels, height first.
+
+    Raises:
+        ValueRangeError: it is not written so.
+    """
+    found = _WRITTEN.fullmatch(text)
+    if found is None:
+        raise ValueRangeError(f"[size] {quote(text)} is not a size, want HEIGHTxWIDTH in pixels such as 512x768")
+    return int(found[1]), int(found[2])
 
 
 def _scale(table: Mapping[float, Size], unit: int) -> Mapping[float, Size]:

@@ -6,6 +6,7 @@ scores gate the MLP:
     dense    all of them; no routers, no gate
     topk     those that the block's router scores highest; sigmoid(score) gates the MLP (DiffCR, arXiv 2412.16822)
     random   any; no routers, no gate: in training, the control for what a router is worth
+    first    those that come first; no routers, no gate: in benchmarks, what routing could reach at best
 
 Each backend has one function that keeps a block's tokens and puts them back. What a policy remembers from one step to
 the next belongs to a run, not to the model.
@@ -23,7 +24,8 @@ from moddit.routing import DENOMINATOR, PlanRecord, RoutingPlan
 DENSE: Final = "dense"
 TOPK: Final = "topk"
 RANDOM: Final = "random"
-POLICIES: Final = (DENSE, TOPK, RANDOM)
+FIRST: Final = "first"
+POLICIES: Final = (DENSE, TOPK, RANDOM, FIRST)
 STORED: Final = (DENSE, TOPK)  # that a checkpoint or a bundle may have
 
 
@@ -55,6 +57,11 @@ class TokenPolicy:
     def random(cls, plan: RoutingPlan) -> TokenPolicy:
         """Keep any tokens."""
         return cls(RANDOM, plan)
+
+    @classmethod
+    def first(cls, plan: RoutingPlan) -> TokenPolicy:
+        """Keep the tokens that come first."""
+        return cls(FIRST, plan)
 
     @property
     def has_routers(self) -> bool:

@@ -1,7 +1,7 @@
 """Give MLX on Linux a fast BLAS: OpenBLAS instead of the reference BLAS in MLX's wheel (20 to 60 times slower).
 
     python scripts/fast_blas.py build                make the stub where gcc and OpenBLAS are there
-    python scripts/fast_blas.py run MODULE ARGS...   run a module with the stub loaded
+    python scripts/fast_blas.py run MODULE ARGS...   run a module with the stub loaded, and what it starts
 
 The wheel asks the loader for its BLAS by a name that nothing else uses. The stub is an empty library of that name which
 needs OpenBLAS. Loaded first, it takes the name, so that MLX finds OpenBLAS's functions; torch and numpy keep their own
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib.util
+import os
 import platform
 import runpy
 import shutil
@@ -89,6 +90,8 @@ def main() -> None:
         print(build())
         return
     load()
+    paths = [str(Path(__file__).parent / "startup"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # for programs that the module starts
     sys.path[0] = str(Path.cwd())  # as `python -m` does; it was this folder
     sys.argv = [options.module, *options.arguments]
     runpy.run_module(options.module, run_name="__main__", alter_sys=True)

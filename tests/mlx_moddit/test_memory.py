@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import moddit
-from mlx_moddit import memory
-from mlx_moddit.memory import peak_rss_bytes
+from moddit import memory
+from moddit.memory import peak_rss_bytes
 
-PROGRAM = "from mlx_moddit.memory import peak_rss_bytes; print(peak_rss_bytes())"
+PROGRAM = "from moddit.memory import peak_rss_bytes; print(peak_rss_bytes())"
 BALLAST = 512 * 2**20  # bytes, more than Python and MLX take
 
 
@@ -25,5 +25,5 @@ def test_the_peak_does_not_count_the_program_that_started_this_one() -> None:
 
 
 def test_systems_without_proc_ask_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "absent")
     assert peak_rss_bytes() > 2**20

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mlx_moddit.load import DTYPES
-from mlx_moddit.memory import peak_rss_bytes
 from mlx_moddit.pipeline import Pipeline, Result, spread_seeds
 from mlx_moddit.stages import LOW_RAM_CACHE_BYTES, Decoded, Encoded, Loaded, Prepared, Stage, Step
 from moddit.errors import FormatError, ModditError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES
 from moddit.noise import torch_randn
 from moddit.request import Request

@@ -1,0 +1,22 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from moddit.errors import ModditError
+from moddit.text import printable_lines
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Print one line for what a user or a file caused, and exit."""
+    try:
+        yield
+    except ModditError as error:
+        click.echo(f"error: {printable_lines(str(error))}", err=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""What a benchmark records, on every runtime: `record` is the file, `summary` what follows from it."""

@@ -1,0 +1,106 @@
+"""A record as tables in Markdown, which read well as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from moddit.benchmark.record import BenchmarkRecord
+from moddit.benchmark.summary import (
+    Ratio,
+    Spread,
+    peak_bytes,
+    picture_seconds,
+    routing_gains,
+    stage_spreads,
+)
+
+NONE = "-"
+
+
+def write_table(record: BenchmarkRecord) -> str:
+    """Write what a record says about its machine, its arms, and routing."""
+    return "\n\n".join(filter(None, (_head(record), _arms(record), _routing(record))))
+
+
+def _head(record: BenchmarkRecord) -> str:
+    machine, subject = record.machine, record.subject
+    cores = f"{machine.gpu_cores} GPU cores, " if machine.gpu_cores else f"{machine.cpu_cores} CPU cores, "
+    weights = "random weights" if subject.fingerprint is None else f"bundle {subject.fingerprint[:10]}"
+    libraries = ", ".join(f"{name} {version}" for name, version in record.libraries.items())
+    trials = len(record.trials) // len(record.arms)
+    warnings = _warnings(record)
+    return (
+        f"{machine.chip}, {cores}{machine.memory_bytes / 2**30:.0f} GB, {machine.system}; {libraries}.\n"
+        f"{subject.name} ({subject.architecture}, {subject.layers} layers, {weights}), "
+        f"{trials} cold processes for each arm.{' ' + warnings if warnings else ''}"
+    )
+
+
+def _warnings(record: BenchmarkRecord) -> str:
+    moments = [moment for trial in record.trials for moment in (trial.before, trial.after)]
+    found = []
+    if any(moment.power_source == "battery" for moment in moments):
+        found.append("on battery")
+    if any(moment.low_power_mode for moment in moments):
+        found.append("in low-power mode")
+    hot = {moment.thermal_state for moment in moments} - {"nominal", "unknown"}
+    if hot:
+        found.append(f"thermal state {', '.join(sorted(hot))}")
+    return f"**Measured {', '.join(found)}.**" if found else ""
+
+
+def _arms(record: BenchmarkRecord) -> str:
+    header = ("size", "arm", "on", "load s", "encode s", "prepare s", "first step s", "step s", "decode s")
+    rows: list[tuple[str, ...]] = [(*header, "steps/s", "s/picture", "peak GB", "process GB")]
+    for number, arm in enumerate(record.arms):
+        found = stage_spreads(record, number)
+        stored = arm.dtype if arm.bits is None else f"{arm.bits}-bit"
+        picture = picture_seconds(record, number)
+        process = peak_bytes(record, number, "footprint_peak_bytes") or peak_bytes(record, number, "process_peak_bytes")
+        rows.append(
+            (
+                f"{arm.height}x{arm.width}",
+                arm.name,
+                f"{arm.runtime} {arm.device} {stored}",
+                *(_spread(found.get(name)) for name in ("load", "encode", "prepare", "first_step", "step", "decode")),
+                f"{1 / found['step'].median:.3g}" if "step" in found else NONE,
+                NONE if picture is None else f"{picture:.3g}",
+                _gigabytes(peak_bytes(record, number, "runtime_peak_bytes")),
+                _gigabytes(process),
+            )
+        )
+    return "\n".join(markdown(rows))
+
+
+def _routing(record: BenchmarkRecord) -> str:
+    rows = [("size", "dense / routed, time", "dense / routed, FLOPs", "efficiency", "cost of routing")]
+    for gain in routing_gains(record):
+        cost = NONE if gain.cost is None else _ratio(gain.cost, percent=True)
+        size = f"{gain.height}x{gain.width}"
+        rows.append((size, _ratio(gain.seconds), f"{gain.flops:.3f}", _ratio(gain.efficiency), cost))
+    return "\n".join(markdown(rows)) if len(rows) > 1 else ""
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return NONE
+    return f"{spread.median:.3g} ({spread.low:.3g}-{spread.high:.3g})"
+
+
+def _ratio(ratio: Ratio, *, percent: bool = False) -> str:
+    if percent:
+        return f"{ratio.value:+.1%} ({ratio.low:+.1%} to {ratio.high:+.1%})"
+    return f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+
+
+def _gigabytes(count: int | None) -> str:
+    return NONE if count is None else f"{count / 1e9:.2f}"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Write rows as a table of Markdown, the first as its head, with columns that line up."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        if number == 0:
+            yield "|" + "|".join("-" * (width + 2) for width in widths) + "|"
