@@ -60,7 +60,7 @@ class Lora:
                 raise MissingError(f"[lora] {self.files[0]}: changes {name}, which the checkpoint does not have")
             check_dtype(tensors[name])
             gain = mlp_gain if _MLP_END.fullmatch(name) else 1.0
-            merged[name] = MergedTensor(tensors[name], replace(addition, strength=addition.strength * gain))
+            merged[name] = MergedTensor.of(tensors[name], replace(addition, strength=addition.strength * gain))
         return merged
 
 
@@ -200,13 +200,13 @@ def _additions(layer: Layer, pieces: _Pieces, wanted: Mapping[str, TensorInfo]) 
     result: dict[str, Addition] = {}
     start = 0
     for target, count in zip(layer.targets, counts, strict=True):
-        result[f"{target}.weight"] = Addition(Rows(up, start, start + count), down, 1.0)
+        result[f"{target}.weight"] = Addition(Rows.of(up, start, start + count), down, 1.0)
         if bias is not None:
             if f"{target}.bias" not in wanted:
                 raise UnsupportedError(
                     f"[lora] {bias.path}: {bias.name!r} is a bias, but {target} has none; train without lora_bias"
                 )
-            result[f"{target}.bias"] = Addition(Rows(bias, start, start + count), None, 1.0)
+            result[f"{target}.bias"] = Addition(Rows.of(bias, start, start + count), None, 1.0)
         start += count
     return result
 

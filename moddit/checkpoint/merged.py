@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,31 +66,15 @@ class Addition:
 
 
 @dataclass(frozen=True)
-class MergedTensor:
+class MergedTensor(StoredTensor):
     """A tensor with an addition, as a tensor of float32; the base may be one itself."""
 
     base: StoredTensor
     addition: Addition
 
-    @property
-    def path(self) -> Path:
-        return self.base.path
-
-    @property
-    def name(self) -> str:
-        return self.base.name
-
-    @property
-    def dtype(self) -> str:
-        return "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * _FLOAT_BYTES
+    @classmethod
+    def of(cls, base: StoredTensor, addition: Addition) -> Self:
+        return cls(base.path, base.name, "F32", base.shape, base, addition)
 
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
         """Read and merge the rows first..last of the first axis.

@@ -143,7 +143,7 @@ def _take_of_block(original: Original, layer: int, rest: str, name: str, tensor:
     for index, target in enumerate(targets):
         whole = len(targets) == 1
         original.tensors[f"{block}{target}.{kind}"] = (
-            tensor if whole else Rows(tensor, index * part, (index + 1) * part)
+            tensor if whole else Rows.of(tensor, index * part, (index + 1) * part)
         )
     return True
 

@@ -89,5 +89,5 @@ def finish_part(
     place = next(iter(files.values())) if len(set(files.values())) == 1 else where
     check_names({name: tensor.shape for name, tensor in tensors.items()}, wanted, str(place), "config.json", files)
     check_dtypes(component, tensors)
-    single = {name: SingleTensor(tensor) if tensor.dtype == DOUBLE else tensor for name, tensor in tensors.items()}
+    single = {name: SingleTensor.of(tensor) if tensor.dtype == DOUBLE else tensor for name, tensor in tensors.items()}
     return ReadPart(Part(wanted, single), unused, notes)

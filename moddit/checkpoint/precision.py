@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,30 +21,14 @@ _HALF: Final = np.uint32(0x7FFF)  # just under half of bfloat16's last bit
 
 
 @dataclass(frozen=True)
-class SingleTensor:
+class SingleTensor(StoredTensor):
     """A tensor of float64, as one of float32."""
 
     double: StoredTensor
 
-    @property
-    def path(self) -> Path:
-        return self.double.path
-
-    @property
-    def name(self) -> str:
-        return self.double.name
-
-    @property
-    def dtype(self) -> str:
-        return "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.double.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.double.nbytes // 2
+    @classmethod
+    def of(cls, double: StoredTensor) -> Self:
+        return cls(double.path, double.name, "F32", double.shape, double)
 
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
         return widen(self.double.read(first, last), DOUBLE)

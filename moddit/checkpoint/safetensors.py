@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from moddit.checkpoint.stored import ITEM_BYTES, StoredTensor
 from moddit.errors import FormatError, MissingError
 from moddit.record import open_regular
 
@@ -26,12 +27,6 @@ LENGTH_BYTES: Final = 8  # of the header's length
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 MAX_COUNT: Final = 1 << 63  # above every size and offset
 ALIGNMENT: Final = 8  # of the first tensor, by padding the header with spaces
-ITEM_BYTES: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
-}
 # How the bytes are held in numpy, which has no bfloat16: as its bits.
 NUMPY_DTYPES: Final[Mapping[str, str]] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
 _METADATA: Final = "__metadata__"
@@ -49,27 +44,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class FileTensor:
-    """One tensor of a file, read when asked for."""
+class FileTensor(StoredTensor):
+    """One tensor of a file; its bytes go straight into a new array, so that a conversion holds nothing twice."""
 
-    path: Path
-    name: str  # in the file
-    dtype: str
-    shape: tuple[int, ...]
     offset: int  # bytes, from the start of the file
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
-
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """Read the rows first..last of the first axis, bfloat16 as its bits (uint16).
-
-        The bytes go straight into a new array, so that a conversion's memory is what it holds and not what it has read.
-
-        Raises:
-            FormatError: if the file has become shorter than its header says.
-        """
         rows, *rest = self.shape or (1,)
         last = rows if last is None else last
         array = np.empty((last - first, *rest), NUMPY_DTYPES[self.dtype])

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
-from moddit.checkpoint.safetensors import ITEM_BYTES, MAX_COUNT, format_header, parse_header, read_tensors
+from moddit.checkpoint.safetensors import MAX_COUNT, format_header, parse_header, read_tensors
+from moddit.checkpoint.stored import ITEM_BYTES
 from moddit.errors import FormatError, MissingError
 
 
