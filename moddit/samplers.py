@@ -35,12 +35,21 @@ Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 # Reading a diffusers configuration. A key is read into a field, fixed (one of the listed values: others change the
 # result), or ignored, as diffusers does with those of another class. Absent keys take diffusers' defaults, `_DEFAULTS`
-# where the classes differ. Without effect are the parameters of switches that are fixed to off, and, with order 2 and a
+# where its classes differ. Without effect are the parameters of switches that are fixed to off, and, with order 2 and a
 # final noise level of zero, lower_order_final and euler_at_final: the last step is of first order whatever they say.
 SCHEDULER_CLASSES: Final = {
     "DPMSolverMultistepScheduler": "dpmpp-2m",
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
+}
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "prediction_type": "epsilon",
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
 }
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "dpmpp-2m": {"timestep_spacing": "linspace"},
@@ -48,6 +57,7 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "euler": {"timestep_spacing": "linspace"},
 }
 _OFF: Final = (False, None)
+_SIGMAS: Final = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _LEARNED_VARIANCES: Final = ("learned", "learned_range")
 _FIXED_EVERYWHERE: Final[dict[str, tuple[Any, ...]]] = {"trained_betas": (None,), "rescale_betas_zero_snr": _OFF}
 _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
@@ -57,22 +67,14 @@ _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
         "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # of DEIS and UniPC, which diffusers reads as the first
         "final_sigmas_type": ("zero",),
         "lambda_min_clipped": (-math.inf, None),
-        "thresholding": _OFF,
-        "use_karras_sigmas": _OFF,
-        "use_exponential_sigmas": _OFF,
-        "use_beta_sigmas": _OFF,
-        "use_lu_lambdas": _OFF,
-        "use_flow_sigmas": _OFF,
-        "use_dynamic_shifting": _OFF,
+        **dict.fromkeys((*_SIGMAS, "thresholding", "use_lu_lambdas", "use_flow_sigmas", "use_dynamic_shifting"), _OFF),
     },
     "ddim": {"clip_sample": (False,), "thresholding": _OFF},
     "euler": {
         "interpolation_type": ("linear",),
         "timestep_type": ("discrete",),
         "final_sigmas_type": ("zero",),
-        "use_karras_sigmas": _OFF,
-        "use_exponential_sigmas": _OFF,
-        "use_beta_sigmas": _OFF,
+        **dict.fromkeys(_SIGMAS, _OFF),
     },
 }
 
@@ -130,17 +132,8 @@ class NoiseSchedule:
         sampler = SCHEDULER_CLASSES[found]
         config = {**_DEFAULTS[sampler], **config}
         _check_config(config, sampler, where)
-        values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        defaults = {
-            "num_train_timesteps": 1000,
-            "beta_schedule": "linear",
-            "beta_start": 0.0001,
-            "beta_end": 0.02,
-            "prediction_type": "epsilon",
-            "steps_offset": 0,
-            "set_alpha_to_one": True,
-        }
-        return decode({**defaults, **values, "sampler": sampler}, cls, Origin("samplers", where))
+        config = {**DEFAULTS, **config, "sampler": sampler}
+        return decode({field.name: config[field.name] for field in fields(cls)}, cls, Origin("samplers", where))
 
     def to_json(self) -> dict[str, Any]:
         """Write every field."""
