@@ -27,13 +27,6 @@ def blocks_flops(spec: TransformerSpec, policy: TokenPolicy, region: int, tokens
     return blocks + (spec.num_layers * router_flops(spec, tokens) if policy.has_routers else 0)
 
 
-def step_flops(spec: TransformerSpec, policy: TokenPolicy, region: int, tokens: int, text_tokens: int) -> int:
-    """Count the FLOPs of one forward pass: the blocks, patch embedding and final projection, for a batch of one."""
-    patch = spec.patch_size * spec.patch_size
-    ends = 2 * tokens * spec.hidden_size * patch * (spec.in_channels + spec.out_channels)
-    return blocks_flops(spec, policy, region, tokens, text_tokens) + ends
-
-
 def kept_flops_share(
     spec: TransformerSpec, policy: TokenPolicy, timesteps: Sequence[float], tokens: int, text_tokens: int
 ) -> float:

@@ -43,7 +43,7 @@ from moddit.contract import (
 )
 from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
 from moddit.models.transformer import Shapes
-from moddit.record import Origin, decode, escape, quote
+from moddit.record import escape, quote
 from moddit.routing import PlanRecord, RoutingPlan, capacity
 from moddit.spec import ModelSpec
 
@@ -163,11 +163,6 @@ class Graphs:
             "step_functions": [asdict(item) for item in self.step_functions],
             "trained_plan": self.trained_plan.to_json(),
         }
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Graphs:
-        """Read what `to_json` wrote; raises as `moddit.record.decode`."""
-        return cls.of(decode(value, GraphsRecord, Origin("graphs", where)), where)
 
     @classmethod
     def of(cls, record: GraphsRecord, where: str) -> Graphs:

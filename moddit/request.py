@@ -25,7 +25,6 @@ from moddit.bounds import (
 )
 from moddit.errors import ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
-from moddit.record import Keys, Origin, decode
 from moddit.samplers import SAMPLERS
 from moddit.sampling import is_guided
 from moddit.spec import ModelSpec
@@ -191,16 +190,6 @@ class Request:
         """Write every field, but those that have their default."""
         values = asdict(self)
         return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Self:
-        """Read what `to_json` wrote, now or before a field with a default came.
-
-        Raises:
-            FormatError: unknown or missing fields, or values of another type.
-            ValueRangeError, UnsupportedError: a value that is not allowed.
-        """
-        return decode(value, cls, Origin("request", where), Keys.KNOWN)
 
 
 def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None) -> int | None:

@@ -139,11 +139,6 @@ class NoiseSchedule:
         """Write every field."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, value: object, where: str) -> NoiseSchedule:
-        """Read what `to_json` wrote; raises as `moddit.record.decode`."""
-        return decode(value, cls, Origin("samplers", where))
-
 
 @dataclass(frozen=True)
 class SamplerStep:

@@ -37,16 +37,6 @@ def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float3
     return model.to(dtype).eval()
 
 
-def read_keep_ratios(source: Path | Sources) -> Tensor | None:
-    """Read the learned keep ratios of a checkpoint, (layers, regions) float32; None if it has none.
-
-    Raises:
-        as `load_checkpoint`
-    """
-    ratios = describe_transformer(as_sources(source)).keep_ratio
-    return None if ratios is None else torch.from_numpy(ratios)
-
-
 def to_torch(tensor: StoredTensor) -> Tensor:
     """Read a tensor as it is stored."""
     array = tensor.read()

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moddit.checkpoint import original
 from moddit.checkpoint.diffcr import (
     MLP_GAIN,
@@ -49,7 +46,6 @@ class Transformer:
     spec: TransformerSpec
     policy: TokenPolicy
     read: ReadPart
-    keep_ratio: NDArray[np.float32] | None = None  # [layers][regions], learned; the plan alone counts
 
 
 def read_transformer(
@@ -169,7 +165,7 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     plan_value = {PLAN_KEY: config.pop(PLAN_KEY)} if PLAN_KEY in config else {}
     spec = read_spec(config, str(where), tensors)
     policy = take_policy(plan_value, spec.num_layers, _timesteps(scheduler), str(where))
-    learned = Learned(None, {}, ())
+    learned = Learned({}, ())
     if policy.is_dense:
         check_dense(tensors, str(holder))
     else:
@@ -179,7 +175,7 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     wanted = spec.tensors(has_routers=policy.has_routers)
     notes = (*weights.notes, *learned.notes)
     read = finish_part("transformer", holder, tensors, wanted, learned.unused, notes)
-    return Transformer(spec, policy, read, learned.keep_ratio)
+    return Transformer(spec, policy, read)
 
 
 def _config_of_file(sources: Sources, place: Path, files: SourceFiles) -> dict[str, Any]:

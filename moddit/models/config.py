@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from moddit.errors import MissingError, UnsupportedError
-from moddit.record import Origin, decode, quote
+from moddit.record import quote
 
 Config = Mapping[str, Any]
 
@@ -20,16 +20,11 @@ EXPORT_AGAIN: Final = "export the model again with a current diffusers"
 
 
 class ComponentSpec:
-    """What one component is: JSON round trip of a frozen dataclass, with unknown and missing keys refused."""
+    """What one component is: a frozen dataclass that survives JSON (`moddit.record.decode` reads it)."""
 
     def to_json(self) -> dict[str, Any]:
         """Write every field; tuples become lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}  # type: ignore[call-overload]
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Self:
-        """Read every field; raises as `moddit.record.decode`."""
-        return decode(value, cls, Origin("spec", where))
 
 
 def without_aliases(config: Config, aliases: Mapping[str, str]) -> dict[str, Any]:
