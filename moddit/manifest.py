@@ -25,9 +25,9 @@ from moddit.bounds import (
     Versions,
     choice,
 )
-from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.graphs import Graphs, GraphsRecord
-from moddit.record import Origin, decode, escape, quote, read_json
+from moddit.record import Origin, decode, escape, quote, read_json, system_errors
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelRecord, ModelSpec
 from moddit.tokens import TokenPolicy, TokensRecord
@@ -261,13 +261,8 @@ def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> N
     """
     for component in manifest.components.values():
         for info in component.files:
-            try:
-                problem = _judge(folder, info, hashes=hashes)
-            except OSError as error:
-                name = escape(str(folder / info.path))
-                problem = FormatError(f"[manifest] {name}: cannot be read ({error.strerror}), want a readable file")
-            if problem is not None:
-                raise problem
+            with system_errors("manifest"):
+                _verify_file(folder, info, hashes=hashes)
 
 
 def fingerprint(spec: ModelSpec, tokens: TokenPolicy, components: Mapping[str, Component]) -> str:
@@ -277,22 +272,20 @@ def fingerprint(spec: ModelSpec, tokens: TokenPolicy, components: Mapping[str, C
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _judge(folder: Path, info: FileInfo, *, hashes: bool) -> InputError | None:
-    """Say what is wrong with a file of a bundle, if anything; raises OSError if it cannot be read."""
+def _verify_file(folder: Path, info: FileInfo, *, hashes: bool) -> None:
     file = folder / info.path
     name = escape(str(file))
     if not file.is_file():
-        return MissingError(f"[manifest] {name}: no such file, though the manifest lists it; {ADVICE}")
+        raise MissingError(f"[manifest] {name}: no such file, though the manifest lists it; {ADVICE}")
     if not file.parent.resolve().is_relative_to(folder.resolve()):
-        return FormatError(f"[manifest] {name}: its folder is a link that leaves the bundle; copy the bundle again")
+        raise FormatError(f"[manifest] {name}: its folder is a link that leaves the bundle; copy the bundle again")
     size = file.stat().st_size
     if size != info.bytes:
-        return FormatError(
+        raise FormatError(
             f"[manifest] {name}: got {size} bytes, want {info.bytes}; the file is truncated or changed, {ADVICE}"
         )
     if hashes and hash_file(file) != info.sha256:
-        return FormatError(f"[manifest] {name}: its sha256 is not the manifest's; the file has changed, {ADVICE}")
-    return None
+        raise FormatError(f"[manifest] {name}: its sha256 is not the manifest's; the file has changed, {ADVICE}")
 
 
 @dataclass(frozen=True)

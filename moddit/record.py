@@ -125,7 +125,7 @@ def read_bytes(path: Path, origin: Origin, *, absent: str, most: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             content = file.read(most + 1) if size <= most else b""
     except (FileNotFoundError, NotADirectoryError):
-        raise _absent(path, origin, absent) from None
+        raise absent_file(path, origin, absent) from None
     except OSError as error:
         raise FormatError(f"{origin}: cannot be read ({error.strerror}), want a readable file") from None
     except ValueError as error:  # a name that no file can have
@@ -239,7 +239,7 @@ def open_regular(path: str, flags: int) -> int:
     raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
 
 
-def _absent(path: Path, origin: Origin, absent: str) -> MissingError:
+def absent_file(path: Path, origin: Origin, absent: str) -> MissingError:
     """Make the error of an absent file; an interrupted download leaves a link whose target is not there yet."""
     if path.is_symlink():
         return MissingError(f"{origin}: a link to a file that is not there; download it again")

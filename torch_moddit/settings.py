@@ -12,7 +12,7 @@ from typing import Any, Final
 from moddit.bounds import REGIONS
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR
-from torch_moddit.ratios import check_target, falling_goal
+from torch_moddit.ratios import check_target
 
 MOST_STEPS: Final = 10**8
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
@@ -99,8 +99,8 @@ class FinetuneConfig:
         return max(1, round(self.freeze_share * self.steps))
 
     def goal(self, step: int) -> float:
-        """Mean keep ratio after `step` steps."""
-        return falling_goal(step, round(self.fall_share * self.steps), self.target)
+        """Mean keep ratio after `step` steps: from 1 to the target in equal parts."""
+        return 1.0 - (1.0 - self.target) * min(1.0, step / max(1, round(self.fall_share * self.steps)))
 
     def ratio_factor(self, step: int) -> float:
         """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""

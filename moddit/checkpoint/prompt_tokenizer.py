@@ -111,13 +111,8 @@ def _library_errors(path: Path) -> Iterator[None]:
     """Turn what the library raises into an error that names the file."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 # the library raises nothing narrower
-        raise _damaged(path, error) from None
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of pyo3, which gives it no module to import it from
+    except BaseException as error:  # the library raises nothing narrower
+        # a panic is one of pyo3, which gives it no module to import it from
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: BaseException) -> FormatError:
-    return FormatError(f"{_origin(path)}: not a tokenizer ({escape(str(error))[:200]}); {_ADVICE}")
+        raise FormatError(f"{_origin(path)}: not a tokenizer ({escape(str(error))[:200]}); {_ADVICE}") from None
