@@ -92,11 +92,7 @@ class Package:
     functions: Annotated[tuple[GraphFunction, ...], Meta(min_length=1, max_length=FUNCTIONS)]
 
     def function(self, name: str) -> GraphFunction:
-        """Find a function.
-
-        Raises:
-            MissingError: there is none of this name.
-        """
+        """Find a function; raises MissingError if there is none of this name."""
         for function in self.functions:
             if function.name == name:
                 return function
@@ -143,11 +139,7 @@ class Graphs:
         return tuple(dict.fromkeys(item.batch for item in self.step_functions))
 
     def step_function(self, height: int, width: int, batch: int, region: int) -> StepFunction:
-        """Find the function for a picture size (pixels), a batch and a region of timesteps.
-
-        Raises:
-            MissingError: the bundle has none.
-        """
+        """Find the function for a picture size (pixels), a batch and a region of timesteps; raises MissingError."""
         for item in self.step_functions:
             if (item.height, item.width, item.batch) == (height, width, batch) and region in item.regions:
                 return item

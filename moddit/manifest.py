@@ -202,11 +202,7 @@ class Manifest:
             )
 
     def check_packages(self, where: str) -> None:
-        """Check that the files of every package are listed, so that their hashes are known.
-
-        Raises:
-            MissingError: a package has no files.
-        """
+        """Raise MissingError unless files of every package are listed, so that their hashes are known."""
         paths = [info.path for component in self.components.values() for info in component.files]
         for package in (item for chain in self.graphs.packages.values() for item in chain) if self.graphs else ():
             if not any(path.startswith(package.path + "/") for path in paths):

@@ -102,14 +102,7 @@ def escape(text: str) -> str:
 
 
 def read_json(path: Path, origin: Origin, *, absent: str, most: int = JSON_BYTES, strict: bool = True) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: of the file.
-        origin: the same for messages.
-        absent: what to do if there is no such file.
-        most: bytes it may have.
-        strict: as `parse_json`.
+    """Read a JSON file of at most `most` bytes; `absent` says what to do if there is none.
 
     Raises:
         MissingError: there is no such file.
@@ -137,13 +130,9 @@ def read_bytes(path: Path, origin: Origin, *, absent: str, most: int) -> bytes:
 
 
 def parse_json(content: bytes, origin: Origin, *, most: int = JSON_BYTES, strict: bool = True) -> Any:
-    """Parse JSON in UTF-8.
+    """Parse JSON in UTF-8 of at most `most` bytes.
 
-    Args:
-        content: the text.
-        origin: its file, for messages.
-        most: bytes it may have.
-        strict: also refuse what other programs write: NaN and Infinity, and a key twice, of which the last one counts.
+    If strict, refuse what other programs write, too: NaN and Infinity, and a key twice, of which the last one counts.
 
     Raises:
         FormatError: it is too large, not JSON, nested too deeply, or has texts that are not Unicode or numbers beyond
@@ -164,13 +153,7 @@ def parse_json(content: bytes, origin: Origin, *, most: int = JSON_BYTES, strict
 
 
 def decode(value: object, kind: type[T], origin: Origin, keys: Keys = Keys.EXACT) -> T:
-    """Make a record of parsed JSON.
-
-    Args:
-        value: the parsed JSON.
-        kind: a frozen dataclass.
-        origin: the file, for messages.
-        keys: which keys its objects have.
+    """Make a record, a frozen dataclass, of parsed JSON.
 
     Raises:
         FormatError: missing or unknown keys, or values of another type.

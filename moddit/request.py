@@ -150,8 +150,7 @@ class Request:
     def generated_size(self, spec: ModelSpec) -> Size:
         """Find the height and width to generate at, pixels; with resolution binning the picture is resized from it.
 
-        Raises:
-            UnsupportedError: resolution binning, and the model has no table of sizes.
+        Raises UnsupportedError for resolution binning where the model has no table of sizes.
         """
         if self.resolution_binning:
             if not spec.transformer.HAS_BINS:
@@ -193,15 +192,10 @@ class Request:
 
 
 def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None) -> int | None:
-    """Combine the wish for tiles and their size, either of which a user may leave open.
+    """Combine the wish for tiles and their size, pixels, either of which a user may leave open.
 
-    Args:
-        tiling: whether to decode in tiles.
-        tile_size: pixels; asks for tiles.
-        default: size of the tiles, pixels, or None for none, where a user says neither.
-
-    Raises:
-        ValueRangeError: a size of tiles that are not wanted.
+    The default, which may be no tiles, counts where a user says neither. Raises ValueRangeError for a size of tiles
+    that are not wanted.
     """
     if tiling is False:
         if tile_size is not None:

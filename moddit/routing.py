@@ -53,8 +53,7 @@ def region_timesteps(region: int, regions: int, num_train_timesteps: int) -> ran
 def snap(keep_ratio: float) -> int:
     """Round a learned keep ratio to its nearest bin, in tenths: clamped to 1..10, halves up.
 
-    Raises:
-        ValueRangeError: if the ratio is NaN or infinite.
+    Raises ValueRangeError if the ratio is NaN or infinite.
     """
     if not math.isfinite(keep_ratio):
         raise ValueRangeError(f"[routing] keep ratio is not a number, got {keep_ratio}, want 0.1..1.0")
@@ -132,10 +131,9 @@ class RoutingPlan:
         return sum(map(sum, self.keep_tenths)) / (DENOMINATOR * self.layers * self.regions)
 
     def region(self, timestep: float) -> int:
-        """Find the region of a timestep, 0 <= t < num_train_timesteps; a fractional one (Euler) counts as its floor.
+        """Find the region of a timestep; a fractional one (Euler) counts as its floor.
 
-        Raises:
-            ValueRangeError: if the timestep is outside the training range.
+        Raises ValueRangeError unless 0 <= timestep < num_train_timesteps.
         """
         if not 0 <= timestep < self.num_train_timesteps:
             raise ValueRangeError(
@@ -170,10 +168,6 @@ class RoutingPlan:
     @classmethod
     def from_json(cls, value: object, where: str) -> RoutingPlan:
         """Read a plan strictly.
-
-        Args:
-            value: the parsed JSON.
-            where: file and field, for messages.
 
         Raises:
             FormatError: unknown or missing fields, or values of the wrong type.

@@ -115,12 +115,8 @@ class NoiseSchedule:
     def from_diffusers(cls, config: Mapping[str, Any], where: str) -> NoiseSchedule:
         """Read `scheduler/scheduler_config.json`.
 
-        Args:
-            config: the parsed JSON.
-            where: its path, for messages.
-
         Raises:
-            UnsupportedError: a scheduler class, key or value that is not implemented, naming all three.
+            UnsupportedError: a scheduler class, key or value that is not implemented, naming `where` and all three.
             ValueRangeError: a number outside its range.
         """
         found = config.get("_class_name")
@@ -188,14 +184,9 @@ class SamplerTable:
 
 
 def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTable:
-    """Compute the table of a sampling run.
+    """Compute the table of a sampling run of so many steps, 1..num_train_timesteps, by one of SAMPLERS.
 
     It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing.
-
-    Args:
-        schedule: of the checkpoint.
-        sampler: one of SAMPLERS.
-        steps: model evaluations, 1..num_train_timesteps.
 
     Raises:
         UnsupportedError: an unknown sampler.

@@ -101,14 +101,8 @@ class PictureFolder(Dataset[Item]):
 class Batches(Sampler[list[int]]):
     """Index batches without end, in an order that depends on the seed and the position only, so that any step resumes.
 
-    Each epoch is a new permutation; a batch may reach from one epoch into the next.
-
-    Args:
-        count: items of the dataset.
-        batch: items of a batch.
-        seed: of the order.
-        first: number of the first batch.
-        stride: distance of the batches taken (processes times one).
+    Each epoch is a new permutation; a batch may reach from one epoch into the next. Batches are taken from the number
+    `first` on, each `stride` after the one before it (processes).
     """
 
     def __init__(self, count: int, batch: int, seed: int, *, first: int = 0, stride: int = 1) -> None:
@@ -144,11 +138,7 @@ def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read a picture in red, green and blue.
-
-    Raises:
-        FormatError: it is no picture, is damaged, too large, or cannot be read.
-    """
+    """Read a picture in red, green and blue; raises FormatError if it is none, damaged, too large or unreadable."""
     try:
         with open(path, "rb", opener=open_regular) as file, Image.open(file) as picture:
             return picture.convert("RGB")
@@ -161,11 +151,7 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def read_captions(folder: Path) -> list[tuple[Path, str]]:
-    """List the pictures of a folder with their captions, sorted by path.
-
-    Raises:
-        as `PictureFolder`
-    """
+    """List the pictures of a folder with their captions, sorted by path; raises as `PictureFolder`."""
     metadata = folder / "metadata.jsonl"
     pairs = _read_metadata(metadata) if os.path.lexists(metadata) else _read_side_files(folder)
     if not pairs:

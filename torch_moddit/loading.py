@@ -18,14 +18,9 @@ from torch_moddit.model import RoutedTransformer
 
 
 def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float32) -> RoutedTransformer:
-    """Load the transformer of a checkpoint, routed or dense, in evaluation mode.
+    """Load the transformer of a checkpoint, routed or dense, in evaluation mode: of a pipeline or its `transformer/`.
 
-    Args:
-        source: a pipeline folder or its `transformer/`, or all places of a checkpoint.
-        dtype: of the loaded weights.
-
-    Raises:
-        InputError: it is damaged, incomplete, of another architecture, or its weights are NaN or infinite.
+    Raises InputError if it is damaged, incomplete, of another architecture, or its weights are NaN or infinite.
     """
     found = describe_transformer(as_sources(source))
     tensors = {name: to_torch(tensor) for name, tensor in found.read.part.tensors.items()}

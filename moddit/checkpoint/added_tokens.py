@@ -59,11 +59,7 @@ class Declarations:
         return f"{self.where} ({', '.join(self.files)})"
 
     def extra_ids(self) -> int:
-        """Read how many sentinel tokens a T5 tokenizer has.
-
-        Raises:
-            FormatError: it is not a number of tokens.
-        """
+        """Read how many sentinel tokens a T5 tokenizer has; raises FormatError if it is not a number of tokens."""
         count = self.config.get("extra_ids", EXTRA_IDS)
         if type(count) is not int or not 0 <= count <= MAX_EXTRA_IDS:
             path = self.where / "tokenizer_config.json"
@@ -88,15 +84,9 @@ class Declarations:
 def list_added_tokens(
     found: Declarations, named: Mapping[str, str], default_extra: Iterable[AddedToken]
 ) -> tuple[AddedToken, ...]:
-    """List the tokens to add, in order.
+    """List the tokens to add, in order; raises FormatError for a declaration that transformers does not read.
 
-    Args:
-        found: what the folder says.
-        named: special tokens that the tokenizer's class has by name, unless the folder names others.
-        default_extra: further special tokens that its class has, unless the folder lists some.
-
-    Raises:
-        FormatError: a declaration is not of the form that transformers reads.
+    Special tokens that the tokenizer's class has by name, and further ones, give way to those that the folder names.
     """
     settings, declared = _read_declared(found)
     special: dict[str, Any] = {

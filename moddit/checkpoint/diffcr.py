@@ -36,16 +36,9 @@ class Learned:
 
 
 def take_policy(config: dict[str, Any], layers: int, timesteps: int, where: str) -> TokenPolicy:
-    """Take the plan out of a transformer's configuration; without one the model is dense.
+    """Take the plan out of a transformer's configuration; without one the model is dense, over so many timesteps.
 
-    Args:
-        config: the parsed JSON.
-        layers: of the transformer.
-        timesteps: of training, for a dense model.
-        where: the file, for messages.
-
-    Raises:
-        FormatError, ShapeError, ValueRangeError: it is damaged, or has another number of layers.
+    Raises FormatError, ShapeError or ValueRangeError if it is damaged, or has another number of layers.
     """
     if PLAN_KEY not in config:
         return TokenPolicy.dense(layers, timesteps)

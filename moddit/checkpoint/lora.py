@@ -45,10 +45,8 @@ class Lora:
     def merge(self, tensors: Mapping[str, StoredTensor], *, mlp_gain: float = 1.0) -> dict[str, StoredTensor]:
         """Replace the tensors that this LoRA changes by merged ones; more LoRAs may be merged into the result.
 
-        Args:
-            tensors: of the transformer, under canonical names.
-            mlp_gain: factor on the last layer of every MLP. 2 for a LoRA that was trained on a dense model, if the
-                checkpoint is a routed one: there this layer is twice the dense one's.
+        `mlp_gain` is a factor on the last layer of every MLP: 2 for a LoRA that was trained on a dense model, if the
+        checkpoint is a routed one, where this layer is twice the dense one's.
 
         Raises:
             MissingError: a tensor is absent.
@@ -65,12 +63,10 @@ class Lora:
 
 
 def read_lora(path: Path, scale: float, wanted: Mapping[str, TensorInfo]) -> Lora:
-    """Read a LoRA; of its tensors, only the header and single numbers are read.
+    """Read a LoRA, a safetensors file or a folder in which diffusers or peft saved one, for a transformer.
 
-    Args:
-        path: a safetensors file, or a folder in which diffusers or peft saved one.
-        scale: factor on all of it, 1 for what it was trained for.
-        wanted: the canonical tensors of the transformer that it is for.
+    Of its tensors, only the header and single numbers are read. The scale is a factor on all of it, 1 for what it was
+    trained for.
 
     Raises:
         MissingError: no such file or folder, or a part of it is absent.

@@ -29,21 +29,11 @@ class Addition:
     strength: float
 
     def read_down(self) -> NDArray[np.float32] | None:
-        """Read A, (rank, in * height * width).
-
-        Raises:
-            ValueRangeError: it is not finite.
-            FormatError: the file does not hold it any more.
-        """
+        """Read A, (rank, in * height * width); raises ValueRangeError unless finite, and as `StoredTensor.read`."""
         return None if self.down is None else _read_finite(self.down).reshape(self.down.shape[0], -1)
 
     def rows(self, first: int, last: int, down: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Compute the rows first..last of what is added; of B only these are read.
-
-        Args:
-            first: row.
-            last: row after the last.
-            down: what `read_down` returned.
+        """Compute the rows first..last of what is added, with what `read_down` returned; of B only these are read.
 
         Shapes:
             down (rank, in) -> (last - first, in); without it -> (last - first,)
@@ -77,12 +67,7 @@ class MergedTensor(StoredTensor):
         return cls(base.path, base.name, "F32", base.shape, base, addition)
 
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """Read and merge the rows first..last of the first axis.
-
-        Raises:
-            ValueRangeError: the addition is not finite.
-            FormatError: a file does not hold its part any more.
-        """
+        """Read and merge the rows first..last of the first axis; raises as `Addition.rows`."""
         rows, *rest = self.shape
         last = rows if last is None else last
         merged = np.empty((last - first, *rest), np.float32)
@@ -97,11 +82,7 @@ class MergedTensor(StoredTensor):
 
 
 def check_dtype(tensor: StoredTensor) -> None:
-    """Check that numbers can be added.
-
-    Raises:
-        UnsupportedError: they are neither float32, float16 nor bfloat16.
-    """
+    """Raise UnsupportedError if numbers cannot be added: they are neither float32, float16 nor bfloat16."""
     if tensor.dtype not in DTYPE_NAMES:
         raise UnsupportedError(
             f"[lora] {tensor.path}: {tensor.name!r} has dtype {tensor.dtype}, want {', '.join(DTYPE_NAMES)}; "

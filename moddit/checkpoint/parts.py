@@ -63,15 +63,8 @@ def finish_part(
 ) -> ReadPart:
     """Check a component's tensors, and leave out what is not of the model, as diffusers and transformers do.
 
-    If a wanted tensor is missing, nothing is left out: the names that are there may say why.
-
-    Args:
-        component: its name.
-        where: folder or file, for messages.
-        tensors: by canonical name.
-        wanted: the canonical tensors.
-        unused: what is left out already, with the reason.
-        notes: what a user should know already.
+    If a wanted tensor is missing, nothing is left out: the names that are there may say why. `unused` and `notes` are
+    what is known already, as in the result.
 
     Raises:
         ShapeError: tensors are missing or mis-shaped.

@@ -78,11 +78,7 @@ def read_pickle(path: Path) -> dict[str, PickledTensor]:
 
 
 def _record_sizes(path: Path) -> Counter[int]:
-    """Count the sizes of an archive's members, which torch.save never compresses: unpacked they could be any size.
-
-    Raises:
-        ValueError: a member is compressed.
-    """
+    """Count the sizes of an archive's members; raises ValueError if one is packed: unpacked it could be any size."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]

@@ -35,12 +35,7 @@ class PromptTokenizer:
 
     @classmethod
     def load(cls, path: Path, *, vocab_size: int, max_length: int) -> Self:
-        """Read `tokenizer.json`.
-
-        Args:
-            path: of the file.
-            vocab_size: of the text encoder.
-            max_length: tokens to keep of a prompt, the end token included.
+        """Read `tokenizer.json` for a text encoder's vocabulary and prompts of so many tokens, the end token included.
 
         Raises:
             MissingError: there is no such file.

@@ -59,10 +59,7 @@ class Shape:
     vocab_size: int  # of the text encoder
 
     def check(self, value: object) -> dict[str, Any]:
-        """Check all parts that encoding uses.
-
-        Args:
-            value: of `tokenizer.json`.
+        """Check all parts of `tokenizer.json` that encoding uses.
 
         Returns:
             these parts, in the form of the file; nothing in the place of the others.

@@ -51,16 +51,10 @@ class Transformer:
 def read_transformer(
     sources: Sources, files: SourceFiles, scheduler: NoiseSchedule | None, downscale: int | None
 ) -> Transformer:
-    """Read the transformer of a checkpoint; weights are left on disk.
+    """Read the transformer of a checkpoint; weights are left on disk, and `files` is told what was read.
 
-    Args:
-        sources: where it is.
-        files: told what was read.
-        scheduler: of the pipeline, whose timesteps the plan divides; None if there is none.
-        downscale: picture pixels per latent pixel; None if there is no VAE.
-
-    Raises:
-        InputError: it is damaged, incomplete or of another architecture.
+    Without a scheduler, whose timesteps the plan divides, or a VAE, which says how many picture pixels a latent pixel
+    is, the usual ones count. Raises InputError if it is damaged, incomplete or of another architecture.
     """
     found, gain = _read_base(sources, files, scheduler, downscale)
     return _merge_loras(found, sources.loras, files, gain)
@@ -110,15 +104,9 @@ def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceF
 
 
 def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]) -> TransformerSpec:
-    """Read a transformer's configuration as diffusers does, ours for routed models included.
+    """Read a transformer's config.json, without the plan, as diffusers does, ours for routed models included.
 
-    Args:
-        config: the parsed config.json, without the plan.
-        where: its path, for messages.
-        names: of the tensors, which say what a configuration leaves open.
-
-    Raises:
-        MissingError, UnsupportedError, ShapeError: naming `where` and the key.
+    The names of the tensors say what it leaves open. Raises InputError, naming `where` and the key.
     """
     config = plain_config(config)
     for kind in ARCHITECTURES.values():

@@ -70,11 +70,7 @@ def read_optional_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any] | N
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a configuration of diffusers, without the keys that it lists as standing for their defaults.
-
-    Raises:
-        MissingError, FormatError: as `read_json`.
-    """
+    """Read a configuration of diffusers, without keys that it lists as standing for defaults; raises as `read_json`."""
     config = read_json(path)
     defaults = config.pop("_use_default_values", None) or []
     if not isinstance(defaults, list):
@@ -97,12 +93,7 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> Weights:
-    """Open the weights of a component.
-
-    Args:
-        folder: of the component.
-        naming: of the library that owns the component.
-        variant: such as "fp16", part of the file names; a component without such files is read without it.
+    """Open the weights of a component; without files of a variant, such as "fp16" in their names, the plain ones.
 
     Raises:
         MissingError: no weight files, or one that the index names is absent.

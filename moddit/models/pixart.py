@@ -94,11 +94,7 @@ class PixArtSpec(TransformerSpec):
 
     @classmethod
     def from_diffusers(cls, config: Config, where: str) -> PixArtSpec:
-        """Read `transformer/config.json`.
-
-        Raises:
-            MissingError, UnsupportedError, ShapeError: naming `where` and the key.
-        """
+        """Read `transformer/config.json`; raises InputError, naming `where` and the key."""
         check_implemented(config, PIXART_IMPLEMENTED, where, required=("_class_name",))
         found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
         # diffusers' own defaults where the configuration leaves them open

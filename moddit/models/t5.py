@@ -68,11 +68,7 @@ class T5Spec(ComponentSpec):
 
     @classmethod
     def from_transformers(cls, config: Config, where: str) -> T5Spec:
-        """Read the configuration of a T5EncoderModel (transformers' T5Config).
-
-        Raises:
-            MissingError, UnsupportedError: naming `where` and the key.
-        """
+        """Read transformers' T5Config, of a T5EncoderModel; raises InputError, naming `where` and the key."""
         check_implemented(config, T5_IMPLEMENTED, where)
         config = without_aliases(config, _ALIASES)
         found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)

@@ -64,11 +64,7 @@ class TransformerSpec(ComponentSpec, ABC):
     @classmethod
     @abstractmethod
     def from_diffusers(cls, config: Config, where: str) -> Self:
-        """Read `transformer/config.json`.
-
-        Raises:
-            MissingError, UnsupportedError, ShapeError: naming `where` and the key.
-        """
+        """Read `transformer/config.json`; raises InputError, naming `where` and the key."""
 
     @abstractmethod
     def tensors(self, *, has_routers: bool) -> Tensors:
@@ -116,15 +112,7 @@ class TransformerSpec(ComponentSpec, ABC):
         return self.sample_size // self.patch_size
 
     def tokens(self, height: int, width: int) -> int:
-        """Count the tokens of a latent.
-
-        Args:
-            height: latent pixels, a multiple of patch_size.
-            width: likewise.
-
-        Raises:
-            ShapeError: if a side is not a positive multiple of the patch size.
-        """
+        """Count the tokens of a latent; raises ShapeError if its sides are not positive multiples of the patch size."""
         if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
             raise ShapeError(f"[spec] latent size {height}x{width} is not made of whole patches of {self.patch_size}")
         return (height // self.patch_size) * (width // self.patch_size)

@@ -55,11 +55,7 @@ class VAESpec(ComponentSpec):
 
     @classmethod
     def from_diffusers(cls, config: Config, where: str) -> VAESpec:
-        """Read `vae/config.json`.
-
-        Raises:
-            MissingError, UnsupportedError: naming `where` and the key.
-        """
+        """Read `vae/config.json`; raises InputError, naming `where` and the key."""
         check_implemented(config, VAE_IMPLEMENTED, where, required=("_class_name",))
         found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
         levels = len(found.block_out_channels)
