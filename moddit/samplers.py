@@ -192,7 +192,9 @@ def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTab
         UnsupportedError: an unknown sampler.
         ValueRangeError: so many steps that a timestep repeats or leaves the training range.
     """
-    _check_allowed("sampler", sampler, SAMPLERS)
+    if sampler not in SAMPLERS:
+        wanted = " or ".join(map(repr, SAMPLERS))
+        raise UnsupportedError(f"[samplers] sampler = {sampler!r} is not implemented, want {wanted}")
     if not 1 <= steps <= schedule.num_train_timesteps:
         raise ValueRangeError(f"[samplers] steps out of range, got {steps}, want 1..{schedule.num_train_timesteps}")
     timesteps = _TIMESTEPS[sampler](schedule, steps)
@@ -237,8 +239,10 @@ def _trailing(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
     return np.arange(total, 0, -total / steps).round() - 1
 
 
-def _noise_levels(schedule: NoiseSchedule) -> NDArray[np.float64]:
-    return np.sqrt(1.0 / schedule.alphas_cumprod - 1.0)
+def _noise_levels(schedule: NoiseSchedule, timesteps: NDArray[np.float64]) -> list[float]:
+    """List s at the timesteps, and the 0 that they lead to."""
+    levels = np.sqrt(1.0 / schedule.alphas_cumprod - 1.0)
+    return [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), levels)), 0.0]
 
 
 def _denoise(schedule: NoiseSchedule, level: float) -> tuple[float, float]:
@@ -256,26 +260,18 @@ def _dpm_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], _: int) 
     Port of diffusers/schedulers/scheduling_dpmsolver_multistep.py, dpm_solver_first_order_update and
     multistep_dpm_solver_second_order_update, with exp(-h) written as the ratio of noise levels.
     """
-    levels = [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), _noise_levels(schedule))), 0.0]
+    levels = _noise_levels(schedule, timesteps)
     rows = []
     for index, timestep in enumerate(timesteps):
         here, there = levels[index], levels[index + 1]
         alpha_here, alpha_there = 1.0 / math.hypot(1.0, here), 1.0 / math.hypot(1.0, there)
         ratio = there / here
         weight = alpha_there * (1.0 - ratio)
-        correction = 0.0
+        keep, correction = ratio * alpha_there / alpha_here, 0.0
         if 0 < index < len(timesteps) - 1:
             correction = 0.5 * weight * math.log(here / there) / math.log(levels[index - 1] / here)  # 1 / r0 = h / h0
-        rows.append(
-            SamplerStep(
-                float(timestep),
-                1.0,
-                *_denoise(schedule, here),
-                keep_x=ratio * alpha_there / alpha_here,
-                current=weight + correction,
-                previous=-correction,
-            )
-        )
+        denoised = _denoise(schedule, here)
+        rows.append(SamplerStep(float(timestep), 1.0, *denoised, keep, weight + correction, -correction))
     return SamplerTable("dpmpp-2m", 1.0, tuple(rows))
 
 
@@ -293,16 +289,9 @@ def _ddim_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], steps: 
         here = float(alphas[timestep])
         there = float(alphas[timestep - stride]) if timestep >= stride else final
         keep = math.sqrt((1.0 - there) / (1.0 - here))
-        rows.append(
-            SamplerStep(
-                float(timestep),
-                1.0,
-                *_denoise(schedule, math.sqrt(1.0 / here - 1.0)),
-                keep_x=keep,
-                current=math.sqrt(there) - keep * math.sqrt(here),
-                previous=0.0,
-            )
-        )
+        current = math.sqrt(there) - keep * math.sqrt(here)
+        denoised = _denoise(schedule, math.sqrt(1.0 / here - 1.0))
+        rows.append(SamplerStep(float(timestep), 1.0, *denoised, keep, current, 0.0))
     return SamplerTable("ddim", 1.0, tuple(rows))
 
 
@@ -311,22 +300,13 @@ def _euler_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], _: int
 
     Port of diffusers/schedulers/scheduling_euler_discrete.py, step without churn, and init_noise_sigma.
     """
-    levels = [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), _noise_levels(schedule))), 0.0]
+    levels = _noise_levels(schedule, timesteps)
     rows = []
     for timestep, here, there in zip(timesteps, levels, levels[1:], strict=False):
         input_scale = 1.0 / math.hypot(1.0, here)
-        denoised_x, denoised_output = _denoise(schedule, here)
-        rows.append(
-            SamplerStep(
-                float(timestep),
-                input_scale,
-                denoised_x * input_scale,
-                denoised_output,
-                keep_x=there / here,
-                current=1.0 - there / here,
-                previous=0.0,
-            )
-        )
+        denoised_x, output = _denoise(schedule, here)
+        weights = (denoised_x * input_scale, output, there / here, 1.0 - there / here, 0.0)
+        rows.append(SamplerStep(float(timestep), input_scale, *weights))
     init_scale = math.hypot(1.0, levels[0]) if schedule.timestep_spacing == "leading" else levels[0]
     return SamplerTable("euler", init_scale, tuple(rows))
 
@@ -341,13 +321,6 @@ _TABLES: Final[dict[str, Callable[[NoiseSchedule, NDArray[np.float64], int], Sam
     "ddim": _ddim_table,
     "euler": _euler_table,
 }
-
-
-def _check_allowed(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UnsupportedError(
-            f"[samplers] {name} = {value!r} is not implemented, want {' or '.join(map(repr, allowed))}"
-        )
 
 
 def _check_config(config: Mapping[str, Any], sampler: str, where: str) -> None:
