@@ -167,7 +167,7 @@ def _check_folder(target: Path, kind: str, may_replace: Callable[[Path], bool] |
         raise OutputExistsError(
             f"[output] {printable(str(target))}: exists already; choose another name, or replace it with --overwrite"
         )
-    if target.is_symlink() or not target.is_dir() or not (is_empty(target) or may_replace(target)):
+    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not may_replace(target)):
         raise OutputExistsError(
             f"[output] {printable(str(target))}: exists and is not a {kind}, so it is not replaced; "
             "choose another name, or remove it"
@@ -211,11 +211,6 @@ def _concerns(target: Path, name: str) -> bool:
 def absolute(path: Path) -> Path:
     """Make a path absolute and plain, without following links: a target may be one."""
     return Path(os.path.abspath(path))
-
-
-def is_empty(folder: Path) -> bool:
-    """Say whether a folder has nothing in it."""
-    return next(folder.iterdir(), None) is None
 
 
 def _prepare(target: Path) -> None:

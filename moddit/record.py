@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
@@ -50,6 +50,7 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 T = TypeVar("T")
 Step = str | int
 Kind = Any  # a type with its bounds, as `typing` writes it
+_origin: Final[Callable[[Kind], Any]] = get_origin  # which mypy takes for that of a ParamSpec
 
 
 class Keys(Enum):
@@ -365,10 +366,6 @@ def _has_objects(plain: Kind) -> bool:
 def hints(kind: type) -> Mapping[str, Kind]:
     """The fields of a record with their kinds."""
     return get_type_hints(kind, include_extras=True)
-
-
-def _origin(kind: Kind) -> Any:
-    return get_origin(kind)
 
 
 def _plain(kind: Kind) -> Kind:

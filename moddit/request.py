@@ -58,9 +58,8 @@ class Request:
     sampler: Annotated[str, choice(*SAMPLERS)]
     # Fields with a default came later: a picture's file leaves them out where they have it.
     resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
-    vae_tile_size: Side | None = (
-        None  # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
-    )
+    # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
+    vae_tile_size: Side | None = None
     label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
 
     def __post_init__(self) -> None:

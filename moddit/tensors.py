@@ -17,9 +17,8 @@ from moddit.errors import ShapeError
 _LISTED: Final = 12  # differences that a message spells out
 TIMESTEP_CHANNELS: Final = 256  # width of the sinusoid of a timestep, resolution or aspect ratio (diffusers)
 ROUTER: Final = "transformer_blocks.{layer}.router.weight"
-KEEP_RATIO: Final = (
-    "transformer_blocks.{layer}.keep_ratio"  # training only; the snapped plan is the truth for inference
-)
+# Training only; the snapped plan is the truth for inference.
+KEEP_RATIO: Final = "transformer_blocks.{layer}.keep_ratio"
 
 
 class Role(Enum):

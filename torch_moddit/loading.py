@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from moddit.checkpoint.description import describe_transformer
+from moddit.checkpoint.precision import check_finite
 from moddit.checkpoint.sources import Sources, as_sources
 from moddit.checkpoint.stored import StoredTensor
-from moddit.errors import ValueRangeError
 from torch_moddit.architectures import TRANSFORMERS
 from torch_moddit.model import RoutedTransformer
 
@@ -24,7 +23,6 @@ def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float3
     """
     found = describe_transformer(as_sources(source))
     tensors = {name: to_torch(tensor) for name, tensor in found.read.part.tensors.items()}
-    _check_finite(tensors, found.read.part.tensors)
     kind = TRANSFORMERS[found.spec.ARCHITECTURE]
     transformer = kind.make(found.spec)
     model = kind(transformer, found.policy)
@@ -33,17 +31,9 @@ def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float3
 
 
 def to_torch(tensor: StoredTensor) -> Tensor:
-    """Read a tensor as it is stored."""
+    """Read a tensor as it is stored; raises ValueRangeError if it is NaN or infinite."""
     array = tensor.read()
+    check_finite("transformer", array, tensor)
     if tensor.dtype == "BF16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def _check_finite(tensors: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            raise ValueRangeError(
-                f"[transformer] {stored[name].path}: tensor {stored[name].name!r} is not finite (NaN or infinity); the "
-                "checkpoint is damaged or its training diverged"
-            )

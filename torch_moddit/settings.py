@@ -64,9 +64,8 @@ class FinetuneConfig:
     flat_share: float = 0.5  # before the rates fall as a cosine
     floor: float = 0.03  # share of the rates left at the end
     fall_share: float = 0.35  # in which the ratios' mean falls from 1 to the target
-    freeze_share: float = (
-        0.6  # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
-    )
+    # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
+    freeze_share: float = 0.6
     distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
     caption_dropout: float = 0.1  # share of samples trained on the empty caption
     ema_decay: float = 0.999

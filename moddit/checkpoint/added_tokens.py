@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moddit.errors import FormatError
+from moddit.record import quote
 
 _NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 T5_NAMED: Final[Mapping[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -183,6 +184,6 @@ def _number(value: object, where: str) -> int:
 
 
 def _error(where: str, what: str, value: object) -> FormatError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-    return FormatError(f"[tokenizer] {where}: {what} is {shown}, which is not what transformers writes; save it again")
+    return FormatError(
+        f"[tokenizer] {where}: {what} is {quote(value)}, which is not what transformers writes; save it again"
+    )

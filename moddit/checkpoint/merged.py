@@ -12,9 +12,9 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from moddit.checkpoint.precision import DTYPE_NAMES, is_finite, widen
+from moddit.checkpoint.precision import DTYPE_NAMES, check_dtypes, check_finite, widen
 from moddit.checkpoint.stored import StoredTensor
-from moddit.errors import UnsupportedError, ValueRangeError
+from moddit.errors import ValueRangeError
 
 _FLOAT_BYTES: Final = 4
 _CHUNK_BYTES: Final = 1 << 20  # merged at once, so that no read needs much more than what it returns
@@ -83,18 +83,10 @@ class MergedTensor(StoredTensor):
 
 def check_dtype(tensor: StoredTensor) -> None:
     """Raise UnsupportedError if numbers cannot be added: they are neither float32, float16 nor bfloat16."""
-    if tensor.dtype not in DTYPE_NAMES:
-        raise UnsupportedError(
-            f"[lora] {tensor.path}: {tensor.name!r} has dtype {tensor.dtype}, want {', '.join(DTYPE_NAMES)}; "
-            "save it in float16, bfloat16 or float32"
-        )
+    check_dtypes("lora", {tensor.name: tensor}, DTYPE_NAMES)
 
 
 def _read_finite(tensor: StoredTensor, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
     raw = tensor.read(first, last)
-    if not is_finite(raw, tensor.dtype):
-        raise ValueRangeError(
-            f"[lora] {tensor.path}: tensor {tensor.name!r} is not finite (NaN or infinity); the file is damaged or "
-            "its training diverged"
-        )
+    check_finite("lora", raw, tensor)
     return widen(raw, tensor.dtype)
