@@ -176,8 +176,7 @@ class Graphs:
         Raises:
             FormatError: other packages than the model needs.
             MissingError: a region or a package has no function.
-            ShapeError: capacities are not the plan's, features not the model's, or there are functions that nothing is
-                said of.
+            ShapeError: capacities are not the plan's, features not the model's, or nothing is said of a function.
         """
         self._check_roles(spec, where)
         rows = [plan.row(region) for region in range(plan.regions)]

@@ -36,7 +36,6 @@ _PICTURE_ERRORS: Final = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error),
     Image.DecompressionBombError,
 )
-_ADVICE: Final = "replace it or take it out"
 
 Item = dict[str, Tensor]
 
@@ -142,12 +141,9 @@ def read_picture(path: Path) -> Image.Image:
     try:
         with open(path, "rb", opener=open_regular) as file, Image.open(file) as picture:
             return picture.convert("RGB")
-    except UnidentifiedImageError:
-        raise FormatError(
-            f"[data] {path}: cannot read the picture (of no known kind); replace it or take it out"
-        ) from None
     except _PICTURE_ERRORS as error:
-        raise FormatError(f"[data] {path}: cannot read the picture ({error}); {_ADVICE}") from None
+        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
+        raise FormatError(f"[data] {path}: cannot read the picture ({reason}); replace it or take it out") from None
 
 
 def read_captions(folder: Path) -> list[tuple[Path, str]]:

@@ -78,7 +78,8 @@ def _read_base(
         return found, MLP_GAIN if found.policy.has_routers else 1.0
     path = place / "config.json"
     config = read_config(path)
-    if place != sources.main and not _is_routed(config):  # whose class indices of before do not name
+    routed = _routed_classes(ARCHITECTURES.values())  # which indices of before do not name
+    if place != sources.main and config.get("_class_name") not in routed:
         known = sources.known_pipeline
         kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
         sources.name_class(TRANSFORMER, config, _classes(kinds))
@@ -131,10 +132,6 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if (name, norm_type) == (_OLD_CLASS, kind.NORM_TYPE):
             config["_class_name"] = kind.DIFFUSERS_CLASS
     return config
-
-
-def _is_routed(config: Mapping[str, Any]) -> bool:
-    return config.get("_class_name") in _routed_classes(ARCHITECTURES.values())
 
 
 def _routed_classes(kinds: Iterable[type[TransformerSpec]]) -> tuple[str, ...]:

@@ -163,9 +163,4 @@ def _shards(index: Path) -> list[str]:
 
 
 def _is_file_name(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and value not in ("", ".", "..")
-        and os.path.basename(value) == value
-        and (not set(value) & {"/", "\\", "\0"})
-    )
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & {"/", "\\", "\0"}

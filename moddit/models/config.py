@@ -27,12 +27,6 @@ class ComponentSpec:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}  # type: ignore[call-overload]
 
 
-def without_aliases(config: Config, aliases: Mapping[str, str]) -> dict[str, Any]:
-    """Rename the keys that stand for another key, unless that one is there too."""
-    renamed = {key: config[alias] for key, alias in aliases.items() if alias in config and key not in config}
-    return {**config, **renamed}
-
-
 def check_implemented(
     config: Config, implemented: Mapping[str, tuple[Any, ...]], where: str, required: tuple[str, ...] = ()
 ) -> None:

@@ -58,13 +58,6 @@ class PixArtSpec(TransformerSpec):
     TITLE: ClassVar[str] = "PixArt"
     HAS_BINS: ClassVar[bool] = True
 
-    num_layers: Layers
-    num_attention_heads: Heads
-    attention_head_dim: HeadWidth
-    in_channels: Channels
-    out_channels: Channels  # twice in_channels where the variance is learned too
-    patch_size: Patch  # latent pixels
-    sample_size: Side  # latent pixels
     cross_attention_dim: Width
     caption_channels: Width
     interpolation_scale: Scale  # of the position embedding

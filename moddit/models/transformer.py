@@ -13,6 +13,7 @@ from typing import ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from moddit.bounds import Channels, Heads, HeadWidth, Layers, Patch, Side
 from moddit.embeddings import position_embedding
 from moddit.errors import ShapeError, UnsupportedError
 from moddit.models.config import ComponentSpec, Config
@@ -33,7 +34,20 @@ class StepFeatures:
     always: Shapes  # at the start, and to every package
 
 
-class TransformerSpec(ComponentSpec, ABC):
+@dataclass(frozen=True)
+class _Dimensions(ComponentSpec):
+    """The dimensions that all of them have."""
+
+    num_layers: Layers
+    num_attention_heads: Heads
+    attention_head_dim: HeadWidth
+    in_channels: Channels  # that it reads
+    out_channels: Channels  # that it predicts, a variance included
+    patch_size: Patch  # latent pixels
+    sample_size: Side  # latent pixels
+
+
+class TransformerSpec(_Dimensions, ABC):
     """Dimensions of a denoising transformer over patches of a latent."""
 
     ARCHITECTURE: ClassVar[str]  # its name in a bundle
@@ -44,13 +58,6 @@ class TransformerSpec(ComponentSpec, ABC):
     TITLE: ClassVar[str]  # for people
     HAS_BINS: ClassVar[bool] = False  # trained at the sizes of `moddit.bins`
 
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    in_channels: int  # that it reads
-    out_channels: int  # that it predicts, a variance included
-    patch_size: int  # latent pixels
-    sample_size: int  # latent pixels
     attention_bias: bool
     norm_eps: float
     caption_channels: int  # only of a model that is conditioned on a text
