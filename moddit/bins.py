@@ -44,16 +44,12 @@ BINS: Final[Mapping[int, Mapping[float, Size]]] = {
 
 
 def bin_size(sample_size: int, default_side: int, height: int, width: int) -> Size:
-    """Find the size that a model was trained at whose aspect ratio is nearest to the one asked for.
+    """Find the size that a model was trained at whose aspect ratio is nearest to the one asked for, pixels.
 
-    Args:
-        sample_size: of the transformer, latent pixels.
-        default_side: of the square picture the model was trained on, pixels.
-        height: pixels.
-        width: pixels.
+    Of the model, `sample_size` is in latent pixels; `default_side` is that of the square picture it was trained on,
+    pixels.
 
-    Raises:
-        UnsupportedError: nobody has published sizes for such a model, or they are those of larger or smaller pictures.
+    Raises UnsupportedError if nobody has published sizes for it, or they are those of larger or smaller pictures.
     """
     if sample_size not in BINS:
         raise UnsupportedError(

@@ -212,13 +212,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `manifest.json` of a bundle.
-
-    Raises:
-        MissingError: if there is no such file.
-        FormatError: if it is not JSON, or not a manifest this version can read.
-        InputError: as `Manifest.from_json`.
-    """
+    """Read `manifest.json` of a bundle; raises MissingError if there is none, otherwise as `Manifest.from_json`."""
     path = folder / MANIFEST_NAME
     absent = "make a bundle with `python -m convert --from hf-checkpoint`"
     value = read_json(path, Origin("manifest", str(path), f"the bundle is damaged, {ADVICE}"), absent=absent)

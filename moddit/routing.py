@@ -61,19 +61,14 @@ def snap(keep_ratio: float) -> int:
 
 
 def select_tokens(scores: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
-    """Pick the tokens with the largest scores: the reference ranking that every backend must equal.
+    """Pick the tokens with the largest raw router scores: the reference ranking that every backend must equal.
 
     Ties go to the lower index; the result is in ascending index order.
 
-    Args:
-        scores: raw router scores, finite, (B, N).
-        count: tokens to keep, 1..N.
-
     Shapes:
-        scores (B, N) -> kept (B, count)
+        scores (B, N), finite -> kept (B, count)
 
-    Raises:
-        ShapeError: if `scores` is not two-dimensional or `count` is not in 1..N.
+    Raises ShapeError if `scores` is not two-dimensional or `count` is not in 1..N.
     """
     if scores.ndim != 2 or not 1 <= count <= scores.shape[1]:
         raise ShapeError(

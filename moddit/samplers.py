@@ -149,18 +149,13 @@ class SamplerStep:
     previous: float  # 0 in the first step
 
     def advance(self, x: Array, output: Array, previous_denoised: Array | None) -> tuple[Array, Array]:
-        """Take the step.
+        """Take the step; return the latent after it, and the denoised latent.
 
-        Args:
-            x: latent before the step, unscaled.
-            output: the model's output for ``input_scale * x`` and `timestep`, guidance applied.
-            previous_denoised: what this function returned second in the step before; None in the first step.
+        The latent before it, `x`, is not scaled; `output` is the model's for ``input_scale * x`` and `timestep`,
+        guidance applied. `previous_denoised` is what the step before returned second; None in the first step.
 
         Shapes:
             all arrays alike, of any type that adds and multiplies with Python floats
-
-        Returns:
-            the latent after the step, and the denoised latent.
         """
         denoised: Any = self.denoised_x * x + self.denoised_output * output
         advanced = self.keep_x * x + self.current * denoised

@@ -51,13 +51,9 @@ class _Row:
 class PictureFolder(Dataset[Item]):
     """Pictures with captions: `metadata.jsonl` with "file_name" and "text" a line, or NAME.txt beside NAME.png.
 
-    Pictures are scaled to cover the wanted size and cropped to its centre.
-
-    Args:
-        folder: searched for `metadata.jsonl` first, otherwise for pictures with text files, at any depth.
-        tell: turns a caption into what the model is conditioned on.
-        height, width: pixels.
-        sizes: what the model is told about the size (`size_features`).
+    The folder is searched for `metadata.jsonl` first, otherwise for pictures with text files, at any depth. Pictures
+    are scaled to cover the wanted size, pixels, and cropped to its centre. `tell` turns a caption into what the model
+    is conditioned on; `sizes` is what it is told about the size (`size_features`).
 
     Raises:
         ValueRangeError: too many pixels.

@@ -88,21 +88,15 @@ class ReferencePipeline:
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> NDArray[np.float32]:
-        """Generate a picture.
+        """Generate a picture; the settings are a label, and those of `Request.complete`.
 
-        Args:
-            prompt: what to draw.
-            negative_prompt: what to avoid; without effect without guidance.
-            on_block: called after each block of each step.
-            on_step: called after each step.
-            settings: label, and as `Request.complete`.
+        Without guidance, the negative prompt is without effect. `on_block` is called after each block of each step,
+        `on_step` after each step.
 
         Shapes:
             -> (height, width, 3), 0..1
 
-        Raises:
-            InputError: as `request`.
-            UnsupportedError: a size that diffusers' resizing loses.
+        Raises InputError as `request`, and UnsupportedError for a size that diffusers' resizing loses.
         """
         return self.draw(self.request(prompt, negative_prompt, **settings), on_block=on_block, on_step=on_step)
 

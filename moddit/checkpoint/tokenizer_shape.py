@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -263,11 +263,4 @@ def is_piece(value: object) -> bool:
     """Whether a value is a piece of a vocabulary: a text and its finite score."""
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
         return False
-    return type(value[1]) in (int, float) and _is_finite(value[1])
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
+    return type(value[1]) in (int, float) and abs(value[1]) <= sys.float_info.max
