@@ -147,14 +147,7 @@ class Graphs:
 
     def to_json(self) -> dict[str, Any]:
         """Write every field."""
-        return {
-            "minimum_os": dict(self.minimum_os),
-            "compute_units": self.compute_units,
-            "routing": self.routing,
-            "packages": {role: [asdict(package) for package in packages] for role, packages in self.packages.items()},
-            "step_functions": [asdict(item) for item in self.step_functions],
-            "trained_plan": self.trained_plan.to_json(),
-        }
+        return {**asdict(self), "trained_plan": self.trained_plan.to_json()}
 
     @classmethod
     def of(cls, record: GraphsRecord, where: str) -> Graphs:

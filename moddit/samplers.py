@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from moddit.bounds import TIMESTEPS, Timesteps, choice
 from moddit.errors import UnsupportedError, ValueRangeError
+from moddit.models.config import check_implemented
 from moddit.record import Origin, decode, quote
 
 Array = TypeVar("Array", bound=Any)  # numpy, torch or mlx
@@ -319,11 +320,7 @@ _TABLES: Final[dict[str, Callable[[NoiseSchedule, NDArray[np.float64], int], Sam
 
 
 def _check_config(config: Mapping[str, Any], sampler: str, where: str) -> None:
-    fixed = _FIXED_EVERYWHERE | _FIXED[sampler]
-    for key, value in sorted(config.items()):
-        if key in fixed and value not in fixed[key]:
-            wanted = " or ".join(map(repr, fixed[key]))
-            raise UnsupportedError(f"[samplers] {where}: {key} = {quote(value)} is not implemented, want {wanted}")
+    check_implemented(config, _FIXED_EVERYWHERE | _FIXED[sampler], where, component="samplers")
     if sampler == "dpmpp-2m" and config.get("variance_type") in _LEARNED_VARIANCES:
         raise UnsupportedError(
             f"[samplers] {where}: variance_type = {config['variance_type']!r} is not implemented, want null: the "

@@ -28,7 +28,11 @@ class ComponentSpec:
 
 
 def check_implemented(
-    config: Config, implemented: Mapping[str, tuple[Any, ...]], where: str, required: tuple[str, ...] = ()
+    config: Config,
+    implemented: Mapping[str, tuple[Any, ...]],
+    where: str,
+    required: tuple[str, ...] = (),
+    component: str = "spec",
 ) -> None:
     """Compare the keys that change the computation with the values that are implemented.
 
@@ -38,8 +42,8 @@ def check_implemented(
     """
     for key in required:
         if config.get(key) is None:
-            raise MissingError(f"[spec] {where}: field {key!r} is missing; {EXPORT_AGAIN}")
+            raise MissingError(f"[{component}] {where}: field {key!r} is missing; {EXPORT_AGAIN}")
     for key, allowed in implemented.items():
         if key in config and config[key] not in allowed:
-            wanted = " or ".join(repr(value) for value in allowed)
-            raise UnsupportedError(f"[spec] {where}: {key} = {quote(config[key])} is not implemented, want {wanted}")
+            found, wanted = quote(config[key]), " or ".join(map(repr, allowed))
+            raise UnsupportedError(f"[{component}] {where}: {key} = {found} is not implemented, want {wanted}")
