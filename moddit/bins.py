@@ -24,53 +24,12 @@ Size = tuple[int, int]  # height, width
 _WRITTEN: Final = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 
 
-# Aspect ratio (height / width, rounded as its authors did) to height and width, both in units of 1/16 of the side of a
-# square picture: 16 pixels at 256, 32 at 512, 64 at 1024.
-_TRAINED: Final[Mapping[float, Size]] = {
-    0.25: (8, 32),
-    0.28: (8, 29),
-    0.32: (9, 28),
-    0.33: (9, 27),
-    0.35: (9, 26),
-    0.4: (10, 25),
-    0.42: (10, 24),
-    0.48: (11, 23),
-    0.5: (11, 22),
-    0.52: (11, 21),
-    0.57: (12, 21),
-    0.6: (12, 20),
-    0.68: (13, 19),
-    0.72: (13, 18),
-    0.78: (14, 18),
-    0.82: (14, 17),
-    0.88: (15, 17),
-    0.94: (15, 16),
-    1.0: (16, 16),
-    1.07: (16, 15),
-    1.13: (17, 15),
-    1.21: (17, 14),
-    1.29: (18, 14),
-    1.38: (18, 13),
-    1.46: (19, 13),
-    1.67: (20, 12),
-    1.75: (21, 12),
-    2.0: (22, 11),
-    2.09: (23, 11),
-    2.4: (24, 10),
-    2.5: (25, 10),
-    3.0: (27, 9),
-    4.0: (32, 8),
-}
-# The models of 2048 pixels know these as well, in units of 128 pixels.
-_TRAINED_AT_2048: Final[Mapping[float, Size]] = {
-    0.26: (8, 31),
-    0.27: (8, 30),
-    2.89: (26, 9),
-    3.11: (28, 9),
-    3.62: (29, 8),
-    3.75: (30, 8),
-    3.88: (31, 8),
-}
+# Height x width, in units of 1/16 of the side of a square picture: 16 pixels at 256, 32 at 512, 64 at 1024.
+_TRAINED: Final = """
+    8x32 8x29 9x28 9x27 9x26 10x25 10x24 11x23 11x22 11x21 12x21 12x20 13x19 13x18 14x18 14x17 15x17 15x16 16x16
+    16x15 17x15 17x14 18x14 18x13 19x13 20x12 21x12 22x11 23x11 24x10 25x10 27x9 32x8
+"""
+_TRAINED_AT_2048: Final = "8x31 8x30 26x9 28x9 29x8 30x8 31x8"  # which the models of 2048 pixels know as well
 
 
 def parse_size(text: str) -> Size:
@@ -85,33 +44,28 @@ def parse_size(text: str) -> Size:
     return int(found[1]), int(found[2])
 
 
-def _scale(table: Mapping[float, Size], unit: int) -> Mapping[float, Size]:
-    return {ratio: (height * unit, width * unit) for ratio, (height, width) in sorted(table.items())}
+def _bins(unit: int, sizes: str) -> Mapping[float, Size]:
+    """Map aspect ratios, rounded to hundredths as their authors did, to sizes in pixels."""
+    pairs = (map(int, size.split("x")) for size in sizes.split())
+    return dict(sorted((round(height / width, 2), (height * unit, width * unit)) for height, width in pairs))
 
 
 # By the side of a square picture in latent pixels, which is `sample_size` of a transformer.
 BINS: Final[Mapping[int, Mapping[float, Size]]] = {
-    32: _scale(_TRAINED, 16),
-    64: _scale(_TRAINED, 32),
-    128: _scale(_TRAINED, 64),
-    256: _scale({**_TRAINED, **_TRAINED_AT_2048}, 128),
+    32: _bins(16, _TRAINED),
+    64: _bins(32, _TRAINED),
+    128: _bins(64, _TRAINED),
+    256: _bins(128, _TRAINED + _TRAINED_AT_2048),
 }
 
 
 def bin_size(sample_size: int, default_side: int, height: int, width: int) -> Size:
-    """Find the size that a model was trained at whose aspect ratio is nearest to the one asked for.
+    """Find the size that a model was trained at whose aspect ratio is nearest to the one asked for, pixels.
 
-    Args:
-        sample_size: of the transformer, latent pixels.
-        default_side: of the square picture the model was trained on, pixels.
-        height: pixels.
-        width: pixels.
+    Of the model, `sample_size` is in latent pixels; `default_side` is that of the square picture it was trained on,
+    pixels.
 
-    Returns:
-        height and width, pixels
-
-    Raises:
-        UnsupportedError: nobody has published sizes for such a model, or they are those of larger or smaller pictures.
+    Raises UnsupportedError if nobody has published sizes for it, or they are those of larger or smaller pictures.
     """
     if sample_size not in BINS:
         raise UnsupportedError(
@@ -137,11 +91,7 @@ class Taps:
 
 
 def resize_and_crop(source: Size, wanted: Size) -> tuple[Taps, Taps]:
-    """Say how to scale a picture until it covers a size, and to cut what stands out equally on both sides.
-
-    Args:
-        source: height and width, pixels.
-        wanted: likewise.
+    """Say how to scale a picture until it covers a size, pixels, and to cut what stands out equally on both sides.
 
     Returns:
         for rows and for columns, of as many taps as are wanted

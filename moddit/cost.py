@@ -16,11 +16,6 @@ def router_flops(spec: TransformerSpec, tokens: int) -> int:
     return 2 * tokens * spec.hidden_size
 
 
-def dense_flops(spec: TransformerSpec, tokens: int, text_tokens: int) -> int:
-    """Count the FLOPs of all blocks where each processes every token, without routers, for a batch of one."""
-    return spec.num_layers * spec.block_flops(tokens, text_tokens)
-
-
 def blocks_flops(spec: TransformerSpec, policy: TokenPolicy, region: int, tokens: int, text_tokens: int) -> int:
     """Count the FLOPs of all blocks and their routers at a step in one region, for a batch of one."""
     blocks = sum(spec.block_flops(kept, text_tokens) for kept in policy.plan.capacities(region, tokens))
@@ -38,7 +33,7 @@ def kept_flops_share(
     spec: TransformerSpec, policy: TokenPolicy, timesteps: Sequence[float], tokens: int, text_tokens: int
 ) -> float:
     """Compute the share of the dense blocks' FLOPs that a policy's blocks and routers spend over a sampling run."""
-    dense = len(timesteps) * dense_flops(spec, tokens, text_tokens)
+    dense = len(timesteps) * spec.num_layers * spec.block_flops(tokens, text_tokens)
     regions = policy.plan.schedule(timesteps)
     return sum(blocks_flops(spec, policy, region, tokens, text_tokens) for region in regions) / dense
 

@@ -1,16 +1,5 @@
 """One tree of errors for everything that a user or a file can cause.
 
-    ModditError
-    ├── InputError               something we were given cannot be used
-    │   ├── FormatError          a file is not what it claims to be: truncated, malformed, unknown version or field
-    │   ├── MissingError         a component, file or tensor is absent
-    │   ├── ShapeError           a tensor or table has the wrong shape
-    │   ├── ValueRangeError      a value is not allowed: NaN weights, a ratio outside its range
-    │   └── UnsupportedError     well-formed, but an architecture, sampler or feature that moddit does not implement
-    ├── ParityError              a bundle does not compute what its checkpoint does
-    ├── OutputExistsError        the output is there already and may not be replaced
-    └── StorageError             the output cannot be written: disk full, no permission
-
 Messages read ``[component] what is wrong, got VALUE, want VALUE; what to do`` and name the file and the tensor.
 Programs print ``error: MESSAGE`` and exit with 1.
 """
@@ -25,7 +14,7 @@ class InputError(ModditError):
 
 
 class FormatError(InputError):
-    """A file is not what it claims to be."""
+    """A file is not what it claims to be: truncated, malformed, unknown version or field."""
 
 
 class MissingError(InputError):
@@ -37,11 +26,11 @@ class ShapeError(InputError):
 
 
 class ValueRangeError(InputError):
-    """A value is not allowed."""
+    """A value is not allowed: NaN weights, a ratio outside its range."""
 
 
 class UnsupportedError(InputError):
-    """Well-formed, but not implemented."""
+    """Well-formed, but an architecture, sampler or feature that moddit does not implement."""
 
 
 class ParityError(ModditError):
@@ -53,4 +42,4 @@ class OutputExistsError(ModditError):
 
 
 class StorageError(ModditError):
-    """The output cannot be written."""
+    """The output cannot be written: disk full, no permission."""

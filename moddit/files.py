@@ -69,10 +69,8 @@ def new_file(target: Path, *, overwrite: bool) -> Iterator[IO[bytes]]:
 def new_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] | None) -> Iterator[Path]:
     """Give an empty folder beside `target`, which becomes `target` when the block ends and is removed when it fails.
 
-    Args:
-        target: of the finished folder.
-        kind: what the folder is, for messages, such as "bundle".
-        may_replace: says whether a folder at `target` is of this kind and may be replaced; None if nothing may.
+    Messages call it a `kind`, such as "bundle"; `may_replace` says whether the folder at `target` is one, and may be
+    replaced. None: nothing may.
 
     Raises:
         OutputExistsError: `target` exists, and may not be replaced.
@@ -102,8 +100,7 @@ def new_folder(target: Path, *, kind: str, may_replace: Callable[[Path], bool] |
 def exclusive(folder: Path) -> Iterator[None]:
     """Make a folder if it is not there, and keep it to this process while the block runs.
 
-    Raises:
-        StorageError: another process has it, or it cannot be written.
+    Raises StorageError if another process has it, or it cannot be written.
     """
     folder = absolute(folder)
     with ExitStack() as stack:
@@ -120,11 +117,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder so that nobody takes a part of it for the whole: it loses its name first.
-
-    Raises:
-        StorageError: it may not be removed.
-    """
+    """Remove a folder so that nobody takes a part of it for the whole: it loses its name first. Raises StorageError."""
     folder = absolute(folder)
     with storage_errors(folder), uninterrupted():
         trash = _name(folder, TRASH)
@@ -135,8 +128,7 @@ def discard(folder: Path) -> None:
 def recover(target: Path) -> None:
     """Put right what writers of `target` left that are dead: bring back what they moved aside, remove the rest.
 
-    Raises:
-        StorageError: a folder that was moved aside cannot be brought back.
+    Raises StorageError if a folder that was moved aside cannot be brought back.
     """
     target = absolute(target)
     with storage_errors(target):
@@ -175,7 +167,7 @@ def _check_folder(target: Path, kind: str, may_replace: Callable[[Path], bool] |
         raise OutputExistsError(
             f"[output] {printable(str(target))}: exists already; choose another name, or replace it with --overwrite"
         )
-    if target.is_symlink() or not target.is_dir() or not (is_empty(target) or may_replace(target)):
+    if target.is_symlink() or not target.is_dir() or (any(target.iterdir()) and not may_replace(target)):
         raise OutputExistsError(
             f"[output] {printable(str(target))}: exists and is not a {kind}, so it is not replaced; "
             "choose another name, or remove it"
@@ -219,11 +211,6 @@ def _concerns(target: Path, name: str) -> bool:
 def absolute(path: Path) -> Path:
     """Make a path absolute and plain, without following links: a target may be one."""
     return Path(os.path.abspath(path))
-
-
-def is_empty(folder: Path) -> bool:
-    """Say whether a folder has nothing in it."""
-    return next(folder.iterdir(), None) is None
 
 
 def _prepare(target: Path) -> None:

@@ -20,6 +20,7 @@ from moddit.noise import SEED_MAX, SEED_MIN, torch_randn
 from moddit.routing import RoutingPlan, capacity
 from moddit.samplers import (
     BETA_SCHEDULES,
+    DEFAULTS,
     PREDICTION_TYPES,
     SAMPLERS,
     TIMESTEP_SPACINGS,
@@ -136,16 +137,7 @@ def _describe_plan(plan: RoutingPlan) -> dict[str, Any]:
 
 
 def _schedule(sampler: str, spacing: str, **changes: Any) -> NoiseSchedule:
-    fields: dict[str, Any] = {
-        "num_train_timesteps": 1000,
-        "beta_schedule": "linear",
-        "beta_start": 0.0001,
-        "beta_end": 0.02,
-        "prediction_type": "epsilon",
-        "steps_offset": 0,
-        "set_alpha_to_one": True,
-    }
-    return NoiseSchedule(**{**fields, **changes}, sampler=sampler, timestep_spacing=spacing)
+    return NoiseSchedule(**{**DEFAULTS, **changes}, sampler=sampler, timestep_spacing=spacing)
 
 
 def _describe_run(schedule: NoiseSchedule, steps: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from moddit.contract import (
 )
 from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
 from moddit.models.transformer import Shapes
-from moddit.record import Origin, decode, escape, quote
+from moddit.record import escape, quote
 from moddit.routing import PlanRecord, RoutingPlan, capacity
 from moddit.spec import ModelSpec
 
@@ -92,11 +92,7 @@ class Package:
     functions: Annotated[tuple[GraphFunction, ...], Meta(min_length=1, max_length=FUNCTIONS)]
 
     def function(self, name: str) -> GraphFunction:
-        """Find a function.
-
-        Raises:
-            MissingError: there is none of this name.
-        """
+        """Find a function; raises MissingError if there is none of this name."""
         for function in self.functions:
             if function.name == name:
                 return function
@@ -143,11 +139,7 @@ class Graphs:
         return tuple(dict.fromkeys(item.batch for item in self.step_functions))
 
     def step_function(self, height: int, width: int, batch: int, region: int) -> StepFunction:
-        """Find the function for a picture size (pixels), a batch and a region of timesteps.
-
-        Raises:
-            MissingError: the bundle has none.
-        """
+        """Find the function for a picture size (pixels), a batch and a region of timesteps; raises MissingError."""
         for item in self.step_functions:
             if (item.height, item.width, item.batch) == (height, width, batch) and region in item.regions:
                 return item
@@ -155,19 +147,7 @@ class Graphs:
 
     def to_json(self) -> dict[str, Any]:
         """Write every field."""
-        return {
-            "minimum_os": dict(self.minimum_os),
-            "compute_units": self.compute_units,
-            "routing": self.routing,
-            "packages": {role: [asdict(package) for package in packages] for role, packages in self.packages.items()},
-            "step_functions": [asdict(item) for item in self.step_functions],
-            "trained_plan": self.trained_plan.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Graphs:
-        """Read what `to_json` wrote; raises as `moddit.record.decode`."""
-        return cls.of(decode(value, GraphsRecord, Origin("graphs", where)), where)
+        return {**asdict(self), "trained_plan": self.trained_plan.to_json()}
 
     @classmethod
     def of(cls, record: GraphsRecord, where: str) -> Graphs:
@@ -189,8 +169,7 @@ class Graphs:
         Raises:
             FormatError: other packages than the model needs.
             MissingError: a region or a package has no function.
-            ShapeError: capacities are not the plan's, features not the model's, or there are functions that nothing is
-                said of.
+            ShapeError: capacities are not the plan's, features not the model's, or nothing is said of a function.
         """
         self._check_roles(spec, where)
         rows = [plan.row(region) for region in range(plan.regions)]

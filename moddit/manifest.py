@@ -25,9 +25,9 @@ from moddit.bounds import (
     Versions,
     choice,
 )
-from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.graphs import Graphs, GraphsRecord
-from moddit.record import Origin, decode, escape, quote, read_json
+from moddit.record import Origin, decode, escape, quote, read_json, system_errors
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelRecord, ModelSpec
 from moddit.tokens import TokenPolicy, TokensRecord
@@ -202,11 +202,7 @@ class Manifest:
             )
 
     def check_packages(self, where: str) -> None:
-        """Check that the files of every package are listed, so that their hashes are known.
-
-        Raises:
-            MissingError: a package has no files.
-        """
+        """Raise MissingError unless files of every package are listed, so that their hashes are known."""
         paths = [info.path for component in self.components.values() for info in component.files]
         for package in (item for chain in self.graphs.packages.values() for item in chain) if self.graphs else ():
             if not any(path.startswith(package.path + "/") for path in paths):
@@ -216,13 +212,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `manifest.json` of a bundle.
-
-    Raises:
-        MissingError: if there is no such file.
-        FormatError: if it is not JSON, or not a manifest this version can read.
-        InputError: as `Manifest.from_json`.
-    """
+    """Read `manifest.json` of a bundle; raises MissingError if there is none, otherwise as `Manifest.from_json`."""
     path = folder / MANIFEST_NAME
     absent = "make a bundle with `python -m convert --from hf-checkpoint`"
     value = read_json(path, Origin("manifest", str(path), f"the bundle is damaged, {ADVICE}"), absent=absent)
@@ -261,13 +251,8 @@ def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = False) -> N
     """
     for component in manifest.components.values():
         for info in component.files:
-            try:
-                problem = _judge(folder, info, hashes=hashes)
-            except OSError as error:
-                name = escape(str(folder / info.path))
-                problem = FormatError(f"[manifest] {name}: cannot be read ({error.strerror}), want a readable file")
-            if problem is not None:
-                raise problem
+            with system_errors("manifest"):
+                _verify_file(folder, info, hashes=hashes)
 
 
 def fingerprint(spec: ModelSpec, tokens: TokenPolicy, components: Mapping[str, Component]) -> str:
@@ -277,22 +262,20 @@ def fingerprint(spec: ModelSpec, tokens: TokenPolicy, components: Mapping[str, C
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _judge(folder: Path, info: FileInfo, *, hashes: bool) -> InputError | None:
-    """Say what is wrong with a file of a bundle, if anything; raises OSError if it cannot be read."""
+def _verify_file(folder: Path, info: FileInfo, *, hashes: bool) -> None:
     file = folder / info.path
     name = escape(str(file))
     if not file.is_file():
-        return MissingError(f"[manifest] {name}: no such file, though the manifest lists it; {ADVICE}")
+        raise MissingError(f"[manifest] {name}: no such file, though the manifest lists it; {ADVICE}")
     if not file.parent.resolve().is_relative_to(folder.resolve()):
-        return FormatError(f"[manifest] {name}: its folder is a link that leaves the bundle; copy the bundle again")
+        raise FormatError(f"[manifest] {name}: its folder is a link that leaves the bundle; copy the bundle again")
     size = file.stat().st_size
     if size != info.bytes:
-        return FormatError(
+        raise FormatError(
             f"[manifest] {name}: got {size} bytes, want {info.bytes}; the file is truncated or changed, {ADVICE}"
         )
     if hashes and hash_file(file) != info.sha256:
-        return FormatError(f"[manifest] {name}: its sha256 is not the manifest's; the file has changed, {ADVICE}")
-    return None
+        raise FormatError(f"[manifest] {name}: its sha256 is not the manifest's; the file has changed, {ADVICE}")
 
 
 @dataclass(frozen=True)

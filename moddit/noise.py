@@ -24,15 +24,12 @@ SEED_MAX: Final = 2**64 - 1
 def torch_randn(shape: Sequence[int], seed: int) -> NDArray[np.float32]:
     """Draw what ``torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`` draws, within 1e-6.
 
-    Args:
-        shape: sizes, each at least 0.
-        seed: -2**63 .. 2**64 - 1; only its low 32 bits count, as in PyTorch.
+    Of a seed, -2**63 .. 2**64 - 1, only the low 32 bits count, as in PyTorch.
 
     Shapes:
         -> (*shape)
 
-    Raises:
-        ValueRangeError: if the seed or a size is outside its range.
+    Raises ValueRangeError if the seed is outside its range, or a size below 0.
     """
     if not SEED_MIN <= seed <= SEED_MAX:
         raise ValueRangeError(f"[noise] seed out of range, got {seed}, want {SEED_MIN}..{SEED_MAX}")

@@ -10,11 +10,8 @@ from moddit.errors import MissingError
 def expand(path: str) -> Path:
     """Replace a leading `~` or `~user` by that user's home folder; shells leave it as it is behind `--option=`.
 
-    Args:
-        path: as the user gave it. A file whose own name begins with `~` is written `./~name`.
-
-    Raises:
-        MissingError: there is no such user, or nobody knows where the home folder is.
+    A file whose own name begins with `~` is written `./~name`. Raises MissingError if there is no such user, or nobody
+    knows where the home folder is.
     """
     if not path.startswith("~"):  # Path drops a leading ./, after which it would be one
         return Path(path)

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
@@ -50,6 +50,7 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 T = TypeVar("T")
 Step = str | int
 Kind = Any  # a type with its bounds, as `typing` writes it
+_origin: Final[Callable[[Kind], Any]] = get_origin  # which mypy takes for that of a ParamSpec
 
 
 class Keys(Enum):
@@ -102,14 +103,7 @@ def escape(text: str) -> str:
 
 
 def read_json(path: Path, origin: Origin, *, absent: str, most: int = JSON_BYTES, strict: bool = True) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: of the file.
-        origin: the same for messages.
-        absent: what to do if there is no such file.
-        most: bytes it may have.
-        strict: as `parse_json`.
+    """Read a JSON file of at most `most` bytes; `absent` says what to do if there is none.
 
     Raises:
         MissingError: there is no such file.
@@ -125,7 +119,7 @@ def read_bytes(path: Path, origin: Origin, *, absent: str, most: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             content = file.read(most + 1) if size <= most else b""
     except (FileNotFoundError, NotADirectoryError):
-        raise _absent(path, origin, absent) from None
+        raise absent_file(path, origin, absent) from None
     except OSError as error:
         raise FormatError(f"{origin}: cannot be read ({error.strerror}), want a readable file") from None
     except ValueError as error:  # a name that no file can have
@@ -137,13 +131,9 @@ def read_bytes(path: Path, origin: Origin, *, absent: str, most: int) -> bytes:
 
 
 def parse_json(content: bytes, origin: Origin, *, most: int = JSON_BYTES, strict: bool = True) -> Any:
-    """Parse JSON in UTF-8.
+    """Parse JSON in UTF-8 of at most `most` bytes.
 
-    Args:
-        content: the text.
-        origin: its file, for messages.
-        most: bytes it may have.
-        strict: also refuse what other programs write: NaN and Infinity, and a key twice, of which the last one counts.
+    If strict, refuse what other programs write, too: NaN and Infinity, and a key twice, of which the last one counts.
 
     Raises:
         FormatError: it is too large, not JSON, nested too deeply, or has texts that are not Unicode or numbers beyond
@@ -164,13 +154,7 @@ def parse_json(content: bytes, origin: Origin, *, most: int = JSON_BYTES, strict
 
 
 def decode(value: object, kind: type[T], origin: Origin, keys: Keys = Keys.EXACT) -> T:
-    """Make a record of parsed JSON.
-
-    Args:
-        value: the parsed JSON.
-        kind: a frozen dataclass.
-        origin: the file, for messages.
-        keys: which keys its objects have.
+    """Make a record, a frozen dataclass, of parsed JSON.
 
     Raises:
         FormatError: missing or unknown keys, or values of another type.
@@ -239,7 +223,7 @@ def open_regular(path: str, flags: int) -> int:
     raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
 
 
-def _absent(path: Path, origin: Origin, absent: str) -> MissingError:
+def absent_file(path: Path, origin: Origin, absent: str) -> MissingError:
     """Make the error of an absent file; an interrupted download leaves a link whose target is not there yet."""
     if path.is_symlink():
         return MissingError(f"{origin}: a link to a file that is not there; download it again")
@@ -382,10 +366,6 @@ def _has_objects(plain: Kind) -> bool:
 def hints(kind: type) -> Mapping[str, Kind]:
     """The fields of a record with their kinds."""
     return get_type_hints(kind, include_extras=True)
-
-
-def _origin(kind: Kind) -> Any:
-    return get_origin(kind)
 
 
 def _plain(kind: Kind) -> Kind:

@@ -25,7 +25,6 @@ from moddit.bounds import (
 )
 from moddit.errors import ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
-from moddit.record import Keys, Origin, decode
 from moddit.samplers import SAMPLERS
 from moddit.sampling import is_guided
 from moddit.spec import ModelSpec
@@ -59,9 +58,8 @@ class Request:
     sampler: Annotated[str, choice(*SAMPLERS)]
     # Fields with a default came later: a picture's file leaves them out where they have it.
     resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
-    vae_tile_size: Side | None = (
-        None  # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
-    )
+    # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
+    vae_tile_size: Side | None = None
     label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
 
     def __post_init__(self) -> None:
@@ -151,8 +149,7 @@ class Request:
     def generated_size(self, spec: ModelSpec) -> Size:
         """Find the height and width to generate at, pixels; with resolution binning the picture is resized from it.
 
-        Raises:
-            UnsupportedError: resolution binning, and the model has no table of sizes.
+        Raises UnsupportedError for resolution binning where the model has no table of sizes.
         """
         if self.resolution_binning:
             if not spec.transformer.HAS_BINS:
@@ -192,27 +189,12 @@ class Request:
         values = asdict(self)
         return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Self:
-        """Read what `to_json` wrote, now or before a field with a default came.
-
-        Raises:
-            FormatError: unknown or missing fields, or values of another type.
-            ValueRangeError, UnsupportedError: a value that is not allowed.
-        """
-        return decode(value, cls, Origin("request", where), Keys.KNOWN)
-
 
 def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None) -> int | None:
-    """Combine the wish for tiles and their size, either of which a user may leave open.
+    """Combine the wish for tiles and their size, pixels, either of which a user may leave open.
 
-    Args:
-        tiling: whether to decode in tiles.
-        tile_size: pixels; asks for tiles.
-        default: size of the tiles, pixels, or None for none, where a user says neither.
-
-    Raises:
-        ValueRangeError: a size of tiles that are not wanted.
+    The default, which may be no tiles, counts where a user says neither. Raises ValueRangeError for a size of tiles
+    that are not wanted.
     """
     if tiling is False:
         if tile_size is not None:

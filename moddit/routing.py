@@ -53,8 +53,7 @@ def region_timesteps(region: int, regions: int, num_train_timesteps: int) -> ran
 def snap(keep_ratio: float) -> int:
     """Round a learned keep ratio to its nearest bin, in tenths: clamped to 1..10, halves up.
 
-    Raises:
-        ValueRangeError: if the ratio is NaN or infinite.
+    Raises ValueRangeError if the ratio is NaN or infinite.
     """
     if not math.isfinite(keep_ratio):
         raise ValueRangeError(f"[routing] keep ratio is not a number, got {keep_ratio}, want 0.1..1.0")
@@ -62,19 +61,14 @@ def snap(keep_ratio: float) -> int:
 
 
 def select_tokens(scores: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
-    """Pick the tokens with the largest scores: the reference ranking that every backend must equal.
+    """Pick the tokens with the largest raw router scores: the reference ranking that every backend must equal.
 
     Ties go to the lower index; the result is in ascending index order.
 
-    Args:
-        scores: raw router scores, finite, (B, N).
-        count: tokens to keep, 1..N.
-
     Shapes:
-        scores (B, N) -> kept (B, count)
+        scores (B, N), finite -> kept (B, count)
 
-    Raises:
-        ShapeError: if `scores` is not two-dimensional or `count` is not in 1..N.
+    Raises ShapeError if `scores` is not two-dimensional or `count` is not in 1..N.
     """
     if scores.ndim != 2 or not 1 <= count <= scores.shape[1]:
         raise ShapeError(
@@ -132,10 +126,9 @@ class RoutingPlan:
         return sum(map(sum, self.keep_tenths)) / (DENOMINATOR * self.layers * self.regions)
 
     def region(self, timestep: float) -> int:
-        """Find the region of a timestep, 0 <= t < num_train_timesteps; a fractional one (Euler) counts as its floor.
+        """Find the region of a timestep; a fractional one (Euler) counts as its floor.
 
-        Raises:
-            ValueRangeError: if the timestep is outside the training range.
+        Raises ValueRangeError unless 0 <= timestep < num_train_timesteps.
         """
         if not 0 <= timestep < self.num_train_timesteps:
             raise ValueRangeError(
@@ -170,10 +163,6 @@ class RoutingPlan:
     @classmethod
     def from_json(cls, value: object, where: str) -> RoutingPlan:
         """Read a plan strictly.
-
-        Args:
-            value: the parsed JSON.
-            where: file and field, for messages.
 
         Raises:
             FormatError: unknown or missing fields, or values of the wrong type.

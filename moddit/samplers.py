@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from moddit.bounds import TIMESTEPS, Timesteps, choice
 from moddit.errors import UnsupportedError, ValueRangeError
+from moddit.models.config import check_implemented
 from moddit.record import Origin, decode, quote
 
 Array = TypeVar("Array", bound=Any)  # numpy, torch or mlx
@@ -35,12 +36,21 @@ Beta = Annotated[float, Meta(gt=0, lt=1)]
 
 # Reading a diffusers configuration. A key is read into a field, fixed (one of the listed values: others change the
 # result), or ignored, as diffusers does with those of another class. Absent keys take diffusers' defaults, `_DEFAULTS`
-# where the classes differ. Without effect are the parameters of switches that are fixed to off, and, with order 2 and a
+# where its classes differ. Without effect are the parameters of switches that are fixed to off, and, with order 2 and a
 # final noise level of zero, lower_order_final and euler_at_final: the last step is of first order whatever they say.
 SCHEDULER_CLASSES: Final = {
     "DPMSolverMultistepScheduler": "dpmpp-2m",
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
+}
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "prediction_type": "epsilon",
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
 }
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "dpmpp-2m": {"timestep_spacing": "linspace"},
@@ -48,6 +58,7 @@ _DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "euler": {"timestep_spacing": "linspace"},
 }
 _OFF: Final = (False, None)
+_SIGMAS: Final = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _LEARNED_VARIANCES: Final = ("learned", "learned_range")
 _FIXED_EVERYWHERE: Final[dict[str, tuple[Any, ...]]] = {"trained_betas": (None,), "rescale_betas_zero_snr": _OFF}
 _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
@@ -57,22 +68,14 @@ _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
         "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # of DEIS and UniPC, which diffusers reads as the first
         "final_sigmas_type": ("zero",),
         "lambda_min_clipped": (-math.inf, None),
-        "thresholding": _OFF,
-        "use_karras_sigmas": _OFF,
-        "use_exponential_sigmas": _OFF,
-        "use_beta_sigmas": _OFF,
-        "use_lu_lambdas": _OFF,
-        "use_flow_sigmas": _OFF,
-        "use_dynamic_shifting": _OFF,
+        **dict.fromkeys((*_SIGMAS, "thresholding", "use_lu_lambdas", "use_flow_sigmas", "use_dynamic_shifting"), _OFF),
     },
     "ddim": {"clip_sample": (False,), "thresholding": _OFF},
     "euler": {
         "interpolation_type": ("linear",),
         "timestep_type": ("discrete",),
         "final_sigmas_type": ("zero",),
-        "use_karras_sigmas": _OFF,
-        "use_exponential_sigmas": _OFF,
-        "use_beta_sigmas": _OFF,
+        **dict.fromkeys(_SIGMAS, _OFF),
     },
 }
 
@@ -113,12 +116,8 @@ class NoiseSchedule:
     def from_diffusers(cls, config: Mapping[str, Any], where: str) -> NoiseSchedule:
         """Read `scheduler/scheduler_config.json`.
 
-        Args:
-            config: the parsed JSON.
-            where: its path, for messages.
-
         Raises:
-            UnsupportedError: a scheduler class, key or value that is not implemented, naming all three.
+            UnsupportedError: a scheduler class, key or value that is not implemented, naming `where` and all three.
             ValueRangeError: a number outside its range.
         """
         found = config.get("_class_name")
@@ -130,26 +129,12 @@ class NoiseSchedule:
         sampler = SCHEDULER_CLASSES[found]
         config = {**_DEFAULTS[sampler], **config}
         _check_config(config, sampler, where)
-        values = {field.name: config[field.name] for field in fields(cls) if field.name in config}
-        defaults = {
-            "num_train_timesteps": 1000,
-            "beta_schedule": "linear",
-            "beta_start": 0.0001,
-            "beta_end": 0.02,
-            "prediction_type": "epsilon",
-            "steps_offset": 0,
-            "set_alpha_to_one": True,
-        }
-        return decode({**defaults, **values, "sampler": sampler}, cls, Origin("samplers", where))
+        config = {**DEFAULTS, **config, "sampler": sampler}
+        return decode({field.name: config[field.name] for field in fields(cls)}, cls, Origin("samplers", where))
 
     def to_json(self) -> dict[str, Any]:
         """Write every field."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> NoiseSchedule:
-        """Read what `to_json` wrote; raises as `moddit.record.decode`."""
-        return decode(value, cls, Origin("samplers", where))
 
 
 @dataclass(frozen=True)
@@ -165,18 +150,13 @@ class SamplerStep:
     previous: float  # 0 in the first step
 
     def advance(self, x: Array, output: Array, previous_denoised: Array | None) -> tuple[Array, Array]:
-        """Take the step.
+        """Take the step; return the latent after it, and the denoised latent.
 
-        Args:
-            x: latent before the step, unscaled.
-            output: the model's output for ``input_scale * x`` and `timestep`, guidance applied.
-            previous_denoised: what this function returned second in the step before; None in the first step.
+        The latent before it, `x`, is not scaled; `output` is the model's for ``input_scale * x`` and `timestep`,
+        guidance applied. `previous_denoised` is what the step before returned second; None in the first step.
 
         Shapes:
             all arrays alike, of any type that adds and multiplies with Python floats
-
-        Returns:
-            the latent after the step, and the denoised latent.
         """
         denoised: Any = self.denoised_x * x + self.denoised_output * output
         advanced = self.keep_x * x + self.current * denoised
@@ -200,20 +180,17 @@ class SamplerTable:
 
 
 def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTable:
-    """Compute the table of a sampling run.
+    """Compute the table of a sampling run of so many steps, 1..num_train_timesteps, by one of SAMPLERS.
 
     It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing.
-
-    Args:
-        schedule: of the checkpoint.
-        sampler: one of SAMPLERS.
-        steps: model evaluations, 1..num_train_timesteps.
 
     Raises:
         UnsupportedError: an unknown sampler.
         ValueRangeError: so many steps that a timestep repeats or leaves the training range.
     """
-    _check_allowed("sampler", sampler, SAMPLERS)
+    if sampler not in SAMPLERS:
+        wanted = " or ".join(map(repr, SAMPLERS))
+        raise UnsupportedError(f"[samplers] sampler = {sampler!r} is not implemented, want {wanted}")
     if not 1 <= steps <= schedule.num_train_timesteps:
         raise ValueRangeError(f"[samplers] steps out of range, got {steps}, want 1..{schedule.num_train_timesteps}")
     timesteps = _TIMESTEPS[sampler](schedule, steps)
@@ -258,8 +235,10 @@ def _trailing(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
     return np.arange(total, 0, -total / steps).round() - 1
 
 
-def _noise_levels(schedule: NoiseSchedule) -> NDArray[np.float64]:
-    return np.sqrt(1.0 / schedule.alphas_cumprod - 1.0)
+def _noise_levels(schedule: NoiseSchedule, timesteps: NDArray[np.float64]) -> list[float]:
+    """List s at the timesteps, and the 0 that they lead to."""
+    levels = np.sqrt(1.0 / schedule.alphas_cumprod - 1.0)
+    return [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), levels)), 0.0]
 
 
 def _denoise(schedule: NoiseSchedule, level: float) -> tuple[float, float]:
@@ -277,26 +256,18 @@ def _dpm_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], _: int) 
     Port of diffusers/schedulers/scheduling_dpmsolver_multistep.py, dpm_solver_first_order_update and
     multistep_dpm_solver_second_order_update, with exp(-h) written as the ratio of noise levels.
     """
-    levels = [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), _noise_levels(schedule))), 0.0]
+    levels = _noise_levels(schedule, timesteps)
     rows = []
     for index, timestep in enumerate(timesteps):
         here, there = levels[index], levels[index + 1]
         alpha_here, alpha_there = 1.0 / math.hypot(1.0, here), 1.0 / math.hypot(1.0, there)
         ratio = there / here
         weight = alpha_there * (1.0 - ratio)
-        correction = 0.0
+        keep, correction = ratio * alpha_there / alpha_here, 0.0
         if 0 < index < len(timesteps) - 1:
             correction = 0.5 * weight * math.log(here / there) / math.log(levels[index - 1] / here)  # 1 / r0 = h / h0
-        rows.append(
-            SamplerStep(
-                float(timestep),
-                1.0,
-                *_denoise(schedule, here),
-                keep_x=ratio * alpha_there / alpha_here,
-                current=weight + correction,
-                previous=-correction,
-            )
-        )
+        denoised = _denoise(schedule, here)
+        rows.append(SamplerStep(float(timestep), 1.0, *denoised, keep, weight + correction, -correction))
     return SamplerTable("dpmpp-2m", 1.0, tuple(rows))
 
 
@@ -314,16 +285,9 @@ def _ddim_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], steps: 
         here = float(alphas[timestep])
         there = float(alphas[timestep - stride]) if timestep >= stride else final
         keep = math.sqrt((1.0 - there) / (1.0 - here))
-        rows.append(
-            SamplerStep(
-                float(timestep),
-                1.0,
-                *_denoise(schedule, math.sqrt(1.0 / here - 1.0)),
-                keep_x=keep,
-                current=math.sqrt(there) - keep * math.sqrt(here),
-                previous=0.0,
-            )
-        )
+        current = math.sqrt(there) - keep * math.sqrt(here)
+        denoised = _denoise(schedule, math.sqrt(1.0 / here - 1.0))
+        rows.append(SamplerStep(float(timestep), 1.0, *denoised, keep, current, 0.0))
     return SamplerTable("ddim", 1.0, tuple(rows))
 
 
@@ -332,22 +296,13 @@ def _euler_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], _: int
 
     Port of diffusers/schedulers/scheduling_euler_discrete.py, step without churn, and init_noise_sigma.
     """
-    levels = [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), _noise_levels(schedule))), 0.0]
+    levels = _noise_levels(schedule, timesteps)
     rows = []
     for timestep, here, there in zip(timesteps, levels, levels[1:], strict=False):
         input_scale = 1.0 / math.hypot(1.0, here)
-        denoised_x, denoised_output = _denoise(schedule, here)
-        rows.append(
-            SamplerStep(
-                float(timestep),
-                input_scale,
-                denoised_x * input_scale,
-                denoised_output,
-                keep_x=there / here,
-                current=1.0 - there / here,
-                previous=0.0,
-            )
-        )
+        denoised_x, output = _denoise(schedule, here)
+        weights = (denoised_x * input_scale, output, there / here, 1.0 - there / here, 0.0)
+        rows.append(SamplerStep(float(timestep), input_scale, *weights))
     init_scale = math.hypot(1.0, levels[0]) if schedule.timestep_spacing == "leading" else levels[0]
     return SamplerTable("euler", init_scale, tuple(rows))
 
@@ -364,19 +319,8 @@ _TABLES: Final[dict[str, Callable[[NoiseSchedule, NDArray[np.float64], int], Sam
 }
 
 
-def _check_allowed(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UnsupportedError(
-            f"[samplers] {name} = {value!r} is not implemented, want {' or '.join(map(repr, allowed))}"
-        )
-
-
 def _check_config(config: Mapping[str, Any], sampler: str, where: str) -> None:
-    fixed = _FIXED_EVERYWHERE | _FIXED[sampler]
-    for key, value in sorted(config.items()):
-        if key in fixed and value not in fixed[key]:
-            wanted = " or ".join(map(repr, fixed[key]))
-            raise UnsupportedError(f"[samplers] {where}: {key} = {quote(value)} is not implemented, want {wanted}")
+    check_implemented(config, _FIXED_EVERYWHERE | _FIXED[sampler], where, component="samplers")
     if sampler == "dpmpp-2m" and config.get("variance_type") in _LEARNED_VARIANCES:
         raise UnsupportedError(
             f"[samplers] {where}: variance_type = {config['variance_type']!r} is not implemented, want null: the "

@@ -27,12 +27,9 @@ class Denoised(Generic[Array]):
 def denoise(
     table: SamplerTable, noise: Array, predict: Callable[[int, SamplerStep, Array], Array]
 ) -> Iterator[Denoised[Array]]:
-    """Take the steps of a sampling run, one each time the next result is asked for.
+    """Take the steps of a sampling run from standard normal noise, one each time the next result is asked for.
 
-    Args:
-        table: of the run.
-        noise: standard normal.
-        predict: gives the model's prediction, guidance applied, for a step's index, the step and the scaled latents.
+    `predict` gives the model's prediction, guidance applied, for a step's index, the step and the scaled latents.
 
     Shapes:
         all arrays alike
@@ -49,11 +46,8 @@ def is_guided(guidance_scale: float) -> bool:
 
 
 def guide(rows: Iterable[Any], guidance_scale: float) -> Any:
-    """Combine the predictions of a step (classifier-free guidance).
-
-    Args:
-        rows: the one that follows the request, and before it, if the scale asks for guidance, the negative one.
-        guidance_scale: how much to follow the request.
+    """Combine the predictions of a step (classifier-free guidance): the negative one, if the scale asks for it, comes
+    first.
 
     Shapes:
         each row, and the result, alike

@@ -55,13 +55,9 @@ def end_on_stop(program: Callable[[], int]) -> int:
 
 
 def run_program(load: Callable[[], Callable[[], int]]) -> int:
-    """Import a program and run it; a signal that asks it to end, from now on, leaves nothing half written.
+    """Import a program and run it as `end_on_stop`: a signal, from now on, leaves nothing half written.
 
-    Args:
-        load: imports it and returns it; signals wait, since the libraries that it loads may swallow exceptions.
-
-    Returns:
-        as `end_on_stop`.
+    Signals wait while `load` imports it, since the libraries that it loads may swallow exceptions.
     """
 
     def run() -> int:
@@ -73,11 +69,7 @@ def run_program(load: Callable[[], Callable[[], int]]) -> int:
 
 
 def raise_if_stopped() -> None:
-    """Raise Stopped again if a library swallowed it: what was stopped must not come to its end.
-
-    Raises:
-        Stopped: a signal asked the program to end.
-    """
+    """Raise Stopped again if a library swallowed it: what was stopped must not come to its end."""
     if _received:
         raise Stopped(_received[0])
 

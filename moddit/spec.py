@@ -11,7 +11,6 @@ from moddit.errors import InputError, ShapeError, ValueRangeError
 from moddit.models.architectures import TransformerRecord
 from moddit.models.transformer import TransformerSpec
 from moddit.models.vae import VAESpec
-from moddit.record import Origin, decode
 from moddit.samplers import NoiseSchedule
 from moddit.tensors import Tensors
 
@@ -74,11 +73,6 @@ class ModelSpec:
             "vae": self.vae.to_json(),
             "scheduler": self.scheduler.to_json(),
         }
-
-    @classmethod
-    def from_json(cls, value: object, where: str) -> ModelSpec:
-        """Read what `to_json` wrote; raises as `moddit.record.decode`."""
-        return cls.of(decode(value, ModelRecord, Origin("spec", where)), where)
 
     @classmethod
     def of(cls, record: ModelRecord, where: str) -> ModelSpec:

@@ -17,9 +17,8 @@ from moddit.errors import ShapeError
 _LISTED: Final = 12  # differences that a message spells out
 TIMESTEP_CHANNELS: Final = 256  # width of the sinusoid of a timestep, resolution or aspect ratio (diffusers)
 ROUTER: Final = "transformer_blocks.{layer}.router.weight"
-KEEP_RATIO: Final = (
-    "transformer_blocks.{layer}.keep_ratio"  # training only; the snapped plan is the truth for inference
-)
+# Training only; the snapped plan is the truth for inference.
+KEEP_RATIO: Final = "transformer_blocks.{layer}.keep_ratio"
 
 
 class Role(Enum):
@@ -70,14 +69,10 @@ def check_names(
     configuration: str,
     files: Mapping[str, Path] | None = None,
 ) -> None:
-    """Compare a file's tensors with the canonical ones, both ways.
+    """Compare a file's tensors, by their shapes in canonical layout, with the canonical ones, both ways.
 
-    Args:
-        found: shape of each tensor in the file, in canonical layout.
-        wanted: the canonical tensors.
-        where: the file or folder, for the message.
-        configuration: the file that says what is wanted, for the message.
-        files: of each tensor, if there are several.
+    Messages name the file that says what is wanted, `configuration`, and the files of the tensors, if there are
+    several.
 
     Raises:
         ShapeError: one sorted report of every missing, unexpected and mis-shaped tensor.

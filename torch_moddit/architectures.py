@@ -22,11 +22,7 @@ TRANSFORMERS: Final[Mapping[str, type[RoutedTransformer]]] = {
 
 
 def routed_class(transformer: nn.Module) -> type[RoutedTransformer]:
-    """Find the class that routes a dense transformer of diffusers.
-
-    Raises:
-        UnsupportedError: a module of another architecture.
-    """
+    """Find the class that routes a dense transformer of diffusers; raises UnsupportedError for another architecture."""
     for kind in TRANSFORMERS.values():
         if type(transformer).__name__ == kind.SPEC.DIFFUSERS_CLASS:
             return kind

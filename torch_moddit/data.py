@@ -36,7 +36,6 @@ _PICTURE_ERRORS: Final = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error),
     Image.DecompressionBombError,
 )
-_ADVICE: Final = "replace it or take it out"
 
 Item = dict[str, Tensor]
 
@@ -52,13 +51,9 @@ class _Row:
 class PictureFolder(Dataset[Item]):
     """Pictures with captions: `metadata.jsonl` with "file_name" and "text" a line, or NAME.txt beside NAME.png.
 
-    Pictures are scaled to cover the wanted size and cropped to its centre.
-
-    Args:
-        folder: searched for `metadata.jsonl` first, otherwise for pictures with text files, at any depth.
-        tell: turns a caption into what the model is conditioned on.
-        height, width: pixels.
-        sizes: what the model is told about the size (`size_features`).
+    The folder is searched for `metadata.jsonl` first, otherwise for pictures with text files, at any depth. Pictures
+    are scaled to cover the wanted size, pixels, and cropped to its centre. `tell` turns a caption into what the model
+    is conditioned on; `sizes` is what it is told about the size (`size_features`).
 
     Raises:
         ValueRangeError: too many pixels.
@@ -101,14 +96,8 @@ class PictureFolder(Dataset[Item]):
 class Batches(Sampler[list[int]]):
     """Index batches without end, in an order that depends on the seed and the position only, so that any step resumes.
 
-    Each epoch is a new permutation; a batch may reach from one epoch into the next.
-
-    Args:
-        count: items of the dataset.
-        batch: items of a batch.
-        seed: of the order.
-        first: number of the first batch.
-        stride: distance of the batches taken (processes times one).
+    Each epoch is a new permutation; a batch may reach from one epoch into the next. Batches are taken from the number
+    `first` on, each `stride` after the one before it (processes).
     """
 
     def __init__(self, count: int, batch: int, seed: int, *, first: int = 0, stride: int = 1) -> None:
@@ -144,28 +133,17 @@ def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read a picture in red, green and blue.
-
-    Raises:
-        FormatError: it is no picture, is damaged, too large, or cannot be read.
-    """
+    """Read a picture in red, green and blue; raises FormatError if it is none, damaged, too large or unreadable."""
     try:
         with open(path, "rb", opener=open_regular) as file, Image.open(file) as picture:
             return picture.convert("RGB")
-    except UnidentifiedImageError:
-        raise FormatError(
-            f"[data] {path}: cannot read the picture (of no known kind); replace it or take it out"
-        ) from None
     except _PICTURE_ERRORS as error:
-        raise FormatError(f"[data] {path}: cannot read the picture ({error}); {_ADVICE}") from None
+        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
+        raise FormatError(f"[data] {path}: cannot read the picture ({reason}); replace it or take it out") from None
 
 
 def read_captions(folder: Path) -> list[tuple[Path, str]]:
-    """List the pictures of a folder with their captions, sorted by path.
-
-    Raises:
-        as `PictureFolder`
-    """
+    """List the pictures of a folder with their captions, sorted by path; raises as `PictureFolder`."""
     metadata = folder / "metadata.jsonl"
     pairs = _read_metadata(metadata) if os.path.lexists(metadata) else _read_side_files(folder)
     if not pairs:

@@ -6,6 +6,7 @@ Source: diffusers/models/transformers/dit_transformer_2d.py, models/attention.py
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -28,18 +29,8 @@ class RoutedDiT(RoutedTransformer):
 
     @classmethod
     def make(cls, spec: DiTSpec) -> Any:
-        return DiTTransformer2DModel(
-            num_attention_heads=spec.num_attention_heads,
-            attention_head_dim=spec.attention_head_dim,
-            in_channels=spec.in_channels,
-            out_channels=spec.out_channels,
-            num_layers=spec.num_layers,
-            attention_bias=spec.attention_bias,
-            sample_size=spec.sample_size,
-            patch_size=spec.patch_size,
-            num_embeds_ada_norm=spec.num_classes,
-            norm_eps=spec.norm_eps,
-        )
+        sizes = asdict(spec)
+        return DiTTransformer2DModel(num_embeds_ada_norm=sizes.pop("num_classes"), **sizes)
 
     def tell(self, timestep: Tensor, context: Context, _: torch.dtype) -> dict[str, Tensor]:
         """Give timestep and labels, (B,) each, which every block embeds for itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +9,20 @@ import torch
 from torch import Tensor
 
 from moddit.checkpoint.description import describe_transformer
+from moddit.checkpoint.precision import check_finite
 from moddit.checkpoint.sources import Sources, as_sources
 from moddit.checkpoint.stored import StoredTensor
-from moddit.errors import ValueRangeError
 from torch_moddit.architectures import TRANSFORMERS
 from torch_moddit.model import RoutedTransformer
 
 
 def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float32) -> RoutedTransformer:
-    """Load the transformer of a checkpoint, routed or dense, in evaluation mode.
+    """Load the transformer of a checkpoint, routed or dense, in evaluation mode: of a pipeline or its `transformer/`.
 
-    Args:
-        source: a pipeline folder or its `transformer/`, or all places of a checkpoint.
-        dtype: of the loaded weights.
-
-    Raises:
-        InputError: it is damaged, incomplete, of another architecture, or its weights are NaN or infinite.
+    Raises InputError if it is damaged, incomplete, of another architecture, or its weights are NaN or infinite.
     """
     found = describe_transformer(as_sources(source))
     tensors = {name: to_torch(tensor) for name, tensor in found.read.part.tensors.items()}
-    _check_finite(tensors, found.read.part.tensors)
     kind = TRANSFORMERS[found.spec.ARCHITECTURE]
     transformer = kind.make(found.spec)
     model = kind(transformer, found.policy)
@@ -37,28 +30,10 @@ def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float3
     return model.to(dtype).eval()
 
 
-def read_keep_ratios(source: Path | Sources) -> Tensor | None:
-    """Read the learned keep ratios of a checkpoint, (layers, regions) float32; None if it has none.
-
-    Raises:
-        as `load_checkpoint`
-    """
-    ratios = describe_transformer(as_sources(source)).keep_ratio
-    return None if ratios is None else torch.from_numpy(ratios)
-
-
 def to_torch(tensor: StoredTensor) -> Tensor:
-    """Read a tensor as it is stored."""
+    """Read a tensor as it is stored; raises ValueRangeError if it is NaN or infinite."""
     array = tensor.read()
+    check_finite("transformer", array, tensor)
     if tensor.dtype == "BF16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def _check_finite(tensors: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
-    for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            raise ValueRangeError(
-                f"[transformer] {stored[name].path}: tensor {stored[name].name!r} is not finite (NaN or infinity); the "
-                "checkpoint is damaged or its training diverged"
-            )

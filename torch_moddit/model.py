@@ -57,16 +57,11 @@ OnBlock = Callable[[BlockTrace], None]
 class RoutedTransformer(nn.Module, ABC):
     """A transformer whose blocks process the tokens that a policy says; an architecture is a subclass.
 
-    Owns `transformer`, a module of diffusers with one extra module `router` in each block where the policy has routers,
-    so that ``transformer.state_dict()`` carries the canonical names.
+    Owns `transformer`, a module of diffusers, taken over and not copied, with one extra module `router` in each block
+    where the policy has routers, unless it is there, so that ``transformer.state_dict()`` carries the canonical names.
 
-    Args:
-        transformer: taken over, not copied. Routers are added unless they are there.
-        policy: which tokens the blocks process.
-
-    Raises:
-        UnsupportedError: if the transformer's configuration is not implemented.
-        ShapeError: if the plan has another number of layers.
+    Raises UnsupportedError if its configuration is not implemented, ShapeError if the plan has another number of
+    layers.
     """
 
     SPEC: ClassVar[type[TransformerSpec]]

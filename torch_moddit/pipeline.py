@@ -43,13 +43,7 @@ OnStep = Callable[[Denoised[Tensor]], None]  # latents (1, C, h, w)
 
 
 class ReferencePipeline:
-    """A pipeline in PyTorch, dense or routed.
-
-    Args:
-        spec: of the model.
-        model: the transformer.
-        components: the others, by name: "vae" and what the conditioning has.
-    """
+    """A pipeline in PyTorch, dense or routed; its components are "vae" and what the conditioning has."""
 
     def __init__(self, spec: ModelSpec, model: RoutedTransformer, components: Components) -> None:
         self.spec = spec
@@ -62,13 +56,7 @@ class ReferencePipeline:
     ) -> ReferencePipeline:
         """Load every component of a checkpoint, the transformer as `load_checkpoint`, the others by their libraries.
 
-        Args:
-            source: a pipeline folder, or all places of a checkpoint.
-            dtype: of the weights.
-            device: to put them on.
-
-        Raises:
-            InputError: a component is absent, damaged, or not of a pipeline that is implemented.
+        Raises InputError if a component is absent, damaged, or not of a pipeline that is implemented.
         """
         sources = as_sources(source)
         spec = describe(sources).spec  # the libraries check less, and say less of what they do not read
@@ -100,21 +88,15 @@ class ReferencePipeline:
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> NDArray[np.float32]:
-        """Generate a picture.
+        """Generate a picture; the settings are a label, and those of `Request.complete`.
 
-        Args:
-            prompt: what to draw.
-            negative_prompt: what to avoid; without effect without guidance.
-            on_block: called after each block of each step.
-            on_step: called after each step.
-            settings: label, and as `Request.complete`.
+        Without guidance, the negative prompt is without effect. `on_block` is called after each block of each step,
+        `on_step` after each step.
 
         Shapes:
             -> (height, width, 3), 0..1
 
-        Raises:
-            InputError: as `request`.
-            UnsupportedError: a size that diffusers' resizing loses.
+        Raises InputError as `request`, and UnsupportedError for a size that diffusers' resizing loses.
         """
         return self.draw(self.request(prompt, negative_prompt, **settings), on_block=on_block, on_step=on_step)
 
@@ -175,11 +157,7 @@ class ReferencePipeline:
 
 
 def read_schedule(scheduler: Any) -> NoiseSchedule:
-    """Read the noise levels and prediction type of a diffusers scheduler.
-
-    Raises:
-        UnsupportedError: a scheduler that is not implemented.
-    """
+    """Read the noise levels and prediction type of a diffusers scheduler; raises UnsupportedError."""
     return NoiseSchedule.from_diffusers({"_class_name": type(scheduler).__name__, **scheduler.config}, "scheduler")
 
 

@@ -6,6 +6,7 @@ Source: diffusers/models/transformers/pixart_transformer_2d.py, models/attention
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, ClassVar, Final
 
 import torch
@@ -32,21 +33,7 @@ class RoutedPixArt(RoutedTransformer):
 
     @classmethod
     def make(cls, spec: PixArtSpec) -> Any:
-        return PixArtTransformer2DModel(
-            num_attention_heads=spec.num_attention_heads,
-            attention_head_dim=spec.attention_head_dim,
-            in_channels=spec.in_channels,
-            out_channels=spec.out_channels,
-            num_layers=spec.num_layers,
-            cross_attention_dim=spec.cross_attention_dim,
-            attention_bias=spec.attention_bias,
-            sample_size=spec.sample_size,
-            patch_size=spec.patch_size,
-            norm_eps=spec.norm_eps,
-            interpolation_scale=spec.interpolation_scale,
-            use_additional_conditions=spec.use_additional_conditions,
-            caption_channels=spec.caption_channels,
-        )
+        return PixArtTransformer2DModel(**asdict(spec))
 
     def tell(self, timestep: Tensor, context: Context, dtype: torch.dtype) -> dict[str, Tensor]:
         """Give the modulation (B, 6, C), the embedded timestep (B, C), the text (B, L, C) and its bias (B, 1, L)."""

@@ -56,14 +56,10 @@ _Found = Mapping[str, _Stored]
 class Precomputed(Dataset[Item]):
     """Latents and text states from files (see the module's docstring), held in memory in their own precision.
 
-    Args:
-        folder: of the files.
-        spec: of the transformer, which the tensors have to fit.
-
     Raises:
         MissingError: no files, or one without a tensor that is needed.
         FormatError: a file is damaged, or cannot be read.
-        ShapeError: a tensor does not fit the transformer, or others.
+        ShapeError: a tensor does not fit the transformer of `spec`, or others.
         ValueRangeError: a value is not finite.
     """
 

@@ -192,8 +192,3 @@ def check_target(target: float) -> None:
     """Raise ValueRangeError unless the target mean keep ratio can be reached."""
     if not MIN_RATIO <= target <= 1.0:
         raise ValueRangeError(f"[ratios] target keep ratio out of range, got {target}, want {MIN_RATIO}..1.0")
-
-
-def falling_goal(step: int, fall_steps: int, target: float) -> float:
-    """Goal of the mean keep ratio after `step` steps: from 1 to the target in `fall_steps` equal parts."""
-    return 1.0 - (1.0 - target) * min(1.0, step / max(1, fall_steps))

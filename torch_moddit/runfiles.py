@@ -32,11 +32,7 @@ class Log:
         self.start = time.monotonic()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row, with the seconds since this process started to train.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Append a row, with the seconds since this process started to train; raises StorageError."""
         row = {**row, "seconds": round(time.monotonic() - self.start, 2)}
         with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -28,15 +28,10 @@ Tensors = dict[str, Tensor]
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a tree of tensors, numbers and texts into a folder.
+    """Write a tree into a folder: dictionaries (of any keys that JSON has), lists, tuples, tensors, numbers, texts and
+    None.
 
-    Args:
-        folder: that is there.
-        state: dictionaries (of any keys that JSON has), lists, tuples, tensors, numbers, texts and None.
-
-    Raises:
-        TypeError: the tree holds something else.
-        OSError: the files cannot be written.
+    Raises TypeError if it holds something else, OSError if the files cannot be written.
     """
     tensors: Tensors = {}
     tree = _encode(state, tensors)
@@ -45,10 +40,8 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Read what `write_state` has written; tensors are on the CPU.
-
-    Raises:
-        MissingError, FormatError: a file is absent or damaged.
+    """Read what `write_state` has written, onto the CPU; raises MissingError or FormatError if a file is absent or
+    damaged.
     """
     path = folder / TREE
     origin = Origin("finetune", str(path), _ADVICE)
@@ -100,16 +93,7 @@ _KINDS: Final[Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]]] = {
 
 
 def restore(folder: Path, parts: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Give each part its state back.
-
-    Args:
-        folder: of the state, for messages.
-        parts: by name: what has `load_state_dict`.
-        state: by the same names.
-
-    Raises:
-        FormatError: a part is absent, or does not fit.
-    """
+    """Give each part, which has `load_state_dict`, its state back; raises FormatError if one is absent or another's."""
     where = f"[finetune] {folder / TREE}"
     if state.keys() != parts.keys():
         raise FormatError(f"{where}: holds {', '.join(map(str, state))}, want {', '.join(parts)}; {_ADVICE}")

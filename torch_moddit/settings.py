@@ -12,7 +12,7 @@ from typing import Any, Final
 from moddit.bounds import REGIONS
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR
-from torch_moddit.ratios import check_target, falling_goal
+from torch_moddit.ratios import check_target
 
 MOST_STEPS: Final = 10**8
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
@@ -64,9 +64,8 @@ class FinetuneConfig:
     flat_share: float = 0.5  # before the rates fall as a cosine
     floor: float = 0.03  # share of the rates left at the end
     fall_share: float = 0.35  # in which the ratios' mean falls from 1 to the target
-    freeze_share: float = (
-        0.6  # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
-    )
+    # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
+    freeze_share: float = 0.6
     distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
     caption_dropout: float = 0.1  # share of samples trained on the empty caption
     ema_decay: float = 0.999
@@ -99,8 +98,8 @@ class FinetuneConfig:
         return max(1, round(self.freeze_share * self.steps))
 
     def goal(self, step: int) -> float:
-        """Mean keep ratio after `step` steps."""
-        return falling_goal(step, round(self.fall_share * self.steps), self.target)
+        """Mean keep ratio after `step` steps: from 1 to the target in equal parts."""
+        return 1.0 - (1.0 - self.target) * min(1.0, step / max(1, round(self.fall_share * self.steps)))
 
     def ratio_factor(self, step: int) -> float:
         """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""

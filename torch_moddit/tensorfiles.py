@@ -30,10 +30,8 @@ _DTYPES: Final[Mapping[torch.dtype, str]] = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors of any device and layout into a file, those with the widest items first, so that all are aligned.
-
-    Raises:
-        OSError: it cannot be written.
+    """Write tensors of any device and layout, those with the widest items first, so that all are aligned; raises
+    OSError.
     """
     items = sorted(tensors.items(), key=lambda item: -item[1].element_size())
     with path.open("wb") as file:

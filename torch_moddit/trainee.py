@@ -38,8 +38,7 @@ class Trainee(nn.Module):
 def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> Trainee:
     """Add what a mode trains to a dense transformer, which it takes over.
 
-    Raises:
-        ValueRangeError: the model is already routed in another mode than FIXED, or not routed in it.
+    Raises ValueRangeError if the model is already routed in another mode than FIXED, or not routed in it.
     """
     if isinstance(model, RoutedTransformer) != (config.mode is Mode.FIXED):
         raise ValueRangeError(

@@ -253,9 +253,8 @@ class Trainer:
         config, ratios = self.config, self.trainee.ratios
         if ratios is not None and not ratios.is_frozen and self.step >= config.freeze_step:
             ratios.freeze(config.target)
-            self.average.optimization_step = (
-                0  # forget weights of other ratios soon: the average starts to warm up again
-            )
+            # forget weights of other ratios soon: the average starts to warm up again
+            self.average.optimization_step = 0
         factor = rate_factor(self.step, config)
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from convert.mlx.quantize import quantize
 from moddit.checkpoint.parts import Part
 from moddit.checkpoint.precision import DTYPES, cast, widen
-from moddit.checkpoint.safetensors import ITEM_BYTES
-from moddit.checkpoint.stored import StoredTensor
+from moddit.checkpoint.stored import ITEM_BYTES, StoredTensor
 from moddit.tensors import UNCOMPRESSED, Role, TensorInfo, is_precise
 
 _CHUNK_VALUES: Final = 1 << 22  # converted at a time: 16 MiB in float32

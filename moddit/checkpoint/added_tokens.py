@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moddit.errors import FormatError
+from moddit.record import quote
 
 _NAMED: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 T5_NAMED: Final[Mapping[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -59,11 +60,7 @@ class Declarations:
         return f"{self.where} ({', '.join(self.files)})"
 
     def extra_ids(self) -> int:
-        """Read how many sentinel tokens a T5 tokenizer has.
-
-        Raises:
-            FormatError: it is not a number of tokens.
-        """
+        """Read how many sentinel tokens a T5 tokenizer has; raises FormatError if it is not a number of tokens."""
         count = self.config.get("extra_ids", EXTRA_IDS)
         if type(count) is not int or not 0 <= count <= MAX_EXTRA_IDS:
             path = self.where / "tokenizer_config.json"
@@ -88,15 +85,9 @@ class Declarations:
 def list_added_tokens(
     found: Declarations, named: Mapping[str, str], default_extra: Iterable[AddedToken]
 ) -> tuple[AddedToken, ...]:
-    """List the tokens to add, in order.
+    """List the tokens to add, in order; raises FormatError for a declaration that transformers does not read.
 
-    Args:
-        found: what the folder says.
-        named: special tokens that the tokenizer's class has by name, unless the folder names others.
-        default_extra: further special tokens that its class has, unless the folder lists some.
-
-    Raises:
-        FormatError: a declaration is not of the form that transformers reads.
+    Special tokens that the tokenizer's class has by name, and further ones, give way to those that the folder names.
     """
     settings, declared = _read_declared(found)
     special: dict[str, Any] = {
@@ -193,6 +184,6 @@ def _number(value: object, where: str) -> int:
 
 
 def _error(where: str, what: str, value: object) -> FormatError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-    return FormatError(f"[tokenizer] {where}: {what} is {shown}, which is not what transformers writes; save it again")
+    return FormatError(
+        f"[tokenizer] {where}: {what} is {quote(value)}, which is not what transformers writes; save it again"
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from moddit.checkpoint.conditioning import CONDITIONINGS
 from moddit.checkpoint.parts import Part, ReadPart, read_part
@@ -75,24 +76,23 @@ def describe_transformer(sources: Sources) -> Transformer:
 
 
 def read_scheduler(sources: Sources, files: SourceFiles) -> NoiseSchedule:
-    """Read the scheduler of a checkpoint; raises as `describe`.
-
-    Its class is the one that the pipeline's index names, whatever class its configuration was saved from.
-    """
+    """Read the scheduler of a checkpoint; raises as `describe`."""
     path = sources.component("scheduler") / "scheduler_config.json"
-    config = read_config(path)
-    files.add(path)
-    sources.name_class("scheduler", config, SCHEDULER_CLASSES)
-    return NoiseSchedule.from_diffusers(config, str(path))
+    return NoiseSchedule.from_diffusers(_read_config(path, sources, files, SCHEDULER_CLASSES), str(path))
 
 
 def read_vae_spec(sources: Sources, files: SourceFiles) -> VAESpec:
     """Read the dimensions of a checkpoint's VAE; raises as `describe`."""
     path = sources.component("vae") / "config.json"
+    return VAESpec.from_diffusers(_read_config(path, sources, files, VAE_IMPLEMENTED["_class_name"]), str(path))
+
+
+def _read_config(path: Path, sources: Sources, files: SourceFiles, classes: Iterable[str]) -> dict[str, Any]:
+    """Read a component's configuration, with the class that the index names, whatever class it was saved from."""
     config = read_config(path)
     files.add(path)
-    sources.name_class("vae", config, VAE_IMPLEMENTED["_class_name"])
-    return VAESpec.from_diffusers(config, str(path))
+    sources.name_class(path.parent.name, config, classes)
+    return config
 
 
 def _read_vae(sources: Sources, files: SourceFiles) -> tuple[VAESpec, ReadPart]:

@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moddit.checkpoint.precision import check_dtypes, is_finite, widen
 from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import FormatError, ShapeError, ValueRangeError
@@ -34,22 +31,14 @@ _KEEP_RATIO: Final = re.compile(r"transformer_blocks\.(\d+)\.keep_ratio")
 class Learned:
     """The learned keep ratios of a checkpoint."""
 
-    keep_ratio: NDArray[np.float32] | None  # [layers][regions]; None if the checkpoint has none
     unused: Mapping[str, str]  # their names, with the reason why no bundle holds them
     notes: tuple[str, ...]
 
 
 def take_policy(config: dict[str, Any], layers: int, timesteps: int, where: str) -> TokenPolicy:
-    """Take the plan out of a transformer's configuration; without one the model is dense.
+    """Take the plan out of a transformer's configuration; without one the model is dense, over so many timesteps.
 
-    Args:
-        config: the parsed JSON.
-        layers: of the transformer.
-        timesteps: of training, for a dense model.
-        where: the file, for messages.
-
-    Raises:
-        FormatError, ShapeError, ValueRangeError: it is damaged, or has another number of layers.
+    Raises FormatError, ShapeError or ValueRangeError if it is damaged, or has another number of layers.
     """
     if PLAN_KEY not in config:
         return TokenPolicy.dense(layers, timesteps)
@@ -89,7 +78,7 @@ def take_keep_ratios(tensors: dict[str, StoredTensor], plan: RoutingPlan) -> Lea
     """
     found = {int(match[1]): tensors.pop(match[0]) for match in filter(None, map(_KEEP_RATIO.fullmatch, list(tensors)))}
     if not found:
-        return Learned(None, {}, ())
+        return Learned({}, ())
     rows = []
     for layer, tensor in sorted(found.items()):
         if layer >= plan.layers or tensor.shape != (plan.regions,):
@@ -102,17 +91,18 @@ def take_keep_ratios(tensors: dict[str, StoredTensor], plan: RoutingPlan) -> Lea
         absent = ", ".join(str(layer) for layer in range(plan.layers) if layer not in found)
         path = next(iter(found.values())).path
         raise ShapeError(f"[transformer] {path}: keep_ratio of layers {absent} is missing, want all layers or none")
-    moved = [str(layer) for layer, row in enumerate(rows) if tuple(map(snap, row.tolist())) != plan.keep_tenths[layer]]
+    moved = [str(layer) for layer, row in enumerate(rows) if tuple(map(snap, row)) != plan.keep_tenths[layer]]
     note = f"keep_ratio of layers {', '.join(moved)} snaps to other tenths than the plan in config.json, which counts"
     unused = {tensor.name: "training only; the plan has its value in tenths" for tensor in found.values()}
-    return Learned(np.stack(rows), unused, (note,) if moved else ())
+    return Learned(unused, (note,) if moved else ())
 
 
-def _read_ratios(tensor: StoredTensor) -> NDArray[np.float32]:
+def _read_ratios(tensor: StoredTensor) -> list[float]:
     check_dtypes("transformer", {tensor.name: tensor})
     values = tensor.read()
     if not is_finite(values, tensor.dtype):
         raise ValueRangeError(
             f"[transformer] {tensor.path}: {tensor.name!r} is NaN or infinite, want ratios of 0.1..1.0"
         )
-    return widen(values, tensor.dtype)
+    ratios: list[float] = widen(values, tensor.dtype).tolist()
+    return ratios

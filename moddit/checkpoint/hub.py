@@ -30,12 +30,6 @@ class Checkpoint:
     name: str  # for the provenance
 
 
-@dataclass(frozen=True)
-class _Place:
-    path: Path
-    name: str
-
-
 def find_checkpoint(
     path: str | None,
     *,
@@ -64,21 +58,22 @@ def find_checkpoint(
     """
     main = _embedded() if path is None else _find(path, revision, variant)
     other = None if base is None else _find(base, None, variant)
-    sources = Sources(main.path, other.path if other else None, variant, tuple(loras), image_size, max_sequence_length)
-    names = [main.name, *([f"base {other.name}"] if other else []), *(f"lora {lora}" for lora in loras)]
+    sources = Sources(main[0], other[0] if other else None, variant, tuple(loras), image_size, max_sequence_length)
+    names = [main[1], *([f"base {other[1]}"] if other else []), *(f"lora {lora}" for lora in loras)]
     return Checkpoint(sources, ", ".join(names))
 
 
-def _embedded() -> _Place:
+def _embedded() -> tuple[Path, str]:
     folder = Path(str(importlib.resources.files("moddit"))) / EMBEDDED
     if not folder.is_dir():
         raise MissingError(
             f"[source] {folder}: this installation has no embedded checkpoint; name one with --hf-path FOLDER"
         )
-    return _Place(folder, f"moddit/{EMBEDDED}")
+    return folder, f"moddit/{EMBEDDED}"
 
 
-def _find(text: str, revision: str | None, variant: str | None) -> _Place:
+def _find(text: str, revision: str | None, variant: str | None) -> tuple[Path, str]:
+    """Find a place, downloaded if need be, and name it for the provenance."""
     path = _local_path(text)
     match = _REPOSITORY.fullmatch(text)
     if os.path.lexists(path) or match is None:
@@ -86,7 +81,7 @@ def _find(text: str, revision: str | None, variant: str | None) -> _Place:
             raise UnsupportedError(
                 f"[source] {text}: a place here, not an id of the Hub; leave out --revision {revision}"
             )
-        return _Place(path, text)
+        return path, text
     if revision is not None and match["revision"] is not None:
         raise FormatError(f"[source] {text}: got a second revision {revision!r}; name one of the two")
     return _download(match["id"], revision or match["revision"], variant)
@@ -103,7 +98,7 @@ def _local_path(text: str) -> Path:
     return expand(text)
 
 
-def _download(repository: str, revision: str | None, variant: str | None) -> _Place:
+def _download(repository: str, revision: str | None, variant: str | None) -> tuple[Path, str]:
     """Download what a conversion reads: of the kinds of weights, for each component the first that it has."""
     first, *others = [(kind, name) for name in dict.fromkeys((variant, None)) for kind in _KINDS]
     folder = _snapshot(repository, revision, (*_ALWAYS, *_patterns("", *first)), first[1])
@@ -112,7 +107,7 @@ def _download(repository: str, revision: str | None, variant: str | None) -> _Pl
         patterns = tuple(pattern for place in bare for pattern in _patterns(f"{place}/", kind, name))
         if patterns:
             folder = _snapshot(repository, revision, patterns, name)
-    return _Place(folder, f"{repository}@{folder.name}")  # snapshots are named by their commit
+    return folder, f"{repository}@{folder.name}"  # snapshots are named by their commit
 
 
 def _patterns(folder: str, kind: str, variant: str | None) -> tuple[str, ...]:

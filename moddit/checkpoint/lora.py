@@ -45,10 +45,8 @@ class Lora:
     def merge(self, tensors: Mapping[str, StoredTensor], *, mlp_gain: float = 1.0) -> dict[str, StoredTensor]:
         """Replace the tensors that this LoRA changes by merged ones; more LoRAs may be merged into the result.
 
-        Args:
-            tensors: of the transformer, under canonical names.
-            mlp_gain: factor on the last layer of every MLP. 2 for a LoRA that was trained on a dense model, if the
-                checkpoint is a routed one: there this layer is twice the dense one's.
+        `mlp_gain` is a factor on the last layer of every MLP: 2 for a LoRA that was trained on a dense model, if the
+        checkpoint is a routed one, where this layer is twice the dense one's.
 
         Raises:
             MissingError: a tensor is absent.
@@ -60,17 +58,15 @@ class Lora:
                 raise MissingError(f"[lora] {self.files[0]}: changes {name}, which the checkpoint does not have")
             check_dtype(tensors[name])
             gain = mlp_gain if _MLP_END.fullmatch(name) else 1.0
-            merged[name] = MergedTensor(tensors[name], replace(addition, strength=addition.strength * gain))
+            merged[name] = MergedTensor.of(tensors[name], replace(addition, strength=addition.strength * gain))
         return merged
 
 
 def read_lora(path: Path, scale: float, wanted: Mapping[str, TensorInfo]) -> Lora:
-    """Read a LoRA; of its tensors, only the header and single numbers are read.
+    """Read a LoRA, a safetensors file or a folder in which diffusers or peft saved one, for a transformer.
 
-    Args:
-        path: a safetensors file, or a folder in which diffusers or peft saved one.
-        scale: factor on all of it, 1 for what it was trained for.
-        wanted: the canonical tensors of the transformer that it is for.
+    Of its tensors, only the header and single numbers are read. The scale is a factor on all of it, 1 for what it was
+    trained for.
 
     Raises:
         MissingError: no such file or folder, or a part of it is absent.
@@ -200,13 +196,13 @@ def _additions(layer: Layer, pieces: _Pieces, wanted: Mapping[str, TensorInfo]) 
     result: dict[str, Addition] = {}
     start = 0
     for target, count in zip(layer.targets, counts, strict=True):
-        result[f"{target}.weight"] = Addition(Rows(up, start, start + count), down, 1.0)
+        result[f"{target}.weight"] = Addition(Rows.of(up, start, start + count), down, 1.0)
         if bias is not None:
             if f"{target}.bias" not in wanted:
                 raise UnsupportedError(
                     f"[lora] {bias.path}: {bias.name!r} is a bias, but {target} has none; train without lora_bias"
                 )
-            result[f"{target}.bias"] = Addition(Rows(bias, start, start + count), None, 1.0)
+            result[f"{target}.bias"] = Addition(Rows.of(bias, start, start + count), None, 1.0)
         start += count
     return result
 

@@ -79,11 +79,7 @@ class PeftConfig:
         )
 
     def strength(self, layer: str, rank: int) -> float:
-        """Tell the strength for a layer whose adapter has this rank.
-
-        Raises:
-            ShapeError: the configuration gives the layer another rank.
-        """
+        """Tell the strength for a layer whose adapter has this rank; raises ShapeError if it has another one here."""
         wanted = _first_match(self.ranks, layer, self.rank)
         if wanted != rank:
             raise ShapeError(
@@ -105,13 +101,8 @@ class Strengths:
     def of(self, module: str, layer: str, rank: int) -> float:
         """Tell a layer's strength: by its alpha, or else the configuration, or else kohya's metadata, or else 1.
 
-        Args:
-            module: the layer's name in the file.
-            layer: its name without prefix, which patterns are matched against.
-            rank: of its adapter.
-
-        Raises:
-            FormatError, ShapeError: the configuration or metadata does not fit.
+        `module` is the layer's name in the file, `layer` the one without prefix, which patterns are matched against.
+        Raises FormatError or ShapeError if the configuration or metadata does not fit.
         """
         if module in self.alphas:
             return self.alphas[module] / rank
@@ -129,12 +120,7 @@ class Strengths:
 
 
 def read_strengths(path: Path, config: Path | None, alphas: Mapping[str, FileTensor]) -> Strengths:
-    """Read the configuration and the tensors of alpha.
-
-    Args:
-        path: the LoRA's file, whose header is known to be good.
-        config: peft's adapter_config.json.
-        alphas: by layer, as the file names it.
+    """Read peft's configuration, and the tensors of alpha by layer; the header of the LoRA's file is known to be good.
 
     Raises:
         FormatError: metadata or configuration are damaged.

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moddit.checkpoint.precision import DTYPE_NAMES, is_finite, widen
+from moddit.checkpoint.precision import DTYPE_NAMES, check_dtypes, check_finite, widen
 from moddit.checkpoint.stored import StoredTensor
-from moddit.errors import UnsupportedError, ValueRangeError
+from moddit.errors import ValueRangeError
 
 _FLOAT_BYTES: Final = 4
 _CHUNK_BYTES: Final = 1 << 20  # merged at once, so that no read needs much more than what it returns
@@ -30,21 +29,11 @@ class Addition:
     strength: float
 
     def read_down(self) -> NDArray[np.float32] | None:
-        """Read A, (rank, in * height * width).
-
-        Raises:
-            ValueRangeError: it is not finite.
-            FormatError: the file does not hold it any more.
-        """
+        """Read A, (rank, in * height * width); raises ValueRangeError unless finite, and as `StoredTensor.read`."""
         return None if self.down is None else _read_finite(self.down).reshape(self.down.shape[0], -1)
 
     def rows(self, first: int, last: int, down: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Compute the rows first..last of what is added; of B only these are read.
-
-        Args:
-            first: row.
-            last: row after the last.
-            down: what `read_down` returned.
+        """Compute the rows first..last of what is added, with what `read_down` returned; of B only these are read.
 
         Shapes:
             down (rank, in) -> (last - first, in); without it -> (last - first,)
@@ -67,39 +56,18 @@ class Addition:
 
 
 @dataclass(frozen=True)
-class MergedTensor:
+class MergedTensor(StoredTensor):
     """A tensor with an addition, as a tensor of float32; the base may be one itself."""
 
     base: StoredTensor
     addition: Addition
 
-    @property
-    def path(self) -> Path:
-        return self.base.path
-
-    @property
-    def name(self) -> str:
-        return self.base.name
-
-    @property
-    def dtype(self) -> str:
-        return "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * _FLOAT_BYTES
+    @classmethod
+    def of(cls, base: StoredTensor, addition: Addition) -> Self:
+        return cls(base.path, base.name, "F32", base.shape, base, addition)
 
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """Read and merge the rows first..last of the first axis.
-
-        Raises:
-            ValueRangeError: the addition is not finite.
-            FormatError: a file does not hold its part any more.
-        """
+        """Read and merge the rows first..last of the first axis; raises as `Addition.rows`."""
         rows, *rest = self.shape
         last = rows if last is None else last
         merged = np.empty((last - first, *rest), np.float32)
@@ -114,23 +82,11 @@ class MergedTensor:
 
 
 def check_dtype(tensor: StoredTensor) -> None:
-    """Check that numbers can be added.
-
-    Raises:
-        UnsupportedError: they are neither float32, float16 nor bfloat16.
-    """
-    if tensor.dtype not in DTYPE_NAMES:
-        raise UnsupportedError(
-            f"[lora] {tensor.path}: {tensor.name!r} has dtype {tensor.dtype}, want {', '.join(DTYPE_NAMES)}; "
-            "save it in float16, bfloat16 or float32"
-        )
+    """Raise UnsupportedError if numbers cannot be added: they are neither float32, float16 nor bfloat16."""
+    check_dtypes("lora", {tensor.name: tensor}, DTYPE_NAMES)
 
 
 def _read_finite(tensor: StoredTensor, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
     raw = tensor.read(first, last)
-    if not is_finite(raw, tensor.dtype):
-        raise ValueRangeError(
-            f"[lora] {tensor.path}: tensor {tensor.name!r} is not finite (NaN or infinity); the file is damaged or "
-            "its training diverged"
-        )
+    check_finite("lora", raw, tensor)
     return widen(raw, tensor.dtype)

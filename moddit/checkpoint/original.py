@@ -85,9 +85,8 @@ def find_prefix(names: Mapping[str, object]) -> str | None:
 def rename(tensors: Mapping[str, StoredTensor], where: str) -> Original:
     """Give a file's tensors their canonical names; matrices of several are divided, without being read.
 
-    Raises:
-        UnsupportedError: tensors that no table knows, which would change the result.
-        ShapeError: a matrix that cannot be divided.
+    Raises UnsupportedError for tensors that no table knows, which would change the result, and ShapeError for a matrix
+    that cannot be divided.
     """
     prefix = find_prefix(tensors) or ""
     original, unknown = Original(), []
@@ -141,10 +140,8 @@ def _take_of_block(original: Original, layer: int, rest: str, name: str, tensor:
         raise ShapeError(f"[transformer] {tensor.path}: {name!r} has {rows} rows, want {len(targets)} equal parts")
     part = rows // len(targets)
     for index, target in enumerate(targets):
-        whole = len(targets) == 1
-        original.tensors[f"{block}{target}.{kind}"] = (
-            tensor if whole else Rows(tensor, index * part, (index + 1) * part)
-        )
+        own = tensor if len(targets) == 1 else Rows.of(tensor, index * part, (index + 1) * part)
+        original.tensors[f"{block}{target}.{kind}"] = own
     return True
 
 

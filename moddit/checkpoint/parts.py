@@ -63,15 +63,8 @@ def finish_part(
 ) -> ReadPart:
     """Check a component's tensors, and leave out what is not of the model, as diffusers and transformers do.
 
-    If a wanted tensor is missing, nothing is left out: the names that are there may say why.
-
-    Args:
-        component: its name.
-        where: folder or file, for messages.
-        tensors: by canonical name.
-        wanted: the canonical tensors.
-        unused: what is left out already, with the reason.
-        notes: what a user should know already.
+    If a wanted tensor is missing, nothing is left out: the names that are there may say why. `unused` and `notes` are
+    what is known already, as in the result.
 
     Raises:
         ShapeError: tensors are missing or mis-shaped.
@@ -89,5 +82,5 @@ def finish_part(
     place = next(iter(files.values())) if len(set(files.values())) == 1 else where
     check_names({name: tensor.shape for name, tensor in tensors.items()}, wanted, str(place), "config.json", files)
     check_dtypes(component, tensors)
-    single = {name: SingleTensor(tensor) if tensor.dtype == DOUBLE else tensor for name, tensor in tensors.items()}
+    single = {name: SingleTensor.of(tensor) if tensor.dtype == DOUBLE else tensor for name, tensor in tensors.items()}
     return ReadPart(Part(wanted, single), unused, notes)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import FormatError, MissingError
 
 # Keys under which training programs put a model's weights beside the state of the training.
@@ -26,21 +27,12 @@ _DAMAGED: Final = (
 
 
 @dataclass(frozen=True, eq=False)
-class PickledTensor:
+class PickledTensor(StoredTensor):
     """One tensor of a file; its numbers are mapped into memory, not read, where the format allows it."""
 
-    path: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
     values: Any  # torch.Tensor
 
-    @property
-    def nbytes(self) -> int:
-        return int(self.values.nbytes)
-
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """Read the rows first..last of the first axis, bfloat16 as its bits (uint16)."""
         import torch
 
         rows = self.values[first:last] if self.shape else self.values
@@ -86,11 +78,7 @@ def read_pickle(path: Path) -> dict[str, PickledTensor]:
 
 
 def _record_sizes(path: Path) -> Counter[int]:
-    """Count the sizes of an archive's members, which torch.save never compresses: unpacked they could be any size.
-
-    Raises:
-        ValueError: a member is compressed.
-    """
+    """Count the sizes of an archive's members; raises ValueError if one is packed: unpacked it could be any size."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]

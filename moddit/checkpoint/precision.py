@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,30 +21,14 @@ _HALF: Final = np.uint32(0x7FFF)  # just under half of bfloat16's last bit
 
 
 @dataclass(frozen=True)
-class SingleTensor:
+class SingleTensor(StoredTensor):
     """A tensor of float64, as one of float32."""
 
     double: StoredTensor
 
-    @property
-    def path(self) -> Path:
-        return self.double.path
-
-    @property
-    def name(self) -> str:
-        return self.double.name
-
-    @property
-    def dtype(self) -> str:
-        return "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.double.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.double.nbytes // 2
+    @classmethod
+    def of(cls, double: StoredTensor) -> Self:
+        return cls(double.path, double.name, "F32", double.shape, double)
 
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
         return widen(self.double.read(first, last), DOUBLE)
@@ -76,17 +59,22 @@ def is_finite(array: NDArray[Any], dtype: str) -> bool:
     return bool(np.isfinite(array).all())
 
 
+def check_finite(component: str, raw: NDArray[Any], source: StoredTensor) -> None:
+    """Raise ValueRangeError if numbers just read from `source` are not all finite."""
+    if not is_finite(raw, source.dtype):
+        raise ValueRangeError(
+            f"[{component}] {source.path}: tensor {source.name!r} is not finite (NaN or infinity); "
+            "the checkpoint is damaged or its training diverged"
+        )
+
+
 def cast(raw: NDArray[Any], source: StoredTensor, dtype: str) -> NDArray[Any]:
     """Convert numbers just read from `source` to a dtype (safetensors' name).
 
     Raises:
         ValueRangeError: a value is NaN or infinite, or becomes so in the new dtype.
     """
-    if not is_finite(raw, source.dtype):
-        raise ValueRangeError(
-            f"[convert] {source.path}: tensor {source.name!r} is not finite (NaN or infinity); "
-            "the checkpoint is damaged or its training diverged"
-        )
+    check_finite("convert", raw, source)
     if source.dtype == dtype:
         return raw
     values = widen(raw, source.dtype)
@@ -99,11 +87,11 @@ def cast(raw: NDArray[Any], source: StoredTensor, dtype: str) -> NDArray[Any]:
     return array
 
 
-def check_dtypes(component: str, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raise UnsupportedError if a tensor's numbers are no floats of 16, 32 or 64 bits."""
+def check_dtypes(component: str, tensors: Mapping[str, StoredTensor], read: Iterable[str] = _READ) -> None:
+    """Raise UnsupportedError if a tensor's numbers are no floats of 16, 32 or 64 bits, or of another list."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in _READ:
+        if tensor.dtype not in read:
             raise UnsupportedError(
-                f"[{component}] {tensor.path}: {name!r} has dtype {tensor.dtype}, want {', '.join(_READ)}; "
+                f"[{component}] {tensor.path}: {name!r} has dtype {tensor.dtype}, want {', '.join(read)}; "
                 "save the model in float16, bfloat16 or float32"
             )

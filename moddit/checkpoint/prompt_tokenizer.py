@@ -35,12 +35,7 @@ class PromptTokenizer:
 
     @classmethod
     def load(cls, path: Path, *, vocab_size: int, max_length: int) -> Self:
-        """Read `tokenizer.json`.
-
-        Args:
-            path: of the file.
-            vocab_size: of the text encoder.
-            max_length: tokens to keep of a prompt, the end token included.
+        """Read `tokenizer.json` for a text encoder's vocabulary and prompts of so many tokens, the end token included.
 
         Raises:
             MissingError: there is no such file.
@@ -111,13 +106,8 @@ def _library_errors(path: Path) -> Iterator[None]:
     """Turn what the library raises into an error that names the file."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 # the library raises nothing narrower
-        raise _damaged(path, error) from None
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of pyo3, which gives it no module to import it from
+    except BaseException as error:  # the library raises nothing narrower
+        # a panic is one of pyo3, which gives it no module to import it from
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: BaseException) -> FormatError:
-    return FormatError(f"{_origin(path)}: not a tokenizer ({escape(str(error))[:200]}); {_ADVICE}")
+        raise FormatError(f"{_origin(path)}: not a tokenizer ({escape(str(error))[:200]}); {_ADVICE}") from None

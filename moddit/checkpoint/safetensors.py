@@ -12,26 +12,21 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moddit.checkpoint.stored import ITEM_BYTES, StoredTensor
 from moddit.errors import FormatError, MissingError
-from moddit.record import open_regular
+from moddit.record import Origin, open_regular, parse_json
 
 LENGTH_BYTES: Final = 8  # of the header's length
 MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 MAX_COUNT: Final = 1 << 63  # above every size and offset
 ALIGNMENT: Final = 8  # of the first tensor, by padding the header with spaces
-ITEM_BYTES: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
-}
 # How the bytes are held in numpy, which has no bfloat16: as its bits.
 NUMPY_DTYPES: Final[Mapping[str, str]] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
 _METADATA: Final = "__metadata__"
@@ -49,27 +44,12 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class FileTensor:
-    """One tensor of a file, read when asked for."""
+class FileTensor(StoredTensor):
+    """One tensor of a file; its bytes go straight into a new array, so that a conversion holds nothing twice."""
 
-    path: Path
-    name: str  # in the file
-    dtype: str
-    shape: tuple[int, ...]
     offset: int  # bytes, from the start of the file
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
-
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """Read the rows first..last of the first axis, bfloat16 as its bits (uint16).
-
-        The bytes go straight into a new array, so that a conversion's memory is what it holds and not what it has read.
-
-        Raises:
-            FormatError: if the file has become shorter than its header says.
-        """
         rows, *rest = self.shape or (1,)
         last = rows if last is None else last
         array = np.empty((last - first, *rest), NUMPY_DTYPES[self.dtype])
@@ -91,7 +71,7 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
         MissingError: there is no such file.
         FormatError: the file is not safetensors, is truncated, or its tensors overlap or leave gaps.
     """
-    where = f"[safetensors] {path}"
+    where = Origin("safetensors", str(path), _ADVICE)
     try:
         with open(path, "rb", opener=open_regular) as file:
             size = os.fstat(file.fileno()).st_size
@@ -109,21 +89,13 @@ def read_tensors(path: Path) -> dict[str, FileTensor]:
     }
 
 
-def parse_header(text: bytes, data_bytes: int, where: str) -> dict[str, Entry]:
-    """Parse and check a header.
-
-    Args:
-        text: the JSON, which may end in spaces.
-        data_bytes: size of what follows the header.
-        where: the file, for messages.
+def parse_header(text: bytes, data_bytes: int, where: Origin) -> dict[str, Entry]:
+    """Parse and check a header, which may end in spaces, of a file with so many bytes behind it.
 
     Raises:
         FormatError: anything that the format does not allow; never another error, whatever the bytes.
     """
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: header is not JSON ({error}); {_ADVICE}") from None
+    header = parse_json(text, replace(where, where=f"{where.where}: header"), most=MAX_HEADER_BYTES)
     if not isinstance(header, dict) or text[:1] != b"{":
         raise FormatError(f"{where}: header is not a JSON object; {_ADVICE}")
     _check_metadata(header.pop(_METADATA, None), where)
@@ -158,7 +130,7 @@ def _fill(file: io.FileIO, array: NDArray[Any], where: str) -> None:
         done += count
 
 
-def _check_length(length: int, size: int, where: str) -> None:
+def _check_length(length: int, size: int, where: Origin) -> None:
     if size < LENGTH_BYTES:
         raise FormatError(f"{where}: not safetensors, got {size} bytes, want at least {LENGTH_BYTES}; {_ADVICE}")
     if length > MAX_HEADER_BYTES:
@@ -172,17 +144,17 @@ def _check_length(length: int, size: int, where: str) -> None:
         )
 
 
-def _check_metadata(metadata: object, where: str) -> None:
+def _check_metadata(metadata: object, where: Origin) -> None:
     if metadata is None:  # absent, or null, which the format's own reader takes for absent
         return
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{where}: {_METADATA} is not an object of strings; {_ADVICE}")
 
 
-def _parse_entry(name: str, value: object, where: str) -> Entry:
+def _parse_entry(name: str, value: object, file: Origin) -> Entry:
     if not name.isprintable():
-        raise FormatError(f"{where}: tensor name {name!a} is not printable; {_ADVICE}")
-    where = f"{where}: tensor {name!r}"
+        raise FormatError(f"{file}: tensor name {name!a} is not printable; {_ADVICE}")
+    where = f"{file}: tensor {name!r}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{where} is not described by exactly dtype, shape and data_offsets; {_ADVICE}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -197,7 +169,7 @@ def _parse_entry(name: str, value: object, where: str) -> Entry:
     return Entry(dtype, tuple(shape), *offsets)
 
 
-def _check_layout(entries: Mapping[str, Entry], data_bytes: int, where: str) -> None:
+def _check_layout(entries: Mapping[str, Entry], data_bytes: int, where: Origin) -> None:
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
@@ -223,16 +195,3 @@ def _has_bytes(shape: list[int], item_bytes: int, wanted: int) -> bool:
         if size > wanted:
             return False
     return size == wanted
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = sorted({ascii(name) for name in names if names.count(name) > 1})
-        raise ValueError(f"repeated names {', '.join(repeated)}")
-    return result
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")

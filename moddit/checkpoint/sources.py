@@ -162,11 +162,7 @@ class Sources:
         return path
 
     def pipeline(self) -> Pipeline:
-        """Find out what the pipeline is by its class; raises as `pipeline_class`."""
-        return PIPELINES[self.pipeline_class()]
-
-    def pipeline_class(self) -> str:
-        """Read the class of the pipeline.
+        """Find out what the pipeline is by its class.
 
         Raises:
             MissingError: there is no pipeline folder.
@@ -178,7 +174,7 @@ class Sources:
             raise UnsupportedError(
                 f"[source] {path}: pipeline {quote(kind)} is not implemented, want {' or '.join(PIPELINES)}"
             )
-        return kind
+        return PIPELINES[kind]
 
     def check(self) -> None:
         """Raise if a place is not there, or a component in none of them."""

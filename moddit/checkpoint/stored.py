@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Self
 
 from numpy.typing import NDArray
 
+ITEM_BYTES: Final[Mapping[str, int]] = {  # by dtype, as safetensors writes it
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+}
 
-class StoredTensor(Protocol):
+
+@dataclass(frozen=True)
+class StoredTensor(ABC):
     """A tensor that is read when asked for."""
 
-    @property
-    def path(self) -> Path:
-        """File that holds it."""
-
-    @property
-    def name(self) -> str:
-        """Its name in that file."""
-
-    @property
-    def dtype(self) -> str:
-        """Of its numbers, as safetensors writes it: "F32", "F16", "BF16", ..."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As PyTorch has it."""
+    path: Path  # that holds it
+    name: str  # in that file
+    dtype: str  # a key of ITEM_BYTES, or as torch calls one that safetensors has not
+    shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its numbers."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
+    @abstractmethod
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
         """Read the rows first..last of the first axis, bfloat16 as its bits (uint16).
 
@@ -41,33 +42,16 @@ class StoredTensor(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(StoredTensor):
     """Some rows of a tensor, as a tensor: one of several matrices that are stored as one."""
 
     whole: StoredTensor
     start: int
-    stop: int
 
-    @property
-    def path(self) -> Path:
-        return self.whole.path
-
-    @property
-    def name(self) -> str:
-        return self.whole.name
-
-    @property
-    def dtype(self) -> str:
-        return self.whole.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.stop - self.start, *self.whole.shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        return self.whole.nbytes // max(1, self.whole.shape[0]) * (self.stop - self.start)
+    @classmethod
+    def of(cls, whole: StoredTensor, start: int, stop: int) -> Self:
+        return cls(whole.path, whole.name, whole.dtype, (stop - start, *whole.shape[1:]), whole, start)
 
     def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        last = self.stop - self.start if last is None else last
+        last = self.shape[0] if last is None else last
         return self.whole.read(self.start + first, self.start + last)

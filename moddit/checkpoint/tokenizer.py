@@ -48,11 +48,9 @@ class TokenizerFile:
 
 
 def read_tokenizer(folder: Path, kind: str | None = None) -> TokenizerFile:
-    """Read the tokenizer in a folder.
+    """Read `tokenizer.json`, or `spiece.model` where there is none, and the files beside them.
 
-    Args:
-        folder: with `tokenizer.json`, or `spiece.model` where there is none, and the files beside them.
-        kind: its class in transformers, as the pipeline's index names it; None for the usual one.
+    Its class in transformers is what the pipeline's index names; None for the usual one.
 
     Raises:
         MissingError: neither file is there.

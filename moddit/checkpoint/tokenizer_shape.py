@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -21,17 +21,8 @@ from moddit.record import Origin, escape, quote
 T = TypeVar("T", str, bool, list[Any], dict[str, Any])
 
 FORMAT: Final = "1.0"
-_FIELDS: Final = (
-    "version",
-    "truncation",
-    "padding",
-    "added_tokens",
-    "normalizer",
-    "pre_tokenizer",
-    "post_processor",
-    "decoder",
-    "model",
-)
+_USED: Final = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "model")
+_UNUSED: Final = ("truncation", "padding", "decoder")
 _PADDING: Final = ("strategy", "direction", "pad_to_multiple_of", "pad_id", "pad_type_id", "pad_token")
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _SPACES: Final = {"Regex": " {2,}"}  # the one expression that files of T5's kind have
@@ -41,11 +32,7 @@ _NORMALIZERS: Final[Mapping[object, tuple[str, ...]]] = {  # by type, with their
     "Precompiled": ("precompiled_charsmap",),
     "Replace": ("pattern", "content"),
     "Strip": ("strip_left", "strip_right"),
-    "Lowercase": (),
-    "NFC": (),
-    "NFD": (),
-    "NFKC": (),
-    "NFKD": (),
+    **dict.fromkeys(("Lowercase", "NFC", "NFD", "NFKC", "NFKD"), ()),
 }
 _LISTED: Final = 6  # keys that a message lists
 _WORDS: Final[Mapping[type, str]] = {str: "a text", bool: "true or false", list: "a list", dict: "an object"}
@@ -59,10 +46,7 @@ class Shape:
     vocab_size: int  # of the text encoder
 
     def check(self, value: object) -> dict[str, Any]:
-        """Check all parts that encoding uses.
-
-        Args:
-            value: of `tokenizer.json`.
+        """Check all parts of `tokenizer.json` that encoding uses.
 
         Returns:
             these parts, in the form of the file; nothing in the place of the others.
@@ -72,7 +56,7 @@ class Shape:
             ShapeError: a token has a number that the text encoder does not know.
             UnsupportedError: a part that tokenizers of T5's kind have not.
         """
-        fields = self._fields("it", value, _FIELDS)
+        fields = self._fields("it", value, ("version", *_USED, *_UNUSED))
         if fields["version"] != FORMAT:
             raise self._unsupported("version", quote(fields["version"]), repr(FORMAT))
         pieces = self._check_model(fields["model"])
@@ -84,8 +68,7 @@ class Shape:
             self._fields("truncation", fields["truncation"], ("max_length", "strategy", "stride"), ("direction",))
         if fields["padding"] is not None:
             self._check_number("padding.pad_id", self._fields("padding", fields["padding"], _PADDING)["pad_id"])
-        unused = {"truncation": None, "padding": None, "decoder": None}
-        return {**fields, **unused, "post_processor": {**fields["post_processor"], "pair": []}}
+        return {**fields, **dict.fromkeys(_UNUSED), "post_processor": {**fields["post_processor"], "pair": []}}
 
     def damaged(self, place: str, found: str, wanted: str) -> FormatError:
         """Make the error for a part that is not what it claims to be."""
@@ -280,11 +263,4 @@ def is_piece(value: object) -> bool:
     """Whether a value is a piece of a vocabulary: a text and its finite score."""
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
         return False
-    return type(value[1]) in (int, float) and _is_finite(value[1])
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
+    return type(value[1]) in (int, float) and abs(value[1]) <= sys.float_info.max

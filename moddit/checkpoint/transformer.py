@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moddit.checkpoint import original
 from moddit.checkpoint.diffcr import (
     MLP_GAIN,
@@ -49,22 +46,15 @@ class Transformer:
     spec: TransformerSpec
     policy: TokenPolicy
     read: ReadPart
-    keep_ratio: NDArray[np.float32] | None = None  # [layers][regions], learned; the plan alone counts
 
 
 def read_transformer(
     sources: Sources, files: SourceFiles, scheduler: NoiseSchedule | None, downscale: int | None
 ) -> Transformer:
-    """Read the transformer of a checkpoint; weights are left on disk.
+    """Read the transformer of a checkpoint; weights are left on disk, and `files` is told what was read.
 
-    Args:
-        sources: where it is.
-        files: told what was read.
-        scheduler: of the pipeline, whose timesteps the plan divides; None if there is none.
-        downscale: picture pixels per latent pixel; None if there is no VAE.
-
-    Raises:
-        InputError: it is damaged, incomplete or of another architecture.
+    Without a scheduler, whose timesteps the plan divides, or a VAE, which says how many picture pixels a latent pixel
+    is, the usual ones count. Raises InputError if it is damaged, incomplete or of another architecture.
     """
     found, gain = _read_base(sources, files, scheduler, downscale)
     return _merge_loras(found, sources.loras, files, gain)
@@ -88,7 +78,8 @@ def _read_base(
         return found, MLP_GAIN if found.policy.has_routers else 1.0
     path = place / "config.json"
     config = read_config(path)
-    if place != sources.main and not _is_routed(config):  # whose class indices of before do not name
+    routed = _routed_classes(ARCHITECTURES.values())  # which indices of before do not name
+    if place != sources.main and config.get("_class_name") not in routed:
         known = sources.known_pipeline
         kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
         sources.name_class(TRANSFORMER, config, _classes(kinds))
@@ -114,15 +105,9 @@ def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceF
 
 
 def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]) -> TransformerSpec:
-    """Read a transformer's configuration as diffusers does, ours for routed models included.
+    """Read a transformer's config.json, without the plan, as diffusers does, ours for routed models included.
 
-    Args:
-        config: the parsed config.json, without the plan.
-        where: its path, for messages.
-        names: of the tensors, which say what a configuration leaves open.
-
-    Raises:
-        MissingError, UnsupportedError, ShapeError: naming `where` and the key.
+    The names of the tensors say what it leaves open. Raises InputError, naming `where` and the key.
     """
     config = plain_config(config)
     for kind in ARCHITECTURES.values():
@@ -149,10 +134,6 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _is_routed(config: Mapping[str, Any]) -> bool:
-    return config.get("_class_name") in _routed_classes(ARCHITECTURES.values())
-
-
 def _routed_classes(kinds: Iterable[type[TransformerSpec]]) -> tuple[str, ...]:
     return tuple(ROUTED_CLASS + kind.DIFFUSERS_CLASS for kind in kinds)
 
@@ -169,7 +150,7 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     plan_value = {PLAN_KEY: config.pop(PLAN_KEY)} if PLAN_KEY in config else {}
     spec = read_spec(config, str(where), tensors)
     policy = take_policy(plan_value, spec.num_layers, _timesteps(scheduler), str(where))
-    learned = Learned(None, {}, ())
+    learned = Learned({}, ())
     if policy.is_dense:
         check_dense(tensors, str(holder))
     else:
@@ -179,7 +160,7 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     wanted = spec.tensors(has_routers=policy.has_routers)
     notes = (*weights.notes, *learned.notes)
     read = finish_part("transformer", holder, tensors, wanted, learned.unused, notes)
-    return Transformer(spec, policy, read, learned.keep_ratio)
+    return Transformer(spec, policy, read)
 
 
 def _config_of_file(sources: Sources, place: Path, files: SourceFiles) -> dict[str, Any]:

@@ -70,11 +70,7 @@ def read_optional_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any] | N
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a configuration of diffusers, without the keys that it lists as standing for their defaults.
-
-    Raises:
-        MissingError, FormatError: as `read_json`.
-    """
+    """Read a configuration of diffusers, without keys that it lists as standing for defaults; raises as `read_json`."""
     config = read_json(path)
     defaults = config.pop("_use_default_values", None) or []
     if not isinstance(defaults, list):
@@ -90,19 +86,14 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
         FormatError: it is damaged.
     """
     if not path.is_file():
-        raise missing_file(path, "copy or download the file again")
+        raise _missing(path, "copy or download the file again")
     if path.suffix in PICKLE_SUFFIXES:
         return dict(read_pickle(path))
     return dict(read_tensors(path))
 
 
 def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> Weights:
-    """Open the weights of a component.
-
-    Args:
-        folder: of the component.
-        naming: of the library that owns the component.
-        variant: such as "fp16", part of the file names; a component without such files is read without it.
+    """Open the weights of a component; without files of a variant, such as "fp16" in their names, the plain ones.
 
     Raises:
         MissingError: no weight files, or one that the index names is absent.
@@ -111,7 +102,8 @@ def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> We
     for tried in dict.fromkeys((variant, None)):
         found = [path for path in _candidates(folder, naming, tried) if path.is_file() or path.is_symlink()]
         if found:
-            _check_link(found[0])
+            if not found[0].exists():  # but a link, as an interrupted download leaves it
+                raise _missing(found[0], "")
             notes = (
                 () if tried == variant else (f"{folder.name} has no variant {variant!r}: its plain weights are used",)
             )
@@ -119,17 +111,8 @@ def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> We
     raise explain_folder(folder, naming.safe)
 
 
-def missing_file(path: Path, wanted: str) -> MissingError:
-    """Make the error of an absent file; an interrupted download leaves a link whose target is not there yet."""
-    if path.is_symlink():
-        return MissingError(f"[source] {path}: a link to a file that is not there; download the checkpoint again")
-    return MissingError(f"[source] {path}: no such file; {wanted}")
-
-
-def _check_link(path: Path) -> None:
-    """Raise MissingError if this is a link to nothing, as an interrupted download leaves it."""
-    if path.is_symlink() and not path.exists():
-        raise missing_file(path, "")
+def _missing(path: Path, wanted: str) -> MissingError:
+    return record.absent_file(path, Origin("source", str(path)), wanted)
 
 
 def _candidates(folder: Path, naming: Naming, variant: str | None) -> Iterator[Path]:
@@ -159,7 +142,7 @@ def _open(path: Path, others: list[Path], notes: tuple[str, ...]) -> Weights:
         left = f"{path.name} is left over from another save: {single.name} is used"
         return Weights(read_file(single), (single,), (*notes, left))
     if absent:
-        raise missing_file(path.parent / absent[0], f"{path.name} lists it; download the checkpoint again")
+        raise _missing(path.parent / absent[0], f"{path.name} lists it; download the checkpoint again")
     if single is not None:
         notes = (*notes, f"{path.parent.name} has {path.name} and {single.name}: the index is used, as in diffusers")
     tensors: dict[str, StoredTensor] = {}
@@ -180,9 +163,4 @@ def _shards(index: Path) -> list[str]:
 
 
 def _is_file_name(value: object) -> bool:
-    return (
-        isinstance(value, str)
-        and value not in ("", ".", "..")
-        and os.path.basename(value) == value
-        and (not set(value) & {"/", "\\", "\0"})
-    )
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & {"/", "\\", "\0"}

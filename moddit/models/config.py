@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from moddit.errors import MissingError, UnsupportedError
-from moddit.record import Origin, decode, quote
+from moddit.record import quote
 
 Config = Mapping[str, Any]
 
@@ -20,26 +20,19 @@ EXPORT_AGAIN: Final = "export the model again with a current diffusers"
 
 
 class ComponentSpec:
-    """What one component is: JSON round trip of a frozen dataclass, with unknown and missing keys refused."""
+    """What one component is: a frozen dataclass that survives JSON (`moddit.record.decode` reads it)."""
 
     def to_json(self) -> dict[str, Any]:
         """Write every field; tuples become lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}  # type: ignore[call-overload]
 
-    @classmethod
-    def from_json(cls, value: object, where: str) -> Self:
-        """Read every field; raises as `moddit.record.decode`."""
-        return decode(value, cls, Origin("spec", where))
-
-
-def without_aliases(config: Config, aliases: Mapping[str, str]) -> dict[str, Any]:
-    """Rename the keys that stand for another key, unless that one is there too."""
-    renamed = {key: config[alias] for key, alias in aliases.items() if alias in config and key not in config}
-    return {**config, **renamed}
-
 
 def check_implemented(
-    config: Config, implemented: Mapping[str, tuple[Any, ...]], where: str, required: tuple[str, ...] = ()
+    config: Config,
+    implemented: Mapping[str, tuple[Any, ...]],
+    where: str,
+    required: tuple[str, ...] = (),
+    component: str = "spec",
 ) -> None:
     """Compare the keys that change the computation with the values that are implemented.
 
@@ -49,8 +42,8 @@ def check_implemented(
     """
     for key in required:
         if config.get(key) is None:
-            raise MissingError(f"[spec] {where}: field {key!r} is missing; {EXPORT_AGAIN}")
+            raise MissingError(f"[{component}] {where}: field {key!r} is missing; {EXPORT_AGAIN}")
     for key, allowed in implemented.items():
         if key in config and config[key] not in allowed:
-            wanted = " or ".join(repr(value) for value in allowed)
-            raise UnsupportedError(f"[spec] {where}: {key} = {quote(config[key])} is not implemented, want {wanted}")
+            found, wanted = quote(config[key]), " or ".join(map(repr, allowed))
+            raise UnsupportedError(f"[{component}] {where}: {key} = {found} is not implemented, want {wanted}")

@@ -36,13 +36,6 @@ class DiTSpec(TransformerSpec):
     OUTPUT: ClassVar[str] = "proj_out_2"
     TITLE: ClassVar[str] = "DiT"
 
-    num_layers: Layers
-    num_attention_heads: Heads
-    attention_head_dim: HeadWidth
-    in_channels: Channels
-    out_channels: Channels  # twice in_channels where the variance is learned too
-    patch_size: Patch  # latent pixels
-    sample_size: Side  # latent pixels
     num_classes: Classes  # without the one that stands for no class
     attention_bias: bool
     norm_eps: Epsilon  # of the norm before the MLP; the others have 1e-6

@@ -58,13 +58,6 @@ class PixArtSpec(TransformerSpec):
     TITLE: ClassVar[str] = "PixArt"
     HAS_BINS: ClassVar[bool] = True
 
-    num_layers: Layers
-    num_attention_heads: Heads
-    attention_head_dim: HeadWidth
-    in_channels: Channels
-    out_channels: Channels  # twice in_channels where the variance is learned too
-    patch_size: Patch  # latent pixels
-    sample_size: Side  # latent pixels
     cross_attention_dim: Width
     caption_channels: Width
     interpolation_scale: Scale  # of the position embedding
@@ -94,11 +87,7 @@ class PixArtSpec(TransformerSpec):
 
     @classmethod
     def from_diffusers(cls, config: Config, where: str) -> PixArtSpec:
-        """Read `transformer/config.json`.
-
-        Raises:
-            MissingError, UnsupportedError, ShapeError: naming `where` and the key.
-        """
+        """Read `transformer/config.json`; raises InputError, naming `where` and the key."""
         check_implemented(config, PIXART_IMPLEMENTED, where, required=("_class_name",))
         found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
         # diffusers' own defaults where the configuration leaves them open

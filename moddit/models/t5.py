@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from moddit.bounds import Buckets, Distance, Epsilon, Heads, HeadWidth, Layers, Name, Vocabulary, Width
 from moddit.errors import UnsupportedError, ValueRangeError
-from moddit.models.config import EXPORT_AGAIN, ComponentSpec, Config, check_implemented, without_aliases
+from moddit.models.config import EXPORT_AGAIN, ComponentSpec, Config, check_implemented
 from moddit.record import Keys, Origin, decode, quote
 from moddit.tensors import Role, TensorInfo, Tensors, linear
 
@@ -68,13 +68,9 @@ class T5Spec(ComponentSpec):
 
     @classmethod
     def from_transformers(cls, config: Config, where: str) -> T5Spec:
-        """Read the configuration of a T5EncoderModel (transformers' T5Config).
-
-        Raises:
-            MissingError, UnsupportedError: naming `where` and the key.
-        """
+        """Read transformers' T5Config, of a T5EncoderModel; raises InputError, naming `where` and the key."""
         check_implemented(config, T5_IMPLEMENTED, where)
-        config = without_aliases(config, _ALIASES)
+        config = {**{key: config[alias] for key, alias in _ALIASES.items() if alias in config}, **config}
         found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
         # As T5Config: the layer's name says both, and the fields that it is written out to decide.
         *gate, name = found.feed_forward_proj.split("-")

@@ -13,6 +13,7 @@ from typing import ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from moddit.bounds import Channels, Heads, HeadWidth, Layers, Patch, Side
 from moddit.embeddings import position_embedding
 from moddit.errors import ShapeError, UnsupportedError
 from moddit.models.config import ComponentSpec, Config
@@ -33,7 +34,20 @@ class StepFeatures:
     always: Shapes  # at the start, and to every package
 
 
-class TransformerSpec(ComponentSpec, ABC):
+@dataclass(frozen=True)
+class _Dimensions(ComponentSpec):
+    """The dimensions that all of them have."""
+
+    num_layers: Layers
+    num_attention_heads: Heads
+    attention_head_dim: HeadWidth
+    in_channels: Channels  # that it reads
+    out_channels: Channels  # that it predicts, a variance included
+    patch_size: Patch  # latent pixels
+    sample_size: Side  # latent pixels
+
+
+class TransformerSpec(_Dimensions, ABC):
     """Dimensions of a denoising transformer over patches of a latent."""
 
     ARCHITECTURE: ClassVar[str]  # its name in a bundle
@@ -44,13 +58,6 @@ class TransformerSpec(ComponentSpec, ABC):
     TITLE: ClassVar[str]  # for people
     HAS_BINS: ClassVar[bool] = False  # trained at the sizes of `moddit.bins`
 
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    in_channels: int  # that it reads
-    out_channels: int  # that it predicts, a variance included
-    patch_size: int  # latent pixels
-    sample_size: int  # latent pixels
     attention_bias: bool
     norm_eps: float
     caption_channels: int  # only of a model that is conditioned on a text
@@ -64,11 +71,7 @@ class TransformerSpec(ComponentSpec, ABC):
     @classmethod
     @abstractmethod
     def from_diffusers(cls, config: Config, where: str) -> Self:
-        """Read `transformer/config.json`.
-
-        Raises:
-            MissingError, UnsupportedError, ShapeError: naming `where` and the key.
-        """
+        """Read `transformer/config.json`; raises InputError, naming `where` and the key."""
 
     @abstractmethod
     def tensors(self, *, has_routers: bool) -> Tensors:
@@ -116,15 +119,7 @@ class TransformerSpec(ComponentSpec, ABC):
         return self.sample_size // self.patch_size
 
     def tokens(self, height: int, width: int) -> int:
-        """Count the tokens of a latent.
-
-        Args:
-            height: latent pixels, a multiple of patch_size.
-            width: likewise.
-
-        Raises:
-            ShapeError: if a side is not a positive multiple of the patch size.
-        """
+        """Count the tokens of a latent; raises ShapeError if its sides are not positive multiples of the patch size."""
         if height < 1 or width < 1 or height % self.patch_size or width % self.patch_size:
             raise ShapeError(f"[spec] latent size {height}x{width} is not made of whole patches of {self.patch_size}")
         return (height // self.patch_size) * (width // self.patch_size)

@@ -55,11 +55,7 @@ class VAESpec(ComponentSpec):
 
     @classmethod
     def from_diffusers(cls, config: Config, where: str) -> VAESpec:
-        """Read `vae/config.json`.
-
-        Raises:
-            MissingError, UnsupportedError: naming `where` and the key.
-        """
+        """Read `vae/config.json`; raises InputError, naming `where` and the key."""
         check_implemented(config, VAE_IMPLEMENTED, where, required=("_class_name",))
         found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
         levels = len(found.block_out_channels)
@@ -74,29 +70,21 @@ class VAESpec(ComponentSpec):
 
     def tensors(self) -> Tensors:
         """List the tensors of an AutoencoderKL."""
-        channels, latent = self.block_out_channels, self.latent_channels
+        channels, latent, layers = self.block_out_channels, self.latent_channels, self.layers_per_block
         tensors: Tensors = {}
-        tensors |= conv("encoder.conv_in", channels[0], self.in_channels, 3)
-        for index, (width_in, width_out) in enumerate(zip((channels[0], *channels), channels, strict=False)):
-            block = f"encoder.down_blocks.{index}."
-            tensors |= _resnets(block, width_in, width_out, self.layers_per_block)
-            if index < len(channels) - 1:
-                tensors |= conv(block + "downsamplers.0.conv", width_out, width_out, 3)
-        tensors |= _mid_block("encoder.mid_block.", channels[-1], self.mid_block_add_attention)
-        tensors |= _norm("encoder.conv_norm_out", channels[-1])
-        tensors |= conv("encoder.conv_out", 2 * latent, channels[-1], 3)
-
-        rising = channels[::-1]
-        tensors |= conv("decoder.conv_in", rising[0], latent, 3)
-        for index, (width_in, width_out) in enumerate(zip((rising[0], *rising), rising, strict=False)):
-            block = f"decoder.up_blocks.{index}."
-            tensors |= _resnets(block, width_in, width_out, self.layers_per_block + 1)
-            if index < len(channels) - 1:
-                tensors |= conv(block + "upsamplers.0.conv", width_out, width_out, 3)
-        tensors |= _mid_block("decoder.mid_block.", rising[0], self.mid_block_add_attention)
-        tensors |= _norm("decoder.conv_norm_out", channels[0])
-        tensors |= conv("decoder.conv_out", self.out_channels, channels[0], 3)
-
+        for half, way, widths, count, width_first, width_last in (
+            ("encoder", "down", channels, layers, self.in_channels, 2 * latent),
+            ("decoder", "up", channels[::-1], layers + 1, latent, self.out_channels),
+        ):
+            tensors |= conv(f"{half}.conv_in", widths[0], width_first, 3)
+            for index, (width_in, width_out) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+                block = f"{half}.{way}_blocks.{index}."
+                tensors |= _resnets(block, width_in, width_out, count)
+                if index < len(widths) - 1:
+                    tensors |= conv(f"{block}{way}samplers.0.conv", width_out, width_out, 3)
+            tensors |= _mid_block(f"{half}.mid_block.", channels[-1], self.mid_block_add_attention)
+            tensors |= _norm(f"{half}.conv_norm_out", widths[-1])
+            tensors |= conv(f"{half}.conv_out", width_last, widths[-1], 3)
         if self.use_quant_conv:
             tensors |= conv("quant_conv", 2 * latent, 2 * latent, 1)
         if self.use_post_quant_conv:

@@ -21,7 +21,8 @@ from transformers import T5EncoderModel
 from convert.mlx import writer
 from mlx_moddit import load
 from moddit.checkpoint.precision import DTYPE_NAMES
-from moddit.checkpoint.safetensors import ITEM_BYTES, read_tensors
+from moddit.checkpoint.safetensors import read_tensors
+from moddit.checkpoint.stored import ITEM_BYTES
 from moddit.manifest import read_manifest, verify_files
 from moddit.models.pixart import PixArtSpec
 from moddit.tensors import PRECISE_ROLES, Role

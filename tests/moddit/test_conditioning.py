@@ -8,6 +8,7 @@ import pytest
 
 from moddit.conditioning import Label, Text
 from moddit.errors import InputError, MissingError, ValueRangeError
+from moddit.record import Origin, decode
 from tests.moddit.specs import DIT, ENCODER
 
 NAMES = ("tench, Tinca tinca", "goldfish", "crane, Grus", "", "Crane, crane", "jay ,  ,lark")
@@ -118,5 +119,5 @@ def test_the_length_of_a_text_is_bounded(length: int) -> None:
 )
 def test_names_are_read_strictly(value: object, field: str) -> None:
     with pytest.raises(InputError, match=field):
-        Label.from_json(value, "manifest.json")
-    assert Label.from_json(LABEL.to_json(), "manifest.json") == LABEL
+        decode(value, Label, Origin("spec", "manifest.json"))
+    assert decode(LABEL.to_json(), Label, Origin("spec", "manifest.json")) == LABEL

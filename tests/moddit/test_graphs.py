@@ -16,12 +16,14 @@ from moddit.graphs import (
     Feature,
     GraphFunction,
     Graphs,
+    GraphsRecord,
     Package,
     StepFunction,
     encoder_function,
     step_features,
     vae_function,
 )
+from moddit.record import Origin, decode
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 from tests.moddit.specs import LABEL
@@ -59,10 +61,14 @@ def make_graphs(step_functions: tuple[StepFunction, ...] = STEPS, *, spec: Model
     return replace(graphs, **changes)
 
 
+def read(value: Any, where: str) -> Graphs:
+    return Graphs.of(decode(value, GraphsRecord, Origin("graphs", where)), where)
+
+
 @pytest.mark.parametrize("trained", [PLAN, RoutingPlan.uniform(2, 3, 4)])
 def test_round_trip(trained: RoutingPlan) -> None:
     graphs = make_graphs(trained_plan=trained)
-    assert Graphs.from_json(json.loads(json.dumps(graphs.to_json())), "test") == graphs
+    assert read(json.loads(json.dumps(graphs.to_json())), "test") == graphs
 
 
 class TestReading:
@@ -89,11 +95,11 @@ class TestReading:
             less = copy.deepcopy(json.loads(json.dumps(whole)))
             del place(less)[name]
             with pytest.raises(FormatError, match="want an object with exactly"):
-                Graphs.from_json(less, "test")
+                read(less, "test")
         more = json.loads(json.dumps(whole))
         place(more)["more"] = 1
         with pytest.raises(FormatError, match="'more'"):
-            Graphs.from_json(more, "test")
+            read(more, "test")
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -145,7 +151,7 @@ class TestReading:
         value = json.loads(json.dumps(make_graphs().to_json()))
         change(value)
         with pytest.raises(InputError, match=rf"\[graphs\] test: .*{message.removeprefix('test: ')}"):
-            Graphs.from_json(value, "test")
+            read(value, "test")
 
 
 def feature(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from moddit.errors import InputError, MissingError, ModditError, ShapeError, UnsupportedError, ValueRangeError
+from moddit.record import Keys, Origin, decode
 from moddit.request import DEFAULT_VAE_TILE_SIZE, Request, choose_tile
 from moddit.spec import ModelSpec
 from tests.moddit.specs import LABEL, PIXART, TEXT
@@ -74,7 +75,7 @@ def test_texts_are_negative_first_and_alone_without_guidance(spec: ModelSpec) ->
 def test_json_round_trip(spec: ModelSpec) -> None:
     request = Request.complete(spec, "ein großer Kreis", seed=2**64 - 1, guidance_scale=3)
     for item in (request, replace(request, resolution_binning=True), replace(request, vae_tile_size=16)):
-        assert Request.from_json(item.to_json(), "here") == item
+        assert decode(item.to_json(), Request, Origin("request", "here"), Keys.KNOWN) == item
 
 
 def test_settings_that_came_later_are_left_out_and_filled_in(spec: ModelSpec) -> None:
@@ -178,7 +179,7 @@ def test_a_size_of_tiles_that_are_not_wanted_is_refused() -> None:
 def test_json_of_another_shape_is_refused(spec: ModelSpec, changes: dict[str, Any]) -> None:
     value = Request.complete(spec, "a circle").to_json()
     with pytest.raises(InputError, match="a picture") as raised:
-        Request.from_json(value | changes, "a picture")
+        decode(value | changes, Request, Origin("request", "a picture"), Keys.KNOWN)
     assert next(iter(changes)) in str(raised.value)
     assert str(raised.value).isprintable()
 
@@ -228,9 +229,9 @@ class TestLabel:
     def test_json_has_the_label(self) -> None:
         request = Request.complete(LABEL, label=2)
         assert request.to_json()["label"] == 2
-        assert Request.from_json(request.to_json(), "here") == request
+        assert decode(request.to_json(), Request, Origin("request", "here"), Keys.KNOWN) == request
         with pytest.raises(InputError, match="label is True, want an integer or null"):
-            Request.from_json(request.to_json() | {"label": True}, "here")
+            decode(request.to_json() | {"label": True}, Request, Origin("request", "here"), Keys.KNOWN)
 
     def test_a_class_by_number_or_name(self) -> None:
         assert [LABEL.number(item) for item in (1, "1", "goldfish", "TINCA TINCA")] == [1, 1, 1, 0]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from moddit import samplers
 from moddit.errors import FormatError, InputError, UnsupportedError, ValueRangeError
 from moddit.noise import torch_randn
+from moddit.record import Origin, decode
 from moddit.samplers import PREDICTION_TYPES, SAMPLERS, TIMESTEP_SPACINGS, NoiseSchedule, SamplerTable, build_table
 
 TOLERANCE = 1e-5  # of the largest value in that step: diffusers computes schedules and steps in float32
@@ -286,7 +287,7 @@ def test_keys_of_other_classes_are_ignored_as_in_diffusers(sampler: str) -> None
 def test_refuses_values_out_of_range(change: dict[str, Any]) -> None:
     schedule = read(make_scheduler("dpmpp-2m")).to_json()
     with pytest.raises(InputError, match=next(iter(change))) as raised:
-        NoiseSchedule.from_json(schedule | change, "manifest.json")
+        decode(schedule | change, NoiseSchedule, Origin("samplers", "manifest.json"))
     assert "manifest.json" in str(raised.value)
     assert str(raised.value).isprintable()
     config = {"_class_name": "DPMSolverMultistepScheduler", **change}
@@ -304,13 +305,13 @@ def test_refuses_a_class_that_is_no_name(name: object) -> None:
 @pytest.mark.parametrize("value", [None, [], {}, {**PIXART}])
 def test_refuses_json_of_something_else(value: object) -> None:
     with pytest.raises(FormatError, match=r"manifest\.json"):
-        NoiseSchedule.from_json(value, "manifest.json")
+        decode(value, NoiseSchedule, Origin("samplers", "manifest.json"))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_json_round_trip(sampler: str) -> None:
     schedule = read(make_scheduler(sampler, **STABLE_DIFFUSION))
-    assert NoiseSchedule.from_json(json.loads(json.dumps(schedule.to_json())), "x") == schedule
+    assert decode(json.loads(json.dumps(schedule.to_json())), NoiseSchedule, Origin("samplers", "x")) == schedule
 
 
 def test_refuses_an_unknown_sampler() -> None:

@@ -15,8 +15,9 @@ from moddit.models.dit import DiTSpec
 from moddit.models.pixart import PixArtSpec
 from moddit.models.t5 import T5Spec
 from moddit.models.vae import VAESpec
+from moddit.record import Origin, decode
 from moddit.samplers import NoiseSchedule
-from moddit.spec import ModelSpec
+from moddit.spec import ModelRecord, ModelSpec
 from tests.moddit.specs import ENCODER, LABEL, TEXT
 
 PIXART = {
@@ -64,9 +65,9 @@ def test_what_diffusers_derives_from_the_sample_size(sample_size, scale, additio
 @pytest.mark.parametrize(("reader", "config"), CONFIGS.items())
 def test_json_round_trip(reader, config):
     spec = read(reader, config)
-    assert reader.from_json(json.loads(json.dumps(spec.to_json())), "manifest.json") == spec
+    assert decode(json.loads(json.dumps(spec.to_json())), reader, Origin("spec", "manifest.json")) == spec
     with pytest.raises(FormatError, match=r"manifest\.json"):
-        reader.from_json(spec.to_json() | {"surprise": 1}, "manifest.json")
+        decode(spec.to_json() | {"surprise": 1}, reader, Origin("spec", "manifest.json"))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_values_that_no_model_has_are_refused_by_name(reader: Any, key: str, val
     valid = read(reader, config).to_json()
     if key in valid:
         with pytest.raises(InputError, match=key):
-            reader.from_json(valid | {key: value}, "manifest.json")
+            decode(valid | {key: value}, reader, Origin("spec", "manifest.json"))
 
 
 def test_a_model_of_resolutions_has_thirds() -> None:
@@ -249,9 +250,13 @@ def test_the_size_of_the_whole_model_is_bounded() -> None:
         Text(parts[1], 100_000)
 
 
+def read_model(value: object) -> ModelSpec:
+    return ModelSpec.of(decode(value, ModelRecord, Origin("spec", "manifest.json")), "manifest.json")
+
+
 @pytest.mark.parametrize("spec", [TEXT, LABEL], ids=["text", "label"])
 def test_a_whole_model_survives_json(spec: ModelSpec) -> None:
-    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json())), "manifest.json") == spec
+    assert read_model(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_what_a_whole_model_has() -> None:
@@ -294,5 +299,5 @@ def test_a_transformer_has_the_conditioning_that_it_was_made_for() -> None:
 )
 def test_models_that_do_not_fit_together_are_refused(key: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
-        ModelSpec.from_json(TEXT.to_json() | {key: value}, "manifest.json")
+        read_model(TEXT.to_json() | {key: value})
     assert "manifest.json" in str(raised.value)

@@ -113,7 +113,7 @@ def an_interrupted_download(folder: Path) -> tuple[list[str], str]:
     model = save(folder)
     (model / TRANSFORMER).unlink()
     (model / TRANSFORMER).symlink_to(folder / "blobs" / "1.incomplete")
-    return given(model), "a link to a file that is not there; download the checkpoint again"
+    return given(model), "a link to a file that is not there; download it again"
 
 
 @case
@@ -122,7 +122,7 @@ def a_download_beside_older_weights(folder: Path) -> tuple[list[str], str]:
     torch.save(load_file(model / VAE), model / "vae/diffusion_pytorch_model.bin")
     (model / VAE).unlink()
     (model / VAE).symlink_to(folder / "blobs" / "1.incomplete")
-    return given(model), "model.safetensors: a link to a file that is not there; download the checkpoint again"
+    return given(model), "model.safetensors: a link to a file that is not there; download it again"
 
 
 @case

@@ -22,11 +22,12 @@ from moddit.errors import (
     ValueRangeError,
 )
 from moddit.routing import RoutingPlan
+from moddit.tensors import KEEP_RATIO
 from moddit.tokens import TokenPolicy
 from tests import tiny
 from torch_moddit.architectures import dense
 from torch_moddit.export import save_checkpoint
-from torch_moddit.loading import load_checkpoint, read_keep_ratios
+from torch_moddit.loading import load_checkpoint
 from torch_moddit.pipeline import ReferencePipeline
 from torch_moddit.pixart import RoutedPixArt
 
@@ -38,6 +39,13 @@ def routed() -> RoutedPixArt:
     model = RoutedPixArt(transformer, TokenPolicy.topk(PLAN))
     transformer.load_state_dict(tiny.router_weights(3, 48), strict=False)
     return model
+
+
+def read_keep_ratios(folder: Path) -> torch.Tensor:
+    found: dict[str, torch.Tensor] = {}
+    for path in (folder / "transformer").glob("*.safetensors"):
+        found |= load_file(path)
+    return torch.stack([found[KEEP_RATIO.format(layer=layer)] for layer in range(PLAN.layers)])
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -56,9 +64,7 @@ def test_round_trip(tmp_path: Path, shard_size: str) -> None:
     found = loaded.transformer.state_dict()
     assert wanted.keys() == found.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
-    stored = read_keep_ratios(tmp_path / "m")
-    assert stored is not None
-    assert torch.equal(stored, ratios)
+    assert torch.equal(read_keep_ratios(tmp_path / "m"), ratios)
     assert len(list((tmp_path / "m/transformer").glob("*.safetensors"))) == (1 if shard_size == "10GB" else 7)
 
 
@@ -68,7 +74,6 @@ def test_reads_folders_made_by_diffusers(tmp_path: Path, kind: str, sharded: boo
     tiny.save_pipeline(tmp_path / "dense", kind=kind, routed=False, sharded=sharded)
     model = load_checkpoint(tmp_path / "dense")
     assert model.policy.is_dense
-    assert read_keep_ratios(tmp_path / "dense") is None
     tiny.save_pipeline(tmp_path / "routed", kind=kind, sharded=sharded, dtype="bfloat16")
     model = load_checkpoint(tmp_path / "routed" / "transformer")
     assert model.policy.plan == RoutingPlan(tuple(tuple(row) for row in tiny.random_tenths(3, 4)))
@@ -91,9 +96,7 @@ def test_half_precision_leaves_the_ratios(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "m/transformer/diffusion_pytorch_model.safetensors")
     kinds = {name.rsplit(".", 1)[-1] == "keep_ratio": value.dtype for name, value in weights.items()}
     assert kinds == {True: torch.float32, False: torch.float16}
-    stored = read_keep_ratios(tmp_path / "m")
-    assert stored is not None
-    assert torch.equal(stored, ratios)
+    assert torch.equal(read_keep_ratios(tmp_path / "m"), ratios)
     reference = ReferencePipeline.load(tmp_path / "m")
     assert reference.model.policy.plan == PLAN
     assert load_file(tmp_path / "m/vae/diffusion_pytorch_model.safetensors")["encoder.conv_in.weight"].dtype == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from moddit.errors import ValueRangeError
 from moddit.routing import RoutingPlan, snap
-from torch_moddit.ratios import KeepRatios, falling_goal, round_to_budget, upper_bin
+from torch_moddit.ratios import KeepRatios, round_to_budget, upper_bin
+from torch_moddit.settings import FinetuneConfig
 
 RATIOS = st.floats(0.1, 1.0)
 TABLES = st.integers(1, 4).flatmap(
@@ -125,7 +127,8 @@ def test_broken_gradients_move_nothing_but_the_mean() -> None:
 
 
 def test_goal_falls_to_the_target() -> None:
-    goals = [falling_goal(step, 4, 0.5) for step in range(7)]
+    config = FinetuneConfig(Path("out"), steps=8, fall_share=0.5, target=0.5)
+    goals = [config.goal(step) for step in range(7)]
     assert goals == pytest.approx([1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5])
 
 

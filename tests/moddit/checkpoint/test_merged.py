@@ -34,7 +34,7 @@ from moddit.checkpoint.safetensors import read_tensors
 tensors = read_tensors(Path(sys.argv[1]))
 tensor = tensors["base"]
 if sys.argv[2] == "merged":
-    tensor = MergedTensor(tensor, Addition(tensors["up"], tensors["down"], 0.5))
+    tensor = MergedTensor.of(tensor, Addition(tensors["up"], tensors["down"], 0.5))
 rows = int(sys.argv[3])
 for first in range(0, tensor.shape[0], rows):
     tensor.read(first, first + rows)
@@ -63,7 +63,7 @@ def test_whole(tmp_path: Path, shape: tuple[int, ...], dtype: Any) -> None:
     rows, *rest = shape
     base, up, down = draw(*shape, dtype=dtype), draw(rows, 3, dtype=dtype), draw(3, *rest, dtype=dtype)
     tensors = store(tmp_path / "x", base=base, up=up.reshape(rows, 3, *(1 for _ in rest[1:])), down=down)
-    merged = MergedTensor(tensors["base"], Addition(tensors["up"], tensors["down"], -0.3))
+    merged = MergedTensor.of(tensors["base"], Addition(tensors["up"], tensors["down"], -0.3))
     wanted = base.astype(np.float64) - 0.3 * np.tensordot(up.astype(np.float64), down.astype(np.float64), 1)
     found = merged.read()
     assert (merged.dtype, merged.shape, merged.nbytes) == ("F32", shape, found.nbytes)
@@ -74,7 +74,7 @@ def test_whole(tmp_path: Path, shape: tuple[int, ...], dtype: Any) -> None:
 
 def test_bias_and_rows(tmp_path: Path) -> None:
     tensors = store(tmp_path / "x", base=draw(4), up=draw(9))
-    merged = MergedTensor(tensors["base"], Addition(Rows(tensors["up"], 3, 7), None, 2.0))
+    merged = MergedTensor.of(tensors["base"], Addition(Rows.of(tensors["up"], 3, 7), None, 2.0))
     np.testing.assert_allclose(merged.read(), tensors["base"].read() + 2 * tensors["up"].read(3, 7), atol=TOLERANCE)
 
 
@@ -82,7 +82,7 @@ def test_bfloat16(tmp_path: Path) -> None:
     values = {"base": torch.randn(5, 4).bfloat16(), "up": torch.randn(5, 2).bfloat16(), "down": torch.randn(2, 4)}
     save_torch(values, tmp_path / "x")
     tensors = read_tensors(tmp_path / "x")
-    merged = MergedTensor(tensors["base"], Addition(tensors["up"], tensors["down"], 1.0))
+    merged = MergedTensor.of(tensors["base"], Addition(tensors["up"], tensors["down"], 1.0))
     wanted = values["base"].float() + values["up"].float() @ values["down"]
     np.testing.assert_allclose(merged.read(), wanted.numpy(), atol=TOLERANCE)
 
@@ -94,8 +94,8 @@ def test_pieces(tmp_path_factory: pytest.TempPathFactory, first: int, count: int
         store(path, base=draw(700, 900), up=draw(700, 3), down=draw(3, 900))
     tensors = read_tensors(path)
     addition = Addition(tensors["up"], tensors["down"], 0.5)
-    merged = MergedTensor(tensors["base"], addition)
-    merged = MergedTensor(merged, addition) if is_twice else merged
+    merged = MergedTensor.of(tensors["base"], addition)
+    merged = MergedTensor.of(merged, addition) if is_twice else merged
     last = min(700, first + count)
     np.testing.assert_allclose(merged.read(first, last), merged.read()[first:last], atol=TOLERANCE)
 
@@ -107,14 +107,14 @@ def test_what_is_not_finite(tmp_path: Path, name: str, value: float) -> None:
     arrays[name][-1, 1] = value
     tensors = store(tmp_path / "x", **arrays)
     with pytest.raises(ValueRangeError, match=rf"\[lora\] .*: tensor '{name}' is not finite"):
-        MergedTensor(tensors["base"], Addition(tensors["up"], tensors["down"], 1.0)).read()
+        MergedTensor.of(tensors["base"], Addition(tensors["up"], tensors["down"], 1.0)).read()
 
 
 def test_a_file_that_vanishes(tmp_path: Path) -> None:
     tensors, lora = store(tmp_path / "x", base=draw(6, 5)), store(tmp_path / "y", up=draw(6, 2), down=draw(2, 5))
     (tmp_path / "y").unlink()
     with pytest.raises(FormatError, match="cannot be read"):
-        MergedTensor(tensors["base"], Addition(lora["up"], lora["down"], 1.0)).read()
+        MergedTensor.of(tensors["base"], Addition(lora["up"], lora["down"], 1.0)).read()
 
 
 @pytest.mark.parametrize("rows", [256, SIDE], ids=["pieces", "whole"])

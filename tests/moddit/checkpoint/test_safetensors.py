@@ -16,8 +16,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
-from moddit.checkpoint.safetensors import ITEM_BYTES, MAX_COUNT, format_header, parse_header, read_tensors
+from moddit.checkpoint.safetensors import MAX_COUNT, format_header, parse_header, read_tensors
+from moddit.checkpoint.stored import ITEM_BYTES
 from moddit.errors import FormatError, MissingError
+from moddit.record import Origin
+
+ORIGIN = Origin("test", "x")
 
 
 def write(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -73,12 +77,12 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("header", "data", "message"),
         [
-            (b"not json", b"", "header is not JSON"),
-            (b"\xff{}", b"", "header is not JSON"),
-            (b"[" * 100_000, b"", "header is not JSON"),
-            (b"9" * 5000, b"", "header is not JSON"),
-            (b'{"a": NaN}', b"", "NaN is not JSON"),
-            (b'{"a": 1, "a": 2}', b"", "repeated names 'a'"),
+            (b"not json", b"", "header: not JSON"),
+            (b"\xff{}", b"", "header: not JSON"),
+            (b"[" * 100_000, b"", "header: not JSON"),
+            (b"9" * 5000, b"", "header: not JSON"),
+            (b'{"a": NaN}', b"", "NaN is not a number of JSON"),
+            (b'{"a": 1, "a": 2}', b"", "key 'a' is there twice"),
             (b' {"a": 1}', b"", "not a JSON object"),
             ([1], b"", "not a JSON object"),
             ({"__metadata__": {"a": 1}}, b"", "not an object of strings"),
@@ -141,7 +145,7 @@ class TestProperties:
     @given(st.dictionaries(st.text(max_size=3), ENTRY | JSON, max_size=3), st.integers(0, 64))
     def test_any_header_is_read_or_refused(self, header: Any, size: int) -> None:
         try:
-            entries = parse_header(json.dumps(header).encode(), size, "x")
+            entries = parse_header(json.dumps(header).encode(), size, ORIGIN)
         except FormatError as error:
             str(error).encode()
         else:
@@ -151,7 +155,7 @@ class TestProperties:
     @given(st.binary(max_size=64), st.integers(0, 64))
     def test_any_bytes_are_read_or_refused(self, text: bytes, size: int) -> None:
         try:
-            parse_header(text, size, "x")
+            parse_header(text, size, ORIGIN)
         except FormatError as error:
             str(error).encode()
 
@@ -166,7 +170,7 @@ class TestProperties:
         assert len(header) % 8 == 0
         assert int.from_bytes(header[:8], "little") == len(header) - 8
         size = sum(math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in tensors.values())
-        found = parse_header(header[8:], size, "x")
+        found = parse_header(header[8:], size, ORIGIN)
         assert {name: (each.dtype, list(each.shape)) for name, each in found.items()} == tensors
 
 

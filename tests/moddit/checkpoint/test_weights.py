@@ -143,7 +143,7 @@ def test_a_missing_shard_is_named(naming: Naming, is_link: bool, tmp_path: Path)
     (tmp_path / "x-2.safetensors").unlink()
     if is_link:
         (tmp_path / "x-2.safetensors").symlink_to(tmp_path / "blobs" / "123")
-    wanted = "a link to a file that is not there; download the checkpoint again" if is_link else "lists it"
+    wanted = "a link to a file that is not there; download it again" if is_link else "lists it"
     with pytest.raises(MissingError, match=rf"x-2\.safetensors: .*{wanted}"):
         read_weights(tmp_path, naming)
 
@@ -152,7 +152,7 @@ def test_a_missing_shard_is_named(naming: Naming, is_link: bool, tmp_path: Path)
 @pytest.mark.parametrize("name", ["safe", "pickled"])
 def test_a_dangling_link(naming: Naming, name: str, tmp_path: Path) -> None:
     (tmp_path / getattr(naming, name)).symlink_to(tmp_path / "nowhere")
-    with pytest.raises(MissingError, match="a link to a file that is not there; download the checkpoint again"):
+    with pytest.raises(MissingError, match="a link to a file that is not there; download it again"):
         read_weights(tmp_path, naming)
 
 
