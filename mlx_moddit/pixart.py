@@ -12,15 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_moddit.layers import Attention
-from mlx_moddit.transformer import (
-    Conditions,
-    FeedForward,
-    Sizes,
-    TimestepEmbedding,
-    Told,
-    Transformer,
-    unit_scales,
-)
+from mlx_moddit.transformer import Block, Conditions, Sizes, TimestepEmbedding, Told, Transformer, unit_scales
 from moddit.errors import ShapeError
 from moddit.models.pixart import PixArtSpec
 from moddit.models.transformer import OUTPUT_NORM_EPS
@@ -87,18 +79,13 @@ class CaptionProjection(nn.Module):
         return self.linear_2(nn.gelu_approx(self.linear_1(text)))
 
 
-class Block(nn.Module):
-    """Self-attention, cross-attention to the text, and MLP; with a router where tokens are ranked."""
+class PixArtBlock(Block):
+    """A block with cross-attention to the text."""
 
     def __init__(self, spec: PixArtSpec, *, has_router: bool):
-        super().__init__()
-        self.eps = spec.norm_eps
+        super().__init__(spec, has_router=has_router)
         self.scale_shift_table = mx.zeros((6, spec.hidden_size))
-        self.attn1 = Attention(spec.hidden_size, spec.num_attention_heads, bias=spec.attention_bias)
         self.attn2 = Attention(spec.hidden_size, spec.num_attention_heads, bias=spec.attention_bias)
-        self.ff = FeedForward(spec.hidden_size)
-        if has_router:
-            self.router = nn.Linear(spec.hidden_size, 1, bias=False)
 
     def __call__(self, x: mx.array, modulation: mx.array, gates: Sequence[mx.array], text: Text) -> mx.array:
         """Process tokens; gates multiply the MLP branch.
@@ -108,12 +95,10 @@ class Block(nn.Module):
         """
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
         y = mx.fast.layer_norm(x, scale_attention, shift_attention, self.eps)
-        x = x + gate_attention * self.attn1(y, *self.attn1.keys_values(y))
+        x = x + self.attend(y, gate_attention)
         x = x + self.attn2(x, text.keys, text.values, text.mask)  # PixArt does not normalise before cross-attention
-        y = gate_mlp * self.ff(mx.fast.layer_norm(x, scale_mlp, shift_mlp, self.eps))
-        for gate in gates:
-            y = y * gate
-        return x + y
+        y = mx.fast.layer_norm(x, scale_mlp, shift_mlp, self.eps)
+        return x + self.feed_forward(y, gate_mlp, gates)
 
 
 class PixArt(Transformer):
@@ -127,7 +112,7 @@ class PixArt(Transformer):
         super().__init__(spec, policy)
         self.adaln_single = AdaLayerNormSingle(spec)
         self.caption_projection = CaptionProjection(spec)
-        self.transformer_blocks = [Block(spec, has_router=policy.has_routers) for _ in range(spec.num_layers)]
+        self.transformer_blocks = [PixArtBlock(spec, has_router=policy.has_routers) for _ in range(spec.num_layers)]
         self.scale_shift_table = mx.zeros((2, spec.hidden_size))
         self.proj_out = nn.Linear(spec.hidden_size, spec.patch_size**2 * spec.out_channels)
 

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_moddit.load import Bundle
 from mlx_moddit.memory import cache_limit
 from mlx_moddit.t5 import T5Encoder
-from mlx_moddit.tokens import OnBlock, TokenRun
+from mlx_moddit.tokens import TokenRun
 from mlx_moddit.transformer import Conditions, Transformer
 from mlx_moddit.vae import AutoencoderKL
 from moddit.bins import resize_and_crop
@@ -169,22 +169,13 @@ class Models:
             conditions = self._prepare(model, request, context, table)
             yield Prepared(tuple(conditions.arrays()))
         kept: list[mx.array] = []
-        run = conditions.start(on_block=_keep(kept) if routes else None)
+        run = conditions.start(on_block=(lambda _, __, chosen: kept.append(chosen)) if routes else None)
         predict = Predictor(model, conditions, run, request.guidance_scale)
         latents = self._noise(request)
         for done in denoise(table, latents, predict):
-            latents, timestep = done.latents, done.step.timestep
-            yield Step(
-                (latents, *kept),
-                picture,
-                done.index,
-                len(table.steps),
-                timestep,
-                latents,
-                done.clean,
-                plan.region(timestep),
-                tuple(kept),
-            )
+            latents, (index, timestep) = done.latents, (done.index, done.step.timestep)
+            arrays, region = (latents, *kept), plan.region(timestep)
+            yield Step(arrays, picture, index, len(table.steps), timestep, latents, done.clean, region, tuple(kept))
             kept.clear()
         del model, predict
         self._free((latents,))
@@ -278,12 +269,3 @@ class Predictor:
         rows = 2 if is_guided(self.guidance_scale) else 1
         output = self.model(mx.concatenate([latents] * rows), index, self.conditions, self.run)
         return guide(list(mx.split(output, rows)), self.guidance_scale)[..., : self.model.spec.latent_channels]
-
-
-def _keep(kept: list[mx.array]) -> OnBlock:
-    """Make a recorder that lists the kept indices of every layer."""
-
-    def on_block(_layer: int, _scores: mx.array, chosen: mx.array) -> None:
-        kept.append(chosen)
-
-    return on_block

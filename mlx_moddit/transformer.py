@@ -6,6 +6,7 @@ of every step and layer, and the position embedding.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_moddit.layers import compute_dtype
+from mlx_moddit.layers import Attention, compute_dtype
 from mlx_moddit.tokens import OnBlock, TokenRun
 from moddit.embeddings import sinusoid
 from moddit.errors import ValueRangeError
@@ -190,6 +191,26 @@ class TimestepEmbedding(nn.Module):
 
     def __call__(self, values: Sequence[float]) -> mx.array:
         return self.linear_2(nn.silu(self.linear_1(mx.array(sinusoid(values, TIMESTEP_CHANNELS, self.freq_shift)))))
+
+
+class Block(nn.Module):
+    """What the blocks of all architectures have: self-attention and MLP, and a router where tokens are ranked."""
+
+    def __init__(self, spec: TransformerSpec, *, has_router: bool):
+        super().__init__()
+        self.eps = spec.norm_eps
+        self.attn1 = Attention(spec.hidden_size, spec.num_attention_heads, bias=spec.attention_bias)
+        self.ff = FeedForward(spec.hidden_size)
+        if has_router:
+            self.router = nn.Linear(spec.hidden_size, 1, bias=False)
+
+    def attend(self, x: mx.array, gate: mx.array) -> mx.array:
+        """Run self-attention on normed tokens. Shapes: x (B, N, C) -> the same."""
+        return gate * self.attn1(x, *self.attn1.keys_values(x))
+
+    def feed_forward(self, x: mx.array, gate: mx.array, gates: Sequence[mx.array]) -> mx.array:
+        """Run the MLP on normed tokens, gated by the modulation and by the policy. Shapes: x (B, N, C) -> the same."""
+        return math.prod(gates, start=gate * self.ff(x))
 
 
 class GELU(nn.Module):

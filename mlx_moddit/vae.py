@@ -7,6 +7,8 @@ Source: diffusers `models/autoencoders/{autoencoder_kl,vae}.py`.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -101,36 +103,17 @@ class Upsample(nn.Module):
         return self.conv(x.reshape(B, 2 * H, 2 * W, C))
 
 
-def _resnets(channels_in: int, channels_out: int, count: int, groups: int) -> list[Resnet]:
-    return [Resnet(channels_in if index == 0 else channels_out, channels_out, groups) for index in range(count)]
+class SideBlock(nn.Module):
+    """Resnets, then another size unless it is the last block: `samplers` is a list of that layer, by its name."""
 
-
-class DownBlock(nn.Module):
-    """Resnets, then half the size unless it is the last block."""
-
-    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, *, is_last: bool):
+    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, **samplers: list[nn.Module]):
         super().__init__()
-        self.resnets = _resnets(channels_in, channels_out, layers, groups)
-        if not is_last:
-            self.downsamplers = [Downsample(channels_out)]
+        widths = [channels_in, *[channels_out] * layers]
+        self.resnets = [Resnet(width_in, width_out, groups) for width_in, width_out in pairwise(widths)]
+        self.update(samplers)
 
     def __call__(self, x: mx.array) -> mx.array:
-        for layer in (*self.resnets, *self.get("downsamplers", ())):
-            x = layer(x)
-        return x
-
-
-class UpBlock(nn.Module):
-    """Resnets, then twice the size unless it is the last block."""
-
-    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, *, is_last: bool):
-        super().__init__()
-        self.resnets = _resnets(channels_in, channels_out, layers, groups)
-        if not is_last:
-            self.upsamplers = [Upsample(channels_out)]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        for layer in (*self.resnets, *self.get("upsamplers", ())):
+        for layer in (*self.resnets, *self.get("downsamplers", ()), *self.get("upsamplers", ())):
             x = layer(x)
         return x
 
@@ -140,12 +123,13 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: VAESpec):
         super().__init__()
-        channels, groups, last = spec.block_out_channels, spec.norm_num_groups, len(spec.block_out_channels) - 1
+        channels, groups = spec.block_out_channels, spec.norm_num_groups
         self.conv_in = nn.Conv2d(spec.in_channels, channels[0], 3, padding=1)
         self.down_blocks = [
-            DownBlock(width_in, width_out, spec.layers_per_block, groups, is_last=index == last)
-            for index, (width_in, width_out) in enumerate(zip((channels[0], *channels), channels, strict=False))
+            SideBlock(width_in, width_out, spec.layers_per_block, groups, downsamplers=[Downsample(width_out)])
+            for width_in, width_out in pairwise((channels[0], *channels))
         ]
+        del self.down_blocks[-1]["downsamplers"]  # the last one keeps its size
         self.mid_block = MidBlock(channels[-1], groups, has_attention=spec.mid_block_add_attention)
         self.conv_norm_out = GroupNorm(groups, channels[-1], EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * spec.latent_channels, 3, padding=1)
@@ -163,13 +147,14 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: VAESpec):
         super().__init__()
-        channels, groups, last = spec.block_out_channels[::-1], spec.norm_num_groups, len(spec.block_out_channels) - 1
+        channels, groups = spec.block_out_channels[::-1], spec.norm_num_groups
         self.conv_in = nn.Conv2d(spec.latent_channels, channels[0], 3, padding=1)
         self.mid_block = MidBlock(channels[0], groups, has_attention=spec.mid_block_add_attention)
         self.up_blocks = [
-            UpBlock(width_in, width_out, spec.layers_per_block + 1, groups, is_last=index == last)
-            for index, (width_in, width_out) in enumerate(zip((channels[0], *channels), channels, strict=False))
+            SideBlock(width_in, width_out, spec.layers_per_block + 1, groups, upsamplers=[Upsample(width_out)])
+            for width_in, width_out in pairwise((channels[0], *channels))
         ]
+        del self.up_blocks[-1]["upsamplers"]  # the last one keeps its size
         self.conv_norm_out = GroupNorm(groups, channels[-1], EPS)
         self.conv_out = nn.Conv2d(channels[-1], spec.out_channels, 3, padding=1)
 
