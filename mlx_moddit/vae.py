@@ -104,13 +104,14 @@ class Upsample(nn.Module):
 
 
 class SideBlock(nn.Module):
-    """Resnets, then another size unless it is the last block: `samplers` is a list of that layer, by its name."""
+    """Resnets, then another size unless it is the last block: `samplers` is the layer that changes it."""
 
-    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, **samplers: list[nn.Module]):
+    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, **samplers: nn.Module):
         super().__init__()
         widths = [channels_in, *[channels_out] * layers]
         self.resnets = [Resnet(width_in, width_out, groups) for width_in, width_out in pairwise(widths)]
-        self.update(samplers)
+        for name, layer in samplers.items():
+            setattr(self, name, [layer])
 
     def __call__(self, x: mx.array) -> mx.array:
         for layer in (*self.resnets, *self.get("downsamplers", ()), *self.get("upsamplers", ())):
@@ -126,7 +127,7 @@ class Encoder(nn.Module):
         channels, groups = spec.block_out_channels, spec.norm_num_groups
         self.conv_in = nn.Conv2d(spec.in_channels, channels[0], 3, padding=1)
         self.down_blocks = [
-            SideBlock(width_in, width_out, spec.layers_per_block, groups, downsamplers=[Downsample(width_out)])
+            SideBlock(width_in, width_out, spec.layers_per_block, groups, downsamplers=Downsample(width_out))
             for width_in, width_out in pairwise((channels[0], *channels))
         ]
         del self.down_blocks[-1]["downsamplers"]  # the last one keeps its size
@@ -151,7 +152,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(spec.latent_channels, channels[0], 3, padding=1)
         self.mid_block = MidBlock(channels[0], groups, has_attention=spec.mid_block_add_attention)
         self.up_blocks = [
-            SideBlock(width_in, width_out, spec.layers_per_block + 1, groups, upsamplers=[Upsample(width_out)])
+            SideBlock(width_in, width_out, spec.layers_per_block + 1, groups, upsamplers=Upsample(width_out))
             for width_in, width_out in pairwise((channels[0], *channels))
         ]
         del self.up_blocks[-1]["upsamplers"]  # the last one keeps its size

@@ -1,17 +1,17 @@
-"""From programs to saved packages, with what a person sees of them in Xcode."""
+"""From functions to programs and saved packages, with what a person sees of them in Xcode."""
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Final
 
 import coremltools as ct
 from coremltools.converters.mil.backend.mil import load
-from coremltools.converters.mil.mil import Program, types
+from coremltools.converters.mil.mil import Function, Program, types
 from coremltools.proto import Model_pb2
 
 import moddit
@@ -26,6 +26,18 @@ LICENSE: Final = "That of the checkpoint's weights"
 MODEL_FILE: Final = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHT_FILE: Final = "Data/com.apple.CoreML/weights/weight.bin"
 _DTYPES: Final[Mapping[str, str]] = {"fp32": "float32", "fp16": "float16", "int32": "int32"}
+
+
+def build_program(functions: Iterable[tuple[str, dict[str, Any], Callable[[Mapping[str, Any]], list[Any]]]]) -> Program:
+    """Build a program of functions: name, placeholders, and what makes the outputs. The first is the default."""
+    program = Program()
+    for name, inputs, build in functions:
+        with Function(inputs, opset_version=OPSET) as function:
+            function.set_outputs(build(function.inputs))
+        program.add_function(name, function)
+    program.default_function_name = next(iter(program.functions))
+    program.export_as_multifunction = True
+    return program
 
 
 def save_package(program: Program, path: Path, summary: str) -> Package:

@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 from coremltools.converters.mil import Builder as mb
-from coremltools.converters.mil.mil import Function, Program, types
+from coremltools.converters.mil.mil import Program, types
 
 from convert.coreml.layers import attention, cast, conv, number
-from convert.coreml.target import OPSET
+from convert.coreml.package import build_program
 from convert.coreml.weights import Var, Weights
 from moddit.contract import IMAGE, LATENTS, MOMENTS
 from moddit.models.vae import VAESpec
@@ -50,14 +50,10 @@ def build_encoder(spec: VAESpec, weights: Weights, sizes: Sequence[Frame]) -> Pr
 
 
 def _build(input_name: str, shapes: Mapping[str, tuple[int, ...]], build: Callable[[Var], Var]) -> Program:
-    program = Program()
-    for name, shape in shapes.items():
-        with Function({input_name: mb.placeholder(list(shape), dtype=types.fp32)}, opset_version=OPSET) as function:
-            function.set_outputs([build(function.inputs[input_name])])
-        program.add_function(name, function)
-    program.default_function_name = next(iter(shapes))
-    program.export_as_multifunction = True
-    return program
+    return build_program(
+        (name, {input_name: mb.placeholder(list(shape), dtype=types.fp32)}, lambda inputs: [build(inputs[input_name])])
+        for name, shape in shapes.items()
+    )
 
 
 def _decode(spec: VAESpec, weights: Weights, latents: Var) -> Var:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from convert.coreml.transformer import Variant
 from moddit.bins import Size
 from moddit.contract import step_name
 from moddit.errors import ShapeError, ValueRangeError
@@ -89,8 +88,8 @@ def _partitions(items: list[Row], limit: int) -> Iterator[list[list[Row]]]:
 
 def list_functions(
     spec: ModelSpec, plan: RoutingPlan, sizes: Sequence[Size], batches: Sequence[int]
-) -> list[tuple[Variant, StepFunction]]:
-    """List every function of the transformer, with its line of the manifest.
+) -> list[StepFunction]:
+    """List every function of the transformer.
 
     Args:
         spec: of the model.
@@ -114,6 +113,5 @@ def list_functions(
                 regions = tuple(region for region in range(plan.regions) if plan.row(region) == row)
                 name = step_name(height, width, batch, regions)
                 kept = tuple(capacity(tenths, tokens) for tenths in row)
-                variant = Variant(name, height // downscale, width // downscale, batch, kept)
-                functions.append((variant, StepFunction(name, height, width, batch, regions, kept)))
+                functions.append(StepFunction(name, height, width, batch, regions, kept))
     return functions

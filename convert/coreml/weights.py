@@ -53,10 +53,6 @@ class Weights:
         """Names of the tensors that are compressed, of those that were used."""
         return tuple(name for name, stored in self._stored.items() if not isinstance(stored, Plain))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a canonical tensor."""
-        return self.part.wanted[name].shape
-
     def __contains__(self, name: str) -> bool:
         return name in self.part.wanted
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import coremltools as ct
 import numpy as np
+from coremltools.converters.mil.mil import Program
 from numpy.typing import NDArray
 
 from convert.coreml.architectures import TRANSFORMERS
@@ -35,9 +36,7 @@ from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 BACKEND: Final = "coreml"
-OVERHEAD_BYTES: Final = (
-    64 << 20
-)  # graphs, references and manifest, estimated from above; weights exist twice for a while
+OVERHEAD_BYTES: Final = 64 << 20  # graphs, references and manifest, estimated from above
 
 Advance = Callable[[int], object]  # told how many more bytes of the source are done
 Values = Callable[[str], NDArray[np.float32]]
@@ -61,43 +60,40 @@ def write_packages(
     transformer = spec.transformer
     sizes = choices.sizes or ((spec.default_side, spec.default_side),)
     _check_choices(spec, choices, sizes)
+    # weights exist twice for a while
     check_space(folder, 2 * sum(part.nbytes for part in description.parts.values()) + OVERHEAD_BYTES)
     weights = {name: Weights(name, part, choices.scheme, advance) for name, part in description.parts.items()}
     plan, notes = _merge(description, choices, sizes)
     policy = replace(description.policy, plan=plan)
     functions = list_functions(spec, plan, sizes, choices.batches)
-    graph = TRANSFORMERS[transformer.ARCHITECTURE](
-        transformer, policy, weights["transformer"], spec.text_tokens, choices.routing
-    )
-    programs = graph.programs([variant for variant, _ in functions], choices.chunks)
+    graph = TRANSFORMERS[transformer.ARCHITECTURE](spec, policy, weights["transformer"], choices.routing)
+    programs = graph.programs(functions, choices.chunks)
     frames = [(size_name(*size), *size) for size in sizes]
     for name, content in description.documents.items():
         (folder / f"{name}.json").write_bytes(content)
     vae = weights["vae"]
     packages = {
         **CONDITIONINGS[spec.conditioning.KIND](spec.conditioning, weights, folder),
-        "transformer": tuple(
-            save_package(program, folder / name, f"{transformer.TITLE} diffusion transformer, one denoising step")
-            for program, name in zip(programs, package_names("transformer", choices.chunks), strict=True)
-        ),
-        "vae_decoder": (
-            save_package(build_decoder(spec.vae, vae, frames), folder / package_names("vae_decoder")[0], "VAE decoder"),
-        ),
-        "vae_encoder": (
-            save_package(build_encoder(spec.vae, vae, frames), folder / package_names("vae_encoder")[0], "VAE encoder"),
-        ),
+        **_save(folder, "transformer", programs, f"{transformer.TITLE} diffusion transformer, one denoising step"),
+        **_save(folder, "vae_decoder", [build_decoder(spec.vae, vae, frames)], "VAE decoder"),
+        **_save(folder, "vae_encoder", [build_encoder(spec.vae, vae, frames)], "VAE encoder"),
     }
     graphs = Graphs(
         minimum_os=MINIMUM_OS,
         compute_units=COMPUTE_UNITS if choices.routing is Routing.ROWS else "all",
         routing=choices.routing.value,
         packages=packages,
-        step_functions=tuple(item for _, item in functions),
+        step_functions=tuple(functions),
         trained_plan=description.policy.plan,
     )
     components = _components(description, folder, choices, packages, weights)
     written = Written(BACKEND, components, policy, graphs, {"coremltools": ct.__version__}, notes)
     return written, {name: item.values for name, item in weights.items()}
+
+
+def _save(folder: Path, role: str, programs: Sequence[Program], summary: str) -> dict[str, tuple[Package, ...]]:
+    names = zip(programs, package_names(role, len(programs)), strict=True)
+    return {role: tuple(save_package(program, folder / name, summary) for program, name in names)}
 
 
 def _save_text_encoder(text: Text, weights: Mapping[str, Weights], folder: Path) -> dict[str, tuple[Package, ...]]:
