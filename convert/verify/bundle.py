@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.verify.interpreter import Arithmetic, Interpreter, Watch
-from convert.verify.stored import region_edges
 from convert.verify.values import Feature
 from moddit.contract import taken_name
 from moddit.errors import FormatError, UnsupportedError
-from moddit.graphs import Graphs, Package, StepFunction
+from moddit.graphs import Graphs, Package
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
@@ -66,10 +65,6 @@ class Packages:
             outputs = interpreter.run(function, taken, watch)
         (output,) = outputs.values()
         return output
-
-    def regions(self, item: StepFunction) -> list[tuple[int, int]]:
-        """First and last timestep of each region that a function is for."""
-        return region_edges(self.policy.plan, item)
 
 
 def _compare(folder: Path, package: Package, interpreter: Interpreter) -> None:

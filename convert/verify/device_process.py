@@ -14,7 +14,7 @@ from typing import Final
 
 from convert.verify.device_task import Answer, Task, Trouble, write_task
 
-COREMLTOOLS: Final = "convert.verify.framework:CoreMLTools"
+COREML: Final = "convert.verify.framework:CoreML"
 TIMEOUT: Final = 600.0  # seconds
 _MODULE: Final = "convert.verify.device_task"
 _LAST: Final = 4096  # bytes of the errors that are looked at
@@ -29,7 +29,7 @@ class Processes:
         seconds: that a task may take.
     """
 
-    entry: str = COREMLTOOLS
+    entry: str = COREML
     seconds: float = TIMEOUT
 
     def perform(self, task: Task) -> Answer | Trouble:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -207,22 +207,9 @@ def build_text_encoder(spec: T5Spec, values: Values) -> Any:
 def build_vae(spec: VAESpec, values: Values) -> Any:
     """Build the autoencoder."""
     blocks = len(spec.block_out_channels)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks}
     with torch.device("meta"):
-        model = AutoencoderKL(
-            in_channels=spec.in_channels,
-            out_channels=spec.out_channels,
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-            block_out_channels=spec.block_out_channels,
-            layers_per_block=spec.layers_per_block,
-            latent_channels=spec.latent_channels,
-            norm_num_groups=spec.norm_num_groups,
-            scaling_factor=spec.scaling_factor,
-            shift_factor=spec.shift_factor or None,
-            use_quant_conv=spec.use_quant_conv,
-            use_post_quant_conv=spec.use_post_quant_conv,
-            mid_block_add_attention=spec.mid_block_add_attention,
-        )
+        model = AutoencoderKL(**{**asdict(spec), "shift_factor": spec.shift_factor or None}, **kinds)
     _load(model, spec.tensors(), values)
     return model.eval()
 

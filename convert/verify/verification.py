@@ -18,7 +18,7 @@ from convert.verify.functions import check_case, list_cases
 from convert.verify.generation import generate, measure_psnr, open_tokenizer
 from convert.verify.interpreter import Arithmetic
 from convert.verify.reference import SPECIAL_TOKENS, Reference, Values
-from convert.verify.report import REPORT_NAME, Picture, Report, decibels
+from convert.verify.report import REPORT_NAME, Picture, Report
 from convert.verify.stored import read_stored, reference_file, store
 from convert.verify.weights import read_values
 from moddit.conditioning import Text
@@ -114,15 +114,12 @@ def _check_tokenizer(packages: Packages, request: Request | None) -> None:
 
 def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, request: Request) -> Picture:
     wanted = reference.pipeline(exact.folder).draw(request)
-    found = {arithmetic: generate(packages, request) for arithmetic, packages in _pairs(exact, rounded)}
-    for name, picture in {"reference": wanted, **{item.value: image for item, image in found.items()}}.items():
+    pairs = {Arithmetic.EXACT: exact, Arithmetic.ROUNDED: rounded}
+    found = {arithmetic.value: generate(packages, request) for arithmetic, packages in pairs.items()}
+    for name, picture in {"reference": wanted, **found}.items():
         _save(exact.folder / f"verify-{name}.png", picture)
-    psnr = decibels(*(measure_psnr(image, wanted) for image in found.values()))
+    psnr = {name: measure_psnr(image, wanted) for name, image in found.items()}
     return Picture(request.subject, request.seed, request.steps, psnr)
-
-
-def _pairs(exact: Packages, rounded: Packages) -> tuple[tuple[Arithmetic, Packages], ...]:
-    return (Arithmetic.EXACT, exact), (Arithmetic.ROUNDED, rounded)
 
 
 def _save(path: Path, picture: NDArray[np.float32]) -> None:
