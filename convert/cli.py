@@ -201,14 +201,7 @@ def _summarise(conversion: Conversion, *, as_json: bool) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: by default those of the process.
-
-    Returns:
-        the exit status: 0, 1 on an error, 2 on wrong usage, 128 + number on a signal that stops a process.
-    """
+    """Run the command; return 0, 1 on an error, 2 on wrong usage, 128 + number on a signal that stops a process."""
     return end_on_stop(partial(_run, list(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -14,11 +14,7 @@ VERIFY_MODULES: Final = ("torch", "diffusers", "transformers", "tokenizers", "PI
 
 
 def check_installed(*modules: str) -> None:
-    """Check that modules are there, before anything is downloaded or written.
-
-    Raises:
-        MissingError: they are not, or coremltools lacks its native libraries.
-    """
+    """Raise MissingError if modules, or coremltools' native libraries, are not there, before anything is written."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingError(f"[coreml] {', '.join(missing)} not installed; pip install 'moddit[coreml]'")

@@ -64,8 +64,7 @@ class DiTBlock(Block):
     def __call__(self, x: mx.array, modulation: mx.array, gates: Sequence[mx.array]) -> mx.array:
         """Process tokens; gates multiply the MLP branch.
 
-        Shapes:
-            x (B, N, C), modulation (B, 6, C), gates (B, N, 1) -> (B, N, C)
+        Shapes: x (B, N, C), modulation (B, 6, C), gates (B, N, 1) -> (B, N, C)
         """
         parts = mx.split(modulation, 6, axis=1)  # six of (B, 1, C)
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = parts

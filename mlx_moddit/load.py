@@ -57,11 +57,7 @@ class Bundle:
         return found
 
     def transformer(self) -> Transformer:
-        """Build the transformer.
-
-        Raises:
-            FormatError, ShapeError: the files do not hold the tensors that the manifest describes.
-        """
+        """Build the transformer; raise FormatError or ShapeError if files do not hold what the manifest describes."""
         spec, policy = self.spec.transformer, self.policy
         model: Transformer = TRANSFORMERS[spec.ARCHITECTURE](spec, policy)
         return self._build(model, "transformer", spec.tensors(has_routers=policy.has_routers))
@@ -76,11 +72,7 @@ class Bundle:
         return self._build(AutoencoderKL(self.spec.vae), "vae", self.spec.vae.tensors())
 
     def tokenizer(self) -> PromptTokenizer:
-        """Read the tokenizer, and hold its tokens against the text encoder's vocabulary.
-
-        Raises:
-            MissingError, FormatError, ShapeError, UnsupportedError: as `PromptTokenizer.load`.
-        """
+        """Read the tokenizer, and hold its tokens against the text encoder's vocabulary; raises as `load` of it."""
         text = self.text
         paths = [info.path for info in self.manifest.components["tokenizer"].files]
         for path in paths:
@@ -107,12 +99,9 @@ class Bundle:
 
 
 def load_bundle(folder: Path | str, dtype: mx.Dtype | None = None) -> Bundle:
-    """Open a bundle that `python -m convert --to mlx` wrote.
+    """Open a bundle that `python -m convert --to mlx` wrote, to compute in `dtype` instead of the stored one.
 
-    Args:
-        folder: holds `manifest.json`.
-        dtype: to compute in instead of the stored one; float16 or bfloat16 leave norms, embeddings, modulation, routers
-            and the final projection as they are stored.
+    float16 and bfloat16 leave norms, embeddings, modulation, routers and the final projection as they are stored.
 
     Raises:
         MissingError: no manifest, or a file it lists is absent.

@@ -31,8 +31,7 @@ class Text:
 class SizeAndTimestepEmbedding(nn.Module):
     """Timestep embedding, plus those of the picture's height, width and aspect ratio in a micro-conditioned model.
 
-    Shapes:
-        timesteps (S,) -> (S, C)
+    Shapes: timesteps (S,) -> (S, C)
     """
 
     def __init__(self, spec: PixArtSpec):
@@ -53,8 +52,7 @@ class SizeAndTimestepEmbedding(nn.Module):
 class AdaLayerNormSingle(nn.Module):
     """One modulation for all blocks, to which every block adds its own table.
 
-    Shapes:
-        timesteps (S,) -> modulation (S, 6, C), embedded timesteps (S, C)
+    Shapes: timesteps (S,) -> modulation (S, 6, C), embedded timesteps (S, C)
     """
 
     def __init__(self, spec: PixArtSpec):
@@ -90,8 +88,7 @@ class PixArtBlock(Block):
     def __call__(self, x: mx.array, modulation: mx.array, gates: Sequence[mx.array], text: Text) -> mx.array:
         """Process tokens; gates multiply the MLP branch.
 
-        Shapes:
-            x (B, N, C), modulation (6, C), gates (B, N, 1) -> (B, N, C)
+        Shapes: x (B, N, C), modulation (6, C), gates (B, N, 1) -> (B, N, C)
         """
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
         y = mx.fast.layer_norm(x, scale_attention, shift_attention, self.eps)

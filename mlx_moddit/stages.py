@@ -109,11 +109,7 @@ class Models:
         Per picture: Loaded for every component that is not in memory, Encoded (of texts) and Prepared if the picture
         before it did not share them, Step for every step, Decoded. A step's arrays depend on those of the step before,
         so a caller evaluates `stage.arrays` once per stage. Only a picture that is decoded in tiles is computed before
-        its stage.
-
-        Args:
-            requests: one for each picture.
-            routes: give the kept tokens in every Step.
+        its stage. With `routes` every Step has the kept tokens.
 
         Raises:
             InputError: at once, if the model cannot fulfil one of the requests.
@@ -218,11 +214,7 @@ class Models:
         return model.prepare(context, table.timesteps, height // downscale, width // downscale, sizes=sizes)
 
     def _noise(self, request: Request) -> mx.array:
-        """Draw PyTorch's noise, which is NCHW.
-
-        Shapes:
-            -> (1, h, w, C) float32
-        """
+        """Draw PyTorch's noise, which is NCHW. Shapes: -> (1, h, w, C) float32."""
         spec = self.bundle.spec
         sides = (side // spec.vae.downscale for side in request.generated_size(spec))
         noise = torch_randn((1, spec.transformer.latent_channels, *sides), request.seed)
@@ -244,8 +236,7 @@ CONDITIONINGS: Final[Mapping[str, Callable[[Models, Any], Generator[Stage, None,
 def resize(image: mx.array, height: int, width: int) -> mx.array:
     """Scale a picture until it covers a size, and crop the middle (see `moddit.bins`).
 
-    Shapes:
-        image (H, W, C) float -> (height, width, C)
+    Shapes: image (H, W, C) float -> (height, width, C)
     """
     rows, columns = resize_and_crop((image.shape[0], image.shape[1]), (height, width))
     for axis, taps in enumerate((rows, columns)):

@@ -32,8 +32,7 @@ class RMSNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Attention with an additive bias and without scaling of the scores.
 
-    Shapes:
-        x (B, L, d_model), bias (1 or B, H, L, L) -> (B, L, d_model)
+    Shapes: x (B, L, d_model), bias (1 or B, H, L, L) -> (B, L, d_model)
     """
 
     def __init__(self, spec: T5Spec, *, has_bias_table: bool):
@@ -53,11 +52,7 @@ class SelfAttention(nn.Module):
 
 
 class DenseReluDense(nn.Module):
-    """The feed-forward layer; transformers gives both of its forms this name.
-
-    Shapes:
-        x (B, L, d_model) -> (B, L, d_model)
-    """
+    """The feed-forward layer, in both of its forms. Shapes: x (B, L, d_model) -> (B, L, d_model)."""
 
     def __init__(self, spec: T5Spec):
         super().__init__()
@@ -119,10 +114,7 @@ class Stack(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """T5EncoderModel.
-
-    Activations are float32 where the weights are float16, because the residual stream of T5-XXL leaves float16's range.
-    """
+    """T5EncoderModel. Activations are float32 where the weights are float16, whose range T5-XXL's residuals leave."""
 
     def __init__(self, spec: T5Spec):
         super().__init__()
@@ -131,16 +123,12 @@ class T5Encoder(nn.Module):
         self.encoder = Stack(spec)
 
     def __call__(self, ids: mx.array, mask: mx.array | None = None, *, release: bool = False) -> mx.array:
-        """Encode text.
+        """Encode texts; the mask is true for real tokens, of which every row needs one, and None if all are real.
 
-        Args:
-            ids: token numbers.
-            mask: true for real tokens, false for padding; None if all are real. Every row needs a real token.
-            release: evaluate block by block and drop each block's weights after it ran, so that about one block is in
-                memory at a time if the weights were loaded lazily. The encoder cannot be used again.
+        `release` evaluates block by block and drops each block's weights after it ran, so that about one block is in
+        memory at a time if the weights were loaded lazily. The encoder cannot be used again.
 
-        Shapes:
-            ids (B, L), mask (B, L) -> (B, L, d_model); rows of padding are meaningless
+        Shapes: ids (B, L), mask (B, L) -> (B, L, d_model); rows of padding are meaningless
         """
         dtype = without_overflow(compute_dtype(self.encoder.block[0].layer[0].SelfAttention.q))
         x = self.shared(ids).astype(dtype)

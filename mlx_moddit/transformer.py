@@ -91,12 +91,9 @@ class Transformer(nn.Module, ABC):
     ) -> Conditions:
         """Compute and evaluate what stays the same over a generation.
 
-        Args:
-            context: what each row of the batch is conditioned on, as the architecture takes it.
-            timesteps: of every step, 0..T - 1; may be fractional.
-            height: latent pixels, a multiple of patch_size.
-            width: latent pixels, a multiple of patch_size.
-            sizes: of the picture, for models that are told (`spec.size_features`).
+        `context` has what each row of the batch is conditioned on, as the architecture takes it; timesteps, 0..T - 1,
+        may be fractional; height and width are latent pixels, multiples of patch_size; `sizes` are those of the
+        picture, for models that are told (`spec.size_features`).
 
         Raises:
             ShapeError: a side is not made of whole patches, or the context has another shape.
@@ -120,16 +117,9 @@ class Transformer(nn.Module, ABC):
         """Compute what the blocks of an architecture are told, lazily."""
 
     def __call__(self, latents: mx.array, step: int, conditions: Conditions, run: TokenRun) -> mx.array:
-        """Predict noise or velocity at one step.
+        """Predict noise or velocity at a step, an index into the timesteps given to `prepare`.
 
-        Args:
-            latents: any floating dtype.
-            step: index into the timesteps given to `prepare`.
-            conditions: what `prepare` gave.
-            run: what `conditions.start` gave.
-
-        Shapes:
-            latents (B, H, W, in_channels) -> (B, H, W, out_channels) float32
+        Shapes: latents (B, H, W, in_channels) of any floating dtype -> (B, H, W, out_channels) float32
         """
         x = self.embed(latents, conditions)
         for layer in range(len(self.transformer_blocks)):
@@ -177,11 +167,7 @@ class PatchEmbedding(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers over the sinusoid of a number.
-
-    Shapes:
-        values (S,) -> (S, channels)
-    """
+    """Two linear layers over the sinusoid of a number. Shapes: values (S,) -> (S, channels)."""
 
     def __init__(self, channels: int, freq_shift: int = 0):
         super().__init__()

@@ -39,11 +39,7 @@ class Resnet(nn.Module):
 
 
 class PixelAttention(Attention):
-    """Attention of one head among all pixels, with its norm and residual.
-
-    Shapes:
-        x (B, H, W, C) -> (B, H, W, C)
-    """
+    """Attention of one head among all pixels, with its norm and residual. Shapes: x (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__(channels, heads=1, bias=True)
@@ -72,11 +68,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve both sides; diffusers pads only below and to the right.
-
-    Shapes:
-        x (B, H, W, C) -> (B, H / 2, W / 2, C)
-    """
+    """Halve both sides; diffusers pads only below and to the right. Shapes: x (B, H, W, C) -> (B, H / 2, W / 2, C)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -87,11 +79,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double both sides, nearest neighbour, then convolve.
-
-    Shapes:
-        x (B, H, W, C) -> (B, 2 H, 2 W, C)
-    """
+    """Double both sides, nearest neighbour, then convolve. Shapes: x (B, H, W, C) -> (B, 2 H, 2 W, C)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -180,16 +168,12 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
 
     def decode(self, latents: mx.array, *, tile: int | None = None) -> mx.array:
-        """Decode the transformer's latents; undoes their scaling.
+        """Decode the transformer's latents, as the sampler leaves them; undoes their scaling.
 
-        Args:
-            latents: as the sampler leaves them.
-            tile: decode squares of this side (latent pixels, a multiple of TILE_PARTS) one by one and blend them where
-                they overlap: bounds memory, and changes the picture a little, as norms see one tile at a time. Computed
-                at once, not lazily. None: in one piece.
+        With `tile`, squares of this side (latent pixels, a multiple of TILE_PARTS) are decoded at once, not lazily, one
+        by one, and blended where they overlap: bounds memory, and changes the picture a little, as norms see one tile.
 
-        Shapes:
-            latents (B, h, w, latent_channels) -> pictures (B, H, W, out_channels) float32, about -1..1, not clipped
+        Shapes: latents (B, h, w, latent_channels) -> pictures (B, H, W, out_channels) float32, about -1..1, not clipped
         """
         x = latents / self.spec.scaling_factor + self.spec.shift_factor
         x = x.astype(without_overflow(self.decoder.conv_in.weight.dtype))
@@ -227,8 +211,7 @@ class AutoencoderKL(nn.Module):
     def encode(self, images: mx.array) -> tuple[mx.array, mx.array]:
         """Encode pictures to the distribution of their latents, before the transformer's scaling (see `scale`).
 
-        Shapes:
-            images (B, H, W, in_channels), -1..1 -> mean, log variance (B, h, w, latent_channels) float32
+        Shapes: images (B, H, W, in_channels), -1..1 -> mean, log variance (B, h, w, latent_channels) float32
         """
         x = self.encoder(images.astype(without_overflow(self.encoder.conv_in.weight.dtype)))
         if "quant_conv" in self:

@@ -14,11 +14,7 @@ LIBRARIES: Final = ("libmilstoragepython", "libmodelpackage")  # write the weigh
 
 
 def check_native_libraries() -> None:
-    """Check that coremltools is whole, without loading it.
-
-    Raises:
-        MissingError: it has no native libraries, as where pip found no wheel and built it itself.
-    """
+    """Raise MissingError if coremltools, which is not loaded, has no native libraries, as where pip built it itself."""
     spec = importlib.util.find_spec("coremltools")
     folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
     for name in LIBRARIES:

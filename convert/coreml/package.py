@@ -71,7 +71,7 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
 
 
 def _describe(path: Path, summary: str) -> None:
-    """Write author, licence and the meaning of every input and output into a saved package."""
+    """Write author, licence and the meaning of every feature into a saved package."""
     file = path / MODEL_FILE
     model = Model_pb2.Model()
     model.ParseFromString(file.read_bytes())

@@ -37,14 +37,7 @@ Told = dict[str, Var]  # what the blocks of a package take beside the tokens
 
 
 class TransformerGraph(ABC):
-    """Builds the programs of one model.
-
-    Args:
-        model: dimensions.
-        policy: which tokens the blocks process.
-        weights: of the transformer.
-        routing: how tokens are moved.
-    """
+    """Builds the programs of one model, whose policy says which tokens the blocks process."""
 
     spec: TransformerSpec
 
@@ -65,13 +58,7 @@ class TransformerGraph(ABC):
 
     @abstractmethod
     def block(self, layer: int, x: Var, gates: Sequence[Var], told: Told) -> Var:
-        """Run a block on the tokens given.
-
-        Args:
-            layer: of the block.
-            x: tokens.
-            gates: what multiplies the MLP branch.
-            told: what `start` and `share` gave, and what an earlier block left there.
+        """Run a block on tokens; `gates` multiply the MLP branch, and an earlier block may have left things in `told`.
 
         Shapes: x (B, K, C), gates (B, K, 1) -> (B, K, C)
         """

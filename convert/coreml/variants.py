@@ -89,13 +89,7 @@ def _partitions(items: list[Row], limit: int) -> Iterator[list[list[Row]]]:
 def list_functions(
     spec: ModelSpec, plan: RoutingPlan, sizes: Sequence[Size], batches: Sequence[int]
 ) -> list[StepFunction]:
-    """List every function of the transformer.
-
-    Args:
-        spec: of the model.
-        plan: that the bundle runs.
-        sizes: picture heights and widths, pixels.
-        batches: samples of one call.
+    """List every function of the transformer, for pictures of some sizes in pixels and some batches.
 
     Raises:
         ShapeError: a side is not a multiple of the pixels of a patch.

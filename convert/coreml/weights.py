@@ -33,13 +33,9 @@ _INTEGERS: Final = {
 
 
 class Weights:
-    """What the graphs of one component take from the checkpoint.
+    """What the graphs of one component take from the checkpoint, read when it is first asked for.
 
-    Args:
-        component: name of the component.
-        part: its tensors, read from disk when they are first asked for.
-        scheme: compression of the large matrices of transformer and text encoder.
-        advance: told how many more bytes of the source are read.
+    `advance` is told how many more bytes of the source are read.
     """
 
     def __init__(self, component: str, part: Part, scheme: Scheme, advance: Callable[[int], object]) -> None:

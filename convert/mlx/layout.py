@@ -61,10 +61,7 @@ class Slot:
         return sum(ITEM_BYTES[dtype] * math.prod(shape) for _, dtype, shape in self.outputs)
 
     def encode(self) -> Iterator[tuple[NDArray[Any], int]]:
-        """Read and convert the tensor in pieces.
-
-        Yields:
-            the bytes of `outputs` in order, and how many bytes of the source they took.
+        """Read and convert the tensor in pieces: the bytes of `outputs` in order, and how many of the source they took.
 
         Raises:
             ValueRangeError: a value is NaN or infinite, or becomes so in the new dtype.

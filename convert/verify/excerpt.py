@@ -11,20 +11,11 @@ from moddit.errors import MissingError
 
 
 def copy_function(package: Path, function: str, copy: Path) -> Path:
-    """Copy a package, and leave out all functions but one.
+    """Copy a package to `copy`, which must not exist, without all functions but one; return `copy`.
 
     coremltools asks Core ML for a compute plan without naming a function, so it gets that of the default one. Its own
-    way to another default, `save_multifunction`, reads and writes all weights again. Here only the protobuf is written,
-    without the other functions, so that no plan can be about them; files of weights become hard links where the file
-    system has them. Weights that only other functions use stay in the file.
-
-    Args:
-        package: an .mlpackage.
-        function: its name.
-        copy: the new package, which must not exist.
-
-    Returns:
-        `copy`.
+    way to another default, `save_multifunction`, reads and writes all weights again. Here only the protobuf is written;
+    files of weights become hard links where the file system has them, and keep what only other functions use.
 
     Raises:
         MissingError: the package has no such function.

@@ -58,10 +58,6 @@ class Interpreter:
     The whole program is checked when it is read: operations, parameters, dtypes, and the place of every constant in
     the weights. Weights are mapped, decoded when an operation uses them, and dropped after it.
 
-    Args:
-        package: the .mlpackage.
-        arithmetic: how values that are declared fp16 are treated.
-
     Raises:
         MissingError: the package or one of its files is absent.
         FormatError: a file is damaged, or the program contradicts itself or its description.
@@ -84,16 +80,10 @@ class Interpreter:
     def run(
         self, function: str, inputs: Mapping[str, NDArray[Any]], watch: Watch | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Run a function.
+        """Run a function; give an array for each output: floats as float32, integers as int32, booleans.
 
-        Args:
-            function: its name; see `default_function`, which is "main" in most packages of one function.
-            inputs: an array for each input, of the declared shape; floats, integers or booleans of any width.
-            watch: called after each operation but the constant ones with its name and its outputs, which it must not
-                change.
-
-        Returns:
-            An array for each output: floats as float32, integers as int32, booleans.
+        Inputs are arrays of the declared shapes: floats, integers or booleans of any width. `watch` is called after
+        each operation but the constant ones with its name and its outputs, which it must not change.
 
         Raises:
             MissingError: no such function, or inputs that are absent or too many.
@@ -116,12 +106,9 @@ class Interpreter:
             return {name: _to_numpy(self._resolve(source, values)) for name, source in chosen.outputs.items()}
 
     def constants(self, function: str) -> Mapping[str, NDArray[Any]]:
-        """Give the constants of a function by the names of their values, compressed ones as they decompress.
+        """Give the constants of a function but strings, by the names of their values, compressed ones decompressed.
 
-        Each is decoded when it is looked up, and not kept. Strings are left out.
-
-        Raises:
-            MissingError: no such function.
+        Each is decoded when it is looked up, and not kept. Raises MissingError if there is no such function.
         """
         constants = self._find(function).constants
         sources = {name: source for name, source in constants.items() if source.feature.dtype != "string"}

@@ -24,23 +24,14 @@ class PackageFiles:
     file: Path  # of the model
     model: Any  # Model_pb2.Model, with an ML program
 
-    @property
-    def folder(self) -> Path:
-        """That of the model's file."""
-        return self.file.parent
-
     def find_file(self, name: str) -> Path:
-        """Give the path of a file that the program names.
-
-        Raises:
-            FormatError: the name is not one below the model's folder.
-        """
+        """Give the path of a file that the program names; raise FormatError if it is not below the model's folder."""
         parts = Path(name).parts
         if len(parts) < 2 or parts[0] != _MODEL_PATH or ".." in parts:
             raise FormatError(
                 f"[coreml] {self.path}: file of weights is named {name!r}, want {_MODEL_PATH}/...; {_ADVICE}"
             )
-        return self.folder.joinpath(*parts[1:])
+        return self.file.parent.joinpath(*parts[1:])
 
 
 def read_package(path: Path) -> PackageFiles:

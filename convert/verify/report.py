@@ -75,11 +75,7 @@ class Report:
         return "\n".join(map(printable, lines))
 
     def write(self, folder: Path) -> None:
-        """Put the report into a bundle.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Put the report into a bundle; raise StorageError if it cannot be written."""
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
         with new_file(folder / REPORT_NAME, overwrite=True) as file:  # in the place of a link, not through it
             file.write(text.encode())

@@ -79,22 +79,14 @@ def stored_cases(plan: RoutingPlan, graphs: Graphs) -> list[tuple[str, str, str]
 
 
 def store(folder: Path, spec: ModelSpec, policy: TokenPolicy, graphs: Graphs, arrays: Mapping[str, Any]) -> None:
-    """Write the arrays of all cases.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    """Write the arrays of all cases; raise OSError if they cannot be written."""
     path = reference_file(folder)
     digest = np.array(_digest(spec, policy, graphs))
     np.savez_compressed(path, allow_pickle=False, **{**arrays, DESCRIPTION: digest})
 
 
 def read_stored(folder: Path, manifest: Manifest) -> Arrays:
-    """Read the arrays of all cases, and check that they are of this bundle.
-
-    Args:
-        folder: the bundle.
-        manifest: of the bundle, with packages.
+    """Read the arrays of all cases, and check that they are of this bundle, which has packages.
 
     Raises:
         MissingError: there is no such file.

@@ -87,12 +87,7 @@ def read_feature(value_type: Any, where: str) -> Feature:
 
 
 def read_literal(value: Any, find_blob: Callable[[str, int, Feature], StoredArray], where: str) -> Literal:
-    """Read a constant from the protobuf, or find it in the weights.
-
-    Args:
-        value: a MIL_pb2.Value.
-        find_blob: finds an array by the name of its file and the offset of its metadata.
-        where: the operation, for messages.
+    """Read a constant, a MIL_pb2.Value, or find it in the weights, by the name of its file and its metadata's offset.
 
     Raises:
         UnsupportedError: the constant is not a tensor of a known dtype.

@@ -38,14 +38,8 @@ def verify_written(
 ) -> Report:
     """Run every function once in exact arithmetic against the reference with the weights that were meant to be written.
 
-    Leaves parity.json and, for whoever verifies later or on a device, reference.npz in the folder.
-
-    Args:
-        folder: the bundle, whose manifest need not be there yet.
-        spec: of the model.
-        policy: that the bundle runs.
-        graphs: its packages.
-        values: of each component, a function from canonical names to the weights that the packages should hold.
+    Leaves parity.json and, for whoever verifies later or on a device, reference.npz in the folder, whose manifest need
+    not be there yet. `values` has for each component a function from canonical names to the weights meant.
 
     Raises:
         ParityError: a function differs from the reference.
@@ -72,11 +66,6 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> 
 
     The reference has the weights that the packages hold; reference.npz, if it is there, tells whether they are still
     those that were written. Leaves the pictures of reference and packages in the folder, as verify-*.png.
-
-    Args:
-        folder: the bundle.
-        manifest: of the bundle.
-        request: the picture; None for none.
 
     Raises:
         InputError: the bundle is damaged, or has no packages.

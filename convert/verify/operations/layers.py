@@ -51,8 +51,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
 
     A row whose keys are all masked by -inf or False gives NaN, where torch's own function may hide it.
 
-    Shapes:
-        query (*B, L, E), key (*B, S, E), value (*B, S, F), attn_mask broadcastable to (*B, L, S) -> (*B, L, F)
+    Shapes: query (*B, L, E), key (*B, S, E), value (*B, S, F), attn_mask broadcastable to (*B, L, S) -> (*B, L, F)
     """
     batch = query.shape[:-2]
     scale = 1 / math.sqrt(query.shape[-1])

@@ -35,11 +35,7 @@ class Operation:
     mixed: frozenset[str]  # floats that may have another dtype than the rest
 
     def evaluate(self, arguments: Mapping[str, Argument]) -> Tensors:
-        """Compute the outputs.
-
-        Raises:
-            FormatError: an argument is not what the parameter takes.
-        """
+        """Compute the outputs; raise FormatError if an argument is not what its parameter takes."""
         read = {}
         for parameter, argument in arguments.items():
             try:

@@ -44,8 +44,7 @@ def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Take slices of `x` along `axis`.
 
-    Shapes:
-        x (*B, *P, N, *Q), indices (*B, *I) -> (*B, *P, *I, *Q), with as many axes B as batch_dims
+    Shapes: x (*B, *P, N, *Q), indices (*B, *I) -> (*B, *P, *I, *Q), with as many axes B as batch_dims
     """
     axis %= x.dim()
     if batch_dims:

@@ -42,7 +42,7 @@ class Interpreted(CoreML):
 
     def plan(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
         contents = read_package(compiled)
-        load.load(contents.model, contents.model.specificationVersion, str(contents.folder / "weights"))
+        load.load(contents.model, contents.model.specificationVersion, str(contents.file.parent / "weights"))
         device = "CPU" if contents.model.description.defaultFunctionName == function else "unknown"
         for operation in block(contents.model, function).operations:
             if operation.type != "const":
