@@ -136,12 +136,8 @@ def _read_files(folder: Path, component: Component, name: str) -> dict[str, mx.a
 
 
 def _quantise(model: nn.Module, quantization: Quantization) -> None:
-    names = frozenset(quantization.tensors)
-
-    def is_listed(path: str, _: nn.Module) -> bool:
-        return f"{path}.weight" in names
-
-    nn.quantize(model, quantization.group_size, quantization.bits, mode=quantization.mode, class_predicate=is_listed)
+    names, shape = frozenset(quantization.tensors), (quantization.group_size, quantization.bits)
+    nn.quantize(model, *shape, mode=quantization.mode, class_predicate=lambda path, _: f"{path}.weight" in names)
 
 
 def _check(

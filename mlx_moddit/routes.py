@@ -51,20 +51,12 @@ class RouteCounter:
 
     def result(self) -> tuple[RegionRoutes, ...]:
         """Give the regions that were visited, in the order of the visit: the noisiest first."""
-        plan = self._plan
-        timesteps = {
-            region: region_timesteps(region, plan.regions, plan.num_train_timesteps) for region in self._counts
-        }
-        return tuple(
-            RegionRoutes(
-                region=region,
-                first_timestep=timesteps[region][0],
-                last_timestep=timesteps[region][-1],
-                steps=self._steps[region],
-                frequency=(counts / (plan.layers * self._steps[region])).reshape(self._grid),
-            )
-            for region, counts in self._counts.items()
-        )
+        plan, found = self._plan, []
+        for region, counts in self._counts.items():
+            timesteps, steps = region_timesteps(region, plan.regions, plan.num_train_timesteps), self._steps[region]
+            frequency = (counts / (plan.layers * steps)).reshape(self._grid)
+            found.append(RegionRoutes(region, timesteps[0], timesteps[-1], steps, frequency))
+        return tuple(found)
 
 
 def colour_map(values: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import mlx.core as mx
@@ -166,7 +167,7 @@ class Models:
             yield Prepared(tuple(conditions.arrays()))
         kept: list[mx.array] = []
         run = conditions.start(on_block=(lambda _, __, chosen: kept.append(chosen)) if routes else None)
-        predict = Predictor(model, conditions, run, request.guidance_scale)
+        predict = partial(_predict, model, conditions, run, request.guidance_scale)
         latents = self._noise(request)
         for done in denoise(table, latents, predict):
             latents, (index, timestep) = done.latents, (done.index, done.step.timestep)
@@ -246,17 +247,13 @@ def resize(image: mx.array, height: int, width: int) -> mx.array:
     return image
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """Runs the transformer at one step, with classifier-free guidance if the scale asks for it."""
+def _predict(
+    model: Transformer, conditions: Conditions, run: TokenRun, scale: float, index: int, _: SamplerStep, x: mx.array
+) -> mx.array:
+    """Predict a step, with classifier-free guidance if the scale asks for it, without the learned variance.
 
-    model: Transformer
-    conditions: Conditions
-    run: TokenRun
-    guidance_scale: float
-
-    def __call__(self, index: int, _: SamplerStep, latents: mx.array) -> mx.array:
-        """Shapes: latents (1, h, w, C) -> (1, h, w, C) float32, without the learned variance."""
-        rows = 2 if is_guided(self.guidance_scale) else 1
-        output = self.model(mx.concatenate([latents] * rows), index, self.conditions, self.run)
-        return guide(list(mx.split(output, rows)), self.guidance_scale)[..., : self.model.spec.latent_channels]
+    Shapes: x (1, h, w, C) -> (1, h, w, C) float32
+    """
+    rows = 2 if is_guided(scale) else 1
+    output = model(mx.concatenate([x] * rows), index, conditions, run)
+    return guide(list(mx.split(output, rows)), scale)[..., : model.spec.latent_channels]

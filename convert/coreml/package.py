@@ -15,8 +15,8 @@ from coremltools.converters.mil.mil import Function, Program, types
 from coremltools.proto import Model_pb2
 
 import moddit
-from convert.coreml.native import LIBRARIES, incomplete
 from convert.coreml.target import OPSET
+from convert.installed import LIBRARIES, incomplete
 from moddit.contract import FEATURES, taken_name
 from moddit.graphs import Feature, GraphFunction, Package
 from moddit.signals import Stopped

@@ -53,10 +53,6 @@ def quantize(matrix: NDArray[np.float32], dtype: str, *, bits: int, group_size: 
     biases = np.where(has_edge, edges, np.float32(0))
     numbers = np.rint((groups - biases[..., None]) / scales[..., None])
     numbers = np.clip(numbers, 0, bins).astype(np.uint8).reshape(rows, columns)
-    return Packed(_pack(numbers, bits), narrow(scales, dtype), narrow(biases, dtype))
-
-
-def _pack(numbers: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     if bits == 4:
         numbers = numbers[:, 0::2] | (numbers[:, 1::2] << np.uint8(4))
-    return np.ascontiguousarray(numbers).view("<u4")
+    return Packed(np.ascontiguousarray(numbers).view("<u4"), narrow(scales, dtype), narrow(biases, dtype))

@@ -44,13 +44,7 @@ class Reference:
 
     @classmethod
     def build(cls, spec: ModelSpec, policy: TokenPolicy, values: Mapping[str, Values]) -> Reference:
-        """Build the models.
-
-        Args:
-            spec: of the bundle.
-            policy: that the bundle runs.
-            values: weights of each component.
-        """
+        """Build the models with the weights of each component."""
         transformer = build_transformer(spec.transformer, policy, values["transformer"])
         parts = {"vae": build_vae(spec.vae, values["vae"])}
         if isinstance(spec.conditioning, Text):

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -162,15 +162,10 @@ def _read_array(archive: ZipFile, name: str, wanted: Wanted) -> NDArray[Any]:
         shape, is_fortran, dtype = npy.read_array_header_1_0(file)
         if shape != wanted.shape or dtype != wanted.dtype:
             raise ValueError(f"{name!r} is {dtype} {shape}, want {wanted.dtype} {wanted.shape}")
-        data = _read_exactly(file, wanted.bytes, name)
+        data = file.read(wanted.bytes)
+        if len(data) != wanted.bytes or file.read(1):
+            raise ValueError(f"{name!r} has another size than its shape says")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
-
-
-def _read_exactly(file: IO[bytes], count: int, name: str) -> bytes:
-    data = file.read(count)
-    if len(data) != count or file.read(1):
-        raise ValueError(f"{name!r} has another size than its shape says")
-    return data
 
 
 def _digest(spec: ModelSpec, policy: TokenPolicy, graphs: Graphs) -> str:
