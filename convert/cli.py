@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 from tqdm import tqdm
 
+from convert import summary
 from convert.backends import Write, coreml_writer, mlx_writer
 from convert.conversion import Conversion, check_out, convert
 from convert.coreml.choices import Choices as CoreMLChoices
@@ -20,7 +21,6 @@ from convert.coreml.compress import Scheme
 from convert.mlx.layout import Choices as MLXChoices
 from convert.mlx.quantize import BITS, GROUP_SIZES
 from convert.options import checkpoint_options, output_options, source_option
-from convert.summary import Summary
 from convert.verify.command import command as verify_command
 from moddit.bins import Size
 from moddit.checkpoint.hub import find_checkpoint
@@ -196,8 +196,8 @@ def _convert(write: Write, *, hf_path: str | None, out: str, overwrite: bool, as
 
 
 def _summarise(conversion: Conversion, *, as_json: bool) -> str:
-    summary = Summary(conversion)
-    return json.dumps(summary.to_json(), indent=2) if as_json else summary.to_text()
+    facts = summary.summarise(conversion)
+    return json.dumps(facts, indent=2) if as_json else summary.write(facts, conversion.manifest)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,11 +33,7 @@ class LoraType(click.ParamType[LoraSource]):
         except ValueError:
             strength = math.nan
         if not path or not math.isfinite(strength):
-            self.fail(
-                f"{scale!r} is not a scale, want FILE or FILE:NUMBER such as style.safetensors:0.8",
-                param,
-                ctx,
-            )
+            self.fail(f"{scale!r} is not a scale, want FILE or FILE:NUMBER such as style.safetensors:0.8", param, ctx)
         return LoraSource(expand(path), strength)
 
 

@@ -18,27 +18,16 @@ from moddit.models.transformer import OUTPUT_NORM_EPS
 from moddit.tokens import TokenPolicy
 
 
-class ClassEmbedder(nn.Module):
-    """Shapes: labels (B,) -> (B, C)."""
-
-    def __init__(self, spec: DiTSpec):
-        super().__init__()
-        self.embedding_table = nn.Embedding(spec.num_classes + 1, spec.hidden_size)
-
-    def __call__(self, labels: mx.array) -> mx.array:
-        return self.embedding_table(labels)
-
-
 class TimestepAndLabelEmbedding(nn.Module):
     """Shapes: timesteps (S,), labels (B,) -> (S, B, C)."""
 
     def __init__(self, spec: DiTSpec):
         super().__init__()
         self.timestep_embedder = TimestepEmbedding(spec.hidden_size, FREQ_SHIFT)
-        self.class_embedder = ClassEmbedder(spec)
+        self.class_embedder = {"embedding_table": nn.Embedding(spec.num_classes + 1, spec.hidden_size)}
 
     def __call__(self, timesteps: Sequence[float], labels: mx.array) -> mx.array:
-        return self.timestep_embedder(timesteps)[:, None] + self.class_embedder(labels)
+        return self.timestep_embedder(timesteps)[:, None] + self.class_embedder["embedding_table"](labels)
 
 
 class AdaLayerNormZero(nn.Module):

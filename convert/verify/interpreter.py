@@ -5,9 +5,11 @@ It shares no code with the exporter nor with coremltools' own loaders, so what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +22,7 @@ from torch import Tensor
 from convert.verify.operations import Value
 from convert.verify.package import PackageFiles, read_package
 from convert.verify.program import Compressed, Computed, Function, Source, Step, read_functions
-from convert.verify.values import Feature, Literal, hold, holds
+from convert.verify.values import Feature, hold, holds
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 
 Watch = Callable[[str, tuple[Tensor, ...]], None]
@@ -112,7 +114,7 @@ class Interpreter:
         """
         constants = self._find(function).constants
         sources = {name: source for name, source in constants.items() if source.feature.dtype != "string"}
-        return _Constants(sources, lambda source: _to_numpy(self._resolve(source, {})))
+        return _Constants({name: partial(self._resolve, source, {}) for name, source in sources.items()})
 
     def _find(self, function: str) -> Function:
         if function not in self._functions:
@@ -179,25 +181,11 @@ class Interpreter:
         return source.read()
 
 
-class _Constants(Mapping[str, NDArray[Any]]):
+class _Constants(UserDict[str, Any]):
     """Constants that are decoded when they are looked up."""
 
-    def __init__(
-        self,
-        sources: Mapping[str, Compressed | Literal],
-        decode: Callable[[Compressed | Literal], NDArray[Any]],
-    ) -> None:
-        self._sources = sources
-        self._decode = decode
-
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._decode(self._sources[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)
+        return _to_numpy(self.data[name]())
 
 
 def _check_range(result: Tensor, feature: Feature, where: str) -> None:
