@@ -222,5 +222,4 @@ def _progress_bar(bars: ExitStack, what: str, total: int) -> Callable[[int], obj
     bar = bars.enter_context(
         tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=None, file=sys.stderr)
     )
-    update: Callable[[int], object] = bar.update
-    return update
+    return bar.update

@@ -94,12 +94,10 @@ class Reference:
 
     def _decode(self, features: Mapping[str, Tensor]) -> Tensor:
         vae = self.spec.vae
-        image: Tensor = self.parts["vae"].decode(features[LATENTS] / vae.scaling_factor + vae.shift_factor).sample
-        return image
+        return self.parts["vae"].decode(features[LATENTS] / vae.scaling_factor + vae.shift_factor).sample
 
     def _encode_image(self, features: Mapping[str, Tensor]) -> Tensor:
-        moments: Tensor = self.parts["vae"].encode(features[IMAGE]).latent_dist.parameters
-        return moments
+        return self.parts["vae"].encode(features[IMAGE]).latent_dist.parameters
 
     def pipeline(self, folder: Path) -> ReferencePipeline:
         """Put a pipeline around these models, with the tokenizer of a bundle where the model has one."""
@@ -176,21 +174,9 @@ def _replace_sinusoids(model: nn.Module) -> None:
 
 def build_text_encoder(spec: T5Spec, values: Values) -> Any:
     """Build the T5 encoder."""
-    config = T5Config(
-        vocab_size=spec.vocab_size,
-        d_model=spec.d_model,
-        d_kv=spec.d_kv,
-        d_ff=spec.d_ff,
-        num_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        relative_attention_num_buckets=spec.relative_attention_num_buckets,
-        relative_attention_max_distance=spec.relative_attention_max_distance,
-        feed_forward_proj="gated-gelu" if spec.is_gated else "relu",
-        dense_act_fn=spec.dense_act_fn,
-        layer_norm_epsilon=spec.layer_norm_epsilon,
-        is_encoder_decoder=False,
-        use_cache=False,
-    )
+    fields = asdict(spec)
+    form = "gated-gelu" if fields.pop("is_gated") else "relu"
+    config = T5Config(**fields, feed_forward_proj=form, is_encoder_decoder=False, use_cache=False)
     with torch.device("meta"):
         model = T5EncoderModel(config)
     _load(model, spec.tensors(), values)
