@@ -47,7 +47,8 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
         MissingError: coremltools could not load its native library.
         OSError: it cannot be written.
     """
-    with _quiet(), _scratch(path.parent):
+    # coremltools' progress bars cannot be switched off; errors are exceptions
+    with redirect_stderr(io.StringIO()), _scratch(path.parent):
         try:
             ct.convert(
                 program,
@@ -105,10 +106,3 @@ def _scratch(folder: Path) -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence coremltools' progress bars, which cannot be switched off; errors are exceptions."""
-    with redirect_stderr(io.StringIO()):
-        yield

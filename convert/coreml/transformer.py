@@ -70,12 +70,13 @@ class TransformerGraph(ABC):
     def programs(self, functions: Sequence[StepFunction], chunks: int) -> list[Program]:
         """Build one program for each chunk of the blocks; each has all functions."""
         edges = [round(self.spec.num_layers * chunk / chunks) for chunk in range(chunks + 1)]
-        return [self._program(functions, range(first, last)) for first, last in pairwise(edges)]
-
-    def _program(self, functions: Sequence[StepFunction], layers: range) -> Program:
-        return build_program(
-            (item.function, self._inputs(item, layers), partial(self._build, item, layers)) for item in functions
-        )
+        ranges = [range(first, last) for first, last in pairwise(edges)]
+        return [
+            build_program(
+                (item.function, self._inputs(item, layers), partial(self._build, item, layers)) for item in functions
+            )
+            for layers in ranges
+        ]
 
     def _latent_size(self, item: StepFunction) -> Size:
         return item.height // self.model.vae.downscale, item.width // self.model.vae.downscale

@@ -136,9 +136,8 @@ def _group_norm(spec: VAESpec, weights: Weights, x: Var, tensor: str, name: str)
     flat = mb.reshape(x=x, shape=[batch, spec.norm_num_groups, -1], name=name + "_groups")
     normed = mb.layer_norm(x=flat, axes=[2], epsilon=number(x, EPS), name=name + "_normed")
     grid = mb.reshape(x=normed, shape=[batch, channels, height, width], name=name + "_grid")
-    factor, shift = (weights.emit(f"{tensor}.{part}", "fp32", _as_channels) for part in ("weight", "bias"))
+    factor, shift = (
+        weights.emit(f"{tensor}.{part}", "fp32", lambda array: array[None, :, None, None])
+        for part in ("weight", "bias")
+    )
     return mb.add(x=mb.mul(x=grid, y=factor, name=name + "_scaled"), y=shift, name=name)
-
-
-def _as_channels(array: np.ndarray) -> np.ndarray:
-    return array[None, :, None, None]

@@ -98,11 +98,9 @@ def _request(manifest: Manifest, *, prompt: str | None = None, label: str | None
 def _verify_on_device(bundle: Path, manifest: Manifest, units: str | None, timeout: float, as_json: bool) -> None:
     with uninterrupted():
         from convert.verify.device import check_on_device
-    report = check_on_device(bundle, manifest, units, seconds=timeout, told=_tell)
+    report = check_on_device(
+        bundle, manifest, units, seconds=timeout, told=lambda what: click.echo(printable(what), err=True)
+    )
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
     if not report.passed:
         raise ParityError(f"[verify] {bundle}: with Core ML these failed: {'; '.join(report.failures)}")
-
-
-def _tell(what: str) -> None:
-    click.echo(printable(what), err=True)

@@ -11,8 +11,7 @@ import json
 import math
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -97,7 +96,8 @@ def read_stored(folder: Path, manifest: Manifest) -> Arrays:
     path = reference_file(folder)
     wanted = _wanted_arrays(manifest.tokens.plan, manifest.graphs)
     try:
-        with _open(path, wanted) as archive:
+        _check_file(path, wanted)
+        with ZipFile(path) as archive:
             _check_description(archive, folder, _digest(manifest.spec, manifest.tokens, manifest.graphs))
             _check_members(archive, wanted)
             return {name: _read_array(archive, name, item) for name, item in wanted.items() if name != DESCRIPTION}
@@ -118,15 +118,12 @@ def _wanted_arrays(plan: RoutingPlan, graphs: Graphs) -> dict[str, Wanted]:
     return wanted
 
 
-@contextmanager
-def _open(path: Path, wanted: Mapping[str, Wanted]) -> Iterator[ZipFile]:
-    """Open an archive that is no larger than what is wanted of it."""
+def _check_file(path: Path, wanted: Mapping[str, Wanted]) -> None:
+    """Check that an archive is no larger than what is wanted of it."""
     status = path.stat()
     most = OVERHEAD + sum(OVERHEAD + item.bytes for item in wanted.values())
     if not stat.S_ISREG(status.st_mode) or status.st_size > most:
         raise ValueError(f"has {status.st_size} bytes, want a file of at most {most}")
-    with path.open("rb") as file, ZipFile(file) as archive:
-        yield archive
 
 
 def _check_description(archive: ZipFile, folder: Path, digest: str) -> None:
