@@ -15,12 +15,14 @@ from coremltools.converters.mil.mil import Function, Program, types
 from coremltools.proto import Model_pb2
 
 import moddit
-from convert.coreml.target import OPSET
 from convert.installed import LIBRARIES, incomplete
 from moddit.contract import FEATURES, taken_name
 from moddit.graphs import Feature, GraphFunction, Package
 from moddit.signals import Stopped
 
+OPSET: Final = ct.target.iOS18  # macOS 15: several functions in a package, fused attention, weights in four bits
+MINIMUM_OS: Final = {"iOS": "18.0", "macOS": "15.0"}
+COMPUTE_UNITS: Final = "cpuAndGPU"  # top-k, gather and scatter have no place on the Neural Engine
 AUTHOR: Final = "moddit"
 LICENSE: Final = "That of the checkpoint's weights"
 MODEL_FILE: Final = "Data/com.apple.CoreML/model.mlmodel"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from moddit.bins import Size
@@ -19,21 +18,14 @@ MAX_ROWS: Final = 10  # up to here all partitions are tried, 115975 of them
 Row = tuple[int, ...]  # tenths of every layer
 
 
-@dataclass(frozen=True)
-class Merge:
-    """A plan with fewer rows, and what it costs."""
-
-    plan: RoutingPlan
-    flops_change: float  # of the blocks over all timesteps, as a share of the trained plan's
-
-
 def merge_rows(
     spec: TransformerSpec, plan: RoutingPlan, limit: int, *, tokens: int, text_tokens: int, allow_fewer: bool
-) -> Merge:
+) -> tuple[RoutingPlan, float]:
     """Give regions common rows until at most `limit` are left, with the least change of FLOPs.
 
     A layer of a merged row keeps the most that any of its regions was trained with or, with `allow_fewer`, the mean,
-    rounded: about the trained FLOPs, but fewer tokens in some regions.
+    rounded: about the trained FLOPs, but fewer tokens in some regions. Beside the plan it gives the change of the
+    blocks' FLOPs over all timesteps, as a share of the trained plan's.
 
     Raises:
         ValueRangeError: a limit below 1, or a plan of more rows than can be searched.
@@ -41,7 +33,7 @@ def merge_rows(
     if limit < 1:
         raise ValueRangeError(f"[coreml] max-functions out of range, got {limit}, want at least 1")
     if len(plan.rows()) <= limit:
-        return Merge(plan, 0.0)
+        return plan, 0.0
     rows = plan.rows()
     if len(rows) > MAX_ROWS:
         raise ValueRangeError(f"[coreml] max-functions needs a plan of at most {MAX_ROWS} rows, got {len(rows)}")
@@ -62,7 +54,7 @@ def merge_rows(
     table = tuple(zip(*(merged_rows[row] for row in regions), strict=True))
     merged = RoutingPlan(table, plan.num_train_timesteps)
     before, after = (sum(cost[tenths - 1] for row in item.keep_tenths for tenths in row) for item in (plan, merged))
-    return Merge(merged, after / before - 1)
+    return merged, after / before - 1
 
 
 def _merged(group: Sequence[Row], regions: Sequence[Row], allow_fewer: bool) -> Row:

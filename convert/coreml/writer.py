@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from convert.coreml.architectures import TRANSFORMERS
 from convert.coreml.choices import Choices, Routing
 from convert.coreml.compress import BLOCK, GROUP, Scheme
-from convert.coreml.package import save_package
+from convert.coreml.package import COMPUTE_UNITS, MINIMUM_OS, save_package
 from convert.coreml.routing import MAX_ONEHOT_TOKENS
-from convert.coreml.target import COMPUTE_UNITS, MINIMUM_OS
 from convert.coreml.text_encoder import build_text_encoder
 from convert.coreml.vae import build_decoder, build_encoder
 from convert.coreml.variants import list_functions, merge_rows
@@ -136,7 +135,7 @@ def _merge(description: Description, choices: Choices, sizes: tuple[Size, ...]) 
     if description.policy.is_dense:
         return plan, ("--max-functions does nothing to a dense model",)
     tokens = (sizes[0][0] * sizes[0][1]) // spec.pixels_per_patch**2
-    merge = merge_rows(
+    merged, flops_change = merge_rows(
         spec.transformer,
         plan,
         choices.max_functions,
@@ -145,11 +144,11 @@ def _merge(description: Description, choices: Choices, sizes: tuple[Size, ...]) 
         allow_fewer=choices.allow_fewer,
     )
     note = (
-        f"{len(plan.rows())} rows of capacities became {len(merge.plan.rows())}: "
-        f"{100 * merge.flops_change:+.1f} % block FLOPs, mean keep ratio {plan.mean_keep_ratio:.3f} -> "
-        f"{merge.plan.mean_keep_ratio:.3f}"
+        f"{len(plan.rows())} rows of capacities became {len(merged.rows())}: "
+        f"{100 * flops_change:+.1f} % block FLOPs, mean keep ratio {plan.mean_keep_ratio:.3f} -> "
+        f"{merged.mean_keep_ratio:.3f}"
     )
-    return merge.plan, () if merge.plan == plan else (note,)
+    return merged, () if merged == plan else (note,)
 
 
 def _components(

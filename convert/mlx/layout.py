@@ -66,7 +66,7 @@ class Slot:
         Raises:
             ValueRangeError: a value is NaN or infinite, or becomes so in the new dtype.
         """
-        held: list[tuple[NDArray[Any], NDArray[Any]]] = []  # scales and biases, which follow all words
+        held: list[list[NDArray[Any]]] = []  # scales and biases, which follow all words
         rows = self.info.shape[0]
         step = max(1, _CHUNK_VALUES * rows // max(1, math.prod(self.info.shape)))
         for first in range(0, rows, step):
@@ -75,9 +75,9 @@ class Slot:
             if self.bits is None:
                 yield np.ascontiguousarray(np.moveaxis(array, 1, -1) if self._is_transposed else array), raw.nbytes
                 continue
-            packed = quantize(widen(array, self.dtype), self.dtype, bits=self.bits, group_size=self.group_size)
-            held.append((packed.scales, packed.biases))
-            yield packed.words, raw.nbytes
+            words, *rest = quantize(widen(array, self.dtype), self.dtype, bits=self.bits, group_size=self.group_size)
+            held.append(rest)
+            yield words, raw.nbytes
         for kind in (0, 1):
             for parts in held:
                 yield parts[kind], 0

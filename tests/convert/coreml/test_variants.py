@@ -57,8 +57,7 @@ def merged(plan: RoutingPlan, groups: list[list[int]]) -> RoutingPlan:
 
 
 def merge(plan: RoutingPlan, limit: int, *, allow_fewer: bool = False) -> tuple[RoutingPlan, float]:
-    result = merge_rows(SPEC.transformer, plan, limit, tokens=TOKENS, text_tokens=TEXT_TOKENS, allow_fewer=allow_fewer)
-    return result.plan, result.flops_change
+    return merge_rows(SPEC.transformer, plan, limit, tokens=TOKENS, text_tokens=TEXT_TOKENS, allow_fewer=allow_fewer)
 
 
 class TestMergeRows:
