@@ -125,7 +125,7 @@ class Plan(msgspec.Struct, tag=True):
         return {"operations": dict(sorted(operations.items()))}
 
     def _compile_alone(self, coreml: CoreML, told: Told) -> Path:
-        from convert.verify.excerpt import copy_function
+        from convert.verify.package import copy_function
 
         told(f"compiling {self.function} of {Path(self.package).name} alone")
         compiled = Path(self.folder, Path(self.compiled).name)

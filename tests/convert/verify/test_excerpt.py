@@ -12,9 +12,8 @@ import pytest
 from coremltools.converters.mil import Builder as mb
 
 from convert.verify.device_task import Plan, perform
-from convert.verify.excerpt import copy_function
 from convert.verify.interpreter import Arithmetic, Interpreter
-from convert.verify.package import read_package
+from convert.verify.package import copy_function, read_package
 from moddit.errors import MissingError
 from tests.convert.verify.fake_coreml import Fake
 from tests.convert.verify.packages import MODEL, WEIGHTS, save
