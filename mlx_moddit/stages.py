@@ -170,9 +170,9 @@ class Models:
         predict = partial(_predict, model, conditions, run, request.guidance_scale)
         latents = self._noise(request)
         for done in denoise(table, latents, predict):
-            latents, (index, timestep) = done.latents, (done.index, done.step.timestep)
-            arrays, region = (latents, *kept), plan.region(timestep)
-            yield Step(arrays, picture, index, len(table.steps), timestep, latents, done.clean, region, tuple(kept))
+            latents, timestep = done.latents, done.step.timestep
+            arrays, total, region = (latents, *kept), len(table.steps), plan.region(timestep)
+            yield Step(arrays, picture, done.index, total, timestep, latents, done.clean, region, tuple(kept))
             kept.clear()
         del model, predict
         self._free((latents,))

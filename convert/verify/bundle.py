@@ -69,8 +69,7 @@ class Packages:
 def _compare(folder: Path, package: Package, interpreter: Interpreter) -> None:
     """Compare the functions of a package with what the manifest says of them, which is what apps read."""
     found = {
-        name: (_shapes(signature.inputs), _shapes(signature.outputs))
-        for name, signature in interpreter.functions.items()
+        name: (_shapes(function.inputs), _shapes(function.outputs)) for name, function in interpreter.functions.items()
     }
     wanted = {function.name: (_shapes(function.inputs), _shapes(function.outputs)) for function in package.functions}
     if found != wanted:

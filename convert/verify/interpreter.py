@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -46,14 +45,6 @@ class Arithmetic(Enum):
     ROUNDED = "fp16"  # they are rounded after every operation, and overflow to infinity: near what a device does
 
 
-@dataclass(frozen=True)
-class Signature:
-    """What a function takes and gives, by name."""
-
-    inputs: Mapping[str, Feature]
-    outputs: Mapping[str, Feature]
-
-
 class Interpreter:
     """A package whose functions can be run.
 
@@ -70,11 +61,7 @@ class Interpreter:
         contents = read_package(package)
         self.path = package
         self.arithmetic = arithmetic
-        self._functions = read_functions(contents)
-        self.functions: Mapping[str, Signature] = {
-            name: Signature(function.inputs, {key: source.feature for key, source in function.outputs.items()})
-            for name, function in self._functions.items()
-        }
+        self.functions: Mapping[str, Function] = read_functions(contents)
         _check_descriptions(contents, self.functions)
         self.default_function: str = contents.model.description.defaultFunctionName or "main"
         self._find(self.default_function)
@@ -105,7 +92,7 @@ class Interpreter:
                 del results
                 for name in unused:
                     del values[name]
-            return {name: _to_numpy(self._resolve(source, values)) for name, source in chosen.outputs.items()}
+            return {name: _to_numpy(self._resolve(source, values)) for name, source in chosen.results.items()}
 
     def constants(self, function: str) -> Mapping[str, NDArray[Any]]:
         """Give the constants of a function but strings, by the names of their values, compressed ones decompressed.
@@ -117,10 +104,10 @@ class Interpreter:
         return _Constants({name: partial(self._resolve, source, {}) for name, source in sources.items()})
 
     def _find(self, function: str) -> Function:
-        if function not in self._functions:
-            names = ", ".join(self._functions)
+        if function not in self.functions:
+            names = ", ".join(self.functions)
             raise MissingError(f"[coreml] {self.path}: no function {function!r}, want one of {names}")
-        return self._functions[function]
+        return self.functions[function]
 
     def _take_inputs(self, function: Function, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         problems = [f"{name} is missing" for name in sorted(set(function.inputs) - set(inputs))]
@@ -204,7 +191,7 @@ def _to_numpy(value: Value) -> NDArray[Any]:
     return value.numpy().copy()
 
 
-def _check_descriptions(package: PackageFiles, functions: Mapping[str, Signature]) -> None:
+def _check_descriptions(package: PackageFiles, functions: Mapping[str, Function]) -> None:
     """Check that the model's description, by which an app finds features, tells what the program does."""
     description = package.model.description
     described = {item.name: item for item in description.functions} or {"main": description}
@@ -212,12 +199,12 @@ def _check_descriptions(package: PackageFiles, functions: Mapping[str, Signature
         raise FormatError(
             f"[coreml] {package.path}: describes functions {sorted(described)}, want {sorted(functions)}; {_ADVICE}"
         )
-    for name, signature in functions.items():
+    for name, function in functions.items():
         where = f"[coreml] {package.path}: description of function {name!r}"
         if described[name].state:
             raise UnsupportedError(f"{where}: has states")
-        _check_features(described[name].input, signature.inputs, f"{where}: inputs")
-        _check_features(described[name].output, signature.outputs, f"{where}: outputs")
+        _check_features(described[name].input, function.inputs, f"{where}: inputs")
+        _check_features(described[name].output, function.outputs, f"{where}: outputs")
 
 
 def _check_features(described: Any, declared: Mapping[str, Feature], where: str) -> None:

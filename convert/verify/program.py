@@ -59,10 +59,14 @@ class Function:
 
     where: str
     inputs: Mapping[str, Feature]
-    outputs: Mapping[str, Source]
+    results: Mapping[str, Source]  # by the name of the output
     steps: tuple[Step, ...]  # without the constant ones, in the order of the program
     constants: Mapping[str, Compressed | Literal]  # by the name of the value
     last_uses: tuple[tuple[str, ...], ...] = field(repr=False)  # for each step, the values not needed after it
+
+    @property
+    def outputs(self) -> Mapping[str, Feature]:
+        return {name: source.feature for name, source in self.results.items()}
 
 
 def read_functions(package: PackageFiles) -> dict[str, Function]:
