@@ -1,20 +1,15 @@
 """`python -m convert`."""
 
 import sys
-from collections.abc import Callable
+from functools import partial
+from pkgutil import resolve_name
 
 from moddit.signals import run_program
 
 
 def main() -> int:
     """Run the command line; return the exit status."""
-    return run_program(_load)
-
-
-def _load() -> Callable[[], int]:
-    from convert import cli
-
-    return cli.main
+    return run_program(partial(resolve_name, "convert.cli:main"))
 
 
 if __name__ == "__main__":

@@ -23,9 +23,7 @@ def mlx_writer(choices: MLXChoices) -> Write:
 
 
 def coreml_writer(choices: CoreMLChoices, *, verify: bool) -> Write:
-    """Write for Core ML and, unless told otherwise, run what was written.
-
-    The writer raises ParityError if a function does not compute what the reference does.
+    """Write for Core ML and run what was written: ParityError if a function does not compute what the reference does.
 
     Raises:
         MissingError: a module that this needs is not installed.

@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 from tqdm import tqdm
 
+from convert import summary
 from convert.backends import Write, coreml_writer, mlx_writer
 from convert.conversion import Conversion, check_out, convert
 from convert.coreml.choices import Choices as CoreMLChoices
@@ -20,7 +21,6 @@ from convert.coreml.compress import Scheme
 from convert.mlx.layout import Choices as MLXChoices
 from convert.mlx.quantize import BITS, GROUP_SIZES
 from convert.options import checkpoint_options, output_options, source_option
-from convert.summary import Summary
 from convert.verify.command import command as verify_command
 from moddit.bins import Size, parse_size
 from moddit.checkpoint.hub import find_checkpoint
@@ -163,34 +163,22 @@ def mlx_command(dtype: str, quantize: bool, q_bits: str, q_group_size: str, **co
     help="Run every function and compare it with PyTorch; a bundle that differs is not kept.",
 )
 @output_options("coreml_model")
-def coreml_command(
-    sizes: tuple[Size, ...],
-    batches: tuple[int, ...],
-    routing: str,
-    compress: str,
-    chunks: int,
-    max_functions: int | None,
-    allow_fewer: bool,
-    verify: bool,
-    **common: Any,
-) -> None:
+def coreml_command(sizes: tuple[Size, ...], batches: tuple[int, ...], verify: bool, **options: Any) -> None:
     """Convert a checkpoint to a bundle for Core ML.
 
     Without --hf-path it converts the checkpoint that comes with moddit. The summary goes to standard output, progress
     to standard error. `python -m convert verify` checks the bundle again.
     """
-    if allow_fewer and max_functions is None:
-        raise click.UsageError("--allow-fewer changes what --max-functions does, which is not given")
     choices = CoreMLChoices(
         sizes=tuple(dict.fromkeys(sizes)),
         batches=tuple(dict.fromkeys(batches)),
-        routing=Routing(routing),
-        scheme=Scheme(compress),
-        chunks=chunks,
-        max_functions=max_functions,
-        allow_fewer=allow_fewer,
+        routing=Routing(options.pop("routing")),
+        scheme=Scheme(options.pop("compress")),
+        **{name: options.pop(name) for name in ("chunks", "max_functions", "allow_fewer")},
     )
-    _convert(coreml_writer(choices, verify=verify), **common)
+    if choices.allow_fewer and choices.max_functions is None:
+        raise click.UsageError("--allow-fewer changes what --max-functions does, which is not given")
+    _convert(coreml_writer(choices, verify=verify), **options)
 
 
 command.add_command(verify_command, "verify")
@@ -202,29 +190,18 @@ def _convert(write: Write, *, hf_path: str | None, out: str, overwrite: bool, as
     check_out(folder, overwrite=overwrite)  # before anything is downloaded
     checkpoint = find_checkpoint(hf_path, **choices)
     with ExitStack() as bars:
-        progress = partial(_progress_bar, bars)
-        report = _json_summary if as_json else _text_summary
+        progress, report = partial(_progress_bar, bars), partial(_summarise, as_json=as_json)
         text = convert(checkpoint, folder, write, report, overwrite=overwrite, progress=progress)
     click.echo(text)
 
 
-def _json_summary(conversion: Conversion) -> str:
-    return json.dumps(Summary(conversion).to_json(), indent=2)
-
-
-def _text_summary(conversion: Conversion) -> str:
-    return Summary(conversion).to_text()
+def _summarise(conversion: Conversion, *, as_json: bool) -> str:
+    facts = summary.summarise(conversion)
+    return json.dumps(facts, indent=2) if as_json else summary.write(facts, conversion.manifest)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: by default those of the process.
-
-    Returns:
-        the exit status: 0, 1 on an error, 2 on wrong usage, 128 + number on a signal that stops a process.
-    """
+    """Run the command; return 0, 1 on an error, 2 on wrong usage, 128 + number on a signal that stops a process."""
     return end_on_stop(partial(_run, list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -245,5 +222,4 @@ def _progress_bar(bars: ExitStack, what: str, total: int) -> Callable[[int], obj
     bar = bars.enter_context(
         tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=None, file=sys.stderr)
     )
-    update: Callable[[int], object] = bar.update
-    return update
+    return bar.update

@@ -53,17 +53,12 @@ def convert(
     overwrite: bool,
     progress: Progress,
 ) -> R:
-    """Convert a checkpoint to a bundle.
+    """Convert a checkpoint to a bundle at `out`, replacing one there if `overwrite`.
 
     `out` is written whole or not at all, whatever happens on the way, and an old bundle is replaced at the very end.
-
-    Args:
-        checkpoint: what to convert.
-        out: the bundle's folder.
-        write: puts everything but the manifest into an empty folder, and is told how to report bytes of the source.
-        report: makes what is returned, before the bundle appears: nothing can fail afterwards.
-        overwrite: replace a bundle at `out`.
-        progress: makes a counter of bytes for each of the two passes, converting and hashing the source.
+    `write` puts everything but the manifest into an empty folder, and is told how to report bytes of the source;
+    `report` makes what is returned, before the bundle appears: nothing can fail afterwards; `progress` makes a counter
+    of bytes for each of the two passes, converting and hashing the source.
 
     Raises:
         OutputExistsError: `out` exists, and is not to be replaced.

@@ -33,11 +33,7 @@ class LoraType(click.ParamType[LoraSource]):
         except ValueError:
             strength = math.nan
         if not path or not math.isfinite(strength):
-            self.fail(
-                f"{scale!r} is not a scale, want FILE or FILE:NUMBER such as style.safetensors:0.8",
-                param,
-                ctx,
-            )
+            self.fail(f"{scale!r} is not a scale, want FILE or FILE:NUMBER such as style.safetensors:0.8", param, ctx)
         return LoraSource(expand(path), strength)
 
 
@@ -96,23 +92,19 @@ def checkpoint_options(command: Any) -> Any:
 
 def output_options(folder: str) -> Decorator:
     """Add `out`, which is `folder` if it is not given, `overwrite` and `as_json`."""
-
-    def add(command: Any) -> Any:
-        return _add(
-            command,
-            click.option(
-                "--out",
-                "--mlx-path",
-                metavar="FOLDER",
-                default=folder,
-                show_default=True,
-                help="Folder of the bundle, which must not exist.",
-            ),
-            click.option("--overwrite", is_flag=True, help="Replace a bundle at --out, once the new one is whole."),
-            click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
-        )
-
-    return add
+    return lambda command: _add(
+        command,
+        click.option(
+            "--out",
+            "--mlx-path",
+            metavar="FOLDER",
+            default=folder,
+            show_default=True,
+            help="Folder of the bundle, which must not exist.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Replace a bundle at --out, once the new one is whole."),
+        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+    )
 
 
 def _add(command: Any, *options: Decorator) -> Any:

@@ -269,13 +269,13 @@ class _Progress:
     def __init__(self, requests: Sequence[Request], max_tokens: int):
         self._requests = requests
         self._max_tokens = max_tokens
-        self._bar: tqdm[Any] | None = None
+        self._bar: tqdm[Any] = tqdm(disable=True)  # of the picture that is drawn
 
     def __enter__(self) -> _Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._bar.close()
 
     def __call__(self, stage: Stage) -> None:
         if isinstance(stage, Encoded) and max(stage.tokens) >= self._max_tokens:
@@ -285,12 +285,6 @@ class _Progress:
         if stage.index == 0:
             label = f"picture {stage.picture + 1}/{len(self._requests)}, seed {self._requests[stage.picture].seed}"
             self._bar = tqdm(total=stage.total, desc=label, unit="step", file=sys.stderr, disable=None)
-        if self._bar is not None:
-            self._bar.update()
+        self._bar.update()
         if stage.is_last:
-            self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
             self._bar.close()
-            self._bar = None

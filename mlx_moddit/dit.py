@@ -11,31 +11,11 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_moddit.layers import Attention
-from mlx_moddit.transformer import (
-    Conditions,
-    FeedForward,
-    Sizes,
-    TimestepEmbedding,
-    Told,
-    Transformer,
-    unit_scales,
-)
+from mlx_moddit.transformer import Block, Conditions, Sizes, TimestepEmbedding, Told, Transformer, unit_scales
 from moddit.errors import ShapeError
 from moddit.models.dit import FREQ_SHIFT, NORM_EPS, DiTSpec
 from moddit.models.transformer import OUTPUT_NORM_EPS
 from moddit.tokens import TokenPolicy
-
-
-class ClassEmbedder(nn.Module):
-    """Shapes: labels (B,) -> (B, C)."""
-
-    def __init__(self, spec: DiTSpec):
-        super().__init__()
-        self.embedding_table = nn.Embedding(spec.num_classes + 1, spec.hidden_size)
-
-    def __call__(self, labels: mx.array) -> mx.array:
-        return self.embedding_table(labels)
 
 
 class TimestepAndLabelEmbedding(nn.Module):
@@ -44,10 +24,10 @@ class TimestepAndLabelEmbedding(nn.Module):
     def __init__(self, spec: DiTSpec):
         super().__init__()
         self.timestep_embedder = TimestepEmbedding(spec.hidden_size, FREQ_SHIFT)
-        self.class_embedder = ClassEmbedder(spec)
+        self.class_embedder = {"embedding_table": nn.Embedding(spec.num_classes + 1, spec.hidden_size)}
 
     def __call__(self, timesteps: Sequence[float], labels: mx.array) -> mx.array:
-        return self.timestep_embedder(timesteps)[:, None] + self.class_embedder(labels)
+        return self.timestep_embedder(timesteps)[:, None] + self.class_embedder["embedding_table"](labels)
 
 
 class AdaLayerNormZero(nn.Module):
@@ -63,33 +43,24 @@ class AdaLayerNormZero(nn.Module):
         return modulation.reshape(*modulation.shape[:2], 6, -1)
 
 
-class Block(nn.Module):
-    """Self-attention and MLP; with a router where tokens are ranked."""
+class DiTBlock(Block):
+    """A block that computes its own modulation."""
 
     def __init__(self, spec: DiTSpec, *, has_router: bool):
-        super().__init__()
-        self.eps = spec.norm_eps
+        super().__init__(spec, has_router=has_router)
         self.norm1 = AdaLayerNormZero(spec)
-        self.attn1 = Attention(spec.hidden_size, spec.num_attention_heads, bias=spec.attention_bias)
-        self.ff = FeedForward(spec.hidden_size)
-        if has_router:
-            self.router = nn.Linear(spec.hidden_size, 1, bias=False)
 
     def __call__(self, x: mx.array, modulation: mx.array, gates: Sequence[mx.array]) -> mx.array:
         """Process tokens; gates multiply the MLP branch.
 
-        Shapes:
-            x (B, N, C), modulation (B, 6, C), gates (B, N, 1) -> (B, N, C)
+        Shapes: x (B, N, C), modulation (B, 6, C), gates (B, N, 1) -> (B, N, C)
         """
         parts = mx.split(modulation, 6, axis=1)  # six of (B, 1, C)
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = parts
         y = mx.fast.layer_norm(x, None, None, NORM_EPS) * scale_attention + shift_attention
-        x = x + gate_attention * self.attn1(y, *self.attn1.keys_values(y))
+        x = x + self.attend(y, gate_attention)
         y = mx.fast.layer_norm(x, None, None, self.eps) * scale_mlp + shift_mlp
-        y = gate_mlp * self.ff(y)
-        for gate in gates:
-            y = y * gate
-        return x + y
+        return x + self.feed_forward(y, gate_mlp, gates)
 
 
 class DiT(Transformer):
@@ -99,7 +70,7 @@ class DiT(Transformer):
 
     def __init__(self, spec: DiTSpec, policy: TokenPolicy):
         super().__init__(spec, policy)
-        self.transformer_blocks = [Block(spec, has_router=policy.has_routers) for _ in range(spec.num_layers)]
+        self.transformer_blocks = [DiTBlock(spec, has_router=policy.has_routers) for _ in range(spec.num_layers)]
         self.proj_out_1 = nn.Linear(spec.hidden_size, 2 * spec.hidden_size)
         self.proj_out_2 = nn.Linear(spec.hidden_size, spec.patch_size**2 * spec.out_channels)
 

@@ -37,11 +37,7 @@ def cache_folder() -> Path:
 
 
 def bundle_path(checkpoint: Path = CHECKPOINT) -> Path:
-    """Name the bundle of a checkpoint in the cache; another checkpoint or version has another name.
-
-    Raises:
-        MissingError: if there is no checkpoint.
-    """
+    """Name the bundle of a checkpoint and version in the cache; raise MissingError if there is no checkpoint."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     if not files:
         raise MissingError(f"[embedded] {checkpoint}: this installation has no embedded checkpoint; {_HINT}")

@@ -45,12 +45,7 @@ def describe(
 ) -> dict[str, Any]:
     """Gather the facts about a bundle as JSON; capacities and memory are for pictures of one size.
 
-    Args:
-        manifest: of the bundle.
-        compute: where to estimate memory for.
-        height: pixels.
-        width: pixels.
-        tile: side of the VAE's tiles, pixels, for what decoding with --vae-tiling needs.
+    Sizes are pixels; `tile` is the side of the VAE's tiles, for what decoding with --vae-tiling needs.
 
     Raises:
         ShapeError: the model cannot make pictures of this size.

@@ -21,8 +21,7 @@ def without_overflow(dtype: mx.Dtype) -> mx.Dtype:
 class GroupNorm(nn.GroupNorm):
     """PyTorch's group norm on NHWC; the result keeps the dtype of the input, whatever the dtype of the weights.
 
-    Shapes:
-        x (B, H, W, C) -> (B, H, W, C)
+    Shapes: x (B, H, W, C) -> (B, H, W, C)
     """
 
     def __init__(self, groups: int, channels: int, eps: float):
@@ -47,8 +46,7 @@ def merge_heads(x: mx.array) -> mx.array:
 class Attention(nn.Module):
     """Multi-head attention under diffusers' names. Keys and values may be computed once and used many times.
 
-    Shapes:
-        x (B, N, C); keys, values (B, H, L, D); mask (B, 1, 1, L) -> (B, N, C)
+    Shapes: x (B, N, C); keys, values (B, H, L, D); mask (B, 1, 1, L) -> (B, N, C)
     """
 
     def __init__(self, channels: int, heads: int, *, bias: bool):

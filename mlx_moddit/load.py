@@ -60,11 +60,7 @@ class Bundle:
         return found
 
     def transformer(self) -> Transformer:
-        """Build the transformer.
-
-        Raises:
-            FormatError, ShapeError: the files do not hold the tensors that the manifest describes.
-        """
+        """Build the transformer; raise FormatError or ShapeError if files do not hold what the manifest describes."""
         spec, stored = self.spec.transformer, self.manifest.tokens
         model: Transformer = TRANSFORMERS[spec.ARCHITECTURE](spec, stored)
         self._build(model, "transformer", spec.tensors(has_routers=stored.has_routers))
@@ -81,11 +77,7 @@ class Bundle:
         return self._build(AutoencoderKL(self.spec.vae), "vae", self.spec.vae.tensors())
 
     def tokenizer(self) -> PromptTokenizer:
-        """Read the tokenizer, and hold its tokens against the text encoder's vocabulary.
-
-        Raises:
-            MissingError, FormatError, ShapeError, UnsupportedError: as `PromptTokenizer.load`.
-        """
+        """Read the tokenizer, and hold its tokens against the text encoder's vocabulary; raises as `load` of it."""
         text = self.text
         paths = [info.path for info in self.manifest.components["tokenizer"].files]
         for path in paths:
@@ -116,12 +108,9 @@ class Bundle:
 
 
 def load_bundle(folder: Path | str, dtype: mx.Dtype | None = None) -> Bundle:
-    """Open a bundle that `python -m convert --to mlx` wrote.
+    """Open a bundle that `python -m convert --to mlx` wrote, to compute in `dtype` instead of the stored one.
 
-    Args:
-        folder: holds `manifest.json`.
-        dtype: to compute in instead of the stored one; float16 or bfloat16 leave norms, embeddings, modulation, routers
-            and the final projection as they are stored.
+    float16 and bfloat16 leave norms, embeddings, modulation, routers and the final projection as they are stored.
 
     Raises:
         MissingError: no manifest, or a file it lists is absent.
@@ -156,12 +145,8 @@ def _read_files(folder: Path, component: Component, name: str) -> dict[str, mx.a
 
 
 def _quantise(model: nn.Module, quantization: Quantization) -> None:
-    names = frozenset(quantization.tensors)
-
-    def is_listed(path: str, _: nn.Module) -> bool:
-        return f"{path}.weight" in names
-
-    nn.quantize(model, quantization.group_size, quantization.bits, mode=quantization.mode, class_predicate=is_listed)
+    names, shape = frozenset(quantization.tensors), (quantization.group_size, quantization.bits)
+    nn.quantize(model, *shape, mode=quantization.mode, class_predicate=lambda path, _: f"{path}.weight" in names)
 
 
 def _check(

@@ -27,11 +27,7 @@ _VIRAMA: Final = 9  # combining class of the sign that joins the letter after it
 
 
 def default_names(requests: Sequence[Request]) -> tuple[Path, ...]:
-    """Name pictures by DEFAULT_PATTERN; a name that an earlier picture has gets a number, from 2 on.
-
-    Args:
-        requests: of each picture.
-    """
+    """Name pictures by DEFAULT_PATTERN; a name that an earlier picture has gets a number, from 2 on."""
     taken: dict[str, int] = {}  # how often each name was wanted
     paths = []
     for item in requests:
@@ -48,10 +44,8 @@ def default_names(requests: Sequence[Request]) -> tuple[Path, ...]:
 def name_files(pattern: str, requests: Sequence[Request]) -> tuple[Path, ...]:
     """Fill in the user's own pattern of an output for each picture.
 
-    Args:
-        pattern: a path in which {seed}, {index} (0, 1, ...) and {prompt} (shortened to letters, digits and hyphens)
-            stand for those of the picture; numbers take a width, as in {index:03}. A leading ~ is the home folder.
-        requests: of each picture.
+    It is a path in which {seed}, {index} (0, 1, ...) and {prompt} (shortened to letters, digits and hyphens) stand for
+    those of the picture; numbers take a width, as in {index:03}. A leading ~ is the home folder.
 
     Raises:
         ValueRangeError: another field in braces, a name that is not of a PNG or too long, or one name for two pictures.
@@ -84,9 +78,7 @@ def file_key(path: Path) -> str:
 def shorten(prompt: str) -> str:
     """Write the beginning of a prompt as lower-case letters and digits of any script, joined by hyphens.
 
-    Returns:
-        1 to MAX_PROMPT_CHARACTERS characters of NFC, at most MAX_PROMPT_BYTES in UTF-8, which end with a whole
-        letter: none loses its accents or vowel signs.
+    It has 1 to MAX_PROMPT_CHARACTERS characters of NFC and ends with a whole letter, with its accents and vowel signs.
     """
     name, size = "", 0
     for letter in _letters(prompt):

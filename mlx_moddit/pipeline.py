@@ -74,7 +74,7 @@ class Pipeline:
         """Open a bundle that `python -m convert --to mlx` wrote.
 
         Args:
-            path: the bundle's folder.
+            path: folder.
             dtype: "float16", "bfloat16" or "float32", to compute in, or "stored" for what the files have. By default
                 "stored" on a GPU, and "float32" on a CPU, where MLX takes 30 times as long for half precision.
             low_ram: keep one component in memory at a time, and the text encoder's blocks one by one, and decode
@@ -260,11 +260,7 @@ class Generation:
 
 
 def spread_seeds(seed: int | Sequence[int], num_images: int) -> tuple[int, ...]:
-    """List the seeds of `num_images` pictures for each of one or several first seeds.
-
-    Raises:
-        ValueRangeError: if it asks for no picture, or for too many.
-    """
+    """List the seeds of `num_images` pictures for each first seed; raise ValueRangeError for none, or too many."""
     first = list(seed) if isinstance(seed, Sequence) else [seed]
     if num_images * len(first) > PICTURES:
         raise ValueRangeError(

@@ -6,41 +6,25 @@ All samples share the timestep, so shift and scale are vectors, and LayerNorm wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_moddit.layers import Attention
-from mlx_moddit.transformer import (
-    Conditions,
-    FeedForward,
-    Sizes,
-    TimestepEmbedding,
-    Told,
-    Transformer,
-    unit_scales,
-)
+from mlx_moddit.transformer import Block, Conditions, Sizes, TimestepEmbedding, Told, Transformer, unit_scales
 from moddit.errors import ShapeError
 from moddit.models.pixart import PixArtSpec
 from moddit.models.transformer import OUTPUT_NORM_EPS
 from moddit.tokens import TokenPolicy
 
-
-@dataclass(frozen=True)
-class Text:
-    """Keys and values of the text for one layer, and which of them are real."""
-
-    keys: mx.array  # (B, H, L, D)
-    values: mx.array  # (B, H, L, D)
-    mask: mx.array | None  # (B, 1, 1, L), True for real tokens; None if all are
+# Keys and values (B, H, L, D) of the text for a layer, and its mask (B, 1, 1, L): true for real tokens; None if all are
+Text = tuple[mx.array, mx.array, mx.array | None]
 
 
 class SizeAndTimestepEmbedding(nn.Module):
     """Timestep embedding, plus those of the picture's height, width and aspect ratio in a micro-conditioned model.
 
-    Shapes:
-        timesteps (S,) -> (S, C)
+    Shapes: timesteps (S,) -> (S, C)
     """
 
     def __init__(self, spec: PixArtSpec):
@@ -61,8 +45,7 @@ class SizeAndTimestepEmbedding(nn.Module):
 class AdaLayerNormSingle(nn.Module):
     """One modulation for all blocks, to which every block adds its own table.
 
-    Shapes:
-        timesteps (S,) -> modulation (S, 6, C), embedded timesteps (S, C)
+    Shapes: timesteps (S,) -> modulation (S, 6, C), embedded timesteps (S, C)
     """
 
     def __init__(self, spec: PixArtSpec):
@@ -87,33 +70,25 @@ class CaptionProjection(nn.Module):
         return self.linear_2(nn.gelu_approx(self.linear_1(text)))
 
 
-class Block(nn.Module):
-    """Self-attention, cross-attention to the text, and MLP; with a router where tokens are ranked."""
+class PixArtBlock(Block):
+    """A block with cross-attention to the text."""
 
     def __init__(self, spec: PixArtSpec, *, has_router: bool):
-        super().__init__()
-        self.eps = spec.norm_eps
+        super().__init__(spec, has_router=has_router)
         self.scale_shift_table = mx.zeros((6, spec.hidden_size))
-        self.attn1 = Attention(spec.hidden_size, spec.num_attention_heads, bias=spec.attention_bias)
         self.attn2 = Attention(spec.hidden_size, spec.num_attention_heads, bias=spec.attention_bias)
-        self.ff = FeedForward(spec.hidden_size)
-        if has_router:
-            self.router = nn.Linear(spec.hidden_size, 1, bias=False)
 
-    def __call__(self, x: mx.array, modulation: mx.array, gates: Sequence[mx.array], text: Text) -> mx.array:
+    def __call__(self, x: mx.array, modulation: mx.array, gates: Sequence[mx.array], *text: *Text) -> mx.array:
         """Process tokens; gates multiply the MLP branch.
 
-        Shapes:
-            x (B, N, C), modulation (6, C), gates (B, N, 1) -> (B, N, C)
+        Shapes: x (B, N, C), modulation (6, C), gates (B, N, 1) -> (B, N, C)
         """
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
         y = mx.fast.layer_norm(x, scale_attention, shift_attention, self.eps)
-        x = x + gate_attention * self.attn1(y, *self.attn1.keys_values(y))
-        x = x + self.attn2(x, text.keys, text.values, text.mask)  # PixArt does not normalise before cross-attention
-        y = gate_mlp * self.ff(mx.fast.layer_norm(x, scale_mlp, shift_mlp, self.eps))
-        for gate in gates:
-            y = y * gate
-        return x + y
+        x = x + self.attend(y, gate_attention)
+        x = x + self.attn2(x, *text)  # PixArt does not normalise before cross-attention
+        y = mx.fast.layer_norm(x, scale_mlp, shift_mlp, self.eps)
+        return x + self.feed_forward(y, gate_mlp, gates)
 
 
 class PixArt(Transformer):
@@ -127,7 +102,7 @@ class PixArt(Transformer):
         super().__init__(spec, policy)
         self.adaln_single = AdaLayerNormSingle(spec)
         self.caption_projection = CaptionProjection(spec)
-        self.transformer_blocks = [Block(spec, has_router=policy.has_routers) for _ in range(spec.num_layers)]
+        self.transformer_blocks = [PixArtBlock(spec, has_router=policy.has_routers) for _ in range(spec.num_layers)]
         self.scale_shift_table = mx.zeros((2, spec.hidden_size))
         self.proj_out = nn.Linear(spec.hidden_size, spec.patch_size**2 * spec.out_channels)
 
@@ -136,12 +111,12 @@ class PixArt(Transformer):
         table, embedded = self.adaln_single(timesteps, sizes)
         one = unit_scales()
         return Told(
-            context=tuple((text,) for text in texts),
+            context=texts,
             modulation=tuple(
                 (table + block.scale_shift_table + one).astype(self.dtype) for block in self.transformer_blocks
             ),
             output_modulation=(embedded[:, None] + self.scale_shift_table + one[:2]).astype(self.dtype),
-            shared=tuple(array for text in texts for array in (text.keys, text.values)),
+            shared=tuple(array for keys, values, _ in texts for array in (keys, values)),
         )
 
     def project(self, x: mx.array, step: int, conditions: Conditions) -> mx.array:
@@ -161,5 +136,4 @@ class PixArt(Transformer):
             # masked tokens get a weight of exactly zero, so this equals attending to each row's own tokens
             mask = (mx.arange(longest) < mx.array(lengths)[:, None])[:, None, None, :]
         projected = self.caption_projection(padded.astype(self.dtype))
-        pairs = (block.attn2.keys_values(projected) for block in self.transformer_blocks)
-        return tuple(Text(keys, values, mask) for keys, values in pairs)
+        return tuple((*block.attn2.keys_values(projected), mask) for block in self.transformer_blocks)

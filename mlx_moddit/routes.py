@@ -43,15 +43,7 @@ class RouteCounter:
         self._steps: dict[int, int] = {}
 
     def add(self, region: int, kept: Sequence[NDArray[np.integer]]) -> None:
-        """Add one step.
-
-        Args:
-            region: of the step's timestep.
-            kept: indices of every layer; the last row of the batch is the one that follows the prompt.
-
-        Shapes:
-            kept (B, K) each
-        """
+        """Add a step: the indices kept in every layer, (B, K) each, whose last row follows the prompt."""
         tokens = self._grid[0] * self._grid[1]
         counts = sum((np.bincount(layer[-1], minlength=tokens) for layer in kept), np.zeros(tokens, np.int64))
         self._counts[region] = self._counts.get(region, np.zeros(tokens, np.int64)) + counts
@@ -59,28 +51,16 @@ class RouteCounter:
 
     def result(self) -> tuple[RegionRoutes, ...]:
         """Give the regions that were visited, in the order of the visit: the noisiest first."""
-        plan = self._plan
-        timesteps = {
-            region: region_timesteps(region, plan.regions, plan.num_train_timesteps) for region in self._counts
-        }
-        return tuple(
-            RegionRoutes(
-                region=region,
-                first_timestep=timesteps[region][0],
-                last_timestep=timesteps[region][-1],
-                steps=self._steps[region],
-                frequency=(counts / (plan.layers * self._steps[region])).reshape(self._grid),
-            )
-            for region, counts in self._counts.items()
-        )
+        plan, found = self._plan, []
+        for region, counts in self._counts.items():
+            timesteps, steps = region_timesteps(region, plan.regions, plan.num_train_timesteps), self._steps[region]
+            frequency = (counts / (plan.layers * steps)).reshape(self._grid)
+            found.append(RegionRoutes(region, timesteps[0], timesteps[-1], steps, frequency))
+        return tuple(found)
 
 
 def colour_map(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Colour numbers of 0..1.
-
-    Shapes:
-        values (H, W) -> (H, W, 3)
-    """
+    """Colour numbers of 0..1. Shapes: values (H, W) -> (H, W, 3)."""
     anchors = np.linspace(0.0, 1.0, len(COLOURS))
     channels = [np.interp(values, anchors, [colour[channel] for colour in COLOURS]) for channel in range(3)]
     return np.round(np.stack(channels, axis=-1)).astype(np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import mlx.core as mx
@@ -18,7 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_moddit.load import Bundle
 from mlx_moddit.memory import cache_limit
 from mlx_moddit.t5 import T5Encoder
-from mlx_moddit.tokens import OnBlock, TokenRun
+from mlx_moddit.tokens import TokenRun
 from mlx_moddit.transformer import Conditions, Transformer
 from mlx_moddit.vae import AutoencoderKL
 from moddit.bins import resize_and_crop
@@ -110,11 +111,7 @@ class Models:
         Per picture: Loaded for every component that is not in memory, Encoded (of texts) and Prepared if the picture
         before it did not share them, Step for every step, Decoded. A step's arrays depend on those of the step before,
         so a caller evaluates `stage.arrays` once per stage. Only a picture that is decoded in tiles is computed before
-        its stage.
-
-        Args:
-            requests: one for each picture.
-            routes: give the kept tokens in every Step.
+        its stage. With `routes` every Step has the kept tokens.
 
         Raises:
             InputError: at once, if the model cannot fulfil one of the requests.
@@ -170,22 +167,13 @@ class Models:
             conditions = self._prepare(model, request, context, table)
             yield Prepared(tuple(conditions.arrays()))
         kept: list[mx.array] = []
-        run = conditions.start(on_block=_keep(kept) if routes else None)
-        predict = Predictor(model, conditions, run, request.guidance_scale)
+        run = conditions.start(on_block=(lambda _, __, chosen: kept.append(chosen)) if routes else None)
+        predict = partial(_predict, model, conditions, run, request.guidance_scale)
         latents = self._noise(request)
         for done in denoise(table, latents, predict):
             latents, timestep = done.latents, done.step.timestep
-            yield Step(
-                (latents, *kept),
-                picture,
-                done.index,
-                len(table.steps),
-                timestep,
-                latents,
-                done.clean,
-                plan.region(timestep),
-                tuple(kept),
-            )
+            arrays, total, region = (latents, *kept), len(table.steps), plan.region(timestep)
+            yield Step(arrays, picture, done.index, total, timestep, latents, done.clean, region, tuple(kept))
             kept.clear()
         del model, predict
         self._free((latents,))
@@ -228,11 +216,7 @@ class Models:
         return model.prepare(context, table.timesteps, height // downscale, width // downscale, sizes=sizes)
 
     def _noise(self, request: Request) -> mx.array:
-        """Draw PyTorch's noise, which is NCHW.
-
-        Shapes:
-            -> (1, h, w, C) float32
-        """
+        """Draw PyTorch's noise, which is NCHW. Shapes: -> (1, h, w, C) float32."""
         spec = self.bundle.spec
         sides = (side // spec.vae.downscale for side in request.generated_size(spec))
         noise = torch_randn((1, spec.transformer.latent_channels, *sides), request.seed)
@@ -254,8 +238,7 @@ CONDITIONINGS: Final[Mapping[str, Callable[[Models, Any], Generator[Stage, None,
 def resize(image: mx.array, height: int, width: int) -> mx.array:
     """Scale a picture until it covers a size, and crop the middle (see `moddit.bins`).
 
-    Shapes:
-        image (H, W, C) float -> (height, width, C)
+    Shapes: image (H, W, C) float -> (height, width, C)
     """
     rows, columns = resize_and_crop((image.shape[0], image.shape[1]), (height, width))
     for axis, taps in enumerate((rows, columns)):
@@ -265,26 +248,13 @@ def resize(image: mx.array, height: int, width: int) -> mx.array:
     return image
 
 
-@dataclass(frozen=True)
-class Predictor:
-    """Runs the transformer at one step, with classifier-free guidance if the scale asks for it."""
+def _predict(
+    model: Transformer, conditions: Conditions, run: TokenRun, scale: float, index: int, _: SamplerStep, x: mx.array
+) -> mx.array:
+    """Predict a step, with classifier-free guidance if the scale asks for it, without the learned variance.
 
-    model: Transformer
-    conditions: Conditions
-    run: TokenRun
-    guidance_scale: float
-
-    def __call__(self, index: int, _: SamplerStep, latents: mx.array) -> mx.array:
-        """Shapes: latents (1, h, w, C) -> (1, h, w, C) float32, without the learned variance."""
-        rows = 2 if is_guided(self.guidance_scale) else 1
-        output = self.model(mx.concatenate([latents] * rows), index, self.conditions, self.run)
-        return guide(list(mx.split(output, rows)), self.guidance_scale)[..., : self.model.spec.latent_channels]
-
-
-def _keep(kept: list[mx.array]) -> OnBlock:
-    """Make a recorder that lists the kept indices of every layer."""
-
-    def on_block(_layer: int, _scores: mx.array, chosen: mx.array) -> None:
-        kept.append(chosen)
-
-    return on_block
+    Shapes: x (1, h, w, C) -> (1, h, w, C) float32
+    """
+    rows = 2 if is_guided(scale) else 1
+    output = model(mx.concatenate([x] * rows), index, conditions, run)
+    return guide(list(mx.split(output, rows)), scale)[..., : model.spec.latent_channels]

@@ -5,7 +5,7 @@ Source: transformers `models/t5/modeling_t5.py`.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -32,8 +32,7 @@ class RMSNorm(nn.Module):
 class SelfAttention(nn.Module):
     """Attention with an additive bias and without scaling of the scores.
 
-    Shapes:
-        x (B, L, d_model), bias (1 or B, H, L, L) -> (B, L, d_model)
+    Shapes: x (B, L, d_model), bias (1 or B, H, L, L) -> (B, L, d_model)
     """
 
     def __init__(self, spec: T5Spec, *, has_bias_table: bool):
@@ -53,11 +52,7 @@ class SelfAttention(nn.Module):
 
 
 class DenseReluDense(nn.Module):
-    """The feed-forward layer; transformers gives both of its forms this name.
-
-    Shapes:
-        x (B, L, d_model) -> (B, L, d_model)
-    """
+    """The feed-forward layer, in both of its forms. Shapes: x (B, L, d_model) -> (B, L, d_model)."""
 
     def __init__(self, spec: T5Spec):
         super().__init__()
@@ -73,88 +68,60 @@ class DenseReluDense(nn.Module):
         return self.wo(self.activation(self.wi(x)))
 
 
-class AttentionLayer(nn.Module):
-    """Norm, self-attention, residual."""
-
-    def __init__(self, spec: T5Spec, *, has_bias_table: bool):
-        super().__init__()
-        self.SelfAttention = SelfAttention(spec, has_bias_table=has_bias_table)
-        self.layer_norm = RMSNorm(spec.d_model, spec.layer_norm_epsilon)
-
-    def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
-        return x + self.SelfAttention(self.layer_norm(x), bias)
-
-
-class FeedForwardLayer(nn.Module):
-    """Norm, feed-forward, residual."""
-
-    def __init__(self, spec: T5Spec):
-        super().__init__()
-        self.DenseReluDense = DenseReluDense(spec)
-        self.layer_norm = RMSNorm(spec.d_model, spec.layer_norm_epsilon)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return x + self.DenseReluDense(self.layer_norm(x))
-
-
 class Block(nn.Module):
-    """Shapes: x (B, L, d_model), bias (1 or B, H, L, L) -> (B, L, d_model)."""
+    """Self-attention and feed-forward layer, each with its norm and residual.
+
+    Shapes: x (B, L, d_model), bias (1 or B, H, L, L) -> (B, L, d_model)
+    """
 
     def __init__(self, spec: T5Spec, *, has_bias_table: bool):
         super().__init__()
-        self.layer = [AttentionLayer(spec, has_bias_table=has_bias_table), FeedForwardLayer(spec)]
+        norms = [RMSNorm(spec.d_model, spec.layer_norm_epsilon) for _ in range(2)]
+        self.layer = [
+            {"SelfAttention": SelfAttention(spec, has_bias_table=has_bias_table), "layer_norm": norms[0]},
+            {"DenseReluDense": DenseReluDense(spec), "layer_norm": norms[1]},
+        ]
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         attention, feed_forward = self.layer
-        return feed_forward(attention(x, bias))
-
-
-class Stack(nn.Module):
-    """The blocks and the last norm."""
-
-    def __init__(self, spec: T5Spec):
-        super().__init__()
-        self.block: list[nn.Module] = [Block(spec, has_bias_table=index == 0) for index in range(spec.num_layers)]
-        self.final_layer_norm = RMSNorm(spec.d_model, spec.layer_norm_epsilon)
+        x = x + attention["SelfAttention"](attention["layer_norm"](x), bias)
+        return x + feed_forward["DenseReluDense"](feed_forward["layer_norm"](x))
 
 
 class T5Encoder(nn.Module):
-    """T5EncoderModel.
-
-    Activations are float32 where the weights are float16, because the residual stream of T5-XXL leaves float16's range.
-    """
+    """T5EncoderModel. Activations are float32 where the weights are float16, whose range T5-XXL's residuals leave."""
 
     def __init__(self, spec: T5Spec):
         super().__init__()
         self.spec = spec
         self.shared = nn.Embedding(spec.vocab_size, spec.d_model)
-        self.encoder = Stack(spec)
+        self.encoder: dict[str, Any] = {
+            "block": [Block(spec, has_bias_table=index == 0) for index in range(spec.num_layers)],
+            "final_layer_norm": RMSNorm(spec.d_model, spec.layer_norm_epsilon),
+        }
 
     def __call__(self, ids: mx.array, mask: mx.array | None = None, *, release: bool = False) -> mx.array:
-        """Encode text.
+        """Encode texts; the mask is true for real tokens, of which every row needs one, and None if all are real.
 
-        Args:
-            ids: token numbers.
-            mask: true for real tokens, false for padding; None if all are real. Every row needs a real token.
-            release: evaluate block by block and drop each block's weights after it ran, so that about one block is in
-                memory at a time if the weights were loaded lazily. The encoder cannot be used again.
+        `release` evaluates block by block and drops each block's weights after it ran, so that about one block is in
+        memory at a time if the weights were loaded lazily. The encoder cannot be used again.
 
-        Shapes:
-            ids (B, L), mask (B, L) -> (B, L, d_model); rows of padding are meaningless
+        Shapes: ids (B, L), mask (B, L) -> (B, L, d_model); rows of padding are meaningless
         """
-        dtype = without_overflow(compute_dtype(self.encoder.block[0].layer[0].SelfAttention.q))
+        blocks, final_norm = self.encoder["block"], self.encoder["final_layer_norm"]
+        dtype = without_overflow(compute_dtype(blocks[0].layer[0]["SelfAttention"].q))
         x = self.shared(ids).astype(dtype)
         bias = self._bias(ids.shape[1], mask).astype(dtype)
-        for index, block in enumerate(self.encoder.block):
+        for index, block in enumerate(blocks):
             x = block(x, bias)
             if release:
                 mx.eval(x, bias)
-                self.encoder.block[index] = nn.Identity()
-        return self.encoder.final_layer_norm(x)
+                blocks[index] = nn.Identity()
+        return final_norm(x)
 
     def _bias(self, length: int, mask: mx.array | None) -> mx.array:
         """Shapes: mask (B, L) -> (1 or B, H, L, L) float32."""
-        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        table = self.encoder["block"][0].layer[0]["SelfAttention"].relative_attention_bias
         count, max_distance = self.spec.relative_attention_num_buckets, self.spec.relative_attention_max_distance
         buckets = relative_buckets(length, count, max_distance)
         bias = table(mx.array(buckets)).astype(mx.float32).transpose(2, 0, 1)[None]

@@ -29,12 +29,8 @@ class Kept:
 class TokenRun:
     """What the blocks process in the steps of one picture; whatever a policy remembers between steps is here.
 
-    Args:
-        policy: of the model.
-        timesteps: of every step.
-        tokens: of the picture.
-        on_block: called with every layer's index, scores and kept indices (lazy arrays), where tokens are scored.
-        forced: tokens to keep in every layer instead of the ranking's, (B, K) each, for parity reports.
+    `on_block` is called with every layer's index, scores and kept indices (lazy arrays), where tokens are scored;
+    `forced` are tokens to keep in every layer instead of the ranking's, (B, K) each, for parity reports.
     """
 
     def __init__(
@@ -91,11 +87,7 @@ KEEPERS: Final[Mapping[str, Callable[[TokenRun, Any, mx.array, int, int], Kept]]
 
 
 def score(router: mx.array, x: mx.array) -> mx.array:
-    """Score every token in float32, whatever the precision of the model.
-
-    Shapes:
-        router (1, C), x (B, N, C) -> (B, N) float32
-    """
+    """Score every token. Shapes: router (1, C), x (B, N, C) of any precision -> (B, N) float32."""
     return (x.astype(mx.float32) @ router.astype(mx.float32).T)[..., 0]
 
 
@@ -108,12 +100,7 @@ def select_tokens(scores: mx.array, count: int) -> mx.array:
 
     The negated scores are partitioned, not the scores: MLX's partition is stable, so ties then fall to the lower index.
 
-    Args:
-        scores: raw router scores, float32, (B, N).
-        count: tokens to keep, 1..N; a Python integer, because it decides shapes.
-
-    Shapes:
-        scores (B, N) -> kept (B, count), uint32
+    Shapes: scores (B, N) float32 -> kept (B, count) uint32
     """
     assert scores.dtype == mx.float32, scores.dtype  # half precision ties too often to rank by
     assert 1 <= count <= scores.shape[1], (count, scores.shape)
@@ -122,11 +109,7 @@ def select_tokens(scores: mx.array, count: int) -> mx.array:
 
 
 def gather_rows(tokens: mx.array, kept: mx.array) -> mx.array:
-    """Take the kept tokens of each sample.
-
-    Shapes:
-        tokens (B, N, C), kept (B, K) -> rows (B, K, C)
-    """
+    """Take the kept tokens of each sample. Shapes: tokens (B, N, C), kept (B, K) -> rows (B, K, C)."""
     B, N, C = tokens.shape
     return mx.take(tokens.reshape(B * N, C), _flat(kept, N), axis=0).reshape(B, kept.shape[1], C)
 
@@ -134,8 +117,7 @@ def gather_rows(tokens: mx.array, kept: mx.array) -> mx.array:
 def scatter_rows(tokens: mx.array, kept: mx.array, rows: mx.array) -> mx.array:
     """Replace the kept tokens of each sample and leave the others as they are; `tokens` itself is not changed.
 
-    Shapes:
-        tokens (B, N, C), kept (B, K), rows (B, K, C) -> (B, N, C)
+    Shapes: tokens (B, N, C), kept (B, K), rows (B, K, C) -> (B, N, C)
     """
     B, N, C = tokens.shape
     merged, updates = tokens.reshape(B * N, C), rows.reshape(-1, C)

@@ -6,6 +6,7 @@ of every step and layer, and the position embedding.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_moddit.layers import compute_dtype
+from mlx_moddit.layers import Attention, compute_dtype
 from mlx_moddit.tokens import OnBlock, TokenRun
 from moddit.embeddings import sinusoid
 from moddit.errors import ValueRangeError
@@ -90,12 +91,9 @@ class Transformer(nn.Module, ABC):
     ) -> Conditions:
         """Compute and evaluate what stays the same over a generation.
 
-        Args:
-            context: what each row of the batch is conditioned on, as the architecture takes it.
-            timesteps: of every step, 0..T - 1; may be fractional.
-            height: latent pixels, a multiple of patch_size.
-            width: latent pixels, a multiple of patch_size.
-            sizes: of the picture, for models that are told (`spec.size_features`).
+        `context` has what each row of the batch is conditioned on, as the architecture takes it; timesteps, 0..T - 1,
+        may be fractional; height and width are latent pixels, multiples of patch_size; `sizes` are those of the
+        picture, for models that are told (`spec.size_features`).
 
         Raises:
             ShapeError: a side is not made of whole patches, or the context has another shape.
@@ -119,16 +117,9 @@ class Transformer(nn.Module, ABC):
         """Compute what the blocks of an architecture are told, lazily."""
 
     def __call__(self, latents: mx.array, step: int, conditions: Conditions, run: TokenRun) -> mx.array:
-        """Predict noise or velocity at one step.
+        """Predict noise or velocity at a step, an index into the timesteps given to `prepare`.
 
-        Args:
-            latents: any floating dtype.
-            step: index into the timesteps given to `prepare`.
-            conditions: what `prepare` gave.
-            run: what `conditions.start` gave.
-
-        Shapes:
-            latents (B, H, W, in_channels) -> (B, H, W, out_channels) float32
+        Shapes: latents (B, H, W, in_channels) of any floating dtype -> (B, H, W, out_channels) float32
         """
         x = self.embed(latents, conditions)
         for layer in range(len(self.transformer_blocks)):
@@ -176,11 +167,7 @@ class PatchEmbedding(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers over the sinusoid of a number.
-
-    Shapes:
-        values (S,) -> (S, channels)
-    """
+    """Two linear layers over the sinusoid of a number. Shapes: values (S,) -> (S, channels)."""
 
     def __init__(self, channels: int, freq_shift: int = 0):
         super().__init__()
@@ -192,15 +179,24 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(nn.silu(self.linear_1(mx.array(sinusoid(values, TIMESTEP_CHANNELS, self.freq_shift)))))
 
 
-class GELU(nn.Module):
-    """Linear layer and tanh-approximated GELU."""
+class Block(nn.Module):
+    """What the blocks of all architectures have: self-attention and MLP, and a router where tokens are ranked."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, spec: TransformerSpec, *, has_router: bool):
         super().__init__()
-        self.proj = nn.Linear(channels, hidden)
+        self.eps = spec.norm_eps
+        self.attn1 = Attention(spec.hidden_size, spec.num_attention_heads, bias=spec.attention_bias)
+        self.ff = FeedForward(spec.hidden_size)
+        if has_router:
+            self.router = nn.Linear(spec.hidden_size, 1, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return nn.gelu_approx(self.proj(x))
+    def attend(self, x: mx.array, gate: mx.array) -> mx.array:
+        """Run self-attention on normed tokens. Shapes: x (B, N, C) -> the same."""
+        return gate * self.attn1(x, *self.attn1.keys_values(x))
+
+    def feed_forward(self, x: mx.array, gate: mx.array, gates: Sequence[mx.array]) -> mx.array:
+        """Run the MLP on normed tokens, gated by the modulation and by the policy. Shapes: x (B, N, C) -> the same."""
+        return math.prod(gates, start=gate * self.ff(x))
 
 
 class FeedForward(nn.Module):
@@ -209,9 +205,7 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         # the middle one is a dropout in training; only its number counts here
-        self.net: list[nn.Module] = [GELU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)]
+        self.net: list[Any] = [{"proj": nn.Linear(channels, 4 * channels)}, {}, nn.Linear(4 * channels, channels)]
 
     def __call__(self, x: mx.array) -> mx.array:
-        for layer in self.net:
-            x = layer(x)
-        return x
+        return self.net[2](nn.gelu_approx(self.net[0]["proj"](x)))

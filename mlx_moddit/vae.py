@@ -7,6 +7,8 @@ Source: diffusers `models/autoencoders/{autoencoder_kl,vae}.py`.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -37,11 +39,7 @@ class Resnet(nn.Module):
 
 
 class PixelAttention(Attention):
-    """Attention of one head among all pixels, with its norm and residual.
-
-    Shapes:
-        x (B, H, W, C) -> (B, H, W, C)
-    """
+    """Attention of one head among all pixels, with its norm and residual. Shapes: x (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__(channels, heads=1, bias=True)
@@ -70,11 +68,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve both sides; diffusers pads only below and to the right.
-
-    Shapes:
-        x (B, H, W, C) -> (B, H / 2, W / 2, C)
-    """
+    """Halve both sides; diffusers pads only below and to the right. Shapes: x (B, H, W, C) -> (B, H / 2, W / 2, C)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -85,11 +79,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double both sides, nearest neighbour, then convolve.
-
-    Shapes:
-        x (B, H, W, C) -> (B, 2 H, 2 W, C)
-    """
+    """Double both sides, nearest neighbour, then convolve. Shapes: x (B, H, W, C) -> (B, 2 H, 2 W, C)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -101,36 +91,18 @@ class Upsample(nn.Module):
         return self.conv(x.reshape(B, 2 * H, 2 * W, C))
 
 
-def _resnets(channels_in: int, channels_out: int, count: int, groups: int) -> list[Resnet]:
-    return [Resnet(channels_in if index == 0 else channels_out, channels_out, groups) for index in range(count)]
+class SideBlock(nn.Module):
+    """Resnets, then another size unless it is the last block: `samplers` is the layer that changes it."""
 
-
-class DownBlock(nn.Module):
-    """Resnets, then half the size unless it is the last block."""
-
-    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, *, is_last: bool):
+    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, **samplers: nn.Module):
         super().__init__()
-        self.resnets = _resnets(channels_in, channels_out, layers, groups)
-        if not is_last:
-            self.downsamplers = [Downsample(channels_out)]
+        widths = [channels_in, *[channels_out] * layers]
+        self.resnets = [Resnet(width_in, width_out, groups) for width_in, width_out in pairwise(widths)]
+        for name, layer in samplers.items():
+            setattr(self, name, [layer])
 
     def __call__(self, x: mx.array) -> mx.array:
-        for layer in (*self.resnets, *self.get("downsamplers", ())):
-            x = layer(x)
-        return x
-
-
-class UpBlock(nn.Module):
-    """Resnets, then twice the size unless it is the last block."""
-
-    def __init__(self, channels_in: int, channels_out: int, layers: int, groups: int, *, is_last: bool):
-        super().__init__()
-        self.resnets = _resnets(channels_in, channels_out, layers, groups)
-        if not is_last:
-            self.upsamplers = [Upsample(channels_out)]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        for layer in (*self.resnets, *self.get("upsamplers", ())):
+        for layer in (*self.resnets, *self.get("downsamplers", ()), *self.get("upsamplers", ())):
             x = layer(x)
         return x
 
@@ -140,12 +112,13 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: VAESpec):
         super().__init__()
-        channels, groups, last = spec.block_out_channels, spec.norm_num_groups, len(spec.block_out_channels) - 1
+        channels, groups = spec.block_out_channels, spec.norm_num_groups
         self.conv_in = nn.Conv2d(spec.in_channels, channels[0], 3, padding=1)
         self.down_blocks = [
-            DownBlock(width_in, width_out, spec.layers_per_block, groups, is_last=index == last)
-            for index, (width_in, width_out) in enumerate(zip((channels[0], *channels), channels, strict=False))
+            SideBlock(width_in, width_out, spec.layers_per_block, groups, downsamplers=Downsample(width_out))
+            for width_in, width_out in pairwise((channels[0], *channels))
         ]
+        del self.down_blocks[-1]["downsamplers"]  # the last one keeps its size
         self.mid_block = MidBlock(channels[-1], groups, has_attention=spec.mid_block_add_attention)
         self.conv_norm_out = GroupNorm(groups, channels[-1], EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * spec.latent_channels, 3, padding=1)
@@ -163,13 +136,14 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: VAESpec):
         super().__init__()
-        channels, groups, last = spec.block_out_channels[::-1], spec.norm_num_groups, len(spec.block_out_channels) - 1
+        channels, groups = spec.block_out_channels[::-1], spec.norm_num_groups
         self.conv_in = nn.Conv2d(spec.latent_channels, channels[0], 3, padding=1)
         self.mid_block = MidBlock(channels[0], groups, has_attention=spec.mid_block_add_attention)
         self.up_blocks = [
-            UpBlock(width_in, width_out, spec.layers_per_block + 1, groups, is_last=index == last)
-            for index, (width_in, width_out) in enumerate(zip((channels[0], *channels), channels, strict=False))
+            SideBlock(width_in, width_out, spec.layers_per_block + 1, groups, upsamplers=Upsample(width_out))
+            for width_in, width_out in pairwise((channels[0], *channels))
         ]
+        del self.up_blocks[-1]["upsamplers"]  # the last one keeps its size
         self.conv_norm_out = GroupNorm(groups, channels[-1], EPS)
         self.conv_out = nn.Conv2d(channels[-1], spec.out_channels, 3, padding=1)
 
@@ -194,16 +168,12 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
 
     def decode(self, latents: mx.array, *, tile: int | None = None) -> mx.array:
-        """Decode the transformer's latents; undoes their scaling.
+        """Decode the transformer's latents, as the sampler leaves them; undoes their scaling.
 
-        Args:
-            latents: as the sampler leaves them.
-            tile: decode squares of this side (latent pixels, a multiple of TILE_PARTS) one by one and blend them where
-                they overlap: bounds memory, and changes the picture a little, as norms see one tile at a time. Computed
-                at once, not lazily. None: in one piece.
+        With `tile`, squares of this side (latent pixels, a multiple of TILE_PARTS) are decoded at once, not lazily, one
+        by one, and blended where they overlap: bounds memory, and changes the picture a little, as norms see one tile.
 
-        Shapes:
-            latents (B, h, w, latent_channels) -> pictures (B, H, W, out_channels) float32, about -1..1, not clipped
+        Shapes: latents (B, h, w, latent_channels) -> pictures (B, H, W, out_channels) float32, about -1..1, not clipped
         """
         x = latents / self.spec.scaling_factor + self.spec.shift_factor
         x = x.astype(without_overflow(self.decoder.conv_in.weight.dtype))
@@ -241,8 +211,7 @@ class AutoencoderKL(nn.Module):
     def encode(self, images: mx.array) -> tuple[mx.array, mx.array]:
         """Encode pictures to the distribution of their latents, before the transformer's scaling (see `scale`).
 
-        Shapes:
-            images (B, H, W, in_channels), -1..1 -> mean, log variance (B, h, w, latent_channels) float32
+        Shapes: images (B, H, W, in_channels), -1..1 -> mean, log variance (B, h, w, latent_channels) float32
         """
         x = self.encoder(images.astype(without_overflow(self.encoder.conv_in.weight.dtype)))
         if "quant_conv" in self:

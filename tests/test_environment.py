@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from convert.coreml.target import MINIMUM_OS
+from convert.coreml.package import MINIMUM_OS
 from scripts import mac_wheels
 from tests.machines import add_program, make_machine, run_script
 

@@ -56,7 +56,7 @@ LIGHT = {  # what importing every module of a package must not load
 }
 # Packages whose modules may be heavy, but for those that the command line imports.
 MAY_BE_HEAVY = {
-    "convert.coreml": {"convert.coreml", "convert.coreml.choices", "convert.coreml.compress", "convert.coreml.native"},
+    "convert.coreml": {"convert.coreml", "convert.coreml.choices", "convert.coreml.compress"},
     "convert.verify": {"convert.verify", "convert.verify.command"},
 }
 

@@ -1,6 +1,6 @@
 """How a package holds a matrix in fewer bits: integers with scales, or indices into palettes; packed in numpy.
 
-Each form knows its bytes and the values that the device computes with, which is what a reference has to use.
+Each form knows the values that the device computes with, which is what a reference has to use.
 """
 
 from __future__ import annotations
@@ -50,10 +50,6 @@ class Plain:
 
     array: NDArray[Any]  # float16 or float32
 
-    @property
-    def nbytes(self) -> int:
-        return self.array.nbytes
-
     def values(self) -> NDArray[np.float32]:
         return self.array.astype(np.float32)
 
@@ -66,10 +62,6 @@ class Blockwise:
     scales: NDArray[np.float16]  # (rows, blocks), all positive
     offsets: NDArray[np.uint8]  # (rows, blocks)
     bits: int  # 4 or 8
-
-    @property
-    def nbytes(self) -> int:
-        return sum(-(-part.size * self.bits // 8) for part in (self.numbers, self.offsets)) + self.scales.nbytes
 
     def values(self) -> NDArray[np.float32]:
         rows, blocks = self.scales.shape
@@ -86,10 +78,6 @@ class Palette:
     indices: NDArray[np.uint8]  # (rows, columns)
     tables: NDArray[np.float16]  # (groups, entries)
     bits: int  # 4 or 6
-
-    @property
-    def nbytes(self) -> int:
-        return self.indices.size * self.bits // 8 + self.tables.nbytes
 
     def values(self) -> NDArray[np.float32]:
         groups = self.indices.reshape(len(self.tables), -1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from coremltools.converters.mil import Builder as mb
 
 from convert.coreml.layers import linear
-from convert.coreml.transformer import Told, TransformerGraph, Variant, Vars, modulate
+from convert.coreml.transformer import Told, TransformerGraph, Vars, modulate
 from convert.coreml.weights import Var
 from moddit.contract import LABELS, TIMESTEP, block_name
 from moddit.models.dit import FREQ_SHIFT, NORM_EPS, DiTSpec
@@ -21,7 +21,7 @@ class DiTGraph(TransformerGraph):
     def start(self, _: Vars) -> Vars:
         return {}
 
-    def share(self, inputs: Vars, _: Variant) -> Vars:
+    def share(self, inputs: Vars) -> Vars:
         return {"sinusoid": self.sinusoid(inputs[TIMESTEP], "timestep", FREQ_SHIFT), LABELS: inputs[LABELS]}
 
     def block(self, layer: int, x: Var, gates: Sequence[Var], told: Told) -> Var:

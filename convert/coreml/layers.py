@@ -44,10 +44,7 @@ def linear(weights: Weights, x: Var, tensor: str, name: str) -> Var:
 def conv(
     weights: Weights, x: Var, tensor: str, name: str, *, stride: int = 1, pad: Sequence[int] = (1, 1, 1, 1)
 ) -> Var:
-    """Convolution; `pad` counts the zeros above, below, left and right.
-
-    Shapes: x (B, in, H, W) -> (B, out, H', W')
-    """
+    """Convolution; `pad` counts the zeros above, below, left and right. Shapes: x (B, in, H, W) -> (B, out, H', W')."""
     dtype = dtype_of(x)
     return mb.conv(
         x=x,

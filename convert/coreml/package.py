@@ -1,31 +1,45 @@
-"""From programs to saved packages, with what a person sees of them in Xcode."""
+"""From functions to programs and saved packages, with what a person sees of them in Xcode."""
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Final
 
 import coremltools as ct
 from coremltools.converters.mil.backend.mil import load
-from coremltools.converters.mil.mil import Program, types
+from coremltools.converters.mil.mil import Function, Program, types
 from coremltools.proto import Model_pb2
 
 import moddit
-from convert.coreml.native import LIBRARIES, incomplete
-from convert.coreml.target import OPSET
+from convert.installed import LIBRARIES, incomplete
 from moddit.contract import FEATURES, taken_name
 from moddit.graphs import Feature, GraphFunction, Package
 from moddit.signals import Stopped
 
+OPSET: Final = ct.target.iOS18  # macOS 15: several functions in a package, fused attention, weights in four bits
+MINIMUM_OS: Final = {"iOS": "18.0", "macOS": "15.0"}
+COMPUTE_UNITS: Final = "cpuAndGPU"  # top-k, gather and scatter have no place on the Neural Engine
 AUTHOR: Final = "moddit"
 LICENSE: Final = "That of the checkpoint's weights"
 MODEL_FILE: Final = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHT_FILE: Final = "Data/com.apple.CoreML/weights/weight.bin"
 _DTYPES: Final[Mapping[str, str]] = {"fp32": "float32", "fp16": "float16", "int32": "int32"}
+
+
+def build_program(functions: Iterable[tuple[str, dict[str, Any], Callable[[Mapping[str, Any]], list[Any]]]]) -> Program:
+    """Build a program of functions: name, placeholders, and what makes the outputs. The first is the default."""
+    program = Program()
+    for name, inputs, build in functions:
+        with Function(inputs, opset_version=OPSET) as function:
+            function.set_outputs(build(function.inputs))
+        program.add_function(name, function)
+    program.default_function_name = next(iter(program.functions))
+    program.export_as_multifunction = True
+    return program
 
 
 def save_package(program: Program, path: Path, summary: str) -> Package:
@@ -35,7 +49,8 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
         MissingError: coremltools could not load its native library.
         OSError: it cannot be written.
     """
-    with _quiet(), _scratch(path.parent):
+    # coremltools' progress bars cannot be switched off; errors are exceptions
+    with redirect_stderr(io.StringIO()), _scratch(path.parent):
         try:
             ct.convert(
                 program,
@@ -59,7 +74,7 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
 
 
 def _describe(path: Path, summary: str) -> None:
-    """Write author, licence and the meaning of every input and output into a saved package."""
+    """Write author, licence and the meaning of every feature into a saved package."""
     file = path / MODEL_FILE
     model = Model_pb2.Model()
     model.ParseFromString(file.read_bytes())
@@ -93,10 +108,3 @@ def _scratch(folder: Path) -> Iterator[None]:
             yield
         finally:
             tempfile.tempdir = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence coremltools' progress bars, which cannot be switched off; errors are exceptions."""
-    with redirect_stderr(io.StringIO()):
-        yield

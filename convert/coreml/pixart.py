@@ -9,7 +9,7 @@ import numpy as np
 from coremltools.converters.mil import Builder as mb
 
 from convert.coreml.layers import MASKED, attention, cast, linear
-from convert.coreml.transformer import Told, TransformerGraph, Variant, Vars, as_rows, modulate
+from convert.coreml.transformer import Told, TransformerGraph, Vars, as_rows, modulate
 from convert.coreml.weights import Var
 from moddit.contract import (
     ASPECT_RATIO,
@@ -37,7 +37,7 @@ class PixArtGraph(TransformerGraph):
         text = self._project_text(inputs[TEXT])  # (B, L, C)
         return {MODULATION: modulation, EMBEDDED: embedded, TEXT_STATES: text}
 
-    def share(self, inputs: Vars, _: Variant) -> Vars:
+    def share(self, inputs: Vars) -> Vars:
         return {"text_bias": self._mask_bias(inputs[TEXT_MASK])}  # (B, 1, 1, L)
 
     def block(self, layer: int, x: Var, gates: Sequence[Var], told: Told) -> Var:

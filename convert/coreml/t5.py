@@ -6,12 +6,14 @@ are added to it (`o`, `wo`); everything between is float16. Weights are stored i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from coremltools.converters.mil import Builder as mb
-from coremltools.converters.mil.mil import Function, Program, types
+from coremltools.converters.mil.mil import Program, types
 
 from convert.coreml.layers import MASKED, cast, linear, merge_heads, number, split_heads
-from convert.coreml.target import OPSET
+from convert.coreml.package import build_program
 from convert.coreml.weights import Var, Weights
 from moddit.contract import BY_DISTANCE, INPUT_IDS, TEXT, TEXT_FUNCTION, TEXT_MASK
 from moddit.embeddings import relative_buckets
@@ -28,20 +30,18 @@ def build_t5(spec: T5Spec, weights: Weights, length: int) -> Program:
         INPUT_IDS: mb.placeholder([1, length], dtype=types.int32),
         TEXT_MASK: mb.placeholder([1, length], dtype=types.fp32),
     }
-    program = Program()
-    with Function(inputs, opset_version=OPSET) as function:
+
+    def build(fed: Mapping[str, Var]) -> list[Var]:
         table = weights.emit("shared.weight", "fp16")
-        rows = mb.gather(x=table, indices=function.inputs[INPUT_IDS], axis=0, name="embedding")  # (1, L, d_model)
+        rows = mb.gather(x=table, indices=fed[INPUT_IDS], axis=0, name="embedding")  # (1, L, d_model)
         x = cast(rows, "fp32", "embedding_fp32")
-        bias = _attention_bias(spec, weights, function.inputs[TEXT_MASK], length)
+        bias = _attention_bias(spec, weights, fed[TEXT_MASK], length)
         for layer in range(spec.num_layers):
             x = _attention_layer(spec, weights, x, bias, layer)
             x = _feed_forward_layer(spec, weights, x, layer)
-        function.set_outputs([_rms_norm(spec, weights, x, "encoder.final_layer_norm", TEXT)])
-    program.add_function(TEXT_FUNCTION, function)
-    program.default_function_name = TEXT_FUNCTION
-    program.export_as_multifunction = True
-    return program
+        return [_rms_norm(spec, weights, x, "encoder.final_layer_norm", TEXT)]
+
+    return build_program([(TEXT_FUNCTION, inputs, build)])
 
 
 def _attention_bias(spec: T5Spec, weights: Weights, mask: Var, length: int) -> Var:

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from coremltools.converters.mil import Builder as mb
-from coremltools.converters.mil.mil import Function, Program, types
+from coremltools.converters.mil.mil import Program, types
 from numpy.typing import NDArray
 
 from convert.coreml.choices import Routing
 from convert.coreml.layers import attention, cast, linear, number
+from convert.coreml.package import build_program
 from convert.coreml.routing import Keeper
-from convert.coreml.target import OPSET
 from convert.coreml.weights import Var, Weights, shared_const
+from moddit.bins import Size
 from moddit.contract import INTEGERS, LATENTS, PREDICTION, TOKENS, block_name, handed_name
 from moddit.embeddings import sinusoid_frequencies
+from moddit.graphs import StepFunction
 from moddit.models.transformer import OUTPUT_NORM_EPS, StepFeatures, TransformerSpec
+from moddit.spec import ModelSpec
 from moddit.tensors import TIMESTEP_CHANNELS
 from moddit.tokens import TokenPolicy
 
@@ -33,34 +36,15 @@ Vars = Mapping[str, Var]
 Told = dict[str, Var]  # what the blocks of a package take beside the tokens
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What one function is for."""
-
-    name: str
-    height: int  # latent pixels
-    width: int  # latent pixels
-    batch: int  # 2 runs both halves of classifier-free guidance in one call
-    capacities: tuple[int, ...]  # tokens that each layer keeps
-
-
 class TransformerGraph(ABC):
-    """Builds the programs of one model.
+    """Builds the programs of one model, whose policy says which tokens the blocks process."""
 
-    Args:
-        spec: dimensions.
-        policy: which tokens the blocks process.
-        weights: of the transformer.
-        text_tokens: length of the text, padding included; 0 for a model without.
-        routing: how tokens are moved.
-    """
+    spec: TransformerSpec
 
-    def __init__(
-        self, spec: TransformerSpec, policy: TokenPolicy, weights: Weights, text_tokens: int, routing: Routing
-    ) -> None:
-        self.spec = spec
+    def __init__(self, model: ModelSpec, policy: TokenPolicy, weights: Weights, routing: Routing) -> None:
+        self.model = model
+        self.spec = model.transformer
         self.weights = weights
-        self.text_tokens = text_tokens
         self.keeper = Keeper(policy, routing, weights, self.constant)
         self._constants: dict[str, Var] = {}  # of the function under construction
 
@@ -69,18 +53,12 @@ class TransformerGraph(ABC):
         """Compute what the first package hands to the others beside the tokens."""
 
     @abstractmethod
-    def share(self, inputs: Vars, variant: Variant) -> Vars:
+    def share(self, inputs: Vars) -> Vars:
         """Compute what all blocks of a package take, from inputs that every package has."""
 
     @abstractmethod
     def block(self, layer: int, x: Var, gates: Sequence[Var], told: Told) -> Var:
-        """Run a block on the tokens given.
-
-        Args:
-            layer: of the block.
-            x: tokens.
-            gates: what multiplies the MLP branch.
-            told: what `start` and `share` gave, and what an earlier block left there.
+        """Run a block on tokens; `gates` multiply the MLP branch, and an earlier block may have left things in `told`.
 
         Shapes: x (B, K, C), gates (B, K, 1) -> (B, K, C)
         """
@@ -89,51 +67,48 @@ class TransformerGraph(ABC):
     def modulate_output(self, told: Told) -> Var:
         """Compute shift and scale of the output. Shapes: -> (1 or B, 2, C)."""
 
-    def programs(self, variants: Sequence[Variant], chunks: int) -> list[Program]:
-        """Build one program for each chunk of the blocks; each has one function for each variant."""
+    def programs(self, functions: Sequence[StepFunction], chunks: int) -> list[Program]:
+        """Build one program for each chunk of the blocks; each has all functions."""
         edges = [round(self.spec.num_layers * chunk / chunks) for chunk in range(chunks + 1)]
         ranges = [range(first, last) for first, last in pairwise(edges)]
-        return [self._program(variants, layers) for layers in ranges]
+        return [
+            build_program(
+                (item.function, self._inputs(item, layers), partial(self._build, item, layers)) for item in functions
+            )
+            for layers in ranges
+        ]
 
-    def _program(self, variants: Sequence[Variant], layers: range) -> Program:
-        program = Program()
-        for variant in variants:
-            self._constants.clear()
-            with Function(self._inputs(variant, layers), opset_version=OPSET) as function:
-                function.set_outputs(self._build(variant, layers, function.inputs))
-            program.add_function(variant.name, function)
-        program.default_function_name = variants[0].name
-        program.export_as_multifunction = True
-        return program
+    def _latent_size(self, item: StepFunction) -> Size:
+        return item.height // self.model.vae.downscale, item.width // self.model.vae.downscale
 
-    def _features(self, variant: Variant) -> StepFeatures:
-        tokens = self.spec.tokens(variant.height, variant.width)
-        return self.spec.step_features(variant.batch, tokens, self.text_tokens)
+    def _features(self, item: StepFunction) -> StepFeatures:
+        return self.spec.step_features(item.batch, self.spec.tokens(*self._latent_size(item)), self.model.text_tokens)
 
-    def _inputs(self, variant: Variant, layers: range) -> dict[str, Any]:
-        fed = self._features(variant)
+    def _inputs(self, item: StepFunction, layers: range) -> dict[str, Any]:
+        fed = self._features(item)
         if layers.start == 0:
-            latents = (variant.batch, self.spec.in_channels, variant.height, variant.width)
+            latents = (item.batch, self.spec.in_channels, *self._latent_size(item))
             own = {name: _placeholder(name, shape) for name, shape in {LATENTS: latents, **fed.first}.items()}
         else:
             own = {name: mb.placeholder(list(shape), dtype=types.fp16) for name, shape in fed.handed.items()}
         return own | {name: _placeholder(name, shape) for name, shape in fed.always.items()}
 
-    def _build(self, variant: Variant, layers: range, inputs: Vars) -> list[Var]:
+    def _build(self, item: StepFunction, layers: range, inputs: Vars) -> list[Var]:
+        self._constants.clear()
         is_first = layers.start == 0
-        tokens = self._embed_patches(inputs[LATENTS], variant) if is_first else inputs[TOKENS]  # (B, N, C)
-        handed = self.start(inputs) if is_first else {name: inputs[name] for name in self._features(variant).handed}
-        told: Told = {**handed, **self.share(inputs, variant)}
+        tokens = self._embed_patches(inputs[LATENTS]) if is_first else inputs[TOKENS]  # (B, N, C)
+        handed = self.start(inputs) if is_first else {name: inputs[name] for name in self._features(item).handed}
+        told: Told = {**handed, **self.share(inputs)}
         for layer in layers:
-            kept = self.keeper.keep(tokens, layer, variant.capacities[layer], block_name(layer))
+            kept = self.keeper.keep(tokens, layer, item.capacities[layer], block_name(layer))
             tokens = kept.put_back(self.block(layer, kept.tokens, kept.gates, told))
         if layers.stop == self.spec.num_layers:
-            return [self._project_output(tokens, self.modulate_output(told), variant)]
+            return [self._project_output(tokens, self.modulate_output(told), *self._latent_size(item))]
         # an output needs a name of its own, and may not be an input
         given = {**handed, TOKENS: tokens}
-        return [mb.identity(x=given[name], name=handed_name(name)) for name in self._features(variant).handed]
+        return [mb.identity(x=given[name], name=handed_name(name)) for name in self._features(item).handed]
 
-    def _embed_patches(self, latents: Var, variant: Variant) -> Var:
+    def _embed_patches(self, latents: Var) -> Var:
         """Shapes: latents (B, in_channels, H, W) -> tokens (B, N, C)."""
         patch, weights = self.spec.patch_size, self.weights
         tokens = mb.conv(
@@ -144,15 +119,12 @@ class TransformerGraph(ABC):
             pad_type="valid",
             name="patches",
         )  # (B, C, H / patch, W / patch)
-        count, batch = self.spec.tokens(variant.height, variant.width), variant.batch
-        tokens = mb.reshape(x=tokens, shape=[batch, self.spec.hidden_size, count], name="patches_flat")
+        batch, channels, rows, columns = tokens.shape
+        tokens = mb.reshape(x=tokens, shape=[batch, channels, rows * columns], name="patches_flat")
         tokens = cast(mb.transpose(x=tokens, perm=[0, 2, 1], name="patches_tokens"), "fp32", "patches_fp32")
-        position = self._position(variant.height // patch, variant.width // patch)
-        return cast(mb.add(x=tokens, y=position, name="placed_fp32"), "fp16", "placed")
-
-    def _position(self, rows: int, columns: int) -> Var:
         table = self.spec.position_embedding(rows, columns)
-        return shared_const(table[None], f"position_{rows}x{columns}")  # (1, N, C)
+        position = shared_const(table[None], f"position_{rows}x{columns}")  # (1, N, C)
+        return cast(mb.add(x=tokens, y=position, name="placed_fp32"), "fp16", "placed")
 
     def constant(self, name: str, make: Callable[[], NDArray[Any]]) -> Var:
         """Add a constant to the function under construction, unless it is there."""
@@ -193,7 +165,7 @@ class TransformerGraph(ABC):
         branch = attention(self.weights, x, x, tensor, self.spec.num_attention_heads, name)
         return mb.mul(x=branch, y=gate, name=name + "_gated")
 
-    def _project_output(self, x: Var, modulation: Var, variant: Variant) -> Var:
+    def _project_output(self, x: Var, modulation: Var, height: int, width: int) -> Var:
         """Shapes: x (B, N, C), modulation (1 or B, 2, C) -> prediction (B, latent_channels, H, W) float32."""
         spec, weights = self.spec, self.weights
         shift, scale = mb.split(x=modulation, num_splits=2, axis=1, name="output_modulation_parts")
@@ -204,9 +176,9 @@ class TransformerGraph(ABC):
             bias=weights.emit(f"{spec.OUTPUT}.bias", "fp16", self._arrange_output),
             name="proj_out",
         )  # (B, N, latent_channels * patch * patch)
-        rows, columns = variant.height // spec.patch_size, variant.width // spec.patch_size
+        rows, columns = height // spec.patch_size, width // spec.patch_size
         patches = mb.transpose(x=patches, perm=[0, 2, 1], name="output_channels")
-        grid = mb.reshape(x=patches, shape=[variant.batch, patches.shape[1], rows, columns], name="output_grid")
+        grid = mb.reshape(x=patches, shape=[*patches.shape[:2], rows, columns], name="output_grid")
         pixels = mb.pixel_shuffle(x=grid, upscale_factor=spec.patch_size, name="output_pixels")
         return mb.cast(x=pixels, dtype="fp32", name=PREDICTION)
 

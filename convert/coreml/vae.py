@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 from coremltools.converters.mil import Builder as mb
-from coremltools.converters.mil.mil import Function, Program, types
+from coremltools.converters.mil.mil import Program, types
 
 from convert.coreml.layers import attention, cast, conv, number
-from convert.coreml.target import OPSET
+from convert.coreml.package import build_program
 from convert.coreml.weights import Var, Weights
 from moddit.contract import IMAGE, LATENTS, MOMENTS
 from moddit.models.vae import VAESpec
@@ -50,14 +50,10 @@ def build_encoder(spec: VAESpec, weights: Weights, sizes: Sequence[Frame]) -> Pr
 
 
 def _build(input_name: str, shapes: Mapping[str, tuple[int, ...]], build: Callable[[Var], Var]) -> Program:
-    program = Program()
-    for name, shape in shapes.items():
-        with Function({input_name: mb.placeholder(list(shape), dtype=types.fp32)}, opset_version=OPSET) as function:
-            function.set_outputs([build(function.inputs[input_name])])
-        program.add_function(name, function)
-    program.default_function_name = next(iter(shapes))
-    program.export_as_multifunction = True
-    return program
+    return build_program(
+        (name, {input_name: mb.placeholder(list(shape), dtype=types.fp32)}, lambda inputs: [build(inputs[input_name])])
+        for name, shape in shapes.items()
+    )
 
 
 def _decode(spec: VAESpec, weights: Weights, latents: Var) -> Var:
@@ -140,9 +136,8 @@ def _group_norm(spec: VAESpec, weights: Weights, x: Var, tensor: str, name: str)
     flat = mb.reshape(x=x, shape=[batch, spec.norm_num_groups, -1], name=name + "_groups")
     normed = mb.layer_norm(x=flat, axes=[2], epsilon=number(x, EPS), name=name + "_normed")
     grid = mb.reshape(x=normed, shape=[batch, channels, height, width], name=name + "_grid")
-    factor, shift = (weights.emit(f"{tensor}.{part}", "fp32", _as_channels) for part in ("weight", "bias"))
+    factor, shift = (
+        weights.emit(f"{tensor}.{part}", "fp32", lambda array: array[None, :, None, None])
+        for part in ("weight", "bias")
+    )
     return mb.add(x=mb.mul(x=grid, y=factor, name=name + "_scaled"), y=shift, name=name)
-
-
-def _as_channels(array: np.ndarray) -> np.ndarray:
-    return array[None, :, None, None]

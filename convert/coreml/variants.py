@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from convert.coreml.transformer import Variant
 from moddit.bins import Size
 from moddit.contract import step_name
 from moddit.errors import ShapeError, ValueRangeError
@@ -20,21 +18,14 @@ MAX_ROWS: Final = 10  # up to here all partitions are tried, 115975 of them
 Row = tuple[int, ...]  # tenths of every layer
 
 
-@dataclass(frozen=True)
-class Merge:
-    """A plan with fewer rows, and what it costs."""
-
-    plan: RoutingPlan
-    flops_change: float  # of the blocks over all timesteps, as a share of the trained plan's
-
-
 def merge_rows(
     spec: TransformerSpec, plan: RoutingPlan, limit: int, *, tokens: int, text_tokens: int, allow_fewer: bool
-) -> Merge:
+) -> tuple[RoutingPlan, float]:
     """Give regions common rows until at most `limit` are left, with the least change of FLOPs.
 
     A layer of a merged row keeps the most that any of its regions was trained with or, with `allow_fewer`, the mean,
-    rounded: about the trained FLOPs, but fewer tokens in some regions.
+    rounded: about the trained FLOPs, but fewer tokens in some regions. Beside the plan it gives the change of the
+    blocks' FLOPs over all timesteps, as a share of the trained plan's.
 
     Raises:
         ValueRangeError: a limit below 1, or a plan of more rows than can be searched.
@@ -42,7 +33,7 @@ def merge_rows(
     if limit < 1:
         raise ValueRangeError(f"[coreml] max-functions out of range, got {limit}, want at least 1")
     if len(plan.rows()) <= limit:
-        return Merge(plan, 0.0)
+        return plan, 0.0
     rows = plan.rows()
     if len(rows) > MAX_ROWS:
         raise ValueRangeError(f"[coreml] max-functions needs a plan of at most {MAX_ROWS} rows, got {len(rows)}")
@@ -63,7 +54,7 @@ def merge_rows(
     table = tuple(zip(*(merged_rows[row] for row in regions), strict=True))
     merged = RoutingPlan(table, plan.num_train_timesteps)
     before, after = (sum(cost[tenths - 1] for row in item.keep_tenths for tenths in row) for item in (plan, merged))
-    return Merge(merged, after / before - 1)
+    return merged, after / before - 1
 
 
 def _merged(group: Sequence[Row], regions: Sequence[Row], allow_fewer: bool) -> Row:
@@ -89,14 +80,8 @@ def _partitions(items: list[Row], limit: int) -> Iterator[list[list[Row]]]:
 
 def list_functions(
     spec: ModelSpec, plan: RoutingPlan, sizes: Sequence[Size], batches: Sequence[int]
-) -> list[tuple[Variant, StepFunction]]:
-    """List every function of the transformer, with its line of the manifest.
-
-    Args:
-        spec: of the model.
-        plan: that the bundle runs.
-        sizes: picture heights and widths, pixels.
-        batches: samples of one call.
+) -> list[StepFunction]:
+    """List every function of the transformer, for pictures of some sizes in pixels and some batches.
 
     Raises:
         ShapeError: a side is not a multiple of the pixels of a patch.
@@ -114,6 +99,5 @@ def list_functions(
                 regions = tuple(region for region in range(plan.regions) if plan.row(region) == row)
                 name = step_name(height, width, batch, regions)
                 kept = tuple(capacity(tenths, tokens) for tenths in row)
-                variant = Variant(name, height // downscale, width // downscale, batch, kept)
-                functions.append((variant, StepFunction(name, height, width, batch, regions, kept)))
+                functions.append(StepFunction(name, height, width, batch, regions, kept))
     return functions

@@ -33,13 +33,9 @@ _INTEGERS: Final = {
 
 
 class Weights:
-    """What the graphs of one component take from the checkpoint.
+    """What the graphs of one component take from the checkpoint, read when it is first asked for.
 
-    Args:
-        component: name of the component.
-        part: its tensors, read from disk when they are first asked for.
-        scheme: compression of the large matrices of transformer and text encoder.
-        advance: told how many more bytes of the source are read.
+    `advance` is told how many more bytes of the source are read.
     """
 
     def __init__(self, component: str, part: Part, scheme: Scheme, advance: Callable[[int], object]) -> None:
@@ -52,10 +48,6 @@ class Weights:
     def compressed(self) -> tuple[str, ...]:
         """Names of the tensors that are compressed, of those that were used."""
         return tuple(name for name, stored in self._stored.items() if not isinstance(stored, Plain))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a canonical tensor."""
-        return self.part.wanted[name].shape
 
     def __contains__(self, name: str) -> bool:
         return name in self.part.wanted

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import coremltools as ct
 import numpy as np
+from coremltools.converters.mil.mil import Program
 from numpy.typing import NDArray
 
 from convert.coreml.architectures import TRANSFORMERS
 from convert.coreml.choices import Choices, Routing
 from convert.coreml.compress import BLOCK, GROUP, Scheme
-from convert.coreml.package import save_package
+from convert.coreml.package import COMPUTE_UNITS, MINIMUM_OS, save_package
 from convert.coreml.routing import MAX_ONEHOT_TOKENS
 from convert.coreml.t5 import build_t5
-from convert.coreml.target import COMPUTE_UNITS, MINIMUM_OS
 from convert.coreml.vae import build_decoder, build_encoder
 from convert.coreml.variants import list_functions, merge_rows
 from convert.coreml.weights import Weights
@@ -35,9 +35,7 @@ from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
 BACKEND: Final = "coreml"
-OVERHEAD_BYTES: Final = (
-    64 << 20
-)  # graphs, references and manifest, estimated from above; weights exist twice for a while
+OVERHEAD_BYTES: Final = 64 << 20  # graphs, references and manifest, estimated from above
 
 Advance = Callable[[int], object]  # told how many more bytes of the source are done
 Values = Callable[[str], NDArray[np.float32]]
@@ -61,43 +59,40 @@ def write_packages(
     transformer = spec.transformer
     sizes = choices.sizes or ((spec.default_side, spec.default_side),)
     _check_choices(spec, choices, sizes)
+    # weights exist twice for a while
     check_space(folder, 2 * sum(part.nbytes for part in description.parts.values()) + OVERHEAD_BYTES)
     weights = {name: Weights(name, part, choices.scheme, advance) for name, part in description.parts.items()}
     plan, notes = _merge(description, choices, sizes)
     policy = replace(description.policy, plan=plan)
     functions = list_functions(spec, plan, sizes, choices.batches)
-    graph = TRANSFORMERS[transformer.ARCHITECTURE](
-        transformer, policy, weights["transformer"], spec.text_tokens, choices.routing
-    )
-    programs = graph.programs([variant for variant, _ in functions], choices.chunks)
+    graph = TRANSFORMERS[transformer.ARCHITECTURE](spec, policy, weights["transformer"], choices.routing)
+    programs = graph.programs(functions, choices.chunks)
     frames = [(size_name(*size), *size) for size in sizes]
     for name, content in description.documents.items():
         (folder / f"{name}.json").write_bytes(content)
     vae = weights["vae"]
     packages = {
         **CONDITIONINGS[spec.conditioning.KIND](spec.conditioning, weights, folder),
-        "transformer": tuple(
-            save_package(program, folder / name, f"{transformer.TITLE} diffusion transformer, one denoising step")
-            for program, name in zip(programs, package_names("transformer", choices.chunks), strict=True)
-        ),
-        "vae_decoder": (
-            save_package(build_decoder(spec.vae, vae, frames), folder / package_names("vae_decoder")[0], "VAE decoder"),
-        ),
-        "vae_encoder": (
-            save_package(build_encoder(spec.vae, vae, frames), folder / package_names("vae_encoder")[0], "VAE encoder"),
-        ),
+        **_save(folder, "transformer", programs, f"{transformer.TITLE} diffusion transformer, one denoising step"),
+        **_save(folder, "vae_decoder", [build_decoder(spec.vae, vae, frames)], "VAE decoder"),
+        **_save(folder, "vae_encoder", [build_encoder(spec.vae, vae, frames)], "VAE encoder"),
     }
     graphs = Graphs(
         minimum_os=MINIMUM_OS,
         compute_units=COMPUTE_UNITS if choices.routing is Routing.ROWS else "all",
         routing=choices.routing.value,
         packages=packages,
-        step_functions=tuple(item for _, item in functions),
+        step_functions=tuple(functions),
         trained_plan=description.policy.plan,
     )
     components = _components(description, folder, choices, packages, weights)
     written = Written(BACKEND, components, policy, graphs, {"coremltools": ct.__version__}, notes)
     return written, {name: item.values for name, item in weights.items()}
+
+
+def _save(folder: Path, role: str, programs: Sequence[Program], summary: str) -> dict[str, tuple[Package, ...]]:
+    names = zip(programs, package_names(role, len(programs)), strict=True)
+    return {role: tuple(save_package(program, folder / name, summary) for program, name in names)}
 
 
 def _save_t5(text: Text, weights: Mapping[str, Weights], folder: Path) -> dict[str, tuple[Package, ...]]:
@@ -140,7 +135,7 @@ def _merge(description: Description, choices: Choices, sizes: tuple[Size, ...]) 
     if description.policy.is_dense:
         return plan, ("--max-functions does nothing to a dense model",)
     tokens = (sizes[0][0] * sizes[0][1]) // spec.pixels_per_patch**2
-    merge = merge_rows(
+    merged, flops_change = merge_rows(
         spec.transformer,
         plan,
         choices.max_functions,
@@ -149,11 +144,11 @@ def _merge(description: Description, choices: Choices, sizes: tuple[Size, ...]) 
         allow_fewer=choices.allow_fewer,
     )
     note = (
-        f"{len(plan.rows())} rows of capacities became {len(merge.plan.rows())}: "
-        f"{100 * merge.flops_change:+.1f} % block FLOPs, mean keep ratio {plan.mean_keep_ratio:.3f} -> "
-        f"{merge.plan.mean_keep_ratio:.3f}"
+        f"{len(plan.rows())} rows of capacities became {len(merged.rows())}: "
+        f"{100 * flops_change:+.1f} % block FLOPs, mean keep ratio {plan.mean_keep_ratio:.3f} -> "
+        f"{merged.mean_keep_ratio:.3f}"
     )
-    return merge.plan, () if merge.plan == plan else (note,)
+    return merged, () if merged == plan else (note,)
 
 
 def _components(

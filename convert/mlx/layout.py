@@ -60,15 +60,12 @@ class Slot:
         return sum(ITEM_BYTES[dtype] * math.prod(shape) for _, dtype, shape in self.outputs)
 
     def encode(self) -> Iterator[tuple[NDArray[Any], int]]:
-        """Read and convert the tensor in pieces.
-
-        Yields:
-            the bytes of `outputs` in order, and how many bytes of the source they took.
+        """Read and convert the tensor in pieces: the bytes of `outputs` in order, and how many of the source they took.
 
         Raises:
             ValueRangeError: a value is NaN or infinite, or becomes so in the new dtype.
         """
-        held: list[tuple[NDArray[Any], NDArray[Any]]] = []  # scales and biases, which follow all words
+        held: list[list[NDArray[Any]]] = []  # scales and biases, which follow all words
         rows = self.info.shape[0]
         step = max(1, _CHUNK_VALUES * rows // max(1, math.prod(self.info.shape)))
         for first in range(0, rows, step):
@@ -77,9 +74,9 @@ class Slot:
             if self.bits is None:
                 yield np.ascontiguousarray(np.moveaxis(array, 1, -1) if self._is_transposed else array), raw.nbytes
                 continue
-            packed = quantize(widen(array, self.dtype), self.dtype, bits=self.bits, group_size=self.group_size)
-            held.append((packed.scales, packed.biases))
-            yield packed.words, raw.nbytes
+            words, *rest = quantize(widen(array, self.dtype), self.dtype, bits=self.bits, group_size=self.group_size)
+            held.append(rest)
+            yield words, raw.nbytes
         for kind in (0, 1):
             for parts in held:
                 yield parts[kind], 0

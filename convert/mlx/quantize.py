@@ -5,7 +5,6 @@ Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp, `quantize`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -18,25 +17,15 @@ GROUP_SIZES: Final = (32, 64, 128)
 _SMALLEST_SCALE: Final = np.float32(1e-7)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A quantised matrix: value = scale * integer + bias, with one scale and bias for a group within a row."""
+def quantize(
+    matrix: NDArray[np.float32], dtype: str, *, bits: int, group_size: int
+) -> tuple[NDArray[np.uint32], NDArray[Any], NDArray[Any]]:
+    """Quantise the rows of a matrix to words, scales and biases: value = scale * integer + bias.
 
-    words: NDArray[np.uint32]  # (rows, columns * bits / 32), the lowest bits first
-    scales: NDArray[Any]  # (rows, columns / group_size)
-    biases: NDArray[Any]  # likewise
+    The end of a group's range that is larger in magnitude is exactly representable, and so is zero. The values are such
+    as `dtype`, of scales and biases and a name of safetensors, can represent. Words have the lowest bits first.
 
-
-def quantize(matrix: NDArray[np.float32], dtype: str, *, bits: int, group_size: int) -> Packed:
-    """Quantise the rows of a matrix.
-
-    The end of a group's range that is larger in magnitude is exactly representable, and so is zero.
-
-    Args:
-        matrix: values that `dtype` can represent, (rows, columns).
-        dtype: of scales and biases, a name of safetensors.
-        bits: 4 or 8.
-        group_size: columns that share a scale; divides the number of columns.
+    Shapes: (rows, columns) -> words (rows, columns * bits / 32), scales and biases (rows, columns / group_size)
     """
     rows, columns = matrix.shape
     assert columns % group_size == 0
@@ -53,10 +42,6 @@ def quantize(matrix: NDArray[np.float32], dtype: str, *, bits: int, group_size: 
     biases = np.where(has_edge, edges, np.float32(0))
     numbers = np.rint((groups - biases[..., None]) / scales[..., None])
     numbers = np.clip(numbers, 0, bins).astype(np.uint8).reshape(rows, columns)
-    return Packed(_pack(numbers, bits), narrow(scales, dtype), narrow(biases, dtype))
-
-
-def _pack(numbers: NDArray[np.uint8], bits: int) -> NDArray[np.uint32]:
     if bits == 4:
         numbers = numbers[:, 0::2] | (numbers[:, 1::2] << np.uint8(4))
-    return np.ascontiguousarray(numbers).view("<u4")
+    return np.ascontiguousarray(numbers).view("<u4"), narrow(scales, dtype), narrow(biases, dtype)

@@ -73,9 +73,7 @@ class StoredArray:
 
 
 class BlobFile:
-    """A weight file, mapped into memory.
-
-    Pages are mapped copy-on-write: nothing that is done with an array can reach the file.
+    """A weight file, mapped into memory copy-on-write: nothing that is done with an array can reach the file.
 
     Raises:
         MissingError: there is no such file.
@@ -119,10 +117,7 @@ class BlobFile:
 
 
 def decode(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Read bytes, as many as `dtype` and `shape` need, as an array.
-
-    Packed values come in a whole byte each, int4 with its sign.
-    """
+    """Read bytes, as many as are needed, as an array; packed values come in a whole byte each, int4 with its sign."""
     if dtype in NUMPY_DTYPES:
         return data.view(NUMPY_DTYPES[dtype]).reshape(shape)
     values = unpack(data, PACKED_BITS[dtype], math.prod(shape)).reshape(shape)

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.verify.interpreter import Arithmetic, Interpreter, Watch
-from convert.verify.stored import region_edges
-from convert.verify.values import Feature
 from moddit.contract import taken_name
 from moddit.errors import FormatError, UnsupportedError
-from moddit.graphs import Graphs, Package, StepFunction
+from moddit.graphs import Graphs, Package
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
@@ -67,24 +65,13 @@ class Packages:
         (output,) = outputs.values()
         return output
 
-    def regions(self, item: StepFunction) -> list[tuple[int, int]]:
-        """First and last timestep of each region that a function is for."""
-        return region_edges(self.policy.plan, item)
-
 
 def _compare(folder: Path, package: Package, interpreter: Interpreter) -> None:
     """Compare the functions of a package with what the manifest says of them, which is what apps read."""
     found = {
-        name: (_shapes(signature.inputs), _shapes(signature.outputs))
-        for name, signature in interpreter.functions.items()
+        name: (_shapes(function.inputs), _shapes(function.outputs)) for name, function in interpreter.functions.items()
     }
-    wanted = {
-        function.name: (
-            {name: (feature.shape, feature.dtype) for name, feature in function.inputs.items()},
-            {name: (feature.shape, feature.dtype) for name, feature in function.outputs.items()},
-        )
-        for function in package.functions
-    }
+    wanted = {function.name: (_shapes(function.inputs), _shapes(function.outputs)) for function in package.functions}
     if found != wanted:
         names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         raise FormatError(
@@ -93,5 +80,5 @@ def _compare(folder: Path, package: Package, interpreter: Interpreter) -> None:
         )
 
 
-def _shapes(features: Mapping[str, Feature]) -> dict[str, tuple[tuple[int, ...], str]]:
+def _shapes(features: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
     return {name: (feature.shape, _DTYPES.get(feature.dtype, feature.dtype)) for name, feature in features.items()}

@@ -52,16 +52,12 @@ PROMPT: Final = Text.EXAMPLE["prompt"]
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
     bundle: Path,
-    prompt: str | None,
-    label: str | None,
-    seed: int,
-    steps: int,
-    guidance_scale: float | None,
     picture: bool,
     on_device: bool,
     compute_units: str | None,
     timeout: float,
     as_json: bool,
+    **wanted: Any,
 ) -> None:
     """Run every function of BUNDLE, from its saved packages alone, and compare with PyTorch.
 
@@ -80,7 +76,7 @@ def command(
         return
     with uninterrupted():  # the libraries that this loads may swallow exceptions
         from convert.verify.verification import verify_bundle
-    request = _request(manifest, prompt, label, seed, steps, guidance_scale) if picture else None
+    request = _request(manifest, **wanted) if picture else None
     report = verify_bundle(bundle, manifest, request)
     report.write(bundle)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
@@ -88,14 +84,12 @@ def command(
         raise ParityError(f"[verify] {bundle}: does not compute what the reference does; convert the checkpoint again")
 
 
-def _request(
-    manifest: Manifest, prompt: str | None, label: str | None, seed: int, steps: int, guidance_scale: float | None
-) -> Request:
+def _request(manifest: Manifest, *, prompt: str | None = None, label: str | None = None, **given: Any) -> Request:
     """Ask for a picture of the size that the model was trained at or, where there is no function for it, of another."""
     spec, sizes = manifest.spec, manifest.graphs.sizes if manifest.graphs else ()
-    given: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
-    subject = (given if label is None else {**given, "label": spec.number(label)}) or spec.conditioning.EXAMPLE
-    request = Request.complete(spec, **subject, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    subject: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
+    subject |= {} if label is None else {"label": spec.number(label)}
+    request = Request.complete(spec, **(subject or spec.conditioning.EXAMPLE), **given)
     if not sizes or (request.height, request.width) in sizes:
         return request
     return replace(request, height=sizes[0][0], width=sizes[0][1])  # whatever the exporter has made a function for
@@ -104,11 +98,9 @@ def _request(
 def _verify_on_device(bundle: Path, manifest: Manifest, units: str | None, timeout: float, as_json: bool) -> None:
     with uninterrupted():
         from convert.verify.device import check_on_device
-    report = check_on_device(bundle, manifest, units, seconds=timeout, told=_tell)
+    report = check_on_device(
+        bundle, manifest, units, seconds=timeout, told=lambda what: click.echo(printable(what), err=True)
+    )
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
     if not report.passed:
         raise ParityError(f"[verify] {bundle}: with Core ML these failed: {'; '.join(report.failures)}")
-
-
-def _tell(what: str) -> None:
-    click.echo(printable(what), err=True)

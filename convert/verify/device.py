@@ -46,13 +46,8 @@ def check_on_device(
 
     A function that Core ML refuses, or that crashes or does not end, is reported; the others are run nevertheless.
 
-    Args:
-        bundle: with the reference.npz that the exporter wrote.
-        manifest: of the bundle.
-        units: a key of UNITS; by default what the manifest says.
-        perform: performs a task; by default with coremltools on this Mac, in a process of its own.
-        seconds: that such a process may take.
-        told: called before each task with what it is about.
+    `units` is a key of UNITS, by default what the manifest says. `perform` performs a task, by default with coremltools
+    on this Mac, in a process of its own that may take some seconds; `told` is called before each with what it is about.
 
     Raises:
         UnsupportedError: this is not a Mac, the bundle has no packages, or Core ML cannot be used at all.
@@ -159,13 +154,7 @@ class _Session:
 
 
 def _compare(found: NDArray[Any], wanted: NDArray[Any], counted: Any) -> tuple[float, float] | Trouble:
-    """Measure mean and 99.9th percentile of the error, as shares of the largest output.
-
-    Args:
-        found: by Core ML.
-        wanted: by PyTorch.
-        counted: selects what means something; states of padding do not.
-    """
+    """Measure mean and 99.9th percentile of the errors that count (not of padding), as shares of the largest output."""
     if found.shape != wanted.shape:
         return Trouble("wrong output", f"has shape {found.shape}, want {wanted.shape}")
     errors = np.abs(found.astype(np.float64) - wanted)[counted] / max(1e-12, float(np.abs(wanted[counted]).max()))

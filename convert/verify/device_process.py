@@ -14,7 +14,7 @@ from typing import Final
 
 from convert.verify.device_task import Answer, Task, Trouble, write_task
 
-COREMLTOOLS: Final = "convert.verify.framework:CoreMLTools"
+COREML: Final = "convert.verify.framework:CoreML"
 TIMEOUT: Final = 600.0  # seconds
 _MODULE: Final = "convert.verify.device_task"
 _LAST: Final = 4096  # bytes of the errors that are looked at
@@ -22,15 +22,10 @@ _LAST: Final = 4096  # bytes of the errors that are looked at
 
 @dataclass(frozen=True)
 class Processes:
-    """Starts a process for each task.
+    """Starts a process for each task."""
 
-    Args:
-        entry: what makes the `CoreML` to ask, as `package.module:name`.
-        seconds: that a task may take.
-    """
-
-    entry: str = COREMLTOOLS
-    seconds: float = TIMEOUT
+    entry: str = COREML  # what makes the `CoreML` to ask, as `package.module:name`
+    seconds: float = TIMEOUT  # that a task may take
 
     def perform(self, task: Task) -> Answer | Trouble:
         """Perform a task; whatever happens to its process, give an answer or the trouble."""

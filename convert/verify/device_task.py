@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from statistics import median
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,22 +40,17 @@ class Trouble:
         return f"{self.kind}: {self.detail}"
 
 
-@dataclass(frozen=True)
-class Describe:
+class Describe(msgspec.Struct, tag=True):
     """Tell the machine, as `machine`."""
-
-    kind: ClassVar = "describe"
 
     def perform(self, coreml: CoreML, told: Told) -> Answer:
         told("asking for the machine")
         return {"machine": dict(coreml.describe())}
 
 
-@dataclass(frozen=True)
-class Compile:
+class Compile(msgspec.Struct, tag=True):
     """Compile a package, in `seconds`."""
 
-    kind: ClassVar = "compile"
     package: str  # path
     compiled: str  # path, which ends in .mlmodelc
 
@@ -65,8 +61,7 @@ class Compile:
         return {"seconds": time.perf_counter() - start}
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(msgspec.Struct):
     """One package of a chain."""
 
     package: str  # its name, for messages
@@ -74,15 +69,13 @@ class Link:
     inputs: list[str]  # those of the function
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(msgspec.Struct, tag=True):
     """Run a function through its whole chain of packages, of which one at a time is in memory.
 
     The one output of the last goes to the file `output`; the answer has `load_seconds`, and of `predict_seconds` the
     median.
     """
 
-    kind: ClassVar = "run"
     function: str
     units: str
     chain: list[Link]
@@ -112,11 +105,9 @@ class Run:
         return {"load_seconds": load_seconds, "predict_seconds": predict_seconds}
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, tag=True):
     """Count a function's `operations`: by type, then by the device that Core ML prefers."""
 
-    kind: ClassVar = "plan"
     package: str  # path
     compiled: str  # path; taken as it is if the package has this function alone
     function: str
@@ -134,7 +125,7 @@ class Plan:
         return {"operations": dict(sorted(operations.items()))}
 
     def _compile_alone(self, coreml: CoreML, told: Told) -> Path:
-        from convert.verify.excerpt import copy_function
+        from convert.verify.package import copy_function
 
         told(f"compiling {self.function} of {Path(self.package).name} alone")
         compiled = Path(self.folder, Path(self.compiled).name)
@@ -144,7 +135,6 @@ class Plan:
 
 
 Task = Describe | Compile | Run | Plan
-_TASKS: Final[dict[str, type[Task]]] = {task.kind: task for task in (Describe, Compile, Run, Plan)}
 
 
 def perform(task: Task, coreml: CoreML, told: Told = lambda _: None) -> Answer | Trouble:
@@ -164,16 +154,12 @@ def perform(task: Task, coreml: CoreML, told: Told = lambda _: None) -> Answer |
 
 def write_task(task: Task, path: Path) -> None:
     """Write a task for another process."""
-    path.write_text(json.dumps({"kind": task.kind, **asdict(task)}), encoding="utf-8")
+    path.write_bytes(msgspec.json.encode(task))
 
 
 def read_task(path: Path) -> Task:
     """Read what `write_task` has written."""
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    kind = _TASKS[fields.pop("kind")]
-    if "chain" in fields:
-        fields["chain"] = [Link(**link) for link in fields["chain"]]
-    return kind(**fields)
+    return msgspec.json.decode(path.read_bytes(), type=Task)
 
 
 def _time(run: Predict, inputs: Mapping[str, NDArray[Any]]) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from numpy.typing import NDArray
 
@@ -22,36 +22,23 @@ Arrays = Mapping[str, NDArray[Any]]
 Predict = Callable[[dict[str, NDArray[Any]]], Arrays]
 
 
-class CoreML(Protocol):
-    """What the check needs of Core ML, which refuses with RuntimeErrors; `units` is a key of UNITS."""
+class CoreML:
+    """What the check needs of Core ML, on a Mac, which refuses with RuntimeErrors; `units` is a key of UNITS."""
 
     def describe(self) -> Mapping[str, str]:
         """Say which chip, macOS and coremltools these are."""
-
-    def compile(self, package: Path, compiled: Path) -> None:
-        """Compile a package to `compiled`, which ends in .mlmodelc."""
-
-    def load(self, compiled: Path, function: str, units: str) -> Predict:
-        """Load a function."""
-
-    def plan(self, compiled: Path, function: str, units: str) -> Iterable[tuple[str, str]]:
-        """List the operations of the default function: the type of each, and the device that Core ML prefers for it."""
-
-
-class CoreMLTools:
-    """`CoreML` by coremltools, on a Mac."""
-
-    def describe(self) -> Mapping[str, str]:
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         chip = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         return {"chip": chip, "macOS": platform.mac_ver()[0], "coremltools": version("coremltools")}
 
     def compile(self, package: Path, compiled: Path) -> None:
+        """Compile a package to `compiled`, which ends in .mlmodelc."""
         from coremltools.models.utils import compile_model
 
         compile_model(str(package), str(compiled))
 
     def load(self, compiled: Path, function: str, units: str) -> Predict:
+        """Load a function."""
         from coremltools import ComputeUnit
         from coremltools.models import CompiledMLModel
 
@@ -59,6 +46,7 @@ class CoreMLTools:
         return CompiledMLModel(str(compiled), ComputeUnit[UNITS[units]], function).predict
 
     def plan(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
+        """List the operations of the default function: the type of each, and the device that Core ML prefers for it."""
         from coremltools import ComputeUnit
         from coremltools.models import compute_device as devices
         from coremltools.models.compute_plan import MLComputePlan

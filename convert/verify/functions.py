@@ -20,7 +20,7 @@ from torch import Tensor
 
 from convert.verify.bundle import Packages
 from convert.verify.reference import Reference
-from convert.verify.stored import case_name
+from convert.verify.stored import case_name, region_edges
 from moddit.conditioning import Text
 from moddit.contract import IMAGE, INPUT_IDS, LABELS, TEXT, TEXT_ENCODER, TEXT_MASK, TIMESTEP, kept_layer
 from moddit.noise import torch_randn
@@ -87,7 +87,7 @@ def list_cases(packages: Packages, reference: Reference, *, quick: bool) -> Iter
             inputs |= {name: np.array(values, np.float32) for name, values in sizes.items()}
             if TEXT in inputs:
                 inputs[TEXT] = _encode_texts(reference, inputs[TEXT_MASK])
-            edges = [edge for pair in packages.regions(item) for edge in pair]
+            edges = [edge for pair in region_edges(packages.policy.plan, item) for edge in pair]
             for timestep in edges[-1:] if quick else edges:
                 yield Case(role, function.name, timestep, {**inputs, TIMESTEP: np.array([timestep], np.float32)})
 
@@ -148,7 +148,7 @@ def check_case(
 class Route:
     """What a layer of the reference did."""
 
-    kept: tuple[frozenset[int], ...]  # of each sample
+    kept: Kept
     scores: NDArray[np.float32]  # (B, N)
 
 
@@ -171,11 +171,9 @@ def _run_packages(packages: Packages, case: Case) -> tuple[NDArray[np.float32], 
     def watch(name: str, values: tuple[Tensor, ...]) -> None:
         layer = kept_layer(name)
         if layer is not None:
-            rows = values[0]
-            if rows.is_floating_point():  # onehot: 1 for the tokens kept
-                kept[layer] = tuple(frozenset(torch.nonzero(row).flatten().tolist()) for row in rows)
-            else:
-                kept[layer] = tuple(frozenset(row.tolist()) for row in rows)
+            is_onehot = values[0].is_floating_point()  # 1 for the tokens kept
+            rows = (row.nonzero().flatten() if is_onehot else row for row in values[0])
+            kept[layer] = tuple(frozenset(row.tolist()) for row in rows)
 
     return packages.run(case.role, case.function, case.inputs, watch), kept
 

@@ -29,8 +29,7 @@ PICTURE_DECIBELS: Final = {  # PSNR that a picture must reach against the refere
 def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
     """Generate a picture as an app does it.
 
-    Shapes:
-        -> (H, W, 3), 0..1
+    Shapes: -> (H, W, 3), 0..1
 
     Raises:
         MissingError: the bundle has no function for the picture's size.

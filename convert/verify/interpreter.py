@@ -5,9 +5,10 @@ It shares no code with the exporter nor with coremltools' own loaders, so what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import UserDict
+from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from convert.verify.operations import Value
 from convert.verify.package import PackageFiles, read_package
 from convert.verify.program import Compressed, Computed, Function, Source, Step, read_functions
-from convert.verify.values import Feature, Literal, hold, holds
+from convert.verify.values import Feature, hold, holds
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 
 Watch = Callable[[str, tuple[Tensor, ...]], None]
@@ -44,23 +45,11 @@ class Arithmetic(Enum):
     ROUNDED = "fp16"  # they are rounded after every operation, and overflow to infinity: near what a device does
 
 
-@dataclass(frozen=True)
-class Signature:
-    """What a function takes and gives, by name."""
-
-    inputs: Mapping[str, Feature]
-    outputs: Mapping[str, Feature]
-
-
 class Interpreter:
     """A package whose functions can be run.
 
     The whole program is checked when it is read: operations, parameters, dtypes, and the place of every constant in
     the weights. Weights are mapped, decoded when an operation uses them, and dropped after it.
-
-    Args:
-        package: the .mlpackage.
-        arithmetic: how values that are declared fp16 are treated.
 
     Raises:
         MissingError: the package or one of its files is absent.
@@ -72,11 +61,7 @@ class Interpreter:
         contents = read_package(package)
         self.path = package
         self.arithmetic = arithmetic
-        self._functions = read_functions(contents)
-        self.functions: Mapping[str, Signature] = {
-            name: Signature(function.inputs, {key: source.feature for key, source in function.outputs.items()})
-            for name, function in self._functions.items()
-        }
+        self.functions: Mapping[str, Function] = read_functions(contents)
         _check_descriptions(contents, self.functions)
         self.default_function: str = contents.model.description.defaultFunctionName or "main"
         self._find(self.default_function)
@@ -84,16 +69,10 @@ class Interpreter:
     def run(
         self, function: str, inputs: Mapping[str, NDArray[Any]], watch: Watch | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Run a function.
+        """Run a function; give an array for each output: floats as float32, integers as int32, booleans.
 
-        Args:
-            function: its name; see `default_function`, which is "main" in most packages of one function.
-            inputs: an array for each input, of the declared shape; floats, integers or booleans of any width.
-            watch: called after each operation but the constant ones with its name and its outputs, which it must not
-                change.
-
-        Returns:
-            An array for each output: floats as float32, integers as int32, booleans.
+        Inputs are arrays of the declared shapes: floats, integers or booleans of any width. `watch` is called after
+        each operation but the constant ones with its name and its outputs, which it must not change.
 
         Raises:
             MissingError: no such function, or inputs that are absent or too many.
@@ -113,25 +92,22 @@ class Interpreter:
                 del results
                 for name in unused:
                     del values[name]
-            return {name: _to_numpy(self._resolve(source, values)) for name, source in chosen.outputs.items()}
+            return {name: _to_numpy(self._resolve(source, values)) for name, source in chosen.results.items()}
 
     def constants(self, function: str) -> Mapping[str, NDArray[Any]]:
-        """Give the constants of a function by the names of their values, compressed ones as they decompress.
+        """Give the constants of a function but strings, by the names of their values, compressed ones decompressed.
 
-        Each is decoded when it is looked up, and not kept. Strings are left out.
-
-        Raises:
-            MissingError: no such function.
+        Each is decoded when it is looked up, and not kept. Raises MissingError if there is no such function.
         """
         constants = self._find(function).constants
         sources = {name: source for name, source in constants.items() if source.feature.dtype != "string"}
-        return _Constants(sources, lambda source: _to_numpy(self._resolve(source, {})))
+        return _Constants({name: partial(self._resolve, source, {}) for name, source in sources.items()})
 
     def _find(self, function: str) -> Function:
-        if function not in self._functions:
-            names = ", ".join(self._functions)
+        if function not in self.functions:
+            names = ", ".join(self.functions)
             raise MissingError(f"[coreml] {self.path}: no function {function!r}, want one of {names}")
-        return self._functions[function]
+        return self.functions[function]
 
     def _take_inputs(self, function: Function, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         problems = [f"{name} is missing" for name in sorted(set(function.inputs) - set(inputs))]
@@ -192,25 +168,11 @@ class Interpreter:
         return source.read()
 
 
-class _Constants(Mapping[str, NDArray[Any]]):
+class _Constants(UserDict[str, Any]):
     """Constants that are decoded when they are looked up."""
 
-    def __init__(
-        self,
-        sources: Mapping[str, Compressed | Literal],
-        decode: Callable[[Compressed | Literal], NDArray[Any]],
-    ) -> None:
-        self._sources = sources
-        self._decode = decode
-
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._decode(self._sources[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)
+        return _to_numpy(self.data[name]())
 
 
 def _check_range(result: Tensor, feature: Feature, where: str) -> None:
@@ -229,7 +191,7 @@ def _to_numpy(value: Value) -> NDArray[Any]:
     return value.numpy().copy()
 
 
-def _check_descriptions(package: PackageFiles, functions: Mapping[str, Signature]) -> None:
+def _check_descriptions(package: PackageFiles, functions: Mapping[str, Function]) -> None:
     """Check that the model's description, by which an app finds features, tells what the program does."""
     description = package.model.description
     described = {item.name: item for item in description.functions} or {"main": description}
@@ -237,12 +199,12 @@ def _check_descriptions(package: PackageFiles, functions: Mapping[str, Signature
         raise FormatError(
             f"[coreml] {package.path}: describes functions {sorted(described)}, want {sorted(functions)}; {_ADVICE}"
         )
-    for name, signature in functions.items():
+    for name, function in functions.items():
         where = f"[coreml] {package.path}: description of function {name!r}"
         if described[name].state:
             raise UnsupportedError(f"{where}: has states")
-        _check_features(described[name].input, signature.inputs, f"{where}: inputs")
-        _check_features(described[name].output, signature.outputs, f"{where}: outputs")
+        _check_features(described[name].input, function.inputs, f"{where}: inputs")
+        _check_features(described[name].output, function.outputs, f"{where}: outputs")
 
 
 def _check_features(described: Any, declared: Mapping[str, Feature], where: str) -> None:

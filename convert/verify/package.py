@@ -1,8 +1,10 @@
-"""The files of an .mlpackage: its manifest, and the model that the manifest names."""
+"""The files of an .mlpackage: its manifest, and the model that the manifest names; copies with one function alone."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,23 +26,14 @@ class PackageFiles:
     file: Path  # of the model
     model: Any  # Model_pb2.Model, with an ML program
 
-    @property
-    def folder(self) -> Path:
-        """That of the model's file."""
-        return self.file.parent
-
     def find_file(self, name: str) -> Path:
-        """Give the path of a file that the program names.
-
-        Raises:
-            FormatError: the name is not one below the model's folder.
-        """
+        """Give the path of a file that the program names; raise FormatError if it is not below the model's folder."""
         parts = Path(name).parts
         if len(parts) < 2 or parts[0] != _MODEL_PATH or ".." in parts:
             raise FormatError(
                 f"[coreml] {self.path}: file of weights is named {name!r}, want {_MODEL_PATH}/...; {_ADVICE}"
             )
-        return self.folder.joinpath(*parts[1:])
+        return self.file.parent.joinpath(*parts[1:])
 
 
 def read_package(path: Path) -> PackageFiles:
@@ -84,3 +77,42 @@ def _read(path: Path) -> bytes:
         raise MissingError(f"[coreml] {path}: no such file; {_ADVICE}") from None
     except OSError as error:
         raise FormatError(f"[coreml] {path}: cannot be read ({error.strerror}); {_ADVICE}") from None
+
+
+def copy_function(package: Path, function: str, copy: Path) -> Path:
+    """Copy a package to `copy`, which must not exist, without all functions but one; return `copy`.
+
+    coremltools asks Core ML for a compute plan without naming a function, so it gets that of the default one. Its own
+    way to another default, `save_multifunction`, reads and writes all weights again. Here only the protobuf is written;
+    files of weights become hard links where the file system has them, and keep what only other functions use.
+
+    Raises:
+        MissingError: the package has no such function.
+        FormatError: the package is damaged.
+    """
+    contents = read_package(package)
+    model, file = contents.model, contents.file
+    names = sorted(model.mlProgram.functions)
+    if function not in names:
+        raise MissingError(f"[coreml] {package}: no function {function!r}, want one of {', '.join(names)}")
+    for name in names:
+        if name != function:
+            del model.mlProgram.functions[name]
+    kept = [item for item in model.description.functions if item.name == function]
+    del model.description.functions[:]
+    model.description.functions.extend(kept)
+    model.description.defaultFunctionName = function
+    shutil.copytree(package, copy, copy_function=_link)
+    target = copy / file.relative_to(package)
+    target.unlink()  # it may be the same file as the package's
+    target.write_bytes(model.SerializeToString())
+    return copy
+
+
+def _link(source: str, target: str) -> str:
+    """Make a hard link, or a copy where there can be none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return str(shutil.copy2(source, target))
+    return target

@@ -20,8 +20,8 @@ _ADVICE: Final = "write or copy the package again"
 
 
 @dataclass(frozen=True)
-class Output:
-    """A value that a step gives."""
+class Computed:
+    """What a step or the caller gives, by its name."""
 
     name: str
     feature: Feature
@@ -35,16 +35,8 @@ class Step:
     name: str
     operation: Operation
     arguments: Mapping[str, tuple[Source, ...]]
-    outputs: tuple[Output, ...]
+    outputs: tuple[Computed, ...]
     is_constant: bool  # compressed weights, which are computed where they are used
-
-
-@dataclass(frozen=True)
-class Computed:
-    """What an earlier step or the caller has given, by its name."""
-
-    name: str
-    feature: Feature
 
 
 @dataclass(frozen=True)
@@ -67,10 +59,14 @@ class Function:
 
     where: str
     inputs: Mapping[str, Feature]
-    outputs: Mapping[str, Source]
+    results: Mapping[str, Source]  # by the name of the output
     steps: tuple[Step, ...]  # without the constant ones, in the order of the program
     constants: Mapping[str, Compressed | Literal]  # by the name of the value
     last_uses: tuple[tuple[str, ...], ...] = field(repr=False)  # for each step, the values not needed after it
+
+    @property
+    def outputs(self) -> Mapping[str, Feature]:
+        return {name: source.feature for name, source in self.results.items()}
 
 
 def read_functions(package: PackageFiles) -> dict[str, Function]:
@@ -121,7 +117,7 @@ class _Reader:
         if proto.type not in OPERATIONS or len(proto.blocks):
             raise UnsupportedError(f"{where}: this type of operation is not implemented in convert/verify/operations")
         outputs = tuple(
-            Output(item.name, read_feature(item.type, f"{where}: output {item.name!r}")) for item in proto.outputs
+            Computed(item.name, read_feature(item.type, f"{where}: output {item.name!r}")) for item in proto.outputs
         )
         arguments = self._read_arguments(proto, where)
         is_constant = proto.type.startswith("constexpr_")
@@ -129,8 +125,7 @@ class _Reader:
         _check_arguments(step)
         _check_dtypes(step)
         for output in outputs:
-            source = Compressed(step) if is_constant else Computed(output.name, output.feature)
-            self._define(output.name, source, where)
+            self._define(output.name, Compressed(step) if is_constant else output, where)
         if not is_constant:
             yield step
 

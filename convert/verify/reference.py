@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -44,13 +44,7 @@ class Reference:
 
     @classmethod
     def build(cls, spec: ModelSpec, policy: TokenPolicy, values: Mapping[str, Values]) -> Reference:
-        """Build the models.
-
-        Args:
-            spec: of the bundle.
-            policy: that the bundle runs.
-            values: weights of each component.
-        """
+        """Build the models with the weights of each component."""
         transformer = build_transformer(spec.transformer, policy, values["transformer"])
         components = {"vae": build_vae(spec.vae, values["vae"])}
         if isinstance(spec.conditioning, Text):
@@ -100,12 +94,10 @@ class Reference:
 
     def _decode(self, features: Mapping[str, Tensor]) -> Tensor:
         vae = self.spec.vae
-        image: Tensor = self.components["vae"].decode(features[LATENTS] / vae.scaling_factor + vae.shift_factor).sample
-        return image
+        return self.components["vae"].decode(features[LATENTS] / vae.scaling_factor + vae.shift_factor).sample
 
     def _encode_image(self, features: Mapping[str, Tensor]) -> Tensor:
-        moments: Tensor = self.components["vae"].encode(features[IMAGE]).latent_dist.parameters
-        return moments
+        return self.components["vae"].encode(features[IMAGE]).latent_dist.parameters
 
     def pipeline(self, folder: Path) -> ReferencePipeline:
         """Put a pipeline around these models, with the tokenizer of a bundle where the model has one."""
@@ -182,21 +174,9 @@ def _replace_sinusoids(model: nn.Module) -> None:
 
 def build_t5(spec: T5Spec, values: Values) -> Any:
     """Build the T5 encoder."""
-    config = T5Config(
-        vocab_size=spec.vocab_size,
-        d_model=spec.d_model,
-        d_kv=spec.d_kv,
-        d_ff=spec.d_ff,
-        num_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        relative_attention_num_buckets=spec.relative_attention_num_buckets,
-        relative_attention_max_distance=spec.relative_attention_max_distance,
-        feed_forward_proj="gated-gelu" if spec.is_gated else "relu",
-        dense_act_fn=spec.dense_act_fn,
-        layer_norm_epsilon=spec.layer_norm_epsilon,
-        is_encoder_decoder=False,
-        use_cache=False,
-    )
+    fields = asdict(spec)
+    form = "gated-gelu" if fields.pop("is_gated") else "relu"
+    config = T5Config(**fields, feed_forward_proj=form, is_encoder_decoder=False, use_cache=False)
     with torch.device("meta"):
         model = T5EncoderModel(config)
     _load(model, spec.tensors(), values)
@@ -207,22 +187,9 @@ def build_t5(spec: T5Spec, values: Values) -> Any:
 def build_vae(spec: VAESpec, values: Values) -> Any:
     """Build the autoencoder."""
     blocks = len(spec.block_out_channels)
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * blocks, "up_block_types": ("UpDecoderBlock2D",) * blocks}
     with torch.device("meta"):
-        model = AutoencoderKL(
-            in_channels=spec.in_channels,
-            out_channels=spec.out_channels,
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-            block_out_channels=spec.block_out_channels,
-            layers_per_block=spec.layers_per_block,
-            latent_channels=spec.latent_channels,
-            norm_num_groups=spec.norm_num_groups,
-            scaling_factor=spec.scaling_factor,
-            shift_factor=spec.shift_factor or None,
-            use_quant_conv=spec.use_quant_conv,
-            use_post_quant_conv=spec.use_post_quant_conv,
-            mid_block_add_attention=spec.mid_block_add_attention,
-        )
+        model = AutoencoderKL(**{**asdict(spec), "shift_factor": spec.shift_factor or None}, **kinds)
     _load(model, spec.tensors(), values)
     return model.eval()
 

@@ -11,7 +11,6 @@ from typing import Any, Final, cast
 
 from convert.verify.functions import EXACT_TOLERANCE, TIE_MARGIN, Outcome
 from convert.verify.generation import PICTURE_DECIBELS
-from convert.verify.interpreter import Arithmetic
 from moddit.files import new_file
 from moddit.text import printable
 
@@ -76,11 +75,7 @@ class Report:
         return "\n".join(map(printable, lines))
 
     def write(self, folder: Path) -> None:
-        """Put the report into a bundle.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Put the report into a bundle; raise StorageError if it cannot be written."""
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
         with new_file(folder / REPORT_NAME, overwrite=True) as file:  # in the place of a link, not through it
             file.write(text.encode())
@@ -107,8 +102,3 @@ def _line(item: Outcome, width: int) -> str:
         flips = "+".join(map(str, item.flipped_rounded)) if any(item.flipped_rounded) else "0"
         rest = f"{item.rounded_mean:9.1e} {item.rounded_p999:8.1e} {flips:>8}"
     return f"{printable(item.case):{width}}  {item.exact_error:8.1e} {rest}{'' if item.passed else '  FAILED'}"
-
-
-def decibels(exact: float, rounded: float) -> dict[str, float]:
-    """Name the two PSNRs of a picture."""
-    return {Arithmetic.EXACT.value: exact, Arithmetic.ROUNDED.value: rounded}

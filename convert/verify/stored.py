@@ -11,11 +11,10 @@ import json
 import math
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -79,22 +78,14 @@ def stored_cases(plan: RoutingPlan, graphs: Graphs) -> list[tuple[str, str, str]
 
 
 def store(folder: Path, spec: ModelSpec, policy: TokenPolicy, graphs: Graphs, arrays: Mapping[str, Any]) -> None:
-    """Write the arrays of all cases.
-
-    Raises:
-        OSError: they cannot be written.
-    """
+    """Write the arrays of all cases; raise OSError if they cannot be written."""
     path = reference_file(folder)
     digest = np.array(_digest(spec, policy, graphs))
     np.savez_compressed(path, allow_pickle=False, **{**arrays, DESCRIPTION: digest})
 
 
 def read_stored(folder: Path, manifest: Manifest) -> Arrays:
-    """Read the arrays of all cases, and check that they are of this bundle.
-
-    Args:
-        folder: the bundle.
-        manifest: of the bundle, with packages.
+    """Read the arrays of all cases, and check that they are of this bundle, which has packages.
 
     Raises:
         MissingError: there is no such file.
@@ -105,7 +96,8 @@ def read_stored(folder: Path, manifest: Manifest) -> Arrays:
     path = reference_file(folder)
     wanted = _wanted_arrays(manifest.tokens.plan, manifest.graphs)
     try:
-        with _open(path, wanted) as archive:
+        _check_file(path, wanted)
+        with ZipFile(path) as archive:
             _check_description(archive, folder, _digest(manifest.spec, manifest.tokens, manifest.graphs))
             _check_members(archive, wanted)
             return {name: _read_array(archive, name, item) for name, item in wanted.items() if name != DESCRIPTION}
@@ -126,15 +118,12 @@ def _wanted_arrays(plan: RoutingPlan, graphs: Graphs) -> dict[str, Wanted]:
     return wanted
 
 
-@contextmanager
-def _open(path: Path, wanted: Mapping[str, Wanted]) -> Iterator[ZipFile]:
-    """Open an archive that is no larger than what is wanted of it."""
+def _check_file(path: Path, wanted: Mapping[str, Wanted]) -> None:
+    """Check that an archive is no larger than what is wanted of it."""
     status = path.stat()
     most = OVERHEAD + sum(OVERHEAD + item.bytes for item in wanted.values())
     if not stat.S_ISREG(status.st_mode) or status.st_size > most:
         raise ValueError(f"has {status.st_size} bytes, want a file of at most {most}")
-    with path.open("rb") as file, ZipFile(file) as archive:
-        yield archive
 
 
 def _check_description(archive: ZipFile, folder: Path, digest: str) -> None:
@@ -170,15 +159,10 @@ def _read_array(archive: ZipFile, name: str, wanted: Wanted) -> NDArray[Any]:
         shape, is_fortran, dtype = npy.read_array_header_1_0(file)
         if shape != wanted.shape or dtype != wanted.dtype:
             raise ValueError(f"{name!r} is {dtype} {shape}, want {wanted.dtype} {wanted.shape}")
-        data = _read_exactly(file, wanted.bytes, name)
+        data = file.read(wanted.bytes)
+        if len(data) != wanted.bytes or file.read(1):
+            raise ValueError(f"{name!r} has another size than its shape says")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
-
-
-def _read_exactly(file: IO[bytes], count: int, name: str) -> bytes:
-    data = file.read(count)
-    if len(data) != count or file.read(1):
-        raise ValueError(f"{name!r} has another size than its shape says")
-    return data
 
 
 def _digest(spec: ModelSpec, policy: TokenPolicy, graphs: Graphs) -> str:

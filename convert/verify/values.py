@@ -17,25 +17,10 @@ from convert.verify.blobs import NUMPY_DTYPES, PACKED_BITS, StoredArray, count_b
 from moddit.errors import FormatError, UnsupportedError
 
 FLOATS: Final = ("fp16", "fp32")
+DTYPES: Final = frozenset({"bool", "string", *NUMPY_DTYPES, *PACKED_BITS})
 _DTYPES: Final[Mapping[int, str]] = {
-    MIL_pb2.BOOL: "bool",
-    MIL_pb2.STRING: "string",
-    MIL_pb2.FLOAT16: "fp16",
-    MIL_pb2.FLOAT32: "fp32",
-    MIL_pb2.INT4: "int4",
-    MIL_pb2.INT8: "int8",
-    MIL_pb2.INT16: "int16",
-    MIL_pb2.INT32: "int32",
-    MIL_pb2.UINT1: "uint1",
-    MIL_pb2.UINT2: "uint2",
-    MIL_pb2.UINT3: "uint3",
-    MIL_pb2.UINT4: "uint4",
-    MIL_pb2.UINT6: "uint6",
-    MIL_pb2.UINT8: "uint8",
-    MIL_pb2.UINT16: "uint16",
-    MIL_pb2.UINT32: "uint32",
+    MIL_pb2.DataType.Value(dtype.upper().replace("FP", "FLOAT")): dtype for dtype in DTYPES
 }
-DTYPES: Final = frozenset(_DTYPES.values())
 
 
 @dataclass(frozen=True)
@@ -102,12 +87,7 @@ def read_feature(value_type: Any, where: str) -> Feature:
 
 
 def read_literal(value: Any, find_blob: Callable[[str, int, Feature], StoredArray], where: str) -> Literal:
-    """Read a constant from the protobuf, or find it in the weights.
-
-    Args:
-        value: a MIL_pb2.Value.
-        find_blob: finds an array by the name of its file and the offset of its metadata.
-        where: the operation, for messages.
+    """Read a constant, a MIL_pb2.Value, or find it in the weights, by the name of its file and its metadata's offset.
 
     Raises:
         UnsupportedError: the constant is not a tensor of a known dtype.

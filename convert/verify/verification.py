@@ -18,7 +18,7 @@ from convert.verify.functions import check_case, list_cases
 from convert.verify.generation import generate, measure_psnr, open_tokenizer
 from convert.verify.interpreter import Arithmetic
 from convert.verify.reference import SPECIAL_TOKENS, Reference, Values
-from convert.verify.report import REPORT_NAME, Picture, Report, decibels
+from convert.verify.report import REPORT_NAME, Picture, Report
 from convert.verify.stored import read_stored, reference_file, store
 from convert.verify.weights import read_values
 from moddit.conditioning import Text
@@ -38,14 +38,8 @@ def verify_written(
 ) -> Report:
     """Run every function once in exact arithmetic against the reference with the weights that were meant to be written.
 
-    Leaves parity.json and, for whoever verifies later or on a device, reference.npz in the folder.
-
-    Args:
-        folder: the bundle, whose manifest need not be there yet.
-        spec: of the model.
-        policy: that the bundle runs.
-        graphs: its packages.
-        values: of each component, a function from canonical names to the weights that the packages should hold.
+    Leaves parity.json and, for whoever verifies later or on a device, reference.npz in the folder, whose manifest need
+    not be there yet. `values` has for each component a function from canonical names to the weights meant.
 
     Raises:
         ParityError: a function differs from the reference.
@@ -72,11 +66,6 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> 
 
     The reference has the weights that the packages hold; reference.npz, if it is there, tells whether they are still
     those that were written. Leaves the pictures of reference and packages in the folder, as verify-*.png.
-
-    Args:
-        folder: the bundle.
-        manifest: of the bundle.
-        request: the picture; None for none.
 
     Raises:
         InputError: the bundle is damaged, or has no packages.
@@ -114,15 +103,12 @@ def _check_tokenizer(packages: Packages, request: Request | None) -> None:
 
 def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, request: Request) -> Picture:
     wanted = reference.pipeline(exact.folder).draw(request)
-    found = {arithmetic: generate(packages, request) for arithmetic, packages in _pairs(exact, rounded)}
-    for name, picture in {"reference": wanted, **{item.value: image for item, image in found.items()}}.items():
+    pairs = {Arithmetic.EXACT: exact, Arithmetic.ROUNDED: rounded}
+    found = {arithmetic.value: generate(packages, request) for arithmetic, packages in pairs.items()}
+    for name, picture in {"reference": wanted, **found}.items():
         _save(exact.folder / f"verify-{name}.png", picture)
-    psnr = decibels(*(measure_psnr(image, wanted) for image in found.values()))
+    psnr = {name: measure_psnr(image, wanted) for name, image in found.items()}
     return Picture(request.subject, request.seed, request.steps, psnr)
-
-
-def _pairs(exact: Packages, rounded: Packages) -> tuple[tuple[Arithmetic, Packages], ...]:
-    return (Arithmetic.EXACT, exact), (Arithmetic.ROUNDED, rounded)
 
 
 def _save(path: Path, picture: NDArray[np.float32]) -> None:

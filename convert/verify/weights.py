@@ -40,11 +40,7 @@ class _Component:
         self.constants = [package.constants(package.default_function) for package in packages]
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """Read a canonical tensor.
-
-        Raises:
-            MissingError: no package has it.
-        """
+        """Read a canonical tensor; raise MissingError if no package has it."""
         label = constant_name(name)
         if name == _BIAS_TABLE:
             return self._collect_buckets(self._find(label + BY_DISTANCE))

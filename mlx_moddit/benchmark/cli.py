@@ -30,7 +30,7 @@ PROMPT: Final = (
 @click.option("--model", metavar="DIR", help="Bundle to measure.  [default: the embedded model]")
 @click.option("--config", type=click.Choice(tuple(CONFIGURATIONS)), help="Measure random weights of this model.")
 @click.option("--layers", type=click.IntRange(1), help="Layers of --config, for slow machines.  [default: all]")
-@click.option("--text-encoder", is_flag=True, help="Measure the text encoder of --config too, which is large.")
+@click.option("--encoder", is_flag=True, help="Measure the text encoder of --config too, which is large.")
 @click.option("--keep", type=click.FloatRange(0.1, 1), help="Tokens kept in every layer.  [default: the model's plan]")
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Precision to compute in.  [default: as generate]")
 @click.option("--bits", type=click.Choice(["4", "8"]), help="Quantise the weights of --config.")
@@ -79,10 +79,9 @@ def run(options: dict[str, Any]) -> BenchmarkRecord:
 def _check(options: dict[str, Any]) -> None:
     if options["model"] is not None and options["config"] is not None:
         raise UnsupportedError("[benchmark] got --model and --config, want one of them")
-    for name in ("layers", "bits", "text_encoder"):
+    for name in ("layers", "bits", "encoder"):
         if options[name] and options["config"] is None:
-            option = name.replace("_", "-")
-            raise UnsupportedError(f"[benchmark] --{option} is only for --config; a bundle has its own")
+            raise UnsupportedError(f"[benchmark] --{name} is only for --config; a bundle has its own")
 
 
 def _job(options: dict[str, Any], size: Size | None) -> Job:
@@ -98,7 +97,7 @@ def _job(options: dict[str, Any], size: Size | None) -> Job:
         keep=options["keep"],
         dtype=options["dtype"],
         bits=None if options["bits"] is None else int(options["bits"]),
-        text_encoder=options["text_encoder"],
+        encoder=options["encoder"],
         prompt=options["prompt"],
         height=height,
         width=width,

@@ -51,10 +51,10 @@ class RandomText(nn.Module):
 class RandomBundle(Bundle):
     """A bundle without files; its components are made when they are asked for."""
 
-    has_text_encoder: bool = field(kw_only=True)  # or random states in its place
+    has_encoder: bool = field(kw_only=True)  # or random states in its place
 
     def text_encoder(self) -> Any:
-        return super().text_encoder() if self.has_text_encoder else RandomText(self.text.encoder, self._stored)
+        return super().text_encoder() if self.has_encoder else RandomText(self.text.encoder, self._stored)
 
     def tokenizer(self) -> Any:
         return Words(self.text.max_sequence_length)
@@ -75,7 +75,7 @@ class RandomBundle(Bundle):
         return weights
 
 
-def make_bundle(spec: ModelSpec, tokens: TokenPolicy, dtype: str, bits: int | None, *, text_encoder: bool) -> Bundle:
+def make_bundle(spec: ModelSpec, tokens: TokenPolicy, dtype: str, bits: int | None, *, encoder: bool) -> Bundle:
     """Make a bundle with random weights.
 
     Args:
@@ -83,7 +83,7 @@ def make_bundle(spec: ModelSpec, tokens: TokenPolicy, dtype: str, bits: int | No
         tokens: policy, which says whether there are routers.
         dtype: of the weights, "float16", "bfloat16" or "float32"; those that are always precise stay float32.
         bits: of the weights of the transformer's and the text encoder's linear layers; None leaves them as they are.
-        text_encoder: whether there is one, or random states in its place.
+        encoder: whether there is one, or random states in its place.
     """
     tensors = spec.tensors(has_routers=tokens.has_routers)
     components = {
@@ -91,7 +91,7 @@ def make_bundle(spec: ModelSpec, tokens: TokenPolicy, dtype: str, bits: int | No
     }
     made = Provenance("random weights", "0" * 64, {}, "2026-01-01T00:00:00Z")
     manifest = Manifest("0" * 64, "mlx", spec, tokens, components, None, made)
-    return RandomBundle(Path(), manifest, has_text_encoder=text_encoder)
+    return RandomBundle(Path(), manifest, has_encoder=encoder)
 
 
 def _component(tensors: Tensors | None, dtype: str, bits: int | None) -> Component:

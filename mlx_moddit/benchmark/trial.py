@@ -47,7 +47,7 @@ class Job:
     keep: float | None  # ratio in every layer, instead of the model's plan
     dtype: str | None  # as `Pipeline.load` takes it; of random weights what they have
     bits: int | None  # of random weights
-    text_encoder: bool  # of a configuration, instead of random states
+    encoder: bool  # of a configuration, instead of random states
     prompt: str
     height: int | None  # pixels
     width: int | None
@@ -83,7 +83,7 @@ def open_job(job: Job) -> Bundle:
             stored = TokenPolicy.topk(RoutingPlan.uniform(layers, 1, snap(job.keep), timesteps))
         dtype = job.dtype or default_dtype()
         stored_dtype = "float16" if dtype == STORED else dtype
-        bundle = make_bundle(spec, stored, stored_dtype, job.bits, text_encoder=job.text_encoder)
+        bundle = make_bundle(spec, stored, stored_dtype, job.bits, encoder=job.encoder)
     return replace(bundle, tokens=_policy(job, stored))
 
 
@@ -151,7 +151,7 @@ def _idle(job: Job) -> frozenset[str]:
     """List the stages of a job that do nothing a model would: random weights are made, not loaded."""
     if job.config is None:
         return frozenset()
-    return frozenset({"load"} if job.text_encoder else {"load", "encode"})
+    return frozenset({"load"} if job.encoder else {"load", "encode"})
 
 
 def _collect(measured: list[Measured], *, without: frozenset[str]) -> list[StageRecord]:

@@ -18,9 +18,9 @@ MLX_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
 def check_equal(values: np.ndarray, dtype: str, bits: int, group_size: int) -> None:
     values = widen(narrow(values, dtype), dtype)
     wanted = mx.quantize(mx.array(values).astype(MLX_DTYPES[dtype]), group_size=group_size, bits=bits)
-    found = quantize(values, dtype, bits=bits, group_size=group_size)
-    assert np.array_equal(found.words, np.array(wanted[0]))
-    for ours, mlx in ((found.scales, wanted[1]), (found.biases, wanted[2])):
+    words, scales, biases = quantize(values, dtype, bits=bits, group_size=group_size)
+    assert np.array_equal(words, np.array(wanted[0]))
+    for ours, mlx in ((scales, wanted[1]), (biases, wanted[2])):
         assert np.array_equal(widen(ours, dtype), np.array(mlx.astype(mx.float32)))
 
 
@@ -43,9 +43,9 @@ def test_equals_mlx_on_anything(values: np.ndarray, bits: int) -> None:
 def test_error_is_at_most_half_a_step(bits: int) -> None:
     values = np.random.default_rng(0).standard_normal((8, 128)).astype(np.float32)
     packed = quantize(values, "F32", bits=bits, group_size=64)
-    words, scales, biases = (mx.array(part) for part in (packed.words, packed.scales, packed.biases))
+    words, scales, biases = map(mx.array, packed)
     restored = np.array(mx.dequantize(words, scales, biases, group_size=64, bits=bits))
-    steps = np.repeat(np.abs(packed.scales), 64, axis=1)
+    steps = np.repeat(np.abs(packed[1]), 64, axis=1)
     # The far end of a range may lie up to half a step beyond the last number, since zero is moved onto the grid.
     assert (np.abs(restored - values) <= 1.01 * steps).all()
     assert (np.abs(restored - values) <= 0.501 * steps).mean() > 0.99

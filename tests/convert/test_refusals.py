@@ -357,7 +357,7 @@ class TestOutput:
         def fail(_: object) -> None:
             raise FormatError("no summary")
 
-        monkeypatch.setattr("convert.cli.Summary", fail)
+        monkeypatch.setattr("convert.summary.summarise", fail)
         refuse(source, "no summary")
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -26,7 +26,7 @@ JOB: Final = Job(
     keep=None,
     dtype=None,
     bits=None,
-    text_encoder=False,
+    encoder=False,
     prompt="a red circle",
     height=None,
     width=None,
@@ -117,7 +117,7 @@ def test_a_model_of_classes() -> None:
     [
         (("--config", "dit-xl-2", "--model", "x"), "got --model and --config, want one of them"),
         (("--bits", "4"), "--bits is only for --config"),
-        (("--text-encoder",), "--text-encoder is only for --config"),
+        (("--encoder",), "--encoder is only for --config"),
         (("--size", "64"), "'64' is not a size, want HEIGHTxWIDTH"),
         (("--size", "62x64"), "height is not a multiple of"),
         (("--config", "dit-xl-2", "--arm", "routed"), "the model is dense, it has no arm 'routed'"),

@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from convert.verify.operations.registry import operation
 from moddit.errors import FormatError
 
+UNARY: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
+    "identity": lambda x: x,
+    "square": torch.square,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "sigmoid": torch.sigmoid,
+    "silu": lambda x: x * x.sigmoid(),
+    "relu": torch.relu,
+}
+BINARY: Final[Mapping[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[str, ...]]]] = {  # with the dtype given
+    "add": (torch.add, ()),
+    "sub": (torch.sub, ()),
+    "mul": (torch.mul, ()),
+    "greater": (torch.gt, ("bool",)),
+    "less": (torch.lt, ("bool",)),
+    "equal": (torch.eq, ("bool",)),
+}
 
-@operation("identity")
-def identity(x: Tensor) -> Tensor:
-    return x
+
+def _register_unary(kind: str, compute: Callable[[Tensor], Tensor]) -> None:
+    @operation(kind)
+    def apply(x: Tensor) -> Tensor:
+        return compute(x)
+
+
+def _register_binary(kind: str, compute: Callable[[Tensor, Tensor], Tensor], dtypes: tuple[str, ...]) -> None:
+    @operation(kind, dtypes=dtypes)
+    def apply(x: Tensor, y: Tensor) -> Tensor:
+        return compute(x, y)
+
+
+for _kind, _unary in UNARY.items():
+    _register_unary(_kind, _unary)
+for _kind, _binary in BINARY.items():
+    _register_binary(_kind, *_binary)
 
 
 @operation("cast", dtypes=("dtype",), mixed=("x",))
@@ -22,54 +57,9 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     return x.float() if dtype in ("fp16", "fp32") else x.int()
 
 
-@operation("add")
-def add(x: Tensor, y: Tensor) -> Tensor:
-    return x + y
-
-
-@operation("sub")
-def sub(x: Tensor, y: Tensor) -> Tensor:
-    return x - y
-
-
-@operation("mul")
-def mul(x: Tensor, y: Tensor) -> Tensor:
-    return x * y
-
-
 @operation("rsqrt", mixed=("epsilon",))
 def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
     return (x + epsilon).rsqrt()
-
-
-@operation("square")
-def square(x: Tensor) -> Tensor:
-    return x * x
-
-
-@operation("sin")
-def sin(x: Tensor) -> Tensor:
-    return x.sin()
-
-
-@operation("cos")
-def cos(x: Tensor) -> Tensor:
-    return x.cos()
-
-
-@operation("sigmoid")
-def sigmoid(x: Tensor) -> Tensor:
-    return x.sigmoid()
-
-
-@operation("silu")
-def silu(x: Tensor) -> Tensor:
-    return x * x.sigmoid()
-
-
-@operation("relu")
-def relu(x: Tensor) -> Tensor:
-    return x.relu()
 
 
 @operation("gelu")
@@ -79,18 +69,3 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     if mode not in ("EXACT", "TANH_APPROXIMATION"):
         raise FormatError(f"mode, got {mode!r}, want EXACT, TANH_APPROXIMATION or SIGMOID_APPROXIMATION")
     return functional.gelu(x, approximate="tanh" if mode == "TANH_APPROXIMATION" else "none")
-
-
-@operation("greater", dtypes=("bool",))
-def greater(x: Tensor, y: Tensor) -> Tensor:
-    return x > y
-
-
-@operation("less", dtypes=("bool",))
-def less(x: Tensor, y: Tensor) -> Tensor:
-    return x < y
-
-
-@operation("equal", dtypes=("bool",))
-def equal(x: Tensor, y: Tensor) -> Tensor:
-    return x == y

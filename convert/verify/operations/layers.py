@@ -51,12 +51,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
 
     A row whose keys are all masked by -inf or False gives NaN, where torch's own function may hide it.
 
-    Shapes:
-        query (*B, L, E), key (*B, S, E), value (*B, S, F), attn_mask broadcastable to (*B, L, S) -> (*B, L, F)
+    Shapes: query (*B, L, E), key (*B, S, E), value (*B, S, F), attn_mask broadcastable to (*B, L, S) -> (*B, L, F)
     """
     batch = query.shape[:-2]
     scale = 1 / math.sqrt(query.shape[-1])
-    mask = None if attn_mask is None else _make_additive(attn_mask).expand(*batch, query.shape[-2], key.shape[-2])
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, -math.inf)
+    mask = None if attn_mask is None else attn_mask.expand(*batch, query.shape[-2], key.shape[-2])
     result = query.new_empty(*query.shape[:-1], value.shape[-1])
     for head in np.ndindex(*batch):
         scores = query[head] @ key[head].mT * scale
@@ -108,9 +109,3 @@ def _normalise(axes: Ints | None, rank: int) -> Ints:
     if not all(-rank <= axis < rank for axis in axes):
         raise FormatError(f"axes, got {list(axes)}, want numbers in [{-rank}, {rank})")
     return tuple(axis % rank for axis in axes)
-
-
-def _make_additive(mask: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape).masked_fill(~mask, -math.inf)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar, get_type_hints
 
 import torch
@@ -34,11 +35,7 @@ class Operation:
     mixed: frozenset[str]  # floats that may have another dtype than the rest
 
     def evaluate(self, arguments: Mapping[str, Argument]) -> Tensors:
-        """Compute the outputs.
-
-        Raises:
-            FormatError: an argument is not what the parameter takes.
-        """
+        """Compute the outputs; raise FormatError if an argument is not what its parameter takes."""
         read = {}
         for parameter, argument in arguments.items():
             try:
@@ -105,11 +102,11 @@ def _read_string(argument: Argument) -> str:
     return value
 
 
-def _read_list(argument: Argument, dtype: torch.dtype) -> list[Any]:
+def _read_list(argument: Argument, dtype: torch.dtype) -> tuple[Any, ...]:
     value = _read_tensor(argument)
     if value.dtype != dtype or value.dim() > 1:
         raise FormatError(f"got {value.dtype} {list(value.shape)}, want a list of {dtype}")
-    return value.reshape(-1).tolist()
+    return tuple(value.reshape(-1).tolist())
 
 
 def _read_scalar(argument: Argument, dtype: torch.dtype) -> Any:
@@ -124,18 +121,8 @@ def _read_number(argument: Argument) -> float:
     return float(_read_scalar(argument, torch.float32 if value.is_floating_point() else torch.int32))
 
 
-def _read_int(argument: Argument) -> int:
-    return int(_read_scalar(argument, torch.int32))
-
-
-def _read_bool(argument: Argument) -> bool:
-    return bool(_read_scalar(argument, torch.bool))
-
-
-def _read_ints(argument: Argument) -> Ints:
-    return tuple(_read_list(argument, torch.int32))
-
-
+_read_int = partial(_read_scalar, dtype=torch.int32)
+_read_ints = partial(_read_list, dtype=torch.int32)
 _READERS: Final[Mapping[Any, Callable[[Argument], Any]]] = {
     Tensor: _read_tensor,
     Tensor | None: _read_tensor,
@@ -144,7 +131,7 @@ _READERS: Final[Mapping[Any, Callable[[Argument], Any]]] = {
     float: _read_number,
     int: _read_int,
     int | None: _read_int,
-    bool: _read_bool,
+    bool: partial(_read_scalar, dtype=torch.bool),
     Ints: _read_ints,
     Ints | None: _read_ints,
 }

@@ -44,8 +44,7 @@ def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Take slices of `x` along `axis`.
 
-    Shapes:
-        x (*B, *P, N, *Q), indices (*B, *I) -> (*B, *P, *I, *Q), with as many axes B as batch_dims
+    Shapes: x (*B, *P, N, *Q), indices (*B, *I) -> (*B, *P, *I, *Q), with as many axes B as batch_dims
     """
     axis %= x.dim()
     if batch_dims:
@@ -85,7 +84,8 @@ def scatter(
     if updates.shape != wanted:
         raise FormatError(f"updates have shape {list(updates.shape)}, want {list(wanted)}")
     slices = updates.reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :])
-    _check_unique(rows)
+    if (rows.sort().values.diff() == 0).any():
+        raise ValueRangeError("indices repeat, so that it is open which of the updates stays")
     return data.index_copy(axis, rows, slices)
 
 
@@ -94,11 +94,6 @@ def _check_indices(indices: Tensor, size: int) -> Tensor:
     if indices.numel() and not (indices.min() >= 0 and indices.max() < size):
         raise ValueRangeError(f"indices are in {int(indices.min())}..{int(indices.max())}, want them in 0..{size - 1}")
     return indices.long()
-
-
-def _check_unique(rows: Tensor) -> None:
-    if (rows.sort().values.diff() == 0).any():
-        raise ValueRangeError("indices repeat, so that it is open which of the updates stays")
 
 
 def _check_others(x: Tensor, indices: Tensor, axis: int) -> None:

@@ -12,7 +12,7 @@ import coremltools
 import pytest
 from coremltools.converters.mil.backend.mil import load
 
-from convert.coreml.native import LIBRARIES
+from convert.installed import LIBRARIES
 from tests.convert.coreml.bundles import to_coreml
 from tests.tiny import save_pipeline
 

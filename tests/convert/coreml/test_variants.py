@@ -57,8 +57,7 @@ def merged(plan: RoutingPlan, groups: list[list[int]]) -> RoutingPlan:
 
 
 def merge(plan: RoutingPlan, limit: int, *, allow_fewer: bool = False) -> tuple[RoutingPlan, float]:
-    result = merge_rows(SPEC.transformer, plan, limit, tokens=TOKENS, text_tokens=TEXT_TOKENS, allow_fewer=allow_fewer)
-    return result.plan, result.flops_change
+    return merge_rows(SPEC.transformer, plan, limit, tokens=TOKENS, text_tokens=TEXT_TOKENS, allow_fewer=allow_fewer)
 
 
 class TestMergeRows:
@@ -114,16 +113,12 @@ class TestListFunctions:
     def test_one_for_each_row_size_and_batch(self, plan: RoutingPlan, sizes: set[tuple[int, int]]) -> None:
         plan = RoutingPlan((plan.keep_tenths * 2)[:2])  # as many layers as the model
         functions = list_functions(SPEC, plan, sorted(sizes), (1, 2))
-        names = [variant.name for variant, _ in functions]
+        names = [item.function for item in functions]
         assert len(set(names)) == len(names) == len(plan.rows()) * len(sizes) * 2
         seen = []
-        for variant, item in functions:
-            assert re.fullmatch(r"[A-Za-z_]\w*", variant.name)
-            assert item.function == variant.name
-            assert (item.height, item.width) == (2 * variant.height, 2 * variant.width)
-            assert item.batch == variant.batch
+        for item in functions:
+            assert re.fullmatch(r"[A-Za-z_]\w*", item.function)
             tokens = item.height * item.width // 16
-            assert variant.capacities == item.capacities
             assert len({plan.row(region) for region in item.regions}) == 1
             for region in item.regions:
                 assert item.capacities == tuple(capacity(tenths, tokens) for tenths in plan.row(region))
@@ -132,12 +127,12 @@ class TestListFunctions:
 
     def test_names(self) -> None:
         plan = RoutingPlan(((10, 8, 8, 10), (5, 5, 5, 5)))
-        names = [variant.name for variant, _ in list_functions(SPEC, plan, [(16, 32)], [2])]
+        names = [item.function for item in list_functions(SPEC, plan, [(16, 32)], [2])]
         assert names == ["px16x32_batch2_region0_3", "px16x32_batch2_region1_2"]
 
     def test_a_dense_model(self) -> None:
-        ((variant, item),) = list_functions(SPEC, DENSE.plan, [(16, 32)], [1])
-        assert (item.regions, item.capacities, variant.capacities) == ((0,), (32, 32), (32, 32))
+        (item,) = list_functions(SPEC, DENSE.plan, [(16, 32)], [1])
+        assert (item.regions, item.capacities) == ((0,), (32, 32))
 
     @pytest.mark.parametrize("size", [(18, 16), (16, 2), (0, 16), (16, -16)])
     def test_sides_are_made_of_patches(self, size: tuple[int, int]) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.verify.framework import CoreML
+
 Arrays = dict[str, NDArray[Any]]
 Function = Callable[[Arrays], Arrays]
 
@@ -39,7 +41,7 @@ def second(inputs: Arrays) -> Arrays:
 
 
 @dataclass
-class Fake:
+class Fake(CoreML):
     """By the names of package and function."""
 
     functions: dict[str, Function] = field(

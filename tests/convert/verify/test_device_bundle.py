@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convert.verify.device import check_on_device
 from convert.verify.device_report import Measured
 from convert.verify.device_task import Trouble, perform
-from convert.verify.framework import Predict
+from convert.verify.framework import CoreML, Predict
 from convert.verify.interpreter import Arithmetic, Interpreter
 from convert.verify.package import read_package
 from moddit.manifest import read_manifest
@@ -23,7 +23,7 @@ from tests.convert.coreml.bundles import to_coreml
 from tests.convert.verify.packages import block
 
 
-class Interpreted:
+class Interpreted(CoreML):
     """Compiling is copying; a plan is that of the default function alone, as coremltools gets it from Core ML."""
 
     def describe(self) -> Mapping[str, str]:
@@ -42,7 +42,7 @@ class Interpreted:
 
     def plan(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
         contents = read_package(compiled)
-        load.load(contents.model, contents.model.specificationVersion, str(contents.folder / "weights"))
+        load.load(contents.model, contents.model.specificationVersion, str(contents.file.parent / "weights"))
         device = "CPU" if contents.model.description.defaultFunctionName == function else "unknown"
         for operation in block(contents.model, function).operations:
             if operation.type != "const":

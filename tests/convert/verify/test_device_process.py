@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -146,11 +145,11 @@ class TestCommand:
 
 
 def test_tasks_survive_their_files(tmp_path):
-    link = Link("First.mlpackage", "/x/First.mlmodelc", ["latents", "timestep"])
+    links = [Link("First.mlpackage", "/x/First.mlmodelc", names) for names in (["latents", "timestep"], [])]
     tasks: list[Task] = [
         Describe(),
         Compile("a.mlpackage", "a.mlmodelc"),
-        Run("f", "all", [link, replace(link, inputs=[])], "reference.npz", "role/f/t0", "output.npy"),
+        Run("f", "all", links, "reference.npz", "role/f/t0", "output.npy"),
         Plan("a.mlpackage", "a.mlmodelc", "f", "cpuOnly", True, "folder"),
     ]
     for task in tasks:

@@ -10,18 +10,18 @@ from unittest.mock import create_autospec
 import coremltools
 from coremltools.models import compute_device, compute_plan
 
-from convert.verify.framework import UNITS, CoreMLTools
+from convert.verify.framework import UNITS, CoreML
 
 
-class TestCoreMLTools:
+class TestCoreML:
     def test_compile_and_load(self, monkeypatch):
         compile_model = create_autospec(coremltools.models.utils.compile_model)
         load = create_autospec(coremltools.models.CompiledMLModel)
         monkeypatch.setattr(coremltools.models.utils, "compile_model", compile_model)
         monkeypatch.setattr(coremltools.models, "CompiledMLModel", load)
-        CoreMLTools().compile(Path("a.mlpackage"), Path("a.mlmodelc"))
+        CoreML().compile(Path("a.mlpackage"), Path("a.mlmodelc"))
         compile_model.assert_called_once_with(model="a.mlpackage", destination_path="a.mlmodelc")
-        run = CoreMLTools().load(Path("a.mlmodelc"), "px8x8", "cpuAndNeuralEngine")
+        run = CoreML().load(Path("a.mlmodelc"), "px8x8", "cpuAndNeuralEngine")
         units = coremltools.ComputeUnit.CPU_AND_NE
         load.assert_called_once_with(path="a.mlmodelc", compute_units=units, function_name="px8x8")
         assert run is load.return_value.predict
@@ -56,7 +56,7 @@ class TestCoreMLTools:
 
         monkeypatch.setattr(compute_plan.MLComputePlan, "load_from_path", load_from_path)
         assert hasattr(compute_plan.MLComputePlan, "get_compute_device_usage_for_mlprogram_operation")
-        assert list(CoreMLTools().plan(Path("a.mlmodelc"), "px8x8", "all")) == [
+        assert list(CoreML().plan(Path("a.mlmodelc"), "px8x8", "all")) == [
             ("gather", "CPU"),
             ("linear", "GPU"),
             ("add", "Neural Engine"),

@@ -55,11 +55,11 @@ class TestCommand:
         """However many tokens that is: a model draws what the exporter has made a function for."""
         manifest = read_manifest(bundle)
         assert manifest.graphs is not None
-        request = make_request(manifest, None, None, 0, 20, None)
+        request = make_request(manifest)
         assert (request.height, request.width) == (32, 32)
         functions = tuple(replace(item, height=320, width=640) for item in manifest.graphs.step_functions)
         large = replace(manifest, graphs=replace(manifest.graphs, step_functions=functions))
-        request = make_request(large, None, None, 0, 20, None)
+        request = make_request(large)
         assert (request.height, request.width) == (320, 640)
 
     def test_fails(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
