@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moddit.models.transformer import TransformerSpec
+from moddit.operations import Operation, combine, matmul, normalise
 from moddit.tokens import TokenPolicy
 
 
@@ -20,6 +21,25 @@ def blocks_flops(spec: TransformerSpec, policy: TokenPolicy, region: int, tokens
     """Count the FLOPs of all blocks and their routers at a step in one region, for a batch of one."""
     blocks = sum(spec.block_flops(kept, text_tokens) for kept in policy.plan.capacities(region, tokens))
     return blocks + (spec.num_layers * router_flops(spec, tokens) if policy.has_routers else 0)
+
+
+def step_operations(
+    spec: TransformerSpec, policy: TokenPolicy, region: int, tokens: int, text_tokens: int
+) -> list[Operation]:
+    """List the operations of one forward pass, routing among them, for a batch of one."""
+    width, patch = spec.hidden_size, spec.patch_size**2
+    found = [matmul(tokens, patch * spec.in_channels, width), combine(tokens * width)]
+    for kept in policy.plan.capacities(region, tokens):
+        found += spec.block_operations(kept, text_tokens) + _routing_operations(policy, kept, tokens, width)
+    return [*found, normalise(tokens * width), matmul(tokens, width, patch * spec.out_channels)]
+
+
+def _routing_operations(policy: TokenPolicy, kept: int, tokens: int, width: int) -> list[Operation]:
+    """List what it takes to score and rank tokens, to gather those that are kept, and to put them back."""
+    moved = [combine(kept * width, 1), combine(tokens * width, 1)] if kept < tokens else []
+    if not policy.has_routers:
+        return moved
+    return [matmul(tokens, width, 1), *moved, combine(kept * width)]
 
 
 def step_flops(spec: TransformerSpec, policy: TokenPolicy, region: int, tokens: int, text_tokens: int) -> int:

@@ -11,7 +11,16 @@ from typing import Any, ClassVar, Final
 from moddit.bounds import Channels, Classes, Epsilon, Heads, HeadWidth, Layers, Patch, Side
 from moddit.contract import LABELS, TIMESTEP, TOKENS
 from moddit.models.config import EXPORT_AGAIN, Config, check_implemented
-from moddit.models.transformer import SampleShapes, StepFeatures, TransformerSpec, block_tensors, embedding_tensors
+from moddit.models.transformer import (
+    SampleShapes,
+    StepFeatures,
+    TransformerSpec,
+    attention_operations,
+    block_tensors,
+    embedding_tensors,
+    mlp_operations,
+)
+from moddit.operations import Operation, matmul, normalise
 from moddit.record import Keys, Origin, decode
 from moddit.tensors import Role, TensorInfo, Tensors, linear, timestep_embedding
 
@@ -65,15 +74,23 @@ class DiTSpec(TransformerSpec):
         tensors |= linear("proj_out_1", 2 * hidden, hidden, role=Role.MODULATION)
         return tensors | linear("proj_out_2", self.patch_size**2 * self.out_channels, hidden, role=Role.OUTPUT)
 
-    def block_flops(self, kept: int, text_tokens: int) -> int:  # noqa: ARG002 # no text
-        """Count the FLOPs of one block that processes `kept` tokens, for a batch of one.
+    def block_operations(self, kept: int, text_tokens: int) -> list[Operation]:  # noqa: ARG002 # no text
+        """List the operations of one block.
 
-        With n tokens and C channels it is n (24 C^2 + 4 n C): attention's four projections (8 C^2) and two matrix
-        products (4 n C), and the MLP of ratio four (16 C^2). The modulation (12 C^2 for all tokens together) is left
-        out: MLX computes it once per picture.
+        With n tokens and C channels their FLOPs are n (24 C^2 + 4 n C): attention's four projections (8 C^2) and two
+        matrix products (4 n C), and the MLP of ratio four (16 C^2). The modulation (12 C^2 for all tokens together) is
+        not among them: MLX computes it once a picture.
         """
         width = self.hidden_size
-        return kept * (24 * width * width + 4 * kept * width)
+        return [
+            normalise(kept * width),
+            *attention_operations(width, self.num_attention_heads, kept, kept, has_keys=False),
+            normalise(kept * width),
+            *mlp_operations(width, kept),
+        ]
+
+    def prepare_operations(self, text_tokens: int) -> list[Operation]:  # noqa: ARG002 # no text
+        return self.num_layers * [matmul(1, self.hidden_size, 6 * self.hidden_size)]
 
     def step_features(self, batch: int, tokens: int, text_tokens: int) -> StepFeatures:  # noqa: ARG002 # no text
         return StepFeatures(

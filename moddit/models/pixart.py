@@ -28,9 +28,12 @@ from moddit.models.transformer import (
     Shapes,
     StepFeatures,
     TransformerSpec,
+    attention_operations,
     block_tensors,
     embedding_tensors,
+    mlp_operations,
 )
+from moddit.operations import Operation, activate, matmul, normalise
 from moddit.record import Keys, Origin, decode
 from moddit.tensors import Role, TensorInfo, Tensors, linear, timestep_embedding
 
@@ -123,16 +126,28 @@ class PixArtSpec(TransformerSpec):
         tensors |= linear("caption_projection.linear_2", hidden, hidden)
         return tensors
 
-    def block_flops(self, kept: int, text_tokens: int) -> int:
-        """Count the FLOPs of one block that processes `kept` tokens, for a batch of one.
+    def block_operations(self, kept: int, text_tokens: int) -> list[Operation]:
+        """List the operations of one block.
 
-        With n tokens, C channels and L text tokens it is n (28 C^2 + 4 n C + 4 L C): self-attention's four projections
-        (8 C^2), cross-attention's query and output projections (4 C^2), the MLP of ratio four (16 C^2), and the two
-        matrix products of each attention (4 n C and 4 L C). The text's keys and values (4 L C^2) are left out: MLX
-        computes them once per picture. Packages for Core ML do so in every step, which this does not count.
+        With n tokens, C channels and L text tokens their FLOPs are n (28 C^2 + 4 n C + 4 L C): self-attention's four
+        projections (8 C^2), cross-attention's query and output projections (4 C^2), the MLP of ratio four (16 C^2), and
+        the two matrix products of each attention (4 n C and 4 L C). The text's keys and values (4 L C^2) are not among
+        them: MLX computes them once a picture. Packages for Core ML do so in every step, which this does not count.
         """
+        width, heads = self.hidden_size, self.num_attention_heads
+        return [
+            normalise(kept * width),
+            *attention_operations(width, heads, kept, kept, has_keys=False),
+            *attention_operations(width, heads, kept, text_tokens, has_keys=True),
+            normalise(kept * width),
+            *mlp_operations(width, kept),
+        ]
+
+    def prepare_operations(self, text_tokens: int) -> list[Operation]:
         width = self.hidden_size
-        return kept * (28 * width * width + 4 * kept * width + 4 * text_tokens * width)
+        projection = [matmul(text_tokens, self.caption_channels, width), activate(text_tokens * width)]
+        keys_values = 2 * self.num_layers * [matmul(text_tokens, width, width)]
+        return [*projection, matmul(text_tokens, width, width), *keys_values]
 
     def step_features(self, batch: int, tokens: int, text_tokens: int) -> StepFeatures:
         width = self.hidden_size

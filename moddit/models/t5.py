@@ -11,6 +11,7 @@ from typing import Any, Final
 from moddit.bounds import Buckets, Distance, Epsilon, Heads, HeadWidth, Layers, Name, Vocabulary, Width
 from moddit.errors import UnsupportedError, ValueRangeError
 from moddit.models.config import EXPORT_AGAIN, ComponentSpec, Config, check_implemented
+from moddit.operations import Operation, activate, attend, combine, matmul, normalise
 from moddit.record import Keys, Origin, decode, quote
 from moddit.tensors import Role, TensorInfo, Tensors, linear
 
@@ -87,6 +88,25 @@ class T5Spec(ComponentSpec):
         }
         names = {field.name for field in fields(cls)} - read.keys()
         return decode({name: getattr(found, name) for name in names} | read, cls, Origin("spec", where))
+
+    def operations(self, tokens: int) -> list[Operation]:
+        """List the operations that encode a text of so many tokens."""
+        width, inner = self.d_model, self.num_heads * self.d_kv
+        gated = [combine(tokens * self.d_ff)] if self.is_gated else []
+        layer = [
+            normalise(tokens * width),
+            *3 * [matmul(tokens, width, inner)],
+            attend(tokens, tokens, inner, self.num_heads),
+            matmul(tokens, inner, width),
+            combine(tokens * width),
+            normalise(tokens * width),
+            *(1 + self.is_gated) * [matmul(tokens, width, self.d_ff)],
+            activate(tokens * self.d_ff),
+            *gated,
+            matmul(tokens, self.d_ff, width),
+            combine(tokens * width),
+        ]
+        return [*self.num_layers * layer, normalise(tokens * width)]
 
     def tensors(self) -> Tensors:
         """List the tensors of a T5EncoderModel; its second name of the embedding is not canonical."""

@@ -17,6 +17,7 @@ from moddit.bounds import Channels, Heads, HeadWidth, Layers, Patch, Side
 from moddit.embeddings import position_embedding
 from moddit.errors import ShapeError, UnsupportedError
 from moddit.models.config import ComponentSpec, Config
+from moddit.operations import Operation, activate, attend, combine, count_flops, matmul
 from moddit.tensors import ROUTER, Role, TensorInfo, Tensors, linear
 
 OUTPUT_NORM_EPS: Final = 1e-6  # diffusers' `norm_out`, which does not follow the configuration's norm_eps
@@ -78,8 +79,16 @@ class TransformerSpec(_Dimensions, ABC):
         """List the canonical tensors, with a router in every block if asked."""
 
     @abstractmethod
+    def block_operations(self, kept: int, text_tokens: int) -> list[Operation]:
+        """List the operations of one block that processes `kept` tokens, without those that are done once a picture."""
+
+    @abstractmethod
+    def prepare_operations(self, text_tokens: int) -> list[Operation]:
+        """List what is done once a picture, but for what does not depend on the picture's text."""
+
     def block_flops(self, kept: int, text_tokens: int) -> int:
         """Count the FLOPs of one block that processes `kept` tokens, for a batch of one."""
+        return count_flops(self.block_operations(kept, text_tokens))
 
     @abstractmethod
     def step_features(self, batch: int, tokens: int, text_tokens: int) -> StepFeatures:
@@ -165,3 +174,32 @@ def block_tensors(spec: TransformerSpec, layer: int, attentions: tuple[str, ...]
     if has_routers:
         tensors[ROUTER.format(layer=layer)] = TensorInfo((1, hidden), Role.ROUTER)
     return tensors
+
+
+def attention_operations(width: int, heads: int, queries: int, keys: int, *, has_keys: bool) -> list[Operation]:
+    """List the operations of an attention and its gated residual.
+
+    Args:
+        width: of all heads together.
+        heads: their number.
+        queries: tokens that attend.
+        keys: tokens that are attended to.
+        has_keys: whether keys and values are there already.
+    """
+    projections = [matmul(queries, width, width)] + ([] if has_keys else 2 * [matmul(keys, width, width)])
+    return [
+        *projections,
+        attend(queries, keys, width, heads),
+        matmul(queries, width, width),
+        combine(queries * width),
+    ]
+
+
+def mlp_operations(width: int, tokens: int) -> list[Operation]:
+    """List the operations of an MLP of ratio four and its gated residual."""
+    return [
+        matmul(tokens, width, 4 * width),
+        activate(4 * tokens * width),
+        matmul(tokens, 4 * width, width),
+        combine(tokens * width),
+    ]

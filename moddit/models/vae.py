@@ -13,6 +13,7 @@ from msgspec import Meta
 from moddit.bounds import LEVELS, Channels, Layers, Name, Scale, Shift, Width
 from moddit.errors import ShapeError, UnsupportedError
 from moddit.models.config import EXPORT_AGAIN, ComponentSpec, Config, check_implemented
+from moddit.operations import Operation, activate, attend, combine, convolve, matmul, normalise
 from moddit.record import Keys, Origin, decode
 from moddit.tensors import Role, TensorInfo, Tensors, conv, linear
 
@@ -91,6 +92,23 @@ class VAESpec(ComponentSpec):
             tensors |= conv("post_quant_conv", latent, latent, 1)
         return tensors
 
+    def decoder_operations(self, height: int, width: int) -> list[Operation]:
+        """List the operations that decode a picture of height x width pixels."""
+        widths, pixels = self.block_out_channels[::-1], height * width // self.downscale**2
+        post = [convolve(pixels, self.latent_channels, self.latent_channels, 1)] if self.use_post_quant_conv else []
+        found = [*post, convolve(pixels, self.latent_channels, widths[0]), *_resnet_operations(pixels, *2 * widths[:1])]
+        if self.mid_block_add_attention:
+            found += _attention_operations(pixels, widths[0])
+        found += _resnet_operations(pixels, *2 * widths[:1])
+        for index, (width_in, width_out) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+            for resnet in range(self.layers_per_block + 1):
+                found += _resnet_operations(pixels, width_out if resnet else width_in, width_out)
+            if index < len(widths) - 1:
+                pixels *= 4
+                found += [combine(pixels * width_out, 1), convolve(pixels, width_out, width_out)]
+        last = pixels * widths[-1]
+        return [*found, normalise(last), activate(last), convolve(pixels, widths[-1], self.out_channels)]
+
 
 @dataclass(frozen=True)
 class _Config:
@@ -113,6 +131,27 @@ class _Config:
 
 def _norm(name: str, width: int) -> Tensors:
     return {name + ".weight": TensorInfo((width,), Role.NORM), name + ".bias": TensorInfo((width,), Role.NORM)}
+
+
+def _resnet_operations(pixels: int, width_in: int, width_out: int) -> list[Operation]:
+    shortcut = [convolve(pixels, width_in, width_out, 1)] if width_in != width_out else []
+    return [
+        *(normalise(pixels * width_in), activate(pixels * width_in), convolve(pixels, width_in, width_out)),
+        *(normalise(pixels * width_out), activate(pixels * width_out), convolve(pixels, width_out, width_out)),
+        *shortcut,
+        combine(pixels * width_out),
+    ]
+
+
+def _attention_operations(pixels: int, width: int) -> list[Operation]:
+    """List the operations of one head among all pixels."""
+    return [
+        normalise(pixels * width),
+        *3 * [matmul(pixels, width, width)],
+        attend(pixels, pixels, width, 1),
+        matmul(pixels, width, width),
+        combine(pixels * width),
+    ]
 
 
 def _resnets(block: str, width_in: int, width_out: int, count: int) -> Tensors:

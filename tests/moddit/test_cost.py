@@ -8,11 +8,16 @@ from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from moddit.cost import blocks_flops, kept_flops_share, router_flops
+from moddit.configurations import find_configuration
+from moddit.cost import blocks_flops, kept_flops_share, router_flops, step_flops, step_operations
 from moddit.models.dit import DiTSpec
 from moddit.models.pixart import PixArtSpec
+from moddit.models.t5 import T5Spec
+from moddit.models.vae import VAESpec
+from moddit.operations import count_flops
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
+from tests import tiny
 
 SIDE, TEXT = 16, 12  # latent pixels, text tokens
 DENSE = TokenPolicy.dense(3, 1000)
@@ -59,6 +64,32 @@ def test_a_step_of_a_dit_equals_torchs_counter():
     once = spec.num_layers * (embedding + 2 * 6 * 32 * 32)  # modulation of every block
     once += embedding + 2 * 2 * 32 * 32  # and of the output
     assert sum(counts.values()) == blocks_flops(spec, DENSE, 0, tokens, 0) + once + ends_flops(spec, tokens)
+
+
+def test_operations_of_a_step_add_up():
+    spec = find_configuration("pixart-sigma-xl", 3).transformer
+    policy = TokenPolicy.topk(RoutingPlan(((10, 5),) * 3))
+    for region in range(2):
+        operations = step_operations(spec, policy, region, 64, TEXT)
+        assert count_flops(operations) == step_flops(spec, policy, region, 64, TEXT)
+
+
+def test_a_text_encoder_equals_torchs_counter():
+    model = tiny.make_text_encoder()
+    spec = T5Spec.from_transformers(model.config.to_dict(), "test")
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(1, TEXT, dtype=torch.int64))
+    assert counter.get_total_flops() == count_flops(spec.operations(TEXT))
+
+
+@pytest.mark.parametrize("attends", [True, False])
+def test_a_decoder_equals_torchs_counter(attends):
+    model = tiny.make_vae(mid_block_add_attention=attends)
+    spec = VAESpec.from_diffusers(json.loads(model.to_json_string()), "test")
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model.decode(torch.zeros(1, spec.latent_channels, 8, 6))
+    operations = spec.decoder_operations(8 * spec.downscale, 6 * spec.downscale)
+    assert counter.get_total_flops() == count_flops(operations)
 
 
 def test_share_of_a_plan(model):
