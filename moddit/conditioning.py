@@ -19,6 +19,7 @@ from moddit.errors import MissingError, ShapeError, UnsupportedError, ValueRange
 from moddit.models.config import ComponentSpec
 from moddit.models.t5 import T5Spec
 from moddit.models.transformer import Shapes, TransformerSpec
+from moddit.operations import Operation
 from moddit.record import OneOf, quote
 from moddit.tensors import Tensors
 
@@ -94,6 +95,10 @@ class Conditioning(ComponentSpec, ABC):
         """List what the one function of each of its components' packages takes and gives, by what a package is for."""
         return {}
 
+    def operations(self, tokens: int) -> list[Operation]:  # noqa: ARG002 # of a text
+        """List the operations of its components that encode a text of so many tokens."""
+        return []
+
     def check(self, transformer: TransformerSpec) -> None:
         """Check that a transformer can be conditioned so.
 
@@ -133,6 +138,9 @@ class Text(Conditioning):
 
     def tensors(self) -> dict[str, Tensors]:
         return {TEXT_ENCODER: self.encoder.tensors()}
+
+    def operations(self, tokens: int) -> list[Operation]:
+        return self.encoder.operations(tokens)
 
     def features(self) -> dict[str, tuple[Shapes, Shapes]]:
         shape = (1, self.max_sequence_length)

@@ -73,6 +73,8 @@ _DIT: Final = DiTSpec(
     attention_bias=True,
     norm_eps=1e-5,
 )
+# The smaller models of the same paper (arXiv 2212.09748, table 1), whose weights nobody published.
+_SMALLER: Final = {"s": (12, 6), "b": (12, 12), "l": (24, 16)}  # layers, heads of 64 channels
 _SCHEDULE: Final = NoiseSchedule(
     num_train_timesteps=1000,
     beta_schedule="linear",
@@ -84,10 +86,20 @@ _SCHEDULE: Final = NoiseSchedule(
     set_alpha_to_one=True,
     sampler="dpmpp-2m",
 )
+
+
+def _dit(transformer: DiTSpec) -> ModelSpec:
+    return ModelSpec(transformer, Label(()), _VAE, replace(_SCHEDULE, timestep_spacing="leading", sampler="ddim"))
+
+
 CONFIGURATIONS: Final[Mapping[str, ModelSpec]] = {
     "pixart-sigma-xl": ModelSpec(_SIGMA, Text(_T5_XXL, 300), replace(_VAE, scaling_factor=0.13025), _SCHEDULE),
     "pixart-alpha-xl": ModelSpec(replace(_SIGMA, use_additional_conditions=True), Text(_T5_XXL, 120), _VAE, _SCHEDULE),
-    "dit-xl-2": ModelSpec(_DIT, Label(()), _VAE, replace(_SCHEDULE, timestep_spacing="leading", sampler="ddim")),
+    "dit-xl-2": _dit(_DIT),
+    **{
+        f"dit-{name}-2": _dit(replace(_DIT, num_layers=layers, num_attention_heads=heads, attention_head_dim=64))
+        for name, (layers, heads) in _SMALLER.items()
+    },
 }
 
 

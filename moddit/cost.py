@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moddit.models.transformer import TransformerSpec
-from moddit.operations import Operation, combine, matmul, normalise
+from moddit.operations import Operation, combine, count_flops, matmul, normalise
 from moddit.tokens import TokenPolicy
 
 
 def router_flops(spec: TransformerSpec, tokens: int) -> int:
     """Count the FLOPs of one block's router, which scores every token."""
     return 2 * tokens * spec.hidden_size
+
+
+def dense_flops(spec: TransformerSpec, tokens: int, text_tokens: int) -> int:
+    """Count the FLOPs of a step in which every block processes every token, for a batch of one."""
+    return count_flops(step_operations(spec, TokenPolicy.dense(spec.num_layers, 1), 0, tokens, text_tokens))
 
 
 def blocks_flops(spec: TransformerSpec, policy: TokenPolicy, region: int, tokens: int, text_tokens: int) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import click
 
-from mlx_moddit.benchmark.command import ARMS, Choices, arms_of, measure
+from mlx_moddit.benchmark.command import ARMS, Choices, Turn, arms_of, measure
 from mlx_moddit.benchmark.trial import Job
 from mlx_moddit.console import exit_on_error
 from mlx_moddit.embedded import embedded_bundle
@@ -42,6 +43,7 @@ PROMPT: Final = (
 @click.option("--trials", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes for each arm.")
 @click.option("--delay", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="Seconds between them.")
 @click.option("--low-ram", is_flag=True, help="As generate.")
+@click.option("--decode/--no-decode", "decodes", default=True, help="Measure decoding, slow on a CPU.  [default: yes]")
 @click.option("--json", "record", metavar="FILE", help="Write the record, with every sample.")
 @click.option("--overwrite", is_flag=True, help="Replace the record if it exists.")
 def benchmark(**options: Any) -> None:
@@ -67,9 +69,10 @@ def run(options: dict[str, Any]) -> BenchmarkRecord:
         check_outputs((target,), overwrite=options["overwrite"])
     _check(options)
     jobs = [_job(options, size) for size in map(parse_size, options["sizes"])] or [_job(options, None)]
-    choices = Choices(options["trials"], options["delay"], options["arms"] or arms_of(jobs[0]))
+    arms = options["arms"] or arms_of(jobs[0])
+    turns = [Turn(asdict(replace(job, arm=name))) for job in jobs for name in arms]
     said = {name: _scalar(value) for name, value in options.items() if name not in ("record", "overwrite")}
-    made = measure(jobs, choices, said)
+    made = measure(turns, Choices(options["trials"], options["delay"]), said, "mlx_moddit benchmark")
     if target is not None:
         with new_file(target, overwrite=options["overwrite"]) as file:
             file.write(made.write().encode())
@@ -91,6 +94,7 @@ def _job(options: dict[str, Any], size: Size | None) -> Job:
         model = str(embedded_bundle() if model is None else expand(model))
     return Job(
         arm=ARMS[0],
+        name=None,
         model=model,
         config=options["config"],
         layers=options["layers"],
@@ -104,6 +108,7 @@ def _job(options: dict[str, Any], size: Size | None) -> Job:
         steps=options["steps"],
         guidance_scale=options["guidance_scale"],
         low_ram=options["low_ram"],
+        decodes=options["decodes"],
     )
 
 

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,18 +27,24 @@ from moddit.manifest import read_manifest
 from moddit.record import Origin, decode
 
 ARMS: Final = (DENSE, ORACLE, ROUTED)
-PROGRAM: Final = "mlx_moddit benchmark"
-_LIBRARIES: Final = ("mlx", "numpy")
-_MODULE: Final = "mlx_moddit.benchmark.trial"
+_LIBRARIES: Final[tuple[str, ...]] = ("mlx", "numpy", "torch", "diffusers")
+TRIAL: Final = "mlx_moddit.benchmark.trial"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a trial of one arm runs."""
+
+    job: Mapping[str, Any]  # what the process reads
+    module: str = TRIAL
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How often, in which order and how far apart trials run."""
+    """How often and how far apart trials run."""
 
     trials: int  # of every arm
-    delay: float  # seconds before each
-    arms: tuple[str, ...]
+    delay: float = 0.0  # seconds before each
 
 
 def arms_of(job: Job) -> tuple[str, ...]:
@@ -53,58 +59,52 @@ def arms_of(job: Job) -> tuple[str, ...]:
     return (DENSE,) if read_manifest(Path(job.model)).tokens.is_dense else ARMS
 
 
-def measure(jobs: Sequence[Job], choices: Choices, options: dict[str, Any]) -> BenchmarkRecord:
-    """Run the trials of some jobs, and record them.
+def measure(turns: Sequence[Turn], choices: Choices, options: dict[str, Any], program: str) -> BenchmarkRecord:
+    """Run trials of all arms in turns, forwards and backwards, so that what drifts hits all alike; and record them.
 
     Args:
-        jobs: one for each size; its arm does not count.
+        turns: one for each arm; all of one model.
         choices: how to run them.
         options: of the command, for the record.
+        program: that measures, for the record.
 
     Raises:
         ModditError: a trial failed.
     """
-    arms: dict[tuple[str, int], int] = {}  # name and number of the job -> number of the arm
-    found: list[Arm] = []
+    order = [number for trial in range(choices.trials) for number in _there_and_back(len(turns), trial)]
+    arms: dict[int, Arm] = {}
     trials: list[Trial] = []
     subject: Subject | None = None
-    order = list(_order(len(jobs), choices))
-    for name, number in tqdm(order, desc="trials", file=sys.stderr, disable=None):
+    for number in tqdm(order, desc="trials", file=sys.stderr, disable=None):
         if trials:
             time.sleep(choices.delay)
         before = read_conditions()
-        said = run_trial(Job(**(asdict(jobs[number]) | {"arm": name})))
-        if (name, number) not in arms:
-            arms[name, number] = len(found)
-            found.append(decode(said["arm"], Arm, Origin("benchmark", "arm")))
+        said = run_trial(turns[number])
+        arms[number] = decode(said["arm"], Arm, Origin("benchmark", "arm"))
         subject = decode(said["subject"], Subject, Origin("benchmark", "subject"))
-        fields = {"arm": arms[name, number], "stages": said["stages"], "operations": {}}
+        fields = {"arm": number, "stages": said["stages"], "operations": {}}
         conditions = {"before": asdict(before), "after": asdict(read_conditions())}
         trials.append(decode(fields | conditions, Trial, Origin("benchmark", "trial")))
     assert subject is not None
     return BenchmarkRecord(
         version=RECORD_VERSION,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        program=PROGRAM,
+        program=program,
         commit=read_commit(Path(moddit.__file__).parents[1]),
         options=options,
         libraries=versions(),
         machine=read_machine(),
         subject=subject,
-        arms=tuple(found),
+        arms=tuple(arms[number] for number in range(len(turns))),
         trials=tuple(trials),
     )
 
 
-def _order(sizes: int, choices: Choices) -> Iterator[tuple[str, int]]:
-    """Take the arms forwards and backwards in turn, so that what drifts hits all of them alike."""
-    for trial in range(choices.trials):
-        for size in range(sizes):
-            arms = choices.arms if trial % 2 == 0 else choices.arms[::-1]
-            yield from ((name, size) for name in arms)
+def _there_and_back(count: int, trial: int) -> Sequence[int]:
+    return range(count) if trial % 2 == 0 else range(count)[::-1]
 
 
-def run_trial(job: Job) -> dict[str, Any]:
+def run_trial(turn: Turn) -> dict[str, Any]:
     """Run a trial in a process of its own; return what it measured (`trial.run`).
 
     Raises:
@@ -113,8 +113,8 @@ def run_trial(job: Job) -> dict[str, Any]:
     # -P and this path: the package of this installation, not of the folder the user is in
     paths = [str(Path(moddit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-P", "-m", _MODULE],
-        input=json.dumps(asdict(job)),
+        [sys.executable, "-P", "-m", turn.module],
+        input=json.dumps(turn.job),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,
@@ -133,5 +133,6 @@ def run_trial(job: Job) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Name what can change a time."""
-    installed = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    present = {item.name.lower() for item in importlib.metadata.distributions()}
+    installed = {name: importlib.metadata.version(name) for name in _LIBRARIES if name in present}
     return {"moddit": moddit.__version__, "python": platform.python_version(), **installed}

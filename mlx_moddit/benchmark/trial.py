@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any, Final
@@ -41,6 +42,7 @@ class Job:
     """What to measure."""
 
     arm: str  # "dense", "oracle" or "routed"
+    name: str | None  # of the arm in the record, instead
     model: str | None  # folder of a bundle
     config: str | None  # or name of a configuration, with random weights
     layers: int | None  # of the configuration, instead of all of them
@@ -54,6 +56,11 @@ class Job:
     steps: int
     guidance_scale: float | None
     low_ram: bool
+    decodes: bool  # or the picture is left out, which takes minutes on a CPU
+
+
+class _Enough(Exception):  # noqa: N818 # nothing is wrong
+    """Raised where a trial ends before its picture."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +129,16 @@ def run(job: Job) -> dict[str, Any]:
         width=job.width,
     )
     stages: list[tuple[Stage, ProcessPeak]] = []
+
+    def on_stage(stage: Stage) -> None:
+        stages.append((stage, take_peak()))
+        if isinstance(stage, Step) and stage.is_last and not job.decodes:
+            raise _Enough
+
     take_peak()
-    drawing = pipeline.run([request], on_stage=lambda stage: stages.append((stage, take_peak())))
-    for _ in drawing:
-        pass
+    drawing = pipeline.run([request], on_stage=on_stage)
+    with suppress(_Enough):
+        list(drawing)
     measured = [Measured(_name(stage), lap, peak) for (stage, peak), lap in zip(stages, drawing.laps, strict=True)]
     text_tokens = max((max(stage.tokens) for stage, _ in stages if isinstance(stage, Encoded)), default=0)
     is_made = job.config is not None
@@ -182,7 +195,7 @@ def _arm(job: Job, bundle: Bundle, request: Request, text_tokens: int) -> Arm:
     batch = len(request.rows(bundle.spec))
     quantization = bundle.manifest.components["transformer"].quantization
     return Arm(
-        name=job.arm,
+        name=job.name or job.arm,
         runtime="mlx",
         device="cpu" if mx.default_device() == mx.cpu else "gpu",
         dtype=_dtype_name(bundle),
@@ -192,6 +205,8 @@ def _arm(job: Job, bundle: Bundle, request: Request, text_tokens: int) -> Arm:
         batch=batch,
         steps=request.steps,
         tokens=tokens,
+        text_tokens=text_tokens,
+        keep=None if job.arm == DENSE else job.keep,
         kept_tokens=mean(mean(policy.plan.capacities(region, tokens)) for region in regions),
         step_flops=batch * mean(cost.step_flops(spec, policy, region, tokens, text_tokens) for region in regions),
     )

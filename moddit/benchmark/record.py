@@ -19,6 +19,7 @@ from moddit.bounds import (
     FUNCTIONS,
     JSON_BYTES,
     LAYERS,
+    TEXT_TOKENS,
     Batch,
     Layers,
     Name,
@@ -105,6 +106,8 @@ class Arm:
     batch: Batch
     steps: Timesteps
     tokens: Annotated[int, Meta(ge=1, le=1 << 20)]
+    text_tokens: Annotated[int, Meta(ge=0, le=TEXT_TOKENS)]  # of the longest text; 0 of a model of classes
+    keep: Annotated[float, Meta(gt=0, le=1)] | None  # ratio of every layer; None: the model's own plan, or all
     kept_tokens: Annotated[float, Meta(ge=0, le=1 << 20)]  # of a block, in the mean over layers and steps
     step_flops: Annotated[float, Meta(ge=0, le=1e18)]  # of a step and its whole batch, in the mean over steps
 

@@ -122,6 +122,17 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     return Ratio(*(float(np.exp(value)) for value in (np.median(pairs), low, high)))
 
 
+def unpaired_ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """Divide the medians of samples that were taken apart from each other; the interval resamples each of them."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        np.median(np.log(samples)[rng.integers(0, len(samples), (_RESAMPLES, len(samples)))], axis=1)
+        for samples in (above, below)
+    ]
+    low, high = np.percentile(drawn[0] - drawn[1], _CONFIDENCE)
+    return Ratio(median(above) / median(below), float(np.exp(low)), float(np.exp(high)))
+
+
 def _sizes(arms: Iterable[Arm]) -> dict[tuple[int, int], Mapping[str, int]]:
     """Number the arms of each size, height and width, by their names."""
     found: dict[tuple[int, int], dict[str, int]] = {}

@@ -20,6 +20,7 @@ from tests.mlx_moddit.conftest import PLAN
 
 JOB: Final = Job(
     arm="dense",
+    name=None,
     model=None,
     config=None,
     layers=None,
@@ -33,6 +34,7 @@ JOB: Final = Job(
     steps=2,
     guidance_scale=None,
     low_ram=False,
+    decodes=True,
 )
 SMALL: Final = replace(JOB, config="pixart-sigma-xl", layers=1, height=64, width=64)
 
@@ -96,6 +98,11 @@ def test_random_weights_of_a_published_model() -> None:
     assert found["subject"] == {"name": "pixart-sigma-xl", "fingerprint": None, "architecture": "pixart", "layers": 1}
     assert [stage["name"] for stage in found["stages"]] == ["prepare", "first_step", "step", "decode"]
     assert (found["arm"]["tokens"], found["arm"]["kept_tokens"], found["arm"]["batch"]) == (16, 8, 2)
+
+
+def test_a_trial_may_end_before_the_picture() -> None:
+    found = run(replace(SMALL, decodes=False))
+    assert [stage["name"] for stage in found["stages"]] == ["prepare", "first_step", "step"]
 
 
 def test_quantised_random_weights() -> None:

@@ -20,6 +20,8 @@ ARM: Final = Arm(
     batch=2,
     steps=4,
     tokens=1024,
+    text_tokens=32,
+    keep=None,
     kept_tokens=1024.0,
     step_flops=2e12,
 )

@@ -1,0 +1,57 @@
+"""docs/benchmarks.md: the tables of all records, beside the published times of other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from moddit.benchmark.plausible import find_faults
+from moddit.benchmark.record import read_record
+from moddit.benchmark.table import markdown, write_table
+from moddit.errors import FormatError, MissingError
+
+# Claimed by others of their own programs and other models; nobody has published times of a PixArt on an M-series chip.
+PUBLISHED: Final = (
+    ("chip", "model", "result", "source"),
+    ("M1 Max", "FLUX.2 klein-4B, 4 bits, 1024x1024", "6.8 s a step", "flux2.c"),
+    ("M4 Pro", "FLUX.2 klein-4B, bfloat16, 1024x1024, 4 steps", "27 s", "Iris"),
+    ("M5 Max", "Anima Turbo (2B), 1024x1024, 10 steps", "5.3 s, 0.42 s a step, 6.7 GB", "its README"),
+    ("M3 Max", "SANA-Sprint 1.6B on Core AI, 2 steps", "about 1.8 s", "its README"),
+)
+_INTRODUCTION: Final = """# Benchmarks
+
+Made by `python -m benchmarks report` of the records in [benchmarks/records](../benchmarks/records), which `python -m
+benchmarks run` writes. Every trial is a cold process, and the arms of a table took turns. Times are medians over
+trials, with quartiles; "peak" is of the runtime's buffers, "process" of the whole process, on a Mac its footprint.
+
+- **dense** processes every token, **routed** those that the routers score highest, and **oracle** as many as routed,
+  but the first ones: what is between oracle and routed is what routing itself costs.
+- **efficiency** is the gain in time over the gain in FLOPs. FLOPs are those of blocks, routers and the ends of a step,
+  as [moddit/cost.py](../moddit/cost.py) counts them for MLX: keys and values of the text, and modulation, are computed
+  once a picture there. diffusers computes them in every step, which its FLOPs here do not count.
+- Intervals are of 95 %, by the bootstrap over pairs of trials.
+"""
+
+
+def write_report(folder: Path) -> str:
+    """Write the report of all records in a folder.
+
+    Raises:
+        MissingError: there is none.
+        FormatError: one cannot be true.
+        InputError: one cannot be read.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise MissingError(f"[benchmark] {folder}: no records, want some of `python -m benchmarks run`")
+    published = "## Published by others\n\nOf other programs and models, as they claim them.\n"
+    return "\n".join([_INTRODUCTION, *map(_section, paths), published, *markdown(PUBLISHED)]) + "\n"
+
+
+def _section(path: Path) -> str:
+    record = read_record(path)
+    for fault in find_faults(record):
+        raise FormatError(f"[benchmark] {path}: {fault}; measure again")
+    runtimes = ", ".join(sorted({f"{arm.runtime} on {arm.device}" for arm in record.arms}))
+    head = f"## {path.stem}\n\n{runtimes}; {record.created[:10]}, commit {str(record.commit)[:10]}.\n"
+    return f"{head}\n{write_table(record)}\n"

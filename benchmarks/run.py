@@ -1,0 +1,131 @@
+"""Everything that a machine can measure, as suites of one record each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+
+from benchmarks.peer import TOME
+from benchmarks.peer import Job as PeerJob
+from mlx_moddit.benchmark.cli import PROMPT
+from mlx_moddit.benchmark.command import ARMS, Choices, Turn, measure
+from mlx_moddit.benchmark.trial import Job
+from mlx_moddit.embedded import embedded_bundle
+from moddit.benchmark.machine import read_machine
+from moddit.errors import MissingError
+from moddit.files import new_file
+from moddit.record import quote
+
+PEER: Final = "benchmarks.peer"
+KEEPS: Final = (0.8, 0.7, 0.5)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Arms that take turns, of one model."""
+
+    turns: Sequence[Turn]
+    options: Mapping[str, Any]
+
+
+def suites() -> dict[str, Suite]:
+    """List what this machine can measure: true models on a GPU, a few of their layers on a CPU."""
+    return _gpu_suites() if mx.default_device() != mx.cpu else _cpu_suites()
+
+
+def run_everything(folder: Path, *, trials: int, delay: float, only: Sequence[str]) -> Iterator[Path]:
+    """Run suites, and write a record for each.
+
+    Raises:
+        MissingError: no such suite.
+        ModditError: a trial failed.
+    """
+    known = suites()
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise MissingError(f"[benchmark] no suite {quote(unknown[0])}, want one of {', '.join(known)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    chip = "-".join(read_machine().chip.lower().split())
+    for name in only or known:
+        suite = known[name]
+        options = {"suite": name, "trials": trials, "delay": delay, **suite.options}
+        made = measure(suite.turns, Choices(trials, delay), options, "python -m benchmarks run")
+        path = folder / f"{chip}-{made.created[:10]}-{name}.json"
+        with new_file(path, overwrite=True) as file:
+            file.write(made.write().encode())
+        yield path
+
+
+def _job(**changes: Any) -> dict[str, Any]:
+    job = Job(
+        arm="dense",
+        name=None,
+        model=None,
+        config=None,
+        layers=None,
+        keep=None,
+        dtype=None,
+        bits=None,
+        encoder=False,
+        prompt=PROMPT,
+        height=None,
+        width=None,
+        steps=6,
+        guidance_scale=None,
+        low_ram=False,
+        decodes=True,
+    )
+    return asdict(job) | changes
+
+
+def _routing(sides: Sequence[int], **changes: Any) -> list[Turn]:
+    """Make the three arms at half of the tokens, for square pictures."""
+    return [Turn(_job(arm=arm, keep=0.5, height=side, width=side, **changes)) for side in sides for arm in ARMS]
+
+
+def _embedded() -> Suite:
+    return Suite([Turn(_job(arm=arm, model=str(embedded_bundle()))) for arm in ARMS], {"model": "shapes64"})
+
+
+def _gpu_suites() -> dict[str, Suite]:
+    found = {"shapes64": _embedded()}
+    for config, sides in (("pixart-sigma-xl", (256, 512, 1024)), ("dit-xl-2", (256, 512))):
+        found[config] = Suite(_routing(sides, config=config, dtype="float16"), {"keep": 0.5})
+    large: dict[str, Any] = {"config": "pixart-sigma-xl", "height": 1024, "width": 1024}
+    keeps = [Turn(_job(arm="routed", name=f"routed {keep}", keep=keep, dtype="float16", **large)) for keep in KEEPS]
+    bits = [Turn(_job(name=f"dense {bits}-bit", bits=bits, **large)) for bits in (8, 4)]
+    return {**found, "keep-and-bits": Suite([*keeps, *bits], {"config": "pixart-sigma-xl"})}
+
+
+def _cpu_suites() -> dict[str, Suite]:
+    """Make suites of few layers, in float32, without a batch of two: a CPU is there to compare, not to draw."""
+    common: dict[str, Any] = {"layers": 2, "guidance_scale": 1.0}
+    found = {"shapes64": _embedded()}
+    for config in ("dit-s-2", "dit-b-2", "pixart-sigma-xl"):
+        found[config] = Suite(_routing((256, 512), config=config, **common, decodes=False), {"keep": 0.5, **common})
+    found["routing-cost"] = Suite(
+        _routing((1024,), config="pixart-sigma-xl", layers=1, guidance_scale=1.0, decodes=False, steps=3),
+        {"keep": 0.5, "layers": 1},
+    )
+    decode = [
+        Turn(_job(config="dit-s-2", layers=1, guidance_scale=1.0, steps=2, height=side, width=side))
+        for side in (64, 128, 256)
+    ]
+    found["decode"] = Suite(decode, {"layers": 1})
+    return {**found, "peers": _peers()}
+
+
+def _peers() -> Suite:
+    """Two layers of PixArt XL at 512 pixels: diffusers, diffusers with ToMe, ours dense, routed and quantised."""
+    size: dict[str, Any] = {"config": "pixart-sigma-xl", "layers": 2, "height": 512, "width": 512, "steps": 6}
+    peers = [
+        Turn(asdict(PeerJob(name, method, merged=merged, text_tokens=33, batch=1, **size)), PEER)
+        for name, method, merged in (("diffusers", "dense", 0.0), ("diffusers with ToMe 0.5", TOME, 0.5))
+    ]
+    ours: dict[str, Any] = {**size, "guidance_scale": 1.0, "decodes": False}
+    routed = [Turn(_job(arm="routed", name=f"routed {keep}", keep=keep, **ours)) for keep in KEEPS]
+    return Suite([*peers, Turn(_job(**ours)), *routed, Turn(_job(name="dense 4-bit", bits=4, **ours))], {"layers": 2})

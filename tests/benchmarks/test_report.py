@@ -1,0 +1,63 @@
+"""The report, of the records that are there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.__main__ import RECORDS, REPORT, main
+from benchmarks.report import write_report
+from benchmarks.run import suites
+from moddit.benchmark.plausible import find_faults
+from moddit.benchmark.record import read_record
+from moddit.errors import FormatError, MissingError
+from tests.moddit.benchmark.records import record
+
+GOOD = replace(record({"dense": [[2.0]] * 3, "routed": [[1.0]] * 3}), commit="0" * 40)
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_contributed_record_can_be_true(path: Path) -> None:
+    assert list(find_faults(read_record(path))) == []
+
+
+@pytest.mark.skipif(not list(RECORDS.glob("*.json")), reason="no records yet")
+def test_the_report_is_that_of_the_records() -> None:
+    assert REPORT.read_text(encoding="utf-8") == write_report(RECORDS), "python -m benchmarks report"
+
+
+def test_a_report_has_a_table_for_each_record(tmp_path: Path) -> None:
+    (tmp_path / "m3.json").write_text(GOOD.write())
+    text = write_report(tmp_path)
+    assert "## m3" in text
+    assert "| 512x512 | routed |" in text
+    assert "FLUX.2 klein-4B" in text
+
+
+def test_a_record_that_cannot_be_true_is_not_reported(tmp_path: Path) -> None:
+    (tmp_path / "m3.json").write_text(replace(GOOD, commit=None).write())
+    with pytest.raises(FormatError, match=r"m3\.json: commit is None.*measure again"):
+        write_report(tmp_path)
+    with pytest.raises(MissingError, match="no records"):
+        write_report(tmp_path / "absent")
+
+
+def test_a_comparison_ends_with_status_3_if_something_is_slower(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(GOOD.write())
+    slow = record({"dense": [[3.0]] * 3, "routed": [[1.0]] * 3})
+    (tmp_path / "b.json").write_text(slow.write())
+    result = CliRunner().invoke(main, ["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert result.exit_code == 3
+    assert "slower" in result.output
+    assert CliRunner().invoke(main, ["compare", str(tmp_path / "b.json"), str(tmp_path / "a.json")]).exit_code == 0
+
+
+def test_every_suite_can_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.run.embedded_bundle", lambda: Path("bundle"))
+    for suite in suites().values():
+        assert suite.turns
+    result = CliRunner().invoke(main, ["run", "--only", "absent"])
+    assert isinstance(result.exception, MissingError)
