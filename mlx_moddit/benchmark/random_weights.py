@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any, Final
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_moddit.imagined import imagine_manifest
 from mlx_moddit.load import DTYPES, Bundle
-from moddit.manifest import Component, FileInfo, Manifest, Provenance, Quantization
+from moddit.manifest import Quantization
 from moddit.models.t5 import T5Spec
 from moddit.spec import ModelSpec
-from moddit.tensors import UNCOMPRESSED, Role, TensorInfo, Tensors, is_precise
+from moddit.tensors import Role, TensorInfo, is_precise
 from moddit.tokens import TokenPolicy
 
 SCALE: Final = 0.02  # standard deviation of the weights
-GROUP_SIZE: Final = 64  # numbers that share a scale, as `convert` writes them
-_NO_FILES: Final = (FileInfo("none", 0, "0" * 64),)
 
 
 class Words:
@@ -80,29 +78,12 @@ def make_bundle(spec: ModelSpec, tokens: TokenPolicy, dtype: str, bits: int | No
 
     Args:
         spec: of the model.
-        tokens: policy, which says whether there are routers.
-        dtype: of the weights, "float16", "bfloat16" or "float32"; those that are always precise stay float32.
-        bits: of the weights of the transformer's and the text encoder's linear layers; None leaves them as they are.
+        tokens: policy, as `imagine_manifest` takes it.
+        dtype: likewise.
+        bits: likewise.
         encoder: whether there is one, or random states in its place.
     """
-    tensors = spec.tensors(has_routers=tokens.has_routers)
-    components = {
-        name: _component(tensors.get(name), dtype, None if name in UNCOMPRESSED else bits) for name in spec.components
-    }
-    made = Provenance("random weights", "0" * 64, {}, "2026-01-01T00:00:00Z")
-    manifest = Manifest("0" * 64, "mlx", spec, tokens, components, None, made)
-    return RandomBundle(Path(), manifest, has_encoder=encoder)
-
-
-def _component(tensors: Tensors | None, dtype: str, bits: int | None) -> Component:
-    if tensors is None:
-        return Component(_NO_FILES)
-    packed = tuple(
-        name for name, info in tensors.items() if info.role.is_quantisable and info.shape[1] % GROUP_SIZE == 0
-    )
-    quantization = Quantization(bits, GROUP_SIZE, "affine", packed) if bits and packed else None
-    parameters = sum(math.prod(info.shape) for info in tensors.values())
-    return Component(_NO_FILES, dtype, parameters, quantization)
+    return RandomBundle(Path(), imagine_manifest(spec, tokens, dtype, bits), has_encoder=encoder)
 
 
 def _layout(info: TensorInfo) -> tuple[int, ...]:

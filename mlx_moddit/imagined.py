@@ -1,0 +1,56 @@
+"""The manifest of a bundle that is not there: what `convert` would write of a specification."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from moddit.manifest import Component, FileInfo, Manifest, Provenance, Quantization
+from moddit.spec import ModelSpec
+from moddit.tensors import UNCOMPRESSED, Tensors, is_precise
+from moddit.tokens import TokenPolicy
+
+GROUP_SIZE: Final = 64  # numbers that share a scale, as `convert` writes them
+ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
+_NOTHING: Final = "0" * 64
+
+
+def imagine_manifest(spec: ModelSpec, tokens: TokenPolicy, dtype: str, bits: int | None) -> Manifest:
+    """Describe the bundle for MLX of a model whose checkpoint is in float32.
+
+    Args:
+        spec: of the model.
+        tokens: policy, which says whether there are routers.
+        dtype: of the weights, "float16", "bfloat16" or "float32"; those that are always precise stay float32.
+        bits: of the linear layers of transformer and text encoder; None leaves them as they are.
+    """
+    tensors = spec.tensors(has_routers=tokens.has_routers)
+    components = {
+        name: _component(name, tensors.get(name), dtype, None if name in UNCOMPRESSED else bits)
+        for name in spec.components
+    }
+    made = Provenance("random weights", _NOTHING, {}, "2026-01-01T00:00:00Z")
+    return Manifest(_NOTHING, "mlx", spec, tokens, components, None, made)
+
+
+def _component(name: str, tensors: Tensors | None, dtype: str, bits: int | None) -> Component:
+    if tensors is None:
+        return Component((FileInfo(name, 0, _NOTHING),))
+    packed = tuple(key for key, info in tensors.items() if info.role.is_quantisable and not info.shape[1] % GROUP_SIZE)
+    quantization = Quantization(bits, GROUP_SIZE, "affine", packed) if bits and packed else None
+    parameters = sum(math.prod(info.shape) for info in tensors.values())
+    size = _bytes(tensors, dtype, quantization)
+    return Component((FileInfo(f"{name}.safetensors", size, _NOTHING),), dtype, parameters, quantization)
+
+
+def _bytes(tensors: Tensors, dtype: str, quantization: Quantization | None) -> int:
+    packed = frozenset(quantization.tensors) if quantization else frozenset()
+    total = 0
+    for key, info in tensors.items():
+        count, itemsize = math.prod(info.shape), ITEM_BYTES[dtype]
+        if key in packed:
+            assert quantization is not None
+            total += count * quantization.bits // 8 + 2 * itemsize * count // quantization.group_size
+        else:
+            total += count * (4 if is_precise(key, tensors) else itemsize)
+    return total
