@@ -47,7 +47,10 @@ _RANGES: Final = {
 
 @dataclass(frozen=True)
 class Request:
-    """One picture that is asked for. Equal requests, model, dtype and device give the equal picture."""
+    """One picture that is asked for.
+
+    Equal requests, model, dtype and device give the equal picture; a large one, where memory differs, but for rounding.
+    """
 
     prompt: Text  # empty for a model that is conditioned on a label
     negative_prompt: Text
@@ -59,9 +62,7 @@ class Request:
     sampler: Annotated[str, choice(*SAMPLERS)]
     # Fields with a default came later: a picture's file leaves them out where they have it.
     resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
-    vae_tile_size: Side | None = (
-        None  # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
-    )
+    vae_tile_size: Side | None = None  # pixels; None decodes without tiles, which change pixels a little
     label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
 
     def __post_init__(self) -> None:
@@ -209,7 +210,8 @@ def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None)
     Args:
         tiling: whether to decode in tiles.
         tile_size: pixels; asks for tiles.
-        default: size of the tiles, pixels, or None for none, where a user says neither.
+        default: size of the tiles, pixels, or None for none, where a user says neither: those of a picture that is
+            repeated.
 
     Raises:
         ValueRangeError: a size of tiles that are not wanted.

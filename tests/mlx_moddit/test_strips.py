@@ -15,9 +15,14 @@ import pytest
 from mlx.utils import tree_map
 
 import moddit
+from mlx_moddit import estimate
+from mlx_moddit.estimate import Compute, choose_strip_bytes, decoder_bytes_in_strips
+from mlx_moddit.info import describe, write
 from mlx_moddit.layers import GroupNorm
+from mlx_moddit.pipeline import Pipeline
 from mlx_moddit.strips import STRIP_BYTES, convolve, drain, hold, normalise, rows_of_strip, split
 from mlx_moddit.vae import AutoencoderKL
+from moddit.manifest import read_manifest
 from moddit.models.vae import VAESpec
 
 # Shares of the largest value. Both sum in float32, in another order: some 1e-6 here. In bfloat16, of 8 bits, a last bit
@@ -42,7 +47,12 @@ ROW: Final = 9 * 16 * 4  # bytes of a pixel of the widest activation, unfolded
 MB: Final = 10**6
 # MLX's peak at 256 pixels, channels of 32 and 64: activations of 17 MB, and strips of 8 MB or of all rows
 SMALL_PEAK: Final = 40 * MB
+SMALL_STRIP: Final = 8 * 2**20  # bytes
+ESTIMATE_ERROR: Final = 0.1  # what `mlx_moddit info` promises
 SDXL_PEAK: Final = 2_500 * MB
+CPU: Final = Compute(is_gpu=False, dtype="float32")
+GB: Final = 10**9
+LEVEL: Final = 1  # of 255: a value between two may be rounded otherwise
 MEASURE: Final = """
 import json, sys
 from scripts import fast_blas
@@ -50,18 +60,30 @@ fast_blas.load()
 import mlx.core as mx
 from mlx_moddit.memory import peak_rss_bytes
 from mlx_moddit.vae import AutoencoderKL
+from moddit.manifest import read_manifest
 from moddit.models.vae import VAESpec
 values, side, strip_bytes = json.loads(sys.argv[1])
 values["block_out_channels"] = tuple(values["block_out_channels"])
 vae = AutoencoderKL(VAESpec(**values))
 del vae.encoder
 mx.eval(vae.parameters())
+weights = mx.get_active_memory()
 latents = mx.random.normal((1, side // vae.spec.downscale, side // vae.spec.downscale, vae.spec.latent_channels))
 mx.eval(latents)
 mx.reset_peak_memory()
 is_finite = mx.all(mx.isfinite(vae.decode(latents, strip_bytes=strip_bytes))).item()
-print(json.dumps([is_finite, mx.get_peak_memory(), peak_rss_bytes()]))
+print(json.dumps([is_finite, weights, mx.get_peak_memory(), peak_rss_bytes()]))
 """
+
+
+@pytest.fixture
+def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a picture of 32 pixels has several."""
+    monkeypatch.setattr(estimate, "STRIP_BYTES", 200 * ROW)
+
+
+def pretend_memory(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(estimate, "usable_bytes", lambda: size)
 
 
 def make_vae(dtype: mx.Dtype = mx.float32, **changes: Any) -> AutoencoderKL:
@@ -161,29 +183,83 @@ def test_a_convolution_gives_a_strip_for_each() -> None:
     assert list(convolve([], vae.decoder.conv_in)) == []
 
 
-def test_strips_bound_the_memory_of_a_decoder() -> None:
+def test_strips_bound_the_memory_of_a_decoder_as_estimated() -> None:
     values = SPEC | {"block_out_channels": (32, 64), "norm_num_groups": 8, "mid_block_add_attention": False}
-    whole, strips = (measure(values, 256, strip_bytes) for strip_bytes in (None, 8 * 2**20))
+    whole, strips = (measure(values, 256, strip_bytes) for strip_bytes in (None, SMALL_STRIP))
     assert strips["mlx"] < SMALL_PEAK < whole["mlx"]
+    check_estimate(values, 256, SMALL_STRIP, strips)
 
 
 @pytest.mark.slow
-def test_a_picture_of_1024_pixels_is_decoded_in_2_5_gigabytes() -> None:
-    """The VAE of SDXL, which is that of PixArt-Sigma: its dimensions, random weights, float32."""
+@pytest.mark.parametrize("side", [512, 1024])
+def test_strips_of_the_vae_of_sdxl_take_less_than_2_5_gigabytes_as_estimated(side: int) -> None:
+    """The dimensions of PixArt-Sigma's VAE, random weights, float32."""
     values = SPEC | {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
-    peaks = measure(values, 1024, STRIP_BYTES)
-    assert peaks["mlx"] < SDXL_PEAK
-    assert peaks["process"] < SDXL_PEAK
+    peaks = measure(values, side, STRIP_BYTES)
+    assert max(peaks["mlx"], peaks["process"]) < SDXL_PEAK
+    check_estimate(values, side, STRIP_BYTES, peaks)
+
+
+def check_estimate(values: dict[str, Any], side: int, strip_bytes: int, peaks: dict[str, int]) -> None:
+    estimate = decoder_bytes_in_strips(VAESpec(**values), (side, side), 4, strip_bytes)
+    assert peaks["weights"] + estimate == pytest.approx(peaks["mlx"], rel=ESTIMATE_ERROR)
 
 
 def measure(values: dict[str, Any], side: int, strip_bytes: int | None) -> dict[str, int]:
-    """Decode in a process of its own; give the peak bytes of MLX and of the process, weights included."""
+    """Decode in a process of its own; give bytes of the weights, and peaks of MLX and of the process with them."""
     root = str(Path(moddit.__file__).parents[1])
     arguments = json.dumps([values, side, strip_bytes])
     command = [sys.executable, "-c", MEASURE, arguments]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": root}, cwd=root, capture_output=True, text=True, check=True
     )
-    is_finite, mlx, process = json.loads(done.stdout)
+    is_finite, weights, mlx, process = json.loads(done.stdout)
     assert is_finite
-    return {"mlx": mlx, "process": process}
+    return {"weights": weights, "mlx": mlx, "process": process}
+
+
+@pytest.mark.usefixtures("small_strips")
+def test_memory_decides_whether_a_picture_is_decoded_in_strips(
+    dense_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, size = read_manifest(dense_bundle), (32, 32)
+    needed = describe(manifest, CPU, height=32, width=32)["memory_estimate_bytes"]["all_in_memory"]
+    for memory, wanted in ((needed, 200 * ROW), (4 * needed, None)):
+        pretend_memory(monkeypatch, memory)
+        assert choose_strip_bytes(manifest, CPU, size, low_ram=False) == wanted
+        assert choose_strip_bytes(manifest, CPU, size, low_ram=True) == 200 * ROW
+        facts = describe(manifest, CPU, height=32, width=32)
+        assert facts["decodes_in_strips"] is (wanted is not None)
+        assert ("decoded whole, with --low-ram in strips;" if wanted is None else "decoded in strips;") in write(facts)
+
+
+def test_a_picture_of_one_strip_is_decoded_whole(dense_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_memory(monkeypatch, 1)
+    manifest = read_manifest(dense_bundle)
+    assert choose_strip_bytes(manifest, CPU, (32, 32), low_ram=True) is None
+    facts = describe(manifest, CPU, height=32, width=32)
+    assert facts["memory_estimate_bytes"]["decode_strips"] == facts["memory_estimate_bytes"]["decode"]
+    assert "decoded whole;" in write(facts)
+
+
+@pytest.mark.usefixtures("small_strips")
+@pytest.mark.parametrize(("memory", "low_ram"), [(1, False), (1000 * GB, True)])
+def test_where_memory_is_short_the_picture_is_the_same(
+    dense_bundle: Path, memory: int, low_ram: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size: dict[str, Any] = {"height": 32, "width": 48}
+    decoded: list[int | None] = []
+    decode = AutoencoderKL.decode
+
+    def record(*arguments: Any, strip_bytes: int | None, **options: Any) -> mx.array:
+        decoded.append(strip_bytes)
+        return decode(*arguments, strip_bytes=strip_bytes, **options)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", record)
+    pretend_memory(monkeypatch, 1000 * GB)
+    (whole,) = Pipeline.load(dense_bundle, dtype=CPU.dtype).generate("a circle", **size, steps=1).images
+    pretend_memory(monkeypatch, memory)
+    result = Pipeline.load(dense_bundle, dtype=CPU.dtype, low_ram=low_ram).generate("a circle", **size, steps=1)
+    assert decoded == [None, 200 * ROW]
+    assert result.pictures[0].request.vae_tile_size is None
+    assert np.abs(result.images[0].astype(int) - whole).max() <= LEVEL
