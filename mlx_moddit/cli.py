@@ -21,6 +21,7 @@ from mlx_moddit import info as bundle_info
 from mlx_moddit.benchmark.cli import benchmark
 from mlx_moddit.console import exit_on_error
 from mlx_moddit.embedded import embedded_bundle
+from mlx_moddit.estimate import Compute
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
 from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_files
 from mlx_moddit.pipeline import Generation, Pipeline, default_dtype, spread_seeds
@@ -85,11 +86,11 @@ def main() -> None:
     type=click.Choice(DTYPE_NAMES),
     help="Precision to compute in.  [default: stored, on a CPU float32]",
 )
-@click.option("--low-ram", is_flag=True, help="Keep one component in memory at a time, and decode in tiles.")
+@click.option("--low-ram", is_flag=True, help="Keep one component in memory at a time, and decode in strips.")
 @click.option(
     "--vae-tiling/--no-vae-tiling",
     default=None,
-    help="Decode the picture in tiles: less memory, slightly other pixels.  [default: with --low-ram]",
+    help="Decode in tiles that overlap, as diffusers does: less memory, slightly other pixels.  [default: off]",
 )
 @click.option(
     "--vae-tile-size",
@@ -143,7 +144,7 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
         anything = manifest.spec.conditioning.EXAMPLE
         request = Request.complete(manifest.spec, **anything, height=height, width=width, vae_tile_size=vae_tile_size)
         dtype = default_dtype()
-        compute = bundle_info.Compute(mx.default_device() != mx.cpu, None if dtype == STORED else dtype)
+        compute = Compute(mx.default_device() != mx.cpu, None if dtype == STORED else dtype)
         facts = bundle_info.describe(manifest, compute, height=request.height, width=request.width, tile=vae_tile_size)
     click.echo(json.dumps(facts, indent=2) if as_json else bundle_info.write(facts))
 
@@ -215,11 +216,8 @@ def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None
 
 
 def _tile(options: dict[str, Any], repeated: Metadata | None) -> int | None:
-    """Choose the VAE's tiles; a picture that is repeated at its own size keeps its pixels, with --low-ram too."""
-    keeps_size = all(options[name] is None for name in ("height", "width", "resolution_binning"))
-    default = DEFAULT_VAE_TILE_SIZE if options["low_ram"] else None
-    if repeated is not None and (keeps_size or repeated.settings.vae_tile_size is not None):
-        default = repeated.settings.vae_tile_size
+    """Choose the VAE's tiles; a picture that was made with tiles is repeated with them."""
+    default = None if repeated is None else repeated.settings.vae_tile_size
     return choose_tile(options["vae_tiling"], options["vae_tile_size"], default)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from mlx_moddit.estimate import ITEM_BYTES
 from moddit.manifest import Component, FileInfo, Manifest, Provenance, Quantization
 from moddit.spec import ModelSpec
 from moddit.tensors import UNCOMPRESSED, Tensors, is_precise
 from moddit.tokens import TokenPolicy
 
 GROUP_SIZE: Final = 64  # numbers that share a scale, as `convert` writes them
-ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
 _NOTHING: Final = "0" * 64
 
 

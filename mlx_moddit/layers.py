@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -21,14 +23,55 @@ def without_overflow(dtype: mx.Dtype) -> mx.Dtype:
 class GroupNorm(nn.GroupNorm):
     """PyTorch's group norm on NHWC; the result keeps the dtype of the input, whatever the dtype of the weights.
 
+    Its statistics are float32, and no sum has more terms than a picture has rows: of the group norm that MLX has, the
+    error on a CPU grows with the picture, to 1e-3 of the result at 512 pixels.
+
     Shapes: x (B, H, W, C) -> (B, H, W, C)
     """
 
     def __init__(self, groups: int, channels: int, eps: float):
-        super().__init__(groups, channels, eps=eps, pytorch_compatible=True)
+        super().__init__(groups, channels, eps=eps)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return super().__call__(x).astype(x.dtype)
+        mean, scale = self.merge([x.shape[1]], [channel_moments(x)])
+        return ((x - mean) * scale + self.bias).astype(x.dtype)
+
+    def merge(self, rows: Sequence[int], moments: Sequence[tuple[mx.array, mx.array]]) -> tuple[mx.array, mx.array]:
+        """Find what to subtract from a picture and what to multiply it with then, from the moments of its strips.
+
+        Args:
+            rows: of each strip; all have the picture's width.
+            moments: of each strip (`channel_moments`).
+
+        Shapes:
+            -> two of (B, 1, 1, C) float32
+
+        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances".
+        """
+        B, C = moments[0][0].shape
+        size = C // self.num_groups
+        means, variances = (
+            mx.stack(list(part)).reshape(-1, B, self.num_groups, size) for part in zip(*moments, strict=True)
+        )
+        weight = mx.array([count / (sum(rows) * size) for count in rows]).reshape(-1, 1, 1, 1)
+        mean = mx.sum(means * weight, axis=(0, 3), keepdims=True)
+        variance = mx.sum((variances + mx.square(means - mean)) * weight, axis=(0, 3), keepdims=True)
+        mean, deviation = (
+            mx.broadcast_to(part[0], (B, self.num_groups, size)).reshape(B, 1, 1, C)
+            for part in (mean, mx.rsqrt(variance + self.eps))
+        )
+        return mean, deviation * self.weight
+
+
+def channel_moments(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Compute mean and variance of each channel.
+
+    Shapes:
+        x (B, H, W, C) -> two of (B, C) float32
+    """
+    x = x.astype(mx.float32)
+    mean = mx.mean(mx.mean(x, axis=2), axis=1)
+    return mean, mx.mean(mx.mean(mx.square(x - mean[:, None, None]), axis=2), axis=1)
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:

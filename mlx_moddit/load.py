@@ -43,6 +43,13 @@ class Bundle:
     tokens: TokenPolicy | None = None  # to run instead of the stored one
 
     @property
+    def dtype_name(self) -> str | None:
+        """The name of `dtype`, in DTYPES."""
+        asked = self.dtype
+        # MLX's dtypes cannot be compared with None
+        return None if asked is None else next(name for name, dtype in DTYPES.items() if dtype == asked)
+
+    @property
     def spec(self) -> ModelSpec:
         return self.manifest.spec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,13 @@ class Meter:
         """Begin a lap; what happened since the last one ended counts for nothing."""
         mx.reset_peak_memory()
         self._start = time.perf_counter()
+
+
+def usable_bytes() -> int:
+    """Find the memory that models may fill: what Metal recommends for the GPU, elsewhere that of the machine."""
+    if mx.metal.is_available():
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from moddit.errors import ModditError, UnsupportedError, ValueRangeError
 from moddit.manifest import verify_files
 from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES, STORED
-from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, Request, choose_tile
+from moddit.request import DEFAULT_STEPS, Request, choose_tile
 
 LAP_NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Step: "denoise", Decoded: "decode"}
 
@@ -77,8 +77,9 @@ class Pipeline:
             path: folder.
             dtype: "float16", "bfloat16" or "float32", to compute in, or "stored" for what the files have. By default
                 "stored" on a GPU, and "float32" on a CPU, where MLX takes 30 times as long for half precision.
-            low_ram: keep one component in memory at a time, and the text encoder's blocks one by one, and decode
-                pictures of more than 512 pixels in tiles; costs reading the weights again for every picture.
+            low_ram: keep one component in memory at a time, and the text encoder's blocks one by one, and decode in
+                strips, which without it is done where memory is short; costs reading the weights again for every
+                picture. The pixels are the same, but for rounding where there is more than one strip.
 
         Raises:
             MissingError, FormatError, UnsupportedError: the folder is not a bundle that can be used.
@@ -91,9 +92,7 @@ class Pipeline:
     @property
     def dtype(self) -> str:
         """What it computes in, as `load` takes it."""
-        asked = self.bundle.dtype
-        # MLX's dtypes cannot be compared with None
-        return STORED if asked is None else next(name for name, dtype in DTYPES.items() if dtype == asked)
+        return self.bundle.dtype_name or STORED
 
     def generate(
         self,
@@ -131,8 +130,8 @@ class Pipeline:
             sampler: "dpmpp-2m", "ddim" or "euler"; by default the model's own.
             resolution_binning: generate at the size of the nearest aspect ratio that PixArt was trained at, then resize
                 and crop to height and width, which may be any; what diffusers calls `use_resolution_binning`.
-            vae_tiling: decode the picture in tiles, which bounds memory and changes pixels a little (diffusers'
-                `enable_vae_tiling`); by default only with `low_ram`. Pictures of one tile are decoded in one piece.
+            vae_tiling: decode the picture in tiles that overlap, which bounds memory and changes pixels a little
+                (diffusers' `enable_vae_tiling`). A picture of one tile is decoded as without.
             vae_tile_size: side of a tile, pixels, a multiple of `4 * spec.vae.downscale`; by default 512.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.
@@ -151,7 +150,7 @@ class Pipeline:
             width=width,
             sampler=sampler,
             resolution_binning=resolution_binning,
-            vae_tile_size=choose_tile(vae_tiling, vae_tile_size, DEFAULT_VAE_TILE_SIZE if self.low_ram else None),
+            vae_tile_size=choose_tile(vae_tiling, vae_tile_size, None),
             label=None if label is None else self.bundle.spec.number(label),
         )
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
@@ -212,7 +211,7 @@ class Generation:
                     self._meter.begin()
         except RuntimeError as error:
             raise ModditError(
-                f"[pipeline] MLX could not compute: {error}; a smaller picture, vae_tiling or low_ram needs less memory"
+                f"[pipeline] MLX could not compute: {error}; a smaller picture or low_ram needs less memory"
             ) from error
         finally:
             self._stages.close()

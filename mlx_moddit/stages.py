@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_moddit.estimate import Compute, choose_strip_bytes
 from mlx_moddit.load import Bundle
 from mlx_moddit.memory import cache_limit
 from mlx_moddit.t5 import T5Encoder
@@ -110,8 +111,8 @@ class Models:
 
         Per picture: Loaded for every component that is not in memory, Encoded (of texts) and Prepared if the picture
         before it did not share them, Step for every step, Decoded. A step's arrays depend on those of the step before,
-        so a caller evaluates `stage.arrays` once per stage. Only a picture that is decoded in tiles is computed before
-        its stage. With `routes` every Step has the kept tokens.
+        so a caller evaluates `stage.arrays` once per stage. Only a picture that is decoded in strips or tiles is
+        computed before its stage. With `routes` every Step has the kept tokens.
 
         Raises:
             InputError: at once, if the model cannot fulfil one of the requests.
@@ -182,7 +183,11 @@ class Models:
     def _decode(self, picture: int, request: Request, latents: mx.array) -> Generator[Stage, None, None]:
         model: AutoencoderKL = yield from self._model("vae", self.bundle.vae)
         tile = request.vae_tile_size
-        image = model.decode(latents, tile=None if tile is None else tile // self.bundle.spec.vae.downscale)[0]
+        image = model.decode(
+            latents,
+            tile=None if tile is None else tile // self.bundle.spec.vae.downscale,
+            strip_bytes=self._strip_bytes(request),
+        )[0]
         del model
         if request.resolution_binning:
             image = resize(image, request.height, request.width)
@@ -190,6 +195,11 @@ class Models:
         is_finite = mx.all(mx.isfinite(image))
         yield Decoded((pixels, is_finite), picture, pixels, is_finite)
         self._free((pixels,))
+
+    def _strip_bytes(self, request: Request) -> int | None:
+        compute = Compute(mx.default_device() != mx.cpu, self.bundle.dtype_name)
+        size = request.generated_size(self.bundle.spec)
+        return choose_strip_bytes(self.bundle.manifest, compute, size, low_ram=self.low_ram)
 
     def _model(self, name: str, build: Callable[[], Any], *, is_streamed: bool = False) -> Generator[Stage, None, Any]:
         """Give a component that is in memory, or build it; one that is streamed reads its weights while it runs."""

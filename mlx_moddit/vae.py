@@ -7,12 +7,14 @@ Source: diffusers `models/autoencoders/{autoencoder_kl,vae}.py`.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_moddit.layers import Attention, GroupNorm, without_overflow
+from mlx_moddit.strips import Strips, convolve, drain, hold, normalise, rows_of_strip, split
 from moddit.models.vae import VAESpec
 from moddit.request import TILE_PARTS
 
@@ -37,6 +39,23 @@ class Resnet(nn.Module):
         y = self.conv2(nn.silu(self.norm2(y)))
         return y + (self.conv_shortcut(x) if "conv_shortcut" in self else x)
 
+    def in_strips(self, x: Strips) -> Strips:
+        """Do the same to strips, which are used up."""
+        activate, shortcut = normalise(x, self.norm1), x
+        rows: Iterable[mx.array] = x
+        if "conv_shortcut" in self:
+            shortcut = Strips()
+            rows = self._shortcuts(x, shortcut)
+        y = hold(convolve(map(activate, rows), self.conv1))
+        activate = normalise(y, self.norm2)
+        return hold(map(mx.add, convolve(map(activate, drain(y)), self.conv2), drain(shortcut)))
+
+    def _shortcuts(self, x: Strips, shortcut: Strips) -> Iterator[mx.array]:
+        """Give the strips, of which nothing but their shortcuts is kept."""
+        for strip in drain(x):
+            shortcut.extend(hold([self.conv_shortcut(strip)]))
+            yield strip
+
 
 class PixelAttention(Attention):
     """Attention of one head among all pixels, with its norm and residual. Shapes: x (B, H, W, C) -> (B, H, W, C)."""
@@ -49,6 +68,18 @@ class PixelAttention(Attention):
         """Mix all pixels."""
         y = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
         return x + self(y, *self.keys_values(y)).reshape(x.shape)
+
+    def in_strips(self, x: Strips, strip_bytes: int) -> Strips:
+        """Do the same to strips, which are used up; scores of so many bytes are in memory at once."""
+        heights = [strip.shape[1] for strip in x]
+        whole = mx.concatenate(list(drain(x)), axis=1)
+        y = self.group_norm(whole).reshape(whole.shape[0], -1, whole.shape[-1])
+        keys, values = self.keys_values(y)
+        mx.eval(whole, y, keys, values)
+        queries = max(1, strip_bytes // (y.shape[0] * y.shape[1] * mx.float32.size))
+        mixed = hold(self(part, keys, values) for part in split(y, queries))
+        whole = whole + mx.concatenate(list(mixed), axis=1).reshape(whole.shape)
+        return hold(mx.split(whole, list(accumulate(heights[:-1])), axis=1))
 
 
 class MidBlock(nn.Module):
@@ -65,6 +96,13 @@ class MidBlock(nn.Module):
         if "attentions" in self:
             x = self.attentions[0].attend(x)
         return self.resnets[1](x)
+
+    def in_strips(self, x: Strips, strip_bytes: int) -> Strips:
+        """Do the same to strips, which are used up."""
+        x = self.resnets[0].in_strips(x)
+        if "attentions" in self:
+            x = self.attentions[0].in_strips(x, strip_bytes)
+        return self.resnets[1].in_strips(x)
 
 
 class Downsample(nn.Module):
@@ -86,9 +124,20 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
+        return self.conv(self._double(x))
+
+    def in_strips(self, x: Strips, strip_bytes: int) -> Strips:
+        """Do the same to strips, which are used up; those that it gives are as high as `strip_bytes` allow."""
+        B, _, W, C = x[0].shape
+        rows = max(1, rows_of_strip((B, 2 * W, C), x[0].itemsize, strip_bytes) // 2)
+        parts = (part for strip in drain(x) for part in split(strip, rows))
+        return hold(convolve(map(self._double, parts), self.conv))
+
+    @staticmethod
+    def _double(x: mx.array) -> mx.array:
         B, H, W, C = x.shape
         x = mx.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C))
-        return self.conv(x.reshape(B, 2 * H, 2 * W, C))
+        return x.reshape(B, 2 * H, 2 * W, C)
 
 
 class SideBlock(nn.Module):
@@ -104,6 +153,14 @@ class SideBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         for layer in (*self.resnets, *self.get("downsamplers", ()), *self.get("upsamplers", ())):
             x = layer(x)
+        return x
+
+    def in_strips(self, x: Strips, strip_bytes: int) -> Strips:
+        """Do the same to strips, which are used up."""
+        for resnet in self.resnets:
+            x = resnet.in_strips(x)
+        for layer in self.get("upsamplers", ()):
+            x = layer.in_strips(x, strip_bytes)
         return x
 
 
@@ -153,6 +210,16 @@ class Decoder(nn.Module):
             x = block(x)
         return self.conv_out(nn.silu(self.conv_norm_out(x)))
 
+    def in_strips(self, x: mx.array, strip_bytes: int) -> mx.array:
+        """Do the same, with little more in memory than one activation of the picture."""
+        channels = self.conv_in.weight.shape[0]
+        rows = rows_of_strip((x.shape[0], x.shape[2], channels), x.itemsize, strip_bytes)
+        strips = self.mid_block.in_strips(hold(convolve(split(x, rows), self.conv_in)), strip_bytes)
+        for block in self.up_blocks:
+            strips = block.in_strips(strips, strip_bytes)
+        activate = normalise(strips, self.conv_norm_out)
+        return mx.concatenate(list(hold(convolve(map(activate, drain(strips)), self.conv_out))), axis=1)
+
 
 class AutoencoderKL(nn.Module):
     """Between pictures and the latents of the transformer. A half that is never called is never read from its file."""
@@ -167,24 +234,30 @@ class AutoencoderKL(nn.Module):
         if spec.use_post_quant_conv:
             self.post_quant_conv = nn.Conv2d(spec.latent_channels, spec.latent_channels, 1)
 
-    def decode(self, latents: mx.array, *, tile: int | None = None) -> mx.array:
-        """Decode the transformer's latents, as the sampler leaves them; undoes their scaling.
+    def decode(self, latents: mx.array, *, tile: int | None = None, strip_bytes: int | None = None) -> mx.array:
+        """Decode the transformer's latents; undoes their scaling.
 
-        With `tile`, squares of this side (latent pixels, a multiple of TILE_PARTS) are decoded at once, not lazily, one
-        by one, and blended where they overlap: bounds memory, and changes the picture a little, as norms see one tile.
+        Args:
+            latents: as the sampler leaves them.
+            tile: decode squares of this side (latent pixels, a multiple of TILE_PARTS) one by one and blend them where
+                they overlap: bounds memory, and changes the picture a little, as norms see one tile at a time. Computed
+                at once, not lazily. None: in one piece.
+            strip_bytes: compute each layer in strips that take about so much memory, beside the activation that is
+                held (see `mlx_moddit.strips`): bounds memory, and gives the same but for rounding. Computed at once,
+                not lazily. None: all rows together. Without effect where there are tiles.
 
         Shapes: latents (B, h, w, latent_channels) -> pictures (B, H, W, out_channels) float32, about -1..1, not clipped
         """
         x = latents / self.spec.scaling_factor + self.spec.shift_factor
         x = x.astype(without_overflow(self.decoder.conv_in.weight.dtype))
         if tile is None or max(x.shape[1:3]) <= tile:
-            return self._decode(x)
+            return self._decode(x, strip_bytes)
         return self._decode_tiles(x, tile)
 
-    def _decode(self, x: mx.array) -> mx.array:
+    def _decode(self, x: mx.array, strip_bytes: int | None = None) -> mx.array:
         if "post_quant_conv" in self:
             x = self.post_quant_conv(x)
-        return self.decoder(x).astype(mx.float32)
+        return (self.decoder(x) if strip_bytes is None else self.decoder.in_strips(x, strip_bytes)).astype(mx.float32)
 
     def _decode_tiles(self, x: mx.array, tile: int) -> mx.array:
         """Do as diffusers' `tiled_decode`: tiles overlap by a quarter and fade into those above and to the left."""

@@ -46,7 +46,10 @@ _RANGES: Final = {
 
 @dataclass(frozen=True)
 class Request:
-    """One picture that is asked for. Equal requests, model, dtype and device give the equal picture."""
+    """One picture that is asked for.
+
+    Equal requests, model, dtype and device give the equal picture; a large one, where memory differs, but for rounding.
+    """
 
     prompt: Text  # empty for a model that is conditioned on a label
     negative_prompt: Text
@@ -58,8 +61,7 @@ class Request:
     sampler: Annotated[str, choice(*SAMPLERS)]
     # Fields with a default came later: a picture's file leaves them out where they have it.
     resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
-    # pixels; None decodes in one piece. Tiles bound memory and change pixels a little.
-    vae_tile_size: Side | None = None
+    vae_tile_size: Side | None = None  # pixels; None decodes without tiles, which change pixels a little
     label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
 
     def __post_init__(self) -> None:
@@ -193,8 +195,8 @@ class Request:
 def choose_tile(tiling: bool | None, tile_size: int | None, default: int | None) -> int | None:
     """Combine the wish for tiles and their size, pixels, either of which a user may leave open.
 
-    The default, which may be no tiles, counts where a user says neither. Raises ValueRangeError for a size of tiles
-    that are not wanted.
+    The default, which may be no tiles, counts where a user says neither: that of a picture that is repeated. Raises
+    ValueRangeError for a size of tiles that are not wanted.
     """
     if tiling is False:
         if tile_size is not None:

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from mlx_moddit.estimate import ITEM_BYTES
 from mlx_moddit.planner.latency import UNITS, Drawing, Rates, Work
 from moddit.benchmark.record import Arm, BenchmarkRecord
 from moddit.benchmark.summary import ORACLE, stage_medians
@@ -18,7 +19,6 @@ from moddit.routing import RoutingPlan, snap
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
-ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
 PREDICTED: Final = ("encode", "prepare", "step", "decode")
 LEAST_ERROR: Final = 0.1  # that a prediction is given at least: a machine is never twice the same
 _SWEEPS: Final = 5000  # of coordinate descent, enough for nine rates

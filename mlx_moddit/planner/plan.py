@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mlx_moddit.estimate import Compute, estimate_memory
-from mlx_moddit.imagined import ITEM_BYTES, imagine_manifest
-from mlx_moddit.planner.chips import CHIPS, Chip, gpu_bytes
+from mlx_moddit.estimate import ITEM_BYTES, Compute, estimate_memory
+from mlx_moddit.imagined import imagine_manifest
+from mlx_moddit.planner.chips import Chip, gpu_bytes
 from mlx_moddit.planner.latency import Drawing, Range, Rates, chip_rates
 from moddit.bins import Size
 from moddit.manifest import Manifest
@@ -17,10 +17,8 @@ from moddit.routing import RoutingPlan, capacity, snap
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
-GUIDED_BATCH: Final = 2
 PROMPT_TOKENS: Final = 60  # of a usual text
 BITS: Final = (None, 8, 4)
-_SMALLER: Final = 0.8  # keep ratio that is offered to a model that takes too long
 
 
 @dataclass(frozen=True)
@@ -150,6 +148,3 @@ def _chip(asked: Asked, chip: Chip, memory_gb: float) -> dict[str, Any]:
 
 def _seconds(stages: dict[str, Range]) -> dict[str, list[float]]:
     return {name: [taken.low, taken.value, taken.high] for name, taken in stages.items()}
-
-
-ALL: Final = CHIPS

@@ -6,7 +6,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_moddit.info import Compute, describe, write
+from mlx_moddit.estimate import Compute
+from mlx_moddit.info import describe, write
 from mlx_moddit.pipeline import Pipeline
 from moddit.errors import ShapeError
 from moddit.manifest import Quantization, read_manifest

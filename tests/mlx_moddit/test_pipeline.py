@@ -264,7 +264,7 @@ def test_resident_size_is_in_bytes_on_every_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, unit: int
 ) -> None:
     monkeypatch.setattr("platform.system", lambda: system)
-    monkeypatch.setattr("mlx_moddit.memory.STATUS", tmp_path / "absent", raising=False)
+    monkeypatch.setattr("moddit.memory._STATUS", tmp_path / "absent")
     monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=7))
     assert peak_rss_bytes() == 7 * unit
 

@@ -1,4 +1,4 @@
-"""Decoding in tiles: who turns it on, what a picture's file says about it, and the memory it saves."""
+"""Decoding in diffusers' tiles: who turns it on, what a picture's file says, and the memory it saves."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from click.testing import CliRunner, Result
 
 import moddit
 from mlx_moddit import cli
+from mlx_moddit.estimate import Compute
 from mlx_moddit.images import read_metadata
-from mlx_moddit.info import Compute, describe
+from mlx_moddit.info import describe
 from mlx_moddit.pipeline import Pipeline
 from moddit.manifest import read_manifest
 from moddit.request import DEFAULT_VAE_TILE_SIZE
@@ -63,19 +64,17 @@ def test_a_picture_of_one_tile_is_the_same_file_with_and_without(routed_bundle: 
     assert Path("plain.png").read_bytes() == Path("tiled.png").read_bytes() == Path("frugal.png").read_bytes()
 
 
-def test_low_ram_implies_tiles_but_repeats_a_picture_as_it_is(
-    routed_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli, "DEFAULT_VAE_TILE_SIZE", 16)  # so that small pictures have several tiles
+def test_low_ram_needs_no_tiles_but_repeats_those_of_a_picture(routed_bundle: Path) -> None:
     model = ("--model", str(routed_bundle), *FAST)
     assert tile_of("plain.png", *model) is None
-    assert tile_of("frugal.png", *model, "--low-ram") == 16
-    assert tile_of("whole.png", *model, "--low-ram", "--no-vae-tiling") is None
-    assert tile_of("large.png", *model, "--low-ram", "--vae-tile-size", "24") == 24
-    assert tile_of("again.png", "--config-from", "plain.png", "--low-ram") is None
-    assert Path("again.png").read_bytes() == Path("plain.png").read_bytes()
-    assert tile_of("resized.png", "--config-from", "plain.png", "--low-ram", "--width", "48") == 16
-    assert tile_of("tiles.png", "--config-from", "large.png", "--width", "48") == 24
+    assert tile_of("frugal.png", *model, "--low-ram") is None
+    assert Path("frugal.png").read_bytes() == Path("plain.png").read_bytes()
+    assert tile_of("tiled.png", *model, "--low-ram", "--vae-tile-size", "24") == 24
+    assert tile_of("again.png", "--config-from", "tiled.png", "--low-ram") == 24
+    assert Path("again.png").read_bytes() == Path("tiled.png").read_bytes()
+    assert tile_of("larger.png", "--config-from", "tiled.png", "--width", "48") == 24
+    assert tile_of("whole.png", "--config-from", "tiled.png", "--low-ram", "--no-vae-tiling") is None
+    assert Path("whole.png").read_bytes() == Path("plain.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -93,9 +92,7 @@ def test_tiles_that_cannot_be_are_one_line(routed_bundle: Path, arguments: tuple
     assert list(Path().iterdir()) == []
 
 
-def test_pipeline_in_python_takes_the_same_settings(routed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlx_moddit.pipeline.DEFAULT_VAE_TILE_SIZE", 16)
-
+def test_pipeline_in_python_takes_the_same_settings(routed_bundle: Path) -> None:
     def run(low_ram: bool, **settings: Any) -> tuple[int | None, Any]:
         (picture,) = Pipeline.load(routed_bundle, low_ram=low_ram).generate(PROMPT, steps=1, **settings).pictures
         return picture.request.vae_tile_size, picture.pixels
@@ -105,8 +102,8 @@ def test_pipeline_in_python_takes_the_same_settings(routed_bundle: Path, monkeyp
     assert not np.array_equal(plain[1], tiled[1])
     for low_ram, settings, wanted in (
         (False, {"vae_tiling": True}, plain),  # one tile of 512 pixels
-        (True, {}, tiled),
-        (True, {"vae_tiling": False}, plain),
+        (True, {}, plain),
+        (True, {"vae_tile_size": 16}, tiled),
     ):
         found = run(low_ram, **settings)
         assert found[0] == wanted[0]
@@ -153,11 +150,13 @@ def test_info_estimates_with_and_without_tiles(table_bundle: Path, monkeypatch: 
     assert memory["decode_tiled"] < memory["decode"] / 3
     assert memory["all_in_memory_tiled"] < memory["all_in_memory"]
     text = CliRunner().invoke(cli.main, [*arguments, "--vae-tile-size", "256"], catch_exceptions=False).stdout
-    assert "on a GPU; tiled is with --vae-tiling, which --low-ram turns on, and tiles of 256 pixels:" in text
+    assert "tiled is with --vae-tiling and tiles of 256 pixels:" in text
     assert [line.split()[0] for line in text.splitlines() if line.startswith(("decode", "all"))] == [
         "decode",
+        "decode_strips",
         "decode_tiled",
         "all_in_memory",
+        "all_in_memory_strips",
         "all_in_memory_tiled",
     ]
 
