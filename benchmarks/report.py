@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from mlx_moddit.planner.chips import CHIPS
+from mlx_moddit.planner.latency import chip_rates
+from mlx_moddit.planner.plan import imagine
 from moddit.benchmark.plausible import find_faults
 from moddit.benchmark.record import read_record
 from moddit.benchmark.table import markdown, write_table
+from moddit.configurations import find_configuration
 from moddit.errors import FormatError, MissingError
 
 # Claimed by others of their own programs and other models; nobody has published times of a PixArt on an M-series chip.
@@ -18,6 +23,13 @@ PUBLISHED: Final = (
     ("M5 Max", "Anima Turbo (2B), 1024x1024, 10 steps", "5.3 s, 0.42 s a step, 6.7 GB", "its README"),
     ("M3 Max", "SANA-Sprint 1.6B on Core AI, 2 steps", "about 1.8 s", "its README"),
 )
+MODEL: Final = "pixart-sigma-xl"
+SIDES: Final = (512, 1024)
+KEEPS: Final = (1.0, 0.8, 0.5)
+_PREDICTED: Final = """Seconds for a picture of PixArt-Sigma XL with `mlx_moddit plan`: float16, 20 steps, guided, weights in memory; square
+pictures of 512 and 1024 pixels, every layer keeping all, 0.8 or 0.5 of the tokens. In brackets where it should lie. These
+come from the chips' peaks and published efficiencies: no Mac has confirmed them yet.
+"""
 _INTRODUCTION: Final = """# Benchmarks
 
 Made by `python -m benchmarks report` of the records in [benchmarks/records](../benchmarks/records), which `python -m
@@ -44,8 +56,24 @@ def write_report(folder: Path) -> str:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise MissingError(f"[benchmark] {folder}: no records, want some of `python -m benchmarks run`")
+    predicted = f"## Predicted\n\n{_PREDICTED}\n" + "\n".join(predict()) + "\n"
     published = "## Published by others\n\nOf other programs and models, as they claim them.\n"
-    return "\n".join([_INTRODUCTION, *map(_section, paths), published, *markdown(PUBLISHED)]) + "\n"
+    return "\n".join([_INTRODUCTION, *map(_section, paths), predicted, published, *markdown(PUBLISHED)]) + "\n"
+
+
+def predict() -> Iterator[str]:
+    """Write the table of predicted seconds for PixArt-Sigma over all chips."""
+    rows = [("chip", *(f"{side}, keep {keep}" for side in SIDES for keep in KEEPS))]
+    spec = find_configuration(MODEL)
+    for chip in CHIPS:
+        cells = []
+        for side in SIDES:
+            for keep in KEEPS:
+                asked = imagine(MODEL, spec, (side, side), keep=keep, dtype="float16", bits=None, steps=20, batch=2)
+                taken = asked.seconds(chip_rates(chip, 2))["picture"]
+                cells.append(f"{taken.value:.0f} ({taken.low:.0f}-{taken.high:.0f})")
+        rows.append((chip.name, *cells))
+    return markdown(rows)
 
 
 def _section(path: Path) -> str:

@@ -25,6 +25,7 @@ from mlx_moddit.estimate import Compute
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
 from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_files
 from mlx_moddit.pipeline import Generation, Pipeline, default_dtype, spread_seeds
+from mlx_moddit.planner.cli import plan
 from mlx_moddit.report import Report, SavedPicture, versions
 from mlx_moddit.routes import draw_routes
 from mlx_moddit.stages import Encoded, Stage, Step
@@ -150,6 +151,7 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
 
 
 main.add_command(benchmark)
+main.add_command(plan)
 
 
 @dataclass(frozen=True)

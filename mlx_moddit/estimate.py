@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -9,9 +11,12 @@ from typing import Final
 from mlx_moddit.memory import usable_bytes
 from mlx_moddit.strips import STRIP_BYTES, WINDOW
 from moddit.bins import Size
+from moddit.conditioning import Text
+from moddit.contract import TEXT_ENCODER
 from moddit.cost import activation_bytes
-from moddit.manifest import WITHOUT_TENSORS, Component, Manifest
+from moddit.manifest import WITHOUT_TENSORS, Component, Manifest, Quantization
 from moddit.models.vae import VAESpec
+from moddit.tensors import Tensors, is_precise
 
 ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
 GUIDED_BATCH: Final = 2
@@ -27,6 +32,8 @@ DECODER_COPIES_GPU: Final = 9
 STRIP_COPIES: Final = 15
 ATTENTION_COPIES: Final = 8  # of the latent-sized activation: states, queries, keys, values, what they give
 SCORE_COPIES: Final = 1
+_BLOCK: Final = re.compile(r"encoder\.block\.\d+\.")  # of a T5
+_FIRST_BLOCK: Final = "encoder.block.0."  # the largest, by a small table
 MEMORY_SHARE: Final = 0.5  # of what models may fill; a decoder that needs more works in strips
 
 
@@ -61,7 +68,7 @@ def estimate_memory(manifest: Manifest, compute: Compute, size: Size, tile: int)
         picture = size[0] * size[1] * manifest.spec.vae.out_channels * ITEM_BYTES["float32"]
         tiled = min(decode, _decoder_bytes(manifest, compute, (min(size[0], tile), min(size[1], tile))) + 2 * picture)
     return {
-        "encode": everything - weights["transformer"] - weights["vae"],
+        "encode": _encode_bytes(manifest, compute),
         "denoise": weights["transformer"] + denoise,
         "decode": weights["vae"] + decode,
         "decode_strips": weights["vae"] + strips,
@@ -88,6 +95,31 @@ def choose_strip_bytes(manifest: Manifest, compute: Compute, size: Size, *, low_
         return None
     needed = sum(_weights(manifest, compute).values()) + _decoder_bytes(manifest, compute, size)
     return STRIP_BYTES if low_ram or needed > MEMORY_SHARE * usable_bytes() else None
+
+
+def _encode_bytes(manifest: Manifest, compute: Compute) -> int:
+    """Estimate what a text encoder needs that reads its blocks one by one: one of them, and what is in none."""
+    text = manifest.spec.conditioning
+    if not isinstance(text, Text):
+        return 0
+    item, tensors = manifest.components[TEXT_ENCODER], text.encoder.tensors()
+    alive = {name: info for name, info in tensors.items() if not _BLOCK.match(name) or name.startswith(_FIRST_BLOCK)}
+    dtype = (compute.dtype if item.quantization is None else None) or item.dtype or "float32"
+    return tensor_bytes(alive, dtype, item.quantization)
+
+
+def tensor_bytes(tensors: Tensors, dtype: str, quantization: Quantization | None) -> int:
+    """Count the bytes of tensors as a bundle has them whose large ones are of `dtype`, of a checkpoint in float32."""
+    packed = frozenset(quantization.tensors) if quantization else frozenset()
+    total = 0
+    for name, info in tensors.items():
+        count, itemsize = math.prod(info.shape), ITEM_BYTES[dtype]
+        if name in packed:
+            assert quantization is not None
+            total += count * quantization.bits // 8 + 2 * itemsize * count // quantization.group_size
+        else:
+            total += count * (ITEM_BYTES["float32"] if is_precise(name, tensors) else itemsize)
+    return total
 
 
 def _denoise_bytes(manifest: Manifest, compute: Compute, size: Size) -> int:

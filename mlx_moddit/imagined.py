@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from mlx_moddit.estimate import ITEM_BYTES
+from mlx_moddit.estimate import tensor_bytes
 from moddit.manifest import Component, FileInfo, Manifest, Provenance, Quantization
 from moddit.spec import ModelSpec
-from moddit.tensors import UNCOMPRESSED, Tensors, is_precise
+from moddit.tensors import UNCOMPRESSED, Tensors
 from moddit.tokens import TokenPolicy
 
 GROUP_SIZE: Final = 64  # numbers that share a scale, as `convert` writes them
@@ -39,18 +39,5 @@ def _component(name: str, tensors: Tensors | None, dtype: str, bits: int | None)
     packed = tuple(key for key, info in tensors.items() if info.role.is_quantisable and not info.shape[1] % GROUP_SIZE)
     quantization = Quantization(bits, GROUP_SIZE, "affine", packed) if bits and packed else None
     parameters = sum(math.prod(info.shape) for info in tensors.values())
-    size = _bytes(tensors, dtype, quantization)
+    size = tensor_bytes(tensors, dtype, quantization)
     return Component((FileInfo(f"{name}.safetensors", size, _NOTHING),), dtype, parameters, quantization)
-
-
-def _bytes(tensors: Tensors, dtype: str, quantization: Quantization | None) -> int:
-    packed = frozenset(quantization.tensors) if quantization else frozenset()
-    total = 0
-    for key, info in tensors.items():
-        count, itemsize = math.prod(info.shape), ITEM_BYTES[dtype]
-        if key in packed:
-            assert quantization is not None
-            total += count * quantization.bits // 8 + 2 * itemsize * count // quantization.group_size
-        else:
-            total += count * (4 if is_precise(key, tensors) else itemsize)
-    return total

@@ -1,0 +1,235 @@
+"""Predictions: what they follow from, and how they are fitted to records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from mlx_moddit.benchmark.random_weights import make_bundle
+from mlx_moddit.cli import main
+from mlx_moddit.estimate import Compute, estimate_memory
+from mlx_moddit.planner.calibration import calibrate, cross_validate, fit, samples_of
+from mlx_moddit.planner.chips import CHIPS, find_chip, gpu_bytes
+from mlx_moddit.planner.latency import UNITS, Drawing, chip_rates, count_work
+from mlx_moddit.planner.plan import aligned, choose, imagine, variants
+from moddit.benchmark.record import Arm, BenchmarkRecord, Conditions, Stage, Subject, Trial
+from moddit.conditioning import Text
+from moddit.configurations import find_configuration
+from moddit.cost import step_flops
+from moddit.errors import MissingError
+from moddit.operations import combine, matmul
+from moddit.routing import RoutingPlan
+from moddit.tokens import TokenPolicy
+from tests.moddit.benchmark.records import ARM, record
+
+SPEC: Final = find_configuration("pixart-sigma-xl")
+DENSE: Final = TokenPolicy.dense(28, 1000)
+TRUE: Final = dict(zip(UNITS, (1e-12, 2e-12, 3e-12, 4e-10, 5e-10, 6e-10, 7e-10, 8e-11, 3e-6), strict=True))
+
+
+def drawing(**changes: Any) -> Drawing:
+    values: dict[str, Any] = {
+        "spec": SPEC,
+        "policy": DENSE,
+        "height": 512,
+        "width": 512,
+        "steps": 20,
+        "batch": 2,
+        "text_tokens": 60,
+        "weight_bytes": 2,
+    }
+    return Drawing(**(values | changes))
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments])
+
+
+def test_work_is_what_the_operations_add_up_to() -> None:
+    found = count_work([matmul(10, 4, 6), combine(100)], 2, 0.5)
+    assert found == {"matmul": 2 * 480, "elementwise": 600, "scores": 0, "weight_bytes": 12.0, "operations": 2}
+    step = drawing().work()["step"]
+    flops = sum(step[unit] for unit in ("matmul", "attention"))
+    assert flops == 2 * step_flops(SPEC.transformer, DENSE, 0, 1024, 60)
+
+
+def test_keeping_fewer_tokens_takes_less() -> None:
+    rates = chip_rates(find_chip("M3 Pro"), 2)
+    half = TokenPolicy.topk(RoutingPlan.uniform(28, 1, 5))
+    dense, routed = (drawing(policy=policy).seconds(rates) for policy in (DENSE, half))
+    assert 0.4 < routed["step"].value / dense["step"].value < 0.6
+    assert routed["decode"] == dense["decode"]
+    for taken in (*dense.values(), *routed.values()):
+        assert taken.low < taken.value < taken.high
+
+
+def test_what_is_published_lies_within_the_prediction() -> None:
+    """FLUX.2 klein-4B takes 6.8 s a step of 1024 pixels on an M1 Max: about 4.3e13 FLOPs of matrices and attention."""
+    work = {"matmul": 3.7e13, "attention": 6.5e12}
+    taken = chip_rates(find_chip("M1 Max"), 2).seconds(work)
+    assert taken.low < 6.8 < taken.high
+
+
+@pytest.mark.parametrize("name", ["M3 Pro", "m3 pro", "Apple  M3 Pro"])
+def test_chips_by_name(name: str) -> None:
+    assert find_chip(name).name == "M3 Pro"
+
+
+def test_no_such_chip() -> None:
+    with pytest.raises(MissingError, match=r"no chip 'M3 Por', want one such as M3 Pro"):
+        find_chip("M3 Por")
+    assert gpu_bytes(32) / 2**30 == pytest.approx(0.67 * 32)
+    assert gpu_bytes(64) / 2**30 == pytest.approx(0.75 * 64)
+
+
+def asked(**changes: Any) -> Any:
+    settings: dict[str, Any] = {"keep": None, "dtype": "float16", "bits": None, "steps": 20, "batch": 2}
+    return imagine("sigma", SPEC, (1024, 1024), **(settings | changes))
+
+
+def test_the_first_way_that_fits_is_chosen() -> None:
+    found = list(variants(asked()))
+    assert found[0].words == "float16"
+    for limit in (gpu_bytes(gb) for gb in (8, 18, 36)):
+        chosen = choose(asked(), limit)
+        assert chosen is not None
+        before = found[: found.index(chosen)]
+        assert chosen.peak <= limit < min((item.peak for item in before), default=limit + 1)
+    assert choose(asked(), 10**8) is None
+    assert next(variants(asked(bits=4))).words == "4-bit"
+
+
+def test_capacities_are_rounded_only_where_that_is_asked_for() -> None:
+    assert aligned(0.5, 1000, 32) * 1000 == 512
+    assert asked(keep=0.5).manifest.tokens.plan.mean_keep_ratio == 0.5
+
+
+def measured(config: str, layers: int, sides: tuple[int, ...], noise: float = 0.0) -> BenchmarkRecord:
+    """Make a record of a machine whose rates are TRUE."""
+    spec = find_configuration(config, layers)
+    arms: list[Arm] = []
+    trials: list[Trial] = []
+    rng = np.random.default_rng(len(config) + layers)
+    idle = Conditions("mains", False, "nominal", 0.0)
+    for side in sides:
+        for name, keep in (("dense", None), ("routed", 0.5)):
+            arm: Arm = replace(ARM, name=name, height=side, width=side, dtype="float32", keep=keep, batch=1)
+            policy = TokenPolicy.dense(layers, 1000)
+            if keep is not None:
+                policy = TokenPolicy.topk(RoutingPlan.uniform(layers, 1, 5))
+            work = Drawing(spec, policy, side, side, arm.steps, 1, arm.text_tokens, 4).work()
+            stages = tuple(
+                Stage(stage, (predicted(work[stage]) * (1 + noise * rng.uniform(-1, 1)),), None, None, None)
+                for stage in work
+            )
+            trials.append(Trial(len(arms), idle, idle, stages, {}))
+            arms.append(arm)
+    made = record({"dense": [[1.0]]})
+    return replace(made, subject=Subject(config, None, "pixart", layers), arms=tuple(arms), trials=tuple(trials))
+
+
+def predicted(work: Any) -> float:
+    return sum(TRUE[unit] * amount for unit, amount in work.items())
+
+
+RECORDS: Final = [
+    measured("pixart-sigma-xl", 2, (256, 512)),
+    measured("dit-s-2", 4, (256, 512)),
+    measured("dit-b-2", 3, (256, 512)),
+]
+
+
+def test_rates_that_explain_the_times_are_found() -> None:
+    samples = [sample for made in RECORDS for sample in samples_of(made)]
+    rates = fit(samples)
+    for sample in samples:
+        taken = sum(rates[unit] * amount for unit, amount in sample.work.items())
+        assert taken == pytest.approx(sample.seconds, rel=0.02)
+    assert min(rates.values()) >= 0
+
+
+def test_sizes_that_were_left_out_are_predicted() -> None:
+    noisy = [measured("pixart-sigma-xl", 2, (256, 512), 0.05), *RECORDS[1:]]
+    samples = [sample for made in noisy for sample in samples_of(made)]
+    errors = cross_validate(samples)
+    assert {error.sample.size for error in errors} == {sample.size for sample in samples}
+    assert max(abs(error.share) for error in errors) < 0.25
+    rates = calibrate(noisy)
+    for sample in samples:
+        taken = rates.seconds(sample.work)
+        assert taken.low * 0.9 < sample.seconds < taken.high * 1.1
+
+
+def test_records_of_bundles_and_too_few_say_nothing() -> None:
+    bundle = replace(RECORDS[0], subject=replace(RECORDS[0].subject, fingerprint="0" * 64))
+    assert not list(samples_of(bundle))
+    with pytest.raises(MissingError, match="have 0 sizes of named configurations, want two or more"):
+        calibrate([bundle])
+
+
+def test_the_command_lists_all_chips() -> None:
+    result = call("--config", "pixart-sigma-xl", "--size", "512x512", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert [item["chip"] for item in facts["chips"]] == [chip.name for chip in CHIPS]
+    assert facts["bundle_bytes"]["text_encoder"] > 9e9
+
+
+def test_the_command_tells_what_fits(tmp_path: Path) -> None:
+    result = call("--config", "pixart-sigma-xl", "--chip", "M1", "--ram", "8", "--keep", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "| float16, --low-ram" in result.output
+    assert "fits in 5.8 GB" in result.output
+    for index, made in enumerate(RECORDS):
+        (tmp_path / f"{index}.json").write_text(made.write())
+    files = [word for index in range(3) for word in ("--record", str(tmp_path / f"{index}.json"))]
+    result = call("--config", "dit-xl-2", *files)
+    assert result.exit_code == 0, result.output
+    assert "| picture" in result.output
+
+
+def test_a_text_encoder_that_is_read_block_by_block_needs_what_is_estimated() -> None:
+    """Its embedding and one block, whatever their number: within 10 % of what MLX reports."""
+    text = SPEC.conditioning
+    assert isinstance(text, Text)
+    encoder = replace(text.encoder, d_model=512, d_ff=2048, num_layers=4, num_heads=8, vocab_size=4000)
+    model: Any = SPEC.transformer
+    transformer = replace(model, caption_channels=512, num_layers=1)
+    spec = replace(SPEC, transformer=transformer, conditioning=replace(text, encoder=encoder))
+    bundle = make_bundle(spec, TokenPolicy.dense(1, 1000), "float32", None, encoder=True)
+    before = mx.get_active_memory()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    mx.eval(bundle.text_encoder()(mx.ones((2, 8), mx.int32), release=True))
+    estimate = estimate_memory(bundle.manifest, Compute(is_gpu=False, dtype=None), (64, 64), 512)["encode"]
+    assert mx.get_peak_memory() - before == pytest.approx(estimate, rel=0.1)
+
+
+def test_a_bundle_is_planned_for(routed_bundle: Path) -> None:
+    result = call("--model", str(routed_bundle), "--chip", "M2")
+    assert result.exit_code == 0, result.output
+    assert "all_in_memory" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "want one of --model and --config"),
+        (("--config", "dit-xl-2", "--chip", "M9"), "no chip 'M9'"),
+        (("--config", "dit-xl-2", "--size", "x"), "is not a size"),
+        (("--config", "dit-xl-2", "--size", "250x256"), "is not made of whole patches"),
+        (("--config", "dit-xl-2", "--record", "/absent"), "/absent"),
+        (("--model", "/absent"), "/absent"),
+    ],
+)
+def test_what_cannot_be_planned(arguments: tuple[str, ...], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 1
+    assert message in result.output
