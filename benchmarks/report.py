@@ -26,7 +26,8 @@ PUBLISHED: Final = (
 MODEL: Final = "pixart-sigma-xl"
 SIDES: Final = (512, 1024)
 KEEPS: Final = (1.0, 0.8, 0.5)
-_PREDICTED: Final = """Seconds for a picture of PixArt-Sigma XL with `mlx_moddit plan`: float16, 20 steps, guided, weights in memory; square
+_PREDICTED: Final = """
+Seconds for a picture of PixArt-Sigma XL with `mlx_moddit plan`: float16, 20 steps, guided, weights in memory; square
 pictures of 512 and 1024 pixels, every layer keeping all, 0.8 or 0.5 of the tokens. In brackets where it should lie. These
 come from the chips' peaks and published efficiencies: no Mac has confirmed them yet.
 """
@@ -56,7 +57,7 @@ def write_report(folder: Path) -> str:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise MissingError(f"[benchmark] {folder}: no records, want some of `python -m benchmarks run`")
-    predicted = f"## Predicted\n\n{_PREDICTED}\n" + "\n".join(predict()) + "\n"
+    predicted = f"## Predicted\n{_PREDICTED}\n" + "\n".join(predict()) + "\n"
     published = "## Published by others\n\nOf other programs and models, as they claim them.\n"
     return "\n".join([_INTRODUCTION, *map(_section, paths), predicted, published, *markdown(PUBLISHED)]) + "\n"
 
