@@ -27,9 +27,9 @@ MODEL: Final = "pixart-sigma-xl"
 SIDES: Final = (512, 1024)
 KEEPS: Final = (1.0, 0.8, 0.5)
 _PREDICTED: Final = """
-Seconds for a picture of PixArt-Sigma XL with `mlx_moddit plan`: float16, 20 steps, guided, weights in memory; square
-pictures of 512 and 1024 pixels, every layer keeping all, 0.8 or 0.5 of the tokens. In brackets where it should lie. These
-come from the chips' peaks and published efficiencies: no Mac has confirmed them yet.
+Seconds for a picture of PixArt-Sigma XL by `mlx_moddit plan`: float16, 20 steps, guided, weights in memory; square
+pictures of 512 and 1024 pixels, every layer keeping all, 0.8 or 0.5 of the tokens. In brackets where it should lie.
+They come from the chips' peaks and published efficiencies: no Mac has confirmed them yet.
 """
 _INTRODUCTION: Final = """# Benchmarks
 

@@ -195,8 +195,13 @@ def storage_errors(target: Path) -> Iterator[None]:
         if error.errno not in _FULL and isinstance(error.filename, str) and not _concerns(target, error.filename):
             name = printable(error.filename)
             raise FormatError(f"[source] {name}: cannot be read ({error.strerror}), want a readable file") from error
-        what = "disk is full" if error.errno in _FULL else f"cannot be written ({error.strerror or error})"
-        raise StorageError(f"[output] {printable(str(target))}: {what}; make room or choose another place") from error
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            what = f"{printable(str(error.filename or target))} is a file, want a folder; choose another place"
+        elif error.errno in _FULL:
+            what = "disk is full; make room or choose another place"
+        else:
+            what = f"cannot be written ({error.strerror or error}); make room or choose another place"
+        raise StorageError(f"[output] {printable(str(target))}: {what}") from error
 
 
 def _concerns(target: Path, name: str) -> bool:

@@ -298,7 +298,7 @@ class TestOutput:
     ) -> None:
         (tmp_path / "file").touch()
         assert convert(source, tmp_path / "file" / "bundle") == 1
-        assert "cannot be written (File exists)" in capsys.readouterr().err
+        assert "is a file, want a folder" in capsys.readouterr().err
 
     def test_too_little_space_is_known_beforehand(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: Callable[..., None]

@@ -56,7 +56,7 @@ def test_read_only(name: str, programs: Programs, tmp_path: Path) -> None:
 def test_in_a_file(name: str, programs: Programs, tmp_path: Path) -> None:
     program, file = programs[name], tmp_path / "file"
     file.write_text("old")
-    program.check_refusal(file, program.run(file), "Not a directory|File exists")
+    program.check_refusal(file, program.run(file), "is a file, want a folder")
     assert file.read_text() == "old"
 
 

@@ -119,7 +119,7 @@ def test_folders_are_made(tmp_path: Path) -> None:
     check_outputs([tmp_path / "a" / "b" / "new.png"], overwrite=False)
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"new\.png: cannot be written \(Not a directory\)"):
+    with pytest.raises(StorageError, match=r"new\.png: .* is a file, want a folder; choose another place"):
         check_outputs([tmp_path / "file" / "b" / "new.png"], overwrite=False)
     with pytest.raises(StorageError, match=r"cannot be written \(File name too long\)"):
         check_outputs([tmp_path / ("b" * 300) / "new.png"], overwrite=False)
