@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from moddit.conditioning import Conditioning, Label, Text
 from moddit.contract import step_name
+from moddit.cost import step_flops
 from moddit.graphs import (
     ROLES,
     GraphFunction,
@@ -198,5 +199,16 @@ def _hash(content: bytes) -> str:
 
 
 def describe(name: str, manifest: Manifest) -> dict[str, Any]:
-    """Write a manifest with its name."""
-    return {"name": name, "manifest": manifest.to_json()}
+    """Write a manifest with its name, and what a call of each step function computes."""
+    return {"name": name, "manifest": manifest.to_json(), "step_flops": _count_flops(manifest)}
+
+
+def _count_flops(manifest: Manifest) -> dict[str, int]:
+    spec, graphs = manifest.spec, manifest.graphs
+    assert graphs is not None
+    found = {}
+    for item in graphs.step_functions:
+        tokens = spec.transformer.tokens(item.height // spec.vae.downscale, item.width // spec.vae.downscale)
+        once = step_flops(spec.transformer, manifest.tokens, item.regions[0], tokens, spec.text_tokens)
+        found[item.function] = item.batch * once
+    return found

@@ -13,6 +13,7 @@ from mlx_moddit.estimate import ITEM_BYTES
 from mlx_moddit.planner.latency import UNITS, Drawing, Rates, Work
 from moddit.benchmark.record import Arm, BenchmarkRecord
 from moddit.benchmark.summary import ORACLE, stage_medians
+from moddit.bins import Size
 from moddit.configurations import CONFIGURATIONS, find_configuration
 from moddit.errors import MissingError
 from moddit.routing import RoutingPlan, snap
@@ -53,21 +54,23 @@ def samples_of(record: BenchmarkRecord) -> Iterator[Sample]:
         return
     spec = find_configuration(name, record.subject.layers)
     for number, arm in enumerate(record.arms):
-        for stage, work in _drawing(arm, spec).work().items():
+        if arm.height is None or arm.width is None or arm.text_tokens is None:
+            continue
+        for stage, work in _drawing(arm, spec, (arm.height, arm.width), arm.text_tokens).work().items():
             seconds = stage_medians(record, number, stage)
             if seconds:
                 size = f"{name} {record.subject.layers} layers {arm.height}x{arm.width}"
                 yield Sample(stage, f"{size} {arm.name}", work, median(seconds))
 
 
-def _drawing(arm: Arm, spec: ModelSpec) -> Drawing:
+def _drawing(arm: Arm, spec: ModelSpec, size: Size, text_tokens: int) -> Drawing:
     layers, timesteps = spec.transformer.num_layers, spec.scheduler.num_train_timesteps
     policy = TokenPolicy.dense(layers, timesteps)
     if arm.keep is not None:
         plan = RoutingPlan.uniform(layers, 1, snap(arm.keep), timesteps)
         policy = TokenPolicy.first(plan) if arm.name == ORACLE else TokenPolicy.topk(plan)
     weight_bytes = ITEM_BYTES[arm.dtype] if arm.bits is None else arm.bits / 8
-    return Drawing(spec, policy, arm.height, arm.width, arm.steps, arm.batch, arm.text_tokens, weight_bytes)
+    return Drawing(spec, policy, *size, arm.steps, arm.batch, text_tokens, weight_bytes)
 
 
 def fit(samples: Sequence[Sample]) -> Work:

@@ -27,7 +27,7 @@ def find_faults(record: BenchmarkRecord) -> Iterator[str]:
             if max(peaks, default=0) > record.machine.memory_bytes:
                 yield f"arm {arm.name!r} has {field} of {max(peaks)}, more than the machine's memory"
         steps = stage_medians(record, number, "step")
-        if steps and arm.step_flops / min(steps) > MOST_FLOPS:
+        if steps and arm.step_flops is not None and arm.step_flops / min(steps) > MOST_FLOPS:
             rate = arm.step_flops / min(steps) / _UNIT
             yield f"arm {arm.name!r} does {rate:.0f} TFLOP/s, want at most {MOST_FLOPS / _UNIT:.0f}"
         spread = stage_spreads(record, number).get("step")

@@ -36,7 +36,7 @@ RECORD_VERSION: Final = 1
 THERMAL_STATES: Final = ("nominal", "fair", "serious", "critical", "unknown")
 POWER_SOURCES: Final = ("mains", "battery", "unknown")
 RUNTIMES: Final = ("mlx", "coreml", "torch")
-# In the order in which they run. Core ML's load is "cold" the first time after an installation, then from its cache.
+# In the order in which they run. Core ML's load is "cold" with the compilation, of a package that was in no cache.
 STAGES: Final = (
     "load",
     "load_cold",
@@ -94,22 +94,22 @@ class Subject:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of doing the same work; arms take turns."""
+    """One way of doing the same work, or a function of Core ML; None is what it lacks or nobody counted."""
 
-    name: Name  # "dense", "oracle", "routed"; of Core ML the function
+    name: Name  # "dense", "oracle", "routed"; of Core ML "transformer/px64x64_batch2_region0", a function of a package
     runtime: Annotated[str, choice(*RUNTIMES)]
     device: Name  # that computes: "gpu", "cpu", or the compute units of Core ML
     dtype: Name
-    bits: Annotated[int, Meta(ge=1, le=16)] | None  # of the transformer's weights, where they are quantised
-    height: Side  # pixels
-    width: Side
+    bits: Annotated[int, Meta(ge=1, le=16)] | None  # of the weights, where they are quantised
+    height: Side | None  # pixels; None for a text encoder
+    width: Side | None
     batch: Batch
     steps: Timesteps
-    tokens: Annotated[int, Meta(ge=1, le=1 << 20)]
-    text_tokens: Annotated[int, Meta(ge=0, le=TEXT_TOKENS)]  # of the longest text; 0 of a model of classes
+    tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None  # None for an autoencoder
+    text_tokens: Annotated[int, Meta(ge=0, le=TEXT_TOKENS)] | None  # of the longest text; 0 of a model of classes
     keep: Annotated[float, Meta(gt=0, le=1)] | None  # ratio of every layer; None: the model's own plan, or all
-    kept_tokens: Annotated[float, Meta(ge=0, le=1 << 20)]  # of a block, in the mean over layers and steps
-    step_flops: Annotated[float, Meta(ge=0, le=1e18)]  # of a step and its whole batch, in the mean over steps
+    kept_tokens: Annotated[float, Meta(ge=0, le=1 << 20)] | None  # of a block, in the mean over layers and steps
+    step_flops: Annotated[float, Meta(ge=0, le=1e18)] | None  # of a step and its batch, in the mean over steps
 
 
 @dataclass(frozen=True)

@@ -103,14 +103,14 @@ def routing_gains(record: BenchmarkRecord) -> Iterator[RoutingGain]:
     """Compare routed steps with dense ones, and with as many tokens that are not routed, at every size."""
     for key, numbers in _sizes(record.arms).items():
         steps = {name: stage_medians(record, number, "step") for name, number in numbers.items()}
-        if not steps.get(DENSE) or not steps.get(ROUTED):
+        dense, routed = (record.arms[numbers[name]].step_flops if steps.get(name) else None for name in (DENSE, ROUTED))
+        if not dense or not routed:
             continue
-        flops = record.arms[numbers[DENSE]].step_flops / record.arms[numbers[ROUTED]].step_flops
         cost = None
         if steps.get(ORACLE):
             share = ratio(steps[ORACLE], steps[ROUTED])
             cost = Ratio(1 - share.value, 1 - share.high, 1 - share.low)
-        yield RoutingGain(key[0], key[1], ratio(steps[DENSE], steps[ROUTED]), flops, cost)
+        yield RoutingGain(*key, ratio(steps[DENSE], steps[ROUTED]), dense / routed, cost)
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
@@ -137,5 +137,6 @@ def _sizes(arms: Iterable[Arm]) -> dict[tuple[int, int], Mapping[str, int]]:
     """Number the arms of each size, height and width, by their names."""
     found: dict[tuple[int, int], dict[str, int]] = {}
     for number, arm in enumerate(arms):
-        found.setdefault((arm.height, arm.width), {})[arm.name] = number
+        if arm.height is not None and arm.width is not None:
+            found.setdefault((arm.height, arm.width), {})[arm.name] = number
     return dict(found)

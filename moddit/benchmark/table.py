@@ -59,7 +59,7 @@ def _arms(record: BenchmarkRecord) -> str:
         process = peak_bytes(record, number, "footprint_peak_bytes") or peak_bytes(record, number, "process_peak_bytes")
         rows.append(
             (
-                f"{arm.height}x{arm.width}",
+                NONE if arm.height is None else f"{arm.height}x{arm.width}",
                 arm.name,
                 f"{arm.runtime} {arm.device} {stored}",
                 *(_spread(found.get(name)) for name in ("load", "encode", "prepare", "first_step", "step", "decode")),

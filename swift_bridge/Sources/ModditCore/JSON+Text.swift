@@ -17,6 +17,22 @@ extension JSON {
         }
     }
 
+    /// The value as `json.dumps(value, sort_keys=True, indent=1)` writes it.
+    package var indentedText: String { indented("\n") }
+
+    private func indented(_ end: String) -> String {
+        let inner = end + " "
+        switch self {
+        case .array(let items) where !items.isEmpty:
+            return "[" + inner + items.map { $0.indented(inner) }.joined(separator: "," + inner) + end + "]"
+        case .object(let fields) where !fields.isEmpty:
+            let parts = fields.sorted { $0.key < $1.key }
+                .map { Self.quote($0.key.text) + ": " + $0.value.indented(inner) }
+            return "{" + inner + parts.joined(separator: "," + inner) + end + "}"
+        default: return text
+        }
+    }
+
     /// The value for a message, escaped and shortened, about as Python writes it.
     var shown: String {
         let most = 4

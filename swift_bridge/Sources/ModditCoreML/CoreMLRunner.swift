@@ -1,6 +1,10 @@
 import Foundation
 import ModditCore
 
+#if canImport(CoreML)
+import CoreML
+#endif
+
 /// Runs a bundle's packages with Core ML; each is loaded when it is first used.
 package struct CoreMLRunner: PackageRunning {
     private let models: [String: ManagedModel]  // by path of the package
@@ -58,6 +62,15 @@ package struct CoreMLRunner: PackageRunning {
         await models[package.path]?.unload()
     }
 
+    /// Version of Core ML itself; nil where there is none.
+    package static var version: String? {
+        #if canImport(CoreML)
+        Bundle(for: MLModel.self).object(forInfoDictionaryKey: "CFBundleVersion") as? String
+        #else
+        nil
+        #endif
+    }
+
     /// Compiles every package and lets the system prepare every function that a run may use.
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot.
@@ -67,5 +80,17 @@ package struct CoreMLRunner: PackageRunning {
                 try await model(package).prewarm(package.functions.map(\.name))
             }
         }
+    }
+}
+
+extension CoreMLRunner: FunctionMeasuring {
+    /// Loads a function, in place of the one of its package that is in memory.
+    package func load(_ package: Package, function: GraphFunction) async throws -> LoadReport {
+        try await model(package).load(function.name)
+    }
+
+    /// Asks Core ML where it would run a function's operations.
+    package func plan(_ package: Package, function: GraphFunction) async throws -> Placement {
+        try await model(package).plan(function.name)
     }
 }

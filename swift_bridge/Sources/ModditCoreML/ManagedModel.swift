@@ -18,6 +18,7 @@ package actor ManagedModel {
     private struct Resident {
         let function: String
         let model: LoadedModel
+        let report: LoadReport
     }
 
     /// Names a package; nothing is loaded yet.
@@ -42,10 +43,12 @@ package actor ManagedModel {
 
     /// Loads a function, in place of the one that is in memory.
     ///
+    /// - Returns: how it came into memory.
     /// - Throws: `ModditError.compute` if Core ML cannot compile or load it, `ModditError.format` if the package has changed
     ///   since the manifest was written.
-    private func load(_ function: String) async throws {
-        _ = try await model(function)
+    @discardableResult
+    package func load(_ function: String) async throws -> LoadReport {
+        try await resident(function).report
     }
 
     /// Lets the system prepare functions for the device, one after the other, and leaves none in memory.
@@ -69,7 +72,7 @@ package actor ManagedModel {
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot.
     func predict(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> [String: Tensor] {
-        let model = try await model(function.name)
+        let model = try await resident(function.name).model
         do {
             return try await model.predict(inputs, outputs: Array(function.outputs.keys))
         } catch {
@@ -101,8 +104,8 @@ package actor ManagedModel {
         }
     }
 
-    private func model(_ function: String) async throws -> LoadedModel {
-        if let resident, resident.function == function { return resident.model }
+    private func resident(_ function: String) async throws -> Resident {
+        if let resident, resident.function == function { return resident }
         resident = nil  // before the other one is loaded: memory for two is not needed
         let before = unloads
         var compiled = try await compile()
@@ -118,12 +121,13 @@ package actor ManagedModel {
             start = ContinuousClock.now
             model = try await open(compiled.url, function)
         }
-        if before == unloads { resident = Resident(function: function, model: model) }
-        report(
-            LoadReport(
-                package: package.path, function: function, origin: compiled.origin, compileSeconds: compiled.seconds,
-                loadSeconds: Self.seconds(since: start)))
-        return model
+        let load = LoadReport(
+            package: package.path, function: function, origin: compiled.origin, compileSeconds: compiled.seconds,
+            loadSeconds: Self.seconds(since: start))
+        let loaded = Resident(function: function, model: model, report: load)
+        if before == unloads { resident = loaded }
+        report(load)
+        return loaded
     }
 
     private func open(_ url: URL, _ function: String) async throws -> LoadedModel {

@@ -120,6 +120,20 @@ struct Arguments: Sendable, Equatable {
     func choice<Choice: RawRepresentable & CaseIterable>(_ name: String) throws(UsageError) -> Choice?
     where Choice.RawValue == String {
         guard let text = values[name] else { return nil }
+        return try Self.choice(name, text)
+    }
+
+    /// The names of an option that may be there several times.
+    func choices<Choice: RawRepresentable & CaseIterable>(_ name: String) throws(UsageError) -> [Choice]
+    where Choice.RawValue == String {
+        var found: [Choice] = []
+        for text in lists[name] ?? [] { found.append(try Self.choice(name, text)) }
+        return found
+    }
+
+    private static func choice<Choice: RawRepresentable & CaseIterable>(
+        _ name: String, _ text: String
+    ) throws(UsageError) -> Choice where Choice.RawValue == String {
         guard let value = Choice(rawValue: text) else {
             let known = Choice.allCases.map(\.rawValue).joined(separator: ", ")
             throw UsageError(message: "option --\(name) = '\(text)', want one of \(known)")

@@ -6,7 +6,9 @@ import ModditCore
 /// Results go to standard output, progress and errors to standard error. Exit status 0 done, 1 failed, 2 wrong usage.
 @main
 struct CLI {
-    static let commands = [Generate.command, Info.command, Tokens.command, Schedule.command, Plan.command]
+    static let commands = [
+        Generate.command, Info.command, Tokens.command, Schedule.command, Plan.command, Benchmark.command,
+    ]
 
     static var help: String {
         let lines = commands.map { command in
@@ -29,7 +31,7 @@ struct CLI {
             print(help)
             return 0
         }
-        guard let command = commands.first(where: { $0.name == name }) else {
+        guard let command = (commands + [BenchmarkTrial.command]).first(where: { $0.name == name }) else {
             let known = commands.map(\.name).joined(separator: ", ")
             return fail("unknown command '\(name)', want one of \(known)", status: 2)
         }
@@ -39,7 +41,8 @@ struct CLI {
                 print(command.help)
                 return 0
             }
-            print(try await output(of: command, arguments))
+            let text = try await output(of: command, arguments)
+            if !text.isEmpty { print(text) }
             return 0
         } catch let error as UsageError {
             return fail("\(error.message); moddit-cli \(name) --help tells more", status: 2)
@@ -56,6 +59,8 @@ struct CLI {
         case Tokens.command.name: try Tokens.run(arguments)
         case Schedule.command.name: try Schedule.run(arguments)
         case Plan.command.name: try await Plan.run(arguments)
+        case Benchmark.command.name: try await Benchmark.run(arguments)
+        case BenchmarkTrial.command.name: try await BenchmarkTrial.run(arguments)
         default: try await Generate.run(arguments)
         }
     }

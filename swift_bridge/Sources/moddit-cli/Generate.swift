@@ -37,24 +37,24 @@ enum Generate {
             computeUnits: try arguments.choice("compute-units"),
             reducesMemory: arguments.flags.contains("reduce-memory"))
         let folder = URL(fileURLWithPath: try arguments.required(Option.bundle.name))
-        let outputs = try outputs(arguments.values["output"], count: wishes.count)
         let overwrites = arguments.flags.contains("overwrite")
+        let outputs = try outputs(arguments.values["output"], count: wishes.count)
+            .map { OutputFile(path: $0, overwrites: overwrites) }
         let pipeline = try Pipeline.open(folder: folder, options: options, report: note)
         let requests = try wishes.map { try $0.complete(request, pipeline) }
-        for output in outputs { try checkOutput(output, overwrites) }
+        for output in outputs { try output.check() }
         var found: [JSON] = []
         for (request, output) in zip(requests, outputs) {
             let start = ContinuousClock.now
             let picture = try await pipeline.generate(request) { note($0, most: pipeline.manifest.spec.textTokens) }
             let seconds: Double = (ContinuousClock.now - start) / .seconds(1)
-            try checkOutput(output, overwrites)
-            try save(try picture.png(), output)
+            try output.save(try picture.png())
             found.append(
                 .object([
-                    "path": .string(output), "seconds": .number(seconds), "metadata": .string(picture.metadata.json),
+                    "path": .string(output.path), "seconds": .number(seconds), "metadata": .string(picture.metadata.json),
                 ]))
         }
-        guard arguments.flags.contains("json") else { return outputs.joined(separator: "\n") }
+        guard arguments.flags.contains("json") else { return outputs.map(\.path).joined(separator: "\n") }
         return JSON.object(["pictures": .array(found)]).text
     }
 
@@ -111,23 +111,6 @@ enum Generate {
         request.size = try CLI.size(arguments)
         request.sampler = try arguments.choice("sampler")
         return request
-    }
-
-    private static func checkOutput(_ path: String, _ overwrites: Bool) throws(ModditError) {
-        guard overwrites || !FileManager.default.fileExists(atPath: path) else {
-            throw .outputExists("[output] \(path) exists; choose another name or allow it with --overwrite")
-        }
-    }
-
-    private static func save(_ data: Data, _ path: String) throws(ModditError) {
-        let url = URL(fileURLWithPath: path)
-        do {
-            try FileManager.default.createDirectory(
-                at: url.deletingLastPathComponent(), withIntermediateDirectories: true)
-            try data.write(to: url, options: .atomic)
-        } catch {
-            throw .storage("[output] cannot write \(path): \(error.localizedDescription)")
-        }
     }
 
     private static func note(_ event: CoreMLEvent) {

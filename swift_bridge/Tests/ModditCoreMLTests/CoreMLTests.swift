@@ -48,6 +48,26 @@ struct CoreMLTests {
         #expect(first == second)
     }
 
+    /// A process that finds nothing compiled, and one that finds it: nobody has run this yet.
+    @Test(.enabled(if: hasCoreML && bundle != nil)) func functionsAreMeasured() async throws {
+        let cache = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString)")
+        defer { try? FileManager.default.removeItem(at: cache) }
+        let bundle = try ModelBundle(folder: try #require(bundle))
+        let graphs = try bundle.graphs()
+        let item = try #require(bundle.manifest.measuredFunctions(graphs, sizes: [], units: [.cpuOnly]).first)
+        let meter = TrialMeter(
+            now: { Date().timeIntervalSinceReferenceDate }, peak: { ProcessPeak(resident: nil, footprint: nil) })
+        var reports: [TrialReport] = []
+        for kind in FunctionTrial.Kind.allCases {
+            let runner = try CoreMLRunner(bundle, options: CoreMLOptions(computeUnits: .cpuOnly, cacheFolder: cache))
+            let trial = try FunctionTrial(
+                kind, path: item.package.path, function: item.function.name, in: graphs, predictions: 2)
+            reports.append(try await trial.run(runner, bundle.manifest.spec, meter: meter))
+        }
+        #expect(reports.flatMap(\.stages).map(\.name) == TrialReport.Stage.Name.allCases)
+        #expect(reports.last?.operations["CPU"] != nil)
+    }
+
     /// Whether a plan heeds the function that its configuration names, which Apple does not say: nobody has run this yet.
     @Test(.enabled(if: hasCoreML && bundle != nil)) func plansKnowEveryFunction() async throws {
         let cache = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString)")

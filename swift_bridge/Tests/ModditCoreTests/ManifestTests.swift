@@ -4,6 +4,20 @@ import Testing
 @testable import ModditCore
 
 struct ManifestTests {
+    /// What moddit/cost.py counts, with routers and without, of both architectures.
+    @Test(arguments: TestBundle.names) func flopsArePythons(name: String) throws {
+        let item = try TestBundle.item(name)
+        let manifest = try Manifest(item["manifest"])
+        let (spec, scale) = (manifest.spec, manifest.spec.vae.downscale)
+        for function in try #require(manifest.graphs).stepFunctions {
+            let tokens = try spec.transformer.dimensions.tokens(
+                height: function.height / scale, width: function.width / scale)
+            let flops = spec.stepFLOPs(function, tokens: tokens, hasRouters: manifest.tokens.hasRouters)
+            let wanted = try item["step_flops"][function.function].number()
+            #expect(Double(function.batch) * flops == wanted)
+        }
+    }
+
     @Test(arguments: TestBundle.names)
     func readsWhatPythonWrites(name: String) throws {
         let manifest = try Manifest(Data(TestBundle.manifest(name).value.encoded.utf8))

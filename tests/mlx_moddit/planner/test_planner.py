@@ -124,7 +124,7 @@ def measured(config: str, layers: int, sides: tuple[int, ...], noise: float = 0.
             policy = TokenPolicy.dense(layers, 1000)
             if keep is not None:
                 policy = TokenPolicy.topk(RoutingPlan.uniform(layers, 1, 5))
-            work = Drawing(spec, policy, side, side, arm.steps, 1, arm.text_tokens, 4).work()
+            work = Drawing(spec, policy, side, side, arm.steps, 1, arm.text_tokens or 0, 4).work()
             stages = tuple(
                 Stage(stage, (predicted(work[stage]) * (1 + noise * rng.uniform(-1, 1)),), None, None, None)
                 for stage in work

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,8 @@ import jsonschema
 import pytest
 
 from moddit.benchmark.record import read_record
+from moddit.benchmark.summary import routing_gains
+from moddit.benchmark.table import write_table
 from moddit.errors import FormatError, InputError, MissingError
 from scripts.schema import DOCS, make_benchmark_schema
 from tests.moddit.benchmark.records import record
@@ -23,6 +26,16 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(RECORD.write())
     assert read_record(tmp_path / "a.json") == RECORD
     SCHEMA.validate(json.loads(RECORD.write()))
+
+
+def test_an_arm_may_lack_what_it_does_not_have(tmp_path: Path) -> None:
+    fields: dict[str, Any] = dict.fromkeys(("height", "width", "tokens", "kept_tokens", "step_flops"))
+    made = replace(RECORD, arms=(RECORD.arms[0], replace(RECORD.arms[1], **fields)))
+    (tmp_path / "a.json").write_text(made.write())
+    assert read_record(tmp_path / "a.json") == made
+    SCHEMA.validate(json.loads(made.write()))
+    assert not list(routing_gains(made))
+    assert "| -       | routed |" in write_table(made)
 
 
 def test_the_schema_in_the_documentation_is_that_of_the_types() -> None:

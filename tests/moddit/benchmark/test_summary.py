@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moddit.benchmark.summary import Spread, peak_bytes, picture_seconds, ratio, routing_gains, stage_medians
@@ -47,6 +49,14 @@ def test_what_routing_gains_and_costs() -> None:
 def test_a_dense_model_has_nothing_to_compare() -> None:
     assert not list(routing_gains(record({"dense": [[1.0]]})))
     assert "efficiency" not in write_table(record({"dense": [[1.0]]}))
+
+
+def test_steps_without_counted_flops_are_not_compared() -> None:
+    made = record({"dense": [[1.0]], "routed": [[0.5]]})
+    for number in range(2):
+        arms = list(made.arms)
+        arms[number] = replace(arms[number], step_flops=None)
+        assert not list(routing_gains(replace(made, arms=tuple(arms))))
 
 
 def test_the_table_tells_what_was_measured() -> None:

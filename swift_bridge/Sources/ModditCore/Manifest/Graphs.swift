@@ -276,7 +276,7 @@ package struct Graphs: Sendable, Hashable {
 }
 
 /// Drops repeated items, keeping the order of the first ones.
-func unique<Item: Hashable>(_ items: [Item]) -> [Item] {
+package func unique<Item: Hashable>(_ items: [Item]) -> [Item] {
     var seen: Set<Item> = []
     return items.filter { seen.insert($0).inserted }
 }

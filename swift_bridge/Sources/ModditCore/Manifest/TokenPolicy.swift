@@ -15,6 +15,9 @@ package struct TokenPolicy: Sendable, Hashable {
     /// How many; of a dense model all, in one region.
     package let plan: RoutingPlan
 
+    /// Whether every block has a router.
+    var hasRouters: Bool { name == .topk }
+
     /// Reads the "tokens" object of a manifest strictly.
     ///
     /// - Throws: `ModditError.unsupported` for another policy, `ModditError.valueRange` for a dense one that drops

@@ -24,6 +24,9 @@ protocol TransformerSpec: Sendable {
     /// Classes that it draws by number; 0 if it draws texts.
     var classes: Int { get }
 
+    /// Counts the FLOPs of one block that processes `kept` tokens, for a batch of one.
+    func blockFLOPs(kept: Double, textTokens: Double) -> Double
+
     /// Reads the specification strictly.
     init(_ field: JSONField) throws(ModditError)
 
@@ -57,8 +60,8 @@ struct TransformerDimensions: Sendable, Hashable {
     let patchSize: Int
     /// Side of the latents that the model was trained on, pixels of a latent.
     let sampleSize: Int
-
-    private let outputs: Int  // channels that it predicts, a variance included
+    /// Channels that it predicts, a variance included.
+    let outputs: Int
 
     /// Reads the fields of `names`.
     init(_ object: JSONObject) throws(ModditError) {

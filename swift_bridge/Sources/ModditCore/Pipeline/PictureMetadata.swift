@@ -7,7 +7,7 @@ package struct PictureMetadata: Sendable, Hashable {
     /// Version of the format.
     static let version = 1
     /// Version of this package; the Python packages' too.
-    static let packageVersion = "0.1.0"
+    package static let packageVersion = "0.1.0"
     /// Keyword of the text for programs.
     static let chunk = "moddit"
     /// Keyword of the text for people.

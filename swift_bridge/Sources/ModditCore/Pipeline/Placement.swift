@@ -12,6 +12,11 @@ package struct Placement: Sendable, Hashable {
     /// Type of operation, then device, to how many there are.
     package private(set) var operations: [String: [String: Int]] = [:]
 
+    /// Device to how many operations there are, of all types.
+    var devices: [String: Int] {
+        operations.values.reduce(into: [:]) { sum, counts in sum.merge(counts) { $0 + $1 } }
+    }
+
     /// Makes a placement without operations.
     package init(package: String, function: String) {
         self.package = package
