@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.report import write_report
+from benchmarks.report import update_readme, write_report, write_summary
 from benchmarks.run import run_everything
 from moddit.benchmark.comparison import compare as compare_records
 from moddit.benchmark.record import read_record
@@ -16,6 +16,7 @@ from moddit.errors import ModditError
 
 FOLDER = Path(__file__).parent
 RECORDS = FOLDER / "records"
+README = FOLDER.parent / "README.md"
 REPORT = FOLDER.parent / "docs" / "benchmarks.md"
 
 
@@ -39,9 +40,11 @@ def run(folder: Path, trials: int, delay: float, only: tuple[str, ...]) -> None:
 @click.option("--folder", type=click.Path(path_type=Path), default=RECORDS, help="Where the records are.")
 @click.option("--output", type=click.Path(path_type=Path), default=REPORT, help="File to write.")
 def report(folder: Path, output: Path) -> None:
-    """Write the tables of all records, beside the published times of other programs."""
+    """Write the tables of all records, beside the published times of other programs; README gets a summary."""
+    readme = update_readme(README.read_text(encoding="utf-8"), write_summary(folder))
     output.write_text(write_report(folder), encoding="utf-8")
-    click.echo(output)
+    README.write_text(readme, encoding="utf-8")
+    click.echo(f"{output}\n{README}")
 
 
 @main.command()

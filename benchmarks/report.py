@@ -11,6 +11,7 @@ from mlx_moddit.planner.latency import chip_rates
 from mlx_moddit.planner.plan import imagine
 from moddit.benchmark.plausible import find_faults
 from moddit.benchmark.record import read_record
+from moddit.benchmark.summary import routing_gains
 from moddit.benchmark.table import markdown, write_table
 from moddit.configurations import find_configuration
 from moddit.errors import FormatError, MissingError
@@ -23,6 +24,8 @@ PUBLISHED: Final = (
     ("M5 Max", "Anima Turbo (2B), 1024x1024, 10 steps", "5.3 s, 0.42 s a step, 6.7 GB", "its README"),
     ("M3 Max", "SANA-Sprint 1.6B on Core AI, 2 steps", "about 1.8 s", "its README"),
 )
+BEGIN: Final = "<!-- made by python -m benchmarks report -->"
+END: Final = "<!-- end -->"
 MODEL: Final = "pixart-sigma-xl"
 SIDES: Final = (512, 1024)
 KEEPS: Final = (1.0, 0.8, 0.5)
@@ -60,6 +63,33 @@ def write_report(folder: Path) -> str:
     predicted = f"## Predicted\n{_PREDICTED}\n" + "\n".join(predict()) + "\n"
     published = "## Published by others\n\nOf other programs and models, as they claim them.\n"
     return "\n".join([_INTRODUCTION, *map(_section, paths), predicted, published, *markdown(PUBLISHED)]) + "\n"
+
+
+def write_summary(folder: Path) -> str:
+    """Write what README shows of the report: what routing gains on the machines that were measured, and predictions."""
+    rows = [("measured on", "model", "size", "dense / routed, time", "FLOPs", "efficiency", "cost of routing")]
+    for path in sorted(folder.glob("*.json")):
+        record = read_record(path)
+        model = f"{record.subject.name.rsplit('/', 1)[-1]}, {record.subject.layers} layers"
+        machine = f"{record.machine.chip}, {record.arms[0].device.upper()}"
+        for gain in routing_gains(record):
+            cost = "-" if gain.cost is None else f"{gain.cost.value:+.1%}"
+            shares = (f"{gain.seconds.value:.2f}", f"{gain.flops:.2f}", f"{gain.efficiency.value:.2f}", cost)
+            rows.append((machine, model, f"{gain.height}x{gain.width}", *shares))
+    return "\n".join([*markdown(rows), _PREDICTED, *predict()]) + "\n"
+
+
+def update_readme(text: str, summary: str) -> str:
+    """Put a summary between the marks of a README.
+
+    Raises:
+        FormatError: it has not both marks.
+    """
+    before, first, rest = text.partition(BEGIN)
+    _, last, after = rest.partition(END)
+    if not first or not last:
+        raise FormatError(f"[benchmark] README.md: want {BEGIN!r}, and {END!r} after it")
+    return f"{before}{BEGIN}\n{summary}{END}{after}"
 
 
 def predict() -> Iterator[str]:

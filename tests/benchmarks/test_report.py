@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.__main__ import RECORDS, REPORT, main
-from benchmarks.report import write_report
+from benchmarks.__main__ import README, RECORDS, REPORT, main
+from benchmarks.report import update_readme, write_report, write_summary
 from benchmarks.run import suites
 from moddit.benchmark.plausible import find_faults
 from moddit.benchmark.record import read_record
@@ -27,6 +27,13 @@ def test_a_contributed_record_can_be_true(path: Path) -> None:
 @pytest.mark.skipif(not list(RECORDS.glob("*.json")), reason="no records yet")
 def test_the_report_is_that_of_the_records() -> None:
     assert REPORT.read_text(encoding="utf-8") == write_report(RECORDS), "python -m benchmarks report"
+    text = README.read_text(encoding="utf-8")
+    assert update_readme(text, write_summary(RECORDS)) == text, "python -m benchmarks report"
+
+
+def test_a_readme_without_marks_is_left_alone() -> None:
+    with pytest.raises(FormatError, match="want '<!-- made by"):
+        update_readme("text", "summary")
 
 
 def test_a_report_has_a_table_for_each_record(tmp_path: Path) -> None:
