@@ -83,8 +83,8 @@ class DiT(Transformer):
         table = self.proj_out_1(nn.silu(embedded)).reshape(*embedded.shape[:2], 2, -1)
         return Told(
             context=((),) * len(blocks),
-            modulation=tuple((block.norm1(timesteps, labels) + one).astype(self.dtype) for block in blocks),
-            output_modulation=(table + one[:2]).astype(self.dtype),
+            modulation=tuple(tuple((block.norm1(timesteps, labels) + one).astype(self.dtype)) for block in blocks),
+            output_modulation=tuple((table + one[:2]).astype(self.dtype)),
         )
 
     def project(self, x: mx.array, step: int, conditions: Conditions) -> mx.array:

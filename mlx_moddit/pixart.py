@@ -113,9 +113,9 @@ class PixArt(Transformer):
         return Told(
             context=texts,
             modulation=tuple(
-                (table + block.scale_shift_table + one).astype(self.dtype) for block in self.transformer_blocks
+                tuple((table + block.scale_shift_table + one).astype(self.dtype)) for block in self.transformer_blocks
             ),
-            output_modulation=(embedded[:, None] + self.scale_shift_table + one[:2]).astype(self.dtype),
+            output_modulation=tuple((embedded[:, None] + self.scale_shift_table + one[:2]).astype(self.dtype)),
             shared=tuple(array for keys, values, _ in texts for array in (keys, values)),
         )
 

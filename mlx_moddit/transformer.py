@@ -26,6 +26,7 @@ from moddit.tokens import TokenPolicy
 
 Sizes = Mapping[str, tuple[float, ...]]  # what a model is told about the picture's size (`size_features`)
 NO_SIZES: Final[Sizes] = MappingProxyType({})
+Steps = tuple[mx.array, ...]  # what differs from step to step, apart: a step that indexed one array would copy its part
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Told:
     """What an architecture tells its blocks, the same in every picture of a generation."""
 
     context: tuple[tuple[Any, ...], ...]  # per layer, what its block takes beside the tokens
-    modulation: tuple[mx.array, ...]  # per layer (S, 6, C) or (S, B, 6, C): shift, 1 + scale and gate, of each branch
-    output_modulation: mx.array  # (S, 2, C) or (S, B, 2, C): shift, 1 + scale
+    modulation: tuple[Steps, ...]  # per layer (6, C) or (B, 6, C): shift, 1 + scale and gate, of each branch
+    output_modulation: Steps  # (2, C) or (B, 2, C): shift, 1 + scale
     shared: tuple[mx.array, ...] = ()  # arrays of the context, to evaluate or count them
 
 
@@ -50,7 +51,8 @@ class Conditions:
 
     def arrays(self) -> list[mx.array]:
         """List every array, to evaluate or count them."""
-        return [self.position, *self.told.shared, *self.told.modulation, self.told.output_modulation]
+        modulations = (*self.told.modulation, self.told.output_modulation)
+        return [self.position, *self.told.shared, *(array for steps in modulations for array in steps)]
 
     def start(self, *, on_block: OnBlock | None = None, forced: Sequence[mx.array] | None = None) -> TokenRun:
         """Begin a picture; see `TokenRun`."""

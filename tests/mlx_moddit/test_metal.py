@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_moddit.tokens import gather_rows, scatter_rows, select_tokens
+from mlx_moddit.tokens import gather_rows, number_rows, scatter_rows, select_tokens
 from moddit import routing
 
 pytestmark = pytest.mark.mac
@@ -32,7 +32,8 @@ def test_gpu_and_cpu_route_alike() -> None:
     for device in (mx.gpu, mx.cpu):
         with mx.stream(device):
             kept = select_tokens(mx.array(scores), 2048)
-            merged = scatter_rows(tokens, kept, 2 * gather_rows(tokens, kept))
+            numbers = number_rows(kept, 4096)
+            merged = scatter_rows(tokens, numbers, 2 * gather_rows(tokens, numbers))
             mx.eval(kept, merged)
         np.testing.assert_array_equal(np.array(kept), routing.select_tokens(scores, 2048))
         results.append(np.array(merged))
