@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_moddit.layers import FUSED_WIDTHS, UNFUSED_QUERIES, attend
 from mlx_moddit.tokens import gather_rows, number_rows, scatter_rows, select_tokens
 from moddit import routing
 
@@ -22,6 +23,12 @@ def test_attention_of_pixart_is_fused(dtype: mx.Dtype, queries: int, keys: int, 
     mask = (mx.arange(keys) < mx.array([[keys], [1]]))[:, None, None, :] if is_masked else None
     fused = mx.fast.scaled_dot_product_attention(q, k, v, scale=72**-0.5, mask=mask, force_fused=True)
     assert bool(mx.isfinite(fused).all())
+
+
+@pytest.mark.parametrize("width", sorted(FUSED_WIDTHS))
+def test_every_width_that_is_demanded_exists(width: int) -> None:
+    q = mx.random.normal((1, 2, UNFUSED_QUERIES + 1, width))
+    assert bool(mx.isfinite(attend(q, q, q, width**-0.5, None)).all())
 
 
 def test_gpu_and_cpu_route_alike() -> None:
