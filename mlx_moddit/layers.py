@@ -106,6 +106,16 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, force_fused=is_fused)
 
 
+def join(layers: Sequence[Linear]) -> Linear:
+    """Make one layer of several that take the same input: it has their outputs one after the other.
+
+    The first is changed. All are quantised alike, or none is.
+    """
+    first = layers[0]
+    first.update({name: mx.concatenate([layer[name] for layer in layers]) for name in first.parameters()})
+    return first
+
+
 class Attention(nn.Module):
     """Multi-head attention under diffusers' names. Keys and values may be computed once and used many times.
 
@@ -120,11 +130,27 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(channels, channels, bias=bias)
         self.to_out = [nn.Linear(channels, channels)]
 
+    def join_projections(self) -> None:
+        """Compute queries, keys and values in one product from now on: `self_attend` is all that still works."""
+        parts = [self.to_q, self.to_k, self.to_v]
+        if len({frozenset(part.parameters()) for part in parts}) == 1:
+            self.to_qkv = join(parts)
+            del self.to_q, self.to_k, self.to_v
+
     def keys_values(self, source: mx.array) -> tuple[mx.array, mx.array]:
         """Shapes: source (B, L, C) -> two of (B, H, L, D)."""
         return split_heads(self.to_k(source), self.heads), split_heads(self.to_v(source), self.heads)
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None = None) -> mx.array:
-        queries = split_heads(self.to_q(x), self.heads)
+        return self._mix(split_heads(self.to_q(x), self.heads), keys, values, mask)
+
+    def self_attend(self, x: mx.array) -> mx.array:
+        """Attend to the queries' own source. Shapes: x (B, N, C) -> (B, N, C)."""
+        if "to_qkv" not in self:
+            return self(x, *self.keys_values(x))
+        queries, keys, values = (split_heads(part, self.heads) for part in mx.split(self.to_qkv(x), 3, axis=-1))
+        return self._mix(queries, keys, values, None)
+
+    def _mix(self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
         mixed = attend(queries, keys, values, queries.shape[-1] ** -0.5, mask)
         return self.to_out[0](merge_heads(mixed))

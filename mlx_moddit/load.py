@@ -72,6 +72,8 @@ class Bundle:
         model: Transformer = TRANSFORMERS[spec.ARCHITECTURE](spec, stored)
         self._build(model, "transformer", spec.tensors(has_routers=stored.has_routers))
         model.policy = self.policy
+        for block in model.transformer_blocks:
+            block.attn1.join_projections()
         return model
 
     def text_encoder(self) -> T5Encoder:

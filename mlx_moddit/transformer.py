@@ -80,7 +80,7 @@ class Transformer(nn.Module, ABC):
     @property
     def dtype(self) -> mx.Dtype:
         """The dtype of the activations."""
-        return compute_dtype(self.transformer_blocks[0].attn1.to_q)
+        return compute_dtype(self.transformer_blocks[0].attn1.to_out[0])
 
     def prepare(
         self,
@@ -194,7 +194,7 @@ class Block(nn.Module):
 
     def attend(self, x: mx.array, gate: mx.array) -> mx.array:
         """Run self-attention on normed tokens. Shapes: x (B, N, C) -> the same."""
-        return gate * self.attn1(x, *self.attn1.keys_values(x))
+        return gate * self.attn1.self_attend(x)
 
     def feed_forward(self, x: mx.array, gate: mx.array, gates: Sequence[mx.array]) -> mx.array:
         """Run the MLP on normed tokens, gated by the modulation and by the policy. Shapes: x (B, N, C) -> the same."""
