@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,6 +13,8 @@ import mlx.nn as nn
 # takes some, but MLX prefers not to use it.
 FUSED_WIDTHS: Final = frozenset({64, 72, 80, 96, 128})
 UNFUSED_QUERIES: Final = 8
+
+M3_GENERATION: Final = 15  # in the names of Apple's GPUs, such as applegpu_g13s of an M1 Max
 
 Linear = nn.Linear | nn.QuantizedLinear
 
@@ -24,6 +27,12 @@ def compute_dtype(layer: Linear) -> mx.Dtype:
 def without_overflow(dtype: mx.Dtype) -> mx.Dtype:
     """Widen float16 to float32, for models whose activations leave float16's range (T5-XXL, the VAE of SDXL)."""
     return mx.float32 if dtype == mx.float16 else dtype
+
+
+def has_bfloat16() -> bool:
+    """Whether the default device is a GPU of Apple that computes in bfloat16: M3 and later; before it is emulated."""
+    generation = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture", "")))
+    return generation is not None and int(generation[1]) >= M3_GENERATION
 
 
 class GroupNorm(nn.GroupNorm):

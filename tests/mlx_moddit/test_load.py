@@ -36,6 +36,12 @@ def bundle(source: Path, tmp_path: Path) -> Path:
     return write_bundle(source, tmp_path / "bundle")
 
 
+@pytest.fixture
+def m1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend a GPU without bfloat16."""
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": "applegpu_g13g"})
+
+
 class TestLoad:
     @pytest.mark.parametrize("routed", [True, False])
     def test_parameters_are_the_canonical_tensors(self, tmp_path: Path, routed: bool) -> None:
@@ -87,6 +93,28 @@ class TestLoad:
 
 
 class TestDtype:
+    @pytest.mark.parametrize(
+        ("architecture", "dtype", "wide"),
+        [
+            ("applegpu_g13s", mx.float16, mx.float32),  # M1
+            ("applegpu_g14d", mx.float16, mx.float32),  # M2
+            ("applegpu_g15s", mx.float16, mx.bfloat16),  # M3
+            ("applegpu_g17p", mx.float16, mx.bfloat16),  # M5
+            ("applegpu_g17p", mx.float32, mx.float32),
+            ("x86_64", mx.float16, mx.float32),
+        ],
+    )
+    def test_what_leaves_float16_is_bfloat16_where_a_chip_has_it(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, dtype: mx.Dtype, wide: mx.Dtype
+    ) -> None:
+        monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
+        opened = load_bundle(bundle, dtype)
+        assert opened.transformer().dtype == dtype
+        assert opened.text_encoder()(mx.array([[4, 1]])).dtype == wide
+        stored = wide if wide == mx.bfloat16 else dtype
+        assert opened.vae().decoder.conv_in.weight.dtype == stored
+
+    @pytest.mark.usefixtures("m1")
     @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
     def test_a_narrower_dtype_leaves_precise_roles(self, bundle: Path, dtype: mx.Dtype) -> None:
         opened = load_bundle(bundle, dtype)
@@ -128,6 +156,7 @@ class TestQuantised:
         output = packed.transformer()(mx.ones((1, 4, 4, 4)), 0, conditions, conditions.start())
         assert bool(mx.isfinite(output).all())
 
+    @pytest.mark.usefixtures("m1")
     @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
     def test_dtype_reaches_the_scales(self, source: Path, tmp_path: Path, dtype: mx.Dtype) -> None:
         packed = load_bundle(write_bundle(source, tmp_path / "packed", bits=8), dtype)
