@@ -85,10 +85,10 @@ class PixArtBlock(Block):
         """
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
         y = mx.fast.layer_norm(x, scale_attention, shift_attention, self.eps)
-        x = x + self.attend(y, gate_attention)
+        x = self.attend(x, y, gate_attention)
         x = x + self.attn2(x, *text)  # PixArt does not normalise before cross-attention
         y = mx.fast.layer_norm(x, scale_mlp, shift_mlp, self.eps)
-        return x + self.feed_forward(y, gate_mlp, gates)
+        return self.feed_forward(x, y, gate_mlp, gates)
 
 
 class PixArt(Transformer):

@@ -6,7 +6,6 @@ of every step and layer, and the position embedding.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_moddit.layers import Attention, compute_dtype
+from mlx_moddit.layers import Attention, add_gated, compute_dtype
 from mlx_moddit.tokens import OnBlock, TokenRun
 from moddit.embeddings import sinusoid
 from moddit.errors import ValueRangeError
@@ -192,13 +191,13 @@ class Block(nn.Module):
         if has_router:
             self.router = nn.Linear(spec.hidden_size, 1, bias=False)
 
-    def attend(self, x: mx.array, gate: mx.array) -> mx.array:
-        """Run self-attention on normed tokens. Shapes: x (B, N, C) -> the same."""
-        return gate * self.attn1.self_attend(x)
+    def attend(self, x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
+        """Add self-attention of normed tokens to the stream. Shapes: x, y (B, N, C) -> (B, N, C)."""
+        return add_gated(x, self.attn1.self_attend(y), gate)
 
-    def feed_forward(self, x: mx.array, gate: mx.array, gates: Sequence[mx.array]) -> mx.array:
-        """Run the MLP on normed tokens, gated by the modulation and by the policy. Shapes: x (B, N, C) -> the same."""
-        return math.prod(gates, start=gate * self.ff(x))
+    def feed_forward(self, x: mx.array, y: mx.array, gate: mx.array, gates: Sequence[mx.array]) -> mx.array:
+        """Add the MLP of normed tokens, gated by modulation and policy. Shapes: x, y (B, N, C) -> (B, N, C)."""
+        return add_gated(x, self.ff(y), gate, *gates)
 
 
 class FeedForward(nn.Module):

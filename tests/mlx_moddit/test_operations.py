@@ -13,10 +13,13 @@ from moddit.configurations import find_configuration
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
 from tests.mlx_moddit.operations import VIEWS, count_operations
+from tests.mlx_moddit.test_compile import compiles
 
 LAYERS: Final = 2
 DENSE: Final = TokenPolicy.dense(LAYERS, 1000)
 ROUTED: Final = TokenPolicy.topk(RoutingPlan.uniform(LAYERS, 1, 5, 1000))
+# What a GPU joins: the gated sums of attention and MLP, in a DiT also the modulations of two norms.
+JOINED_OPERATIONS: Final = {"pixart-sigma-xl": 2, "dit-xl-2": 4}  # a layer
 # For 16-bit tokens: 2 to score, 3 to rank, 2 to number, 2 to gather tokens and scores, 3 to gate, 1 to scatter.
 ROUTING_OPERATIONS: Final = 13  # a layer
 
@@ -43,3 +46,14 @@ class TestStep:
     def test_routing_takes_few_operations(self, name: str) -> None:
         added = step(name, ROUTED) - step(name, DENSE)
         assert sum(number for kind, number in added.items() if kind not in VIEWS) <= LAYERS * ROUTING_OPERATIONS
+
+    @compiles
+    def test_a_gpu_joins_operations_on_single_numbers(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        apart = numbers(name, mx.cpu, monkeypatch)
+        assert apart - numbers(name, mx.gpu, monkeypatch) >= LAYERS * JOINED_OPERATIONS[name]
+
+
+def numbers(name: str, device: mx.DeviceType, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Count the operations of a dense step that are no views, where MLX says that it computes on a device."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
+    return sum(number for kind, number in step(name, DENSE).items() if kind not in VIEWS)
