@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_moddit.layers import modulate
 from mlx_moddit.transformer import Block, Conditions, Sizes, TimestepEmbedding, Told, Transformer, unit_scales
 from moddit.errors import ShapeError
 from moddit.models.dit import FREQ_SHIFT, NORM_EPS, DiTSpec
@@ -57,10 +58,10 @@ class DiTBlock(Block):
         """
         parts = mx.split(modulation, 6, axis=1)  # six of (B, 1, C)
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = parts
-        y = mx.fast.layer_norm(x, None, None, NORM_EPS) * scale_attention + shift_attention
-        x = x + self.attend(y, gate_attention)
-        y = mx.fast.layer_norm(x, None, None, self.eps) * scale_mlp + shift_mlp
-        return x + self.feed_forward(y, gate_mlp, gates)
+        y = modulate(mx.fast.layer_norm(x, None, None, NORM_EPS), scale_attention, shift_attention)
+        x = self.attend(x, y, gate_attention)
+        y = modulate(mx.fast.layer_norm(x, None, None, self.eps), scale_mlp, shift_mlp)
+        return self.feed_forward(x, y, gate_mlp, gates)
 
 
 class DiT(Transformer):
@@ -83,12 +84,11 @@ class DiT(Transformer):
         table = self.proj_out_1(nn.silu(embedded)).reshape(*embedded.shape[:2], 2, -1)
         return Told(
             context=((),) * len(blocks),
-            modulation=tuple((block.norm1(timesteps, labels) + one).astype(self.dtype) for block in blocks),
-            output_modulation=(table + one[:2]).astype(self.dtype),
+            modulation=tuple(tuple((block.norm1(timesteps, labels) + one).astype(self.dtype)) for block in blocks),
+            output_modulation=tuple((table + one[:2]).astype(self.dtype)),
         )
 
     def project(self, x: mx.array, step: int, conditions: Conditions) -> mx.array:
         shift, scale = mx.split(conditions.told.output_modulation[step], 2, axis=1)
-        return self.unpatch(
-            self.proj_out_2(mx.fast.layer_norm(x, None, None, OUTPUT_NORM_EPS) * scale + shift), conditions
-        )
+        y = modulate(mx.fast.layer_norm(x, None, None, OUTPUT_NORM_EPS), scale, shift)
+        return self.unpatch(self.proj_out_2(y), conditions)

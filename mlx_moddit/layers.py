@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Final, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
+# Metal's fused attention takes heads of these widths, if there are more queries than that (mlx 0.32.4); of others it
+# takes some, but MLX prefers not to use it.
+FUSED_WIDTHS: Final = frozenset({64, 72, 80, 96, 128})
+UNFUSED_QUERIES: Final = 8
+
+M3_GENERATION: Final = 15  # in the names of Apple's GPUs, such as applegpu_g13s of an M1 Max
+
 Linear = nn.Linear | nn.QuantizedLinear
+F = TypeVar("F", bound=Callable[..., mx.array])
 
 
 def compute_dtype(layer: Linear) -> mx.Dtype:
@@ -18,6 +30,38 @@ def compute_dtype(layer: Linear) -> mx.Dtype:
 def without_overflow(dtype: mx.Dtype) -> mx.Dtype:
     """Widen float16 to float32, for models whose activations leave float16's range (T5-XXL, the VAE of SDXL)."""
     return mx.float32 if dtype == mx.float16 else dtype
+
+
+def has_bfloat16() -> bool:
+    """Whether the default device is a GPU of Apple that computes in bfloat16: M3 and later; before it is emulated."""
+    generation = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture", "")))
+    return generation is not None and int(generation[1]) >= M3_GENERATION
+
+
+def joined_on_gpu(function: F) -> F:
+    """Compile operations on single numbers to one kernel where MLX computes on a GPU.
+
+    On a CPU the compiler takes more than a second for each, and the kernels were not faster.
+    """
+    joined = mx.compile(function)
+
+    @wraps(function)
+    def choose(*arrays: mx.array) -> mx.array:
+        return (function if mx.default_device() == mx.cpu else joined)(*arrays)
+
+    return cast(F, choose)
+
+
+@joined_on_gpu
+def add_gated(x: mx.array, y: mx.array, *gates: mx.array) -> mx.array:
+    """Add what a branch gave, times its gates, which broadcast. Shapes: x, y (B, N, C) -> (B, N, C)."""
+    return x + math.prod(gates, start=y)
+
+
+@joined_on_gpu
+def modulate(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+    """Shapes: x (B, N, C), scale, shift (B, 1, C) -> (B, N, C)."""
+    return x * scale + shift
 
 
 class GroupNorm(nn.GroupNorm):
@@ -86,6 +130,30 @@ def merge_heads(x: mx.array) -> mx.array:
     return x.transpose(0, 2, 1, 3).reshape(B, N, H * D)
 
 
+def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    """Mix values by the softmax of scaled scores; on Metal without ever holding the scores of all heads.
+
+    Where Metal has a fused kernel MLX may not do without it: at 4096 tokens the scores of PixArt XL take 1 GB in
+    float16, and nothing would tell.
+
+    Shapes: queries (B, H, N, D), keys, values (B, H, L, D), mask boolean or additive (B, H or 1, N or 1, L)
+        -> (B, H, N, D)
+    """
+    is_metal = mx.metal.is_available() and mx.default_device() == mx.gpu
+    is_fused = is_metal and queries.shape[-1] in FUSED_WIDTHS and queries.shape[-2] > UNFUSED_QUERIES
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, force_fused=is_fused)
+
+
+def join(layers: Sequence[Linear]) -> Linear:
+    """Make one layer of several that take the same input: it has their outputs one after the other.
+
+    The first is changed. All are quantised alike, or none is.
+    """
+    first = layers[0]
+    first.update({name: mx.concatenate([layer[name] for layer in layers]) for name in first.parameters()})
+    return first
+
+
 class Attention(nn.Module):
     """Multi-head attention under diffusers' names. Keys and values may be computed once and used many times.
 
@@ -100,12 +168,27 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(channels, channels, bias=bias)
         self.to_out = [nn.Linear(channels, channels)]
 
+    def join_projections(self) -> None:
+        """Compute queries, keys and values in one product from now on: `self_attend` is all that still works."""
+        parts = [self.to_q, self.to_k, self.to_v]
+        if len({frozenset(part.parameters()) for part in parts}) == 1:
+            self.to_qkv = join(parts)
+            del self.to_q, self.to_k, self.to_v
+
     def keys_values(self, source: mx.array) -> tuple[mx.array, mx.array]:
         """Shapes: source (B, L, C) -> two of (B, H, L, D)."""
         return split_heads(self.to_k(source), self.heads), split_heads(self.to_v(source), self.heads)
 
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None = None) -> mx.array:
-        queries = split_heads(self.to_q(x), self.heads)
-        scale = queries.shape[-1] ** -0.5
-        mixed = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        return self._mix(split_heads(self.to_q(x), self.heads), keys, values, mask)
+
+    def self_attend(self, x: mx.array) -> mx.array:
+        """Attend to the queries' own source. Shapes: x (B, N, C) -> (B, N, C)."""
+        if "to_qkv" not in self:
+            return self(x, *self.keys_values(x))
+        queries, keys, values = (split_heads(part, self.heads) for part in mx.split(self.to_qkv(x), 3, axis=-1))
+        return self._mix(queries, keys, values, None)
+
+    def _mix(self, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
+        mixed = attend(queries, keys, values, queries.shape[-1] ** -0.5, mask)
         return self.to_out[0](merge_heads(mixed))

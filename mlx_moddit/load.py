@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_moddit.architectures import TRANSFORMERS
+from mlx_moddit.layers import has_bfloat16
 from mlx_moddit.t5 import T5Encoder
 from mlx_moddit.transformer import Transformer
 from mlx_moddit.vae import AutoencoderKL
@@ -72,16 +73,18 @@ class Bundle:
         model: Transformer = TRANSFORMERS[spec.ARCHITECTURE](spec, stored)
         self._build(model, "transformer", spec.tensors(has_routers=stored.has_routers))
         model.policy = self.policy
+        for block in model.transformer_blocks:
+            block.attn1.join_projections()
         return model
 
     def text_encoder(self) -> T5Encoder:
         """Build the text encoder; raises as `transformer`."""
         spec = self.text.encoder
-        return self._build(T5Encoder(spec), TEXT_ENCODER, spec.tensors())
+        return self._build(T5Encoder(spec), TEXT_ENCODER, spec.tensors(), is_wide=True)
 
     def vae(self) -> AutoencoderKL:
         """Build the VAE; raises as `transformer`."""
-        return self._build(AutoencoderKL(self.spec.vae), "vae", self.spec.vae.tensors())
+        return self._build(AutoencoderKL(self.spec.vae), "vae", self.spec.vae.tensors(), is_wide=True)
 
     def tokenizer(self) -> PromptTokenizer:
         """Read the tokenizer, and hold its tokens against the text encoder's vocabulary; raises as `load` of it."""
@@ -94,7 +97,8 @@ class Bundle:
                 )
         raise MissingError(f"[tokenizer] {self.folder}: the manifest lists {paths}, want tokenizer.json; convert again")
 
-    def _build(self, model: M, name: str, wanted: Mapping[str, TensorInfo]) -> M:
+    def _build(self, model: M, name: str, wanted: Mapping[str, TensorInfo], *, is_wide: bool = False) -> M:
+        """Build a component; `is_wide` says that its activations leave float16's range."""
         component = self.manifest.components[name]
         where = f"{self.folder} ({name})"
         weights = self._weights(name, wanted)
@@ -104,8 +108,10 @@ class Bundle:
             _quantise(model, quantization)
         if component.dtype not in DTYPES:
             raise FormatError(f"[load] {where}: dtype {component.dtype!r} is unknown, want one of {', '.join(DTYPES)}")
-        stored = DTYPES[component.dtype]
-        weights = {key: _cast(key, array, wanted, self.dtype, stored) for key, array in weights.items()}
+        stored, asked = DTYPES[component.dtype], self.dtype
+        if is_wide and (stored if asked is None else asked) == mx.float16 and has_bfloat16():
+            asked = mx.bfloat16  # in place of float32 activations, for which every product would widen its weights
+        weights = {key: _cast(key, array, wanted, asked, stored) for key, array in weights.items()}
         model.load_weights(list(weights.items()), strict=True)
         return model
 

@@ -85,10 +85,10 @@ class PixArtBlock(Block):
         """
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation
         y = mx.fast.layer_norm(x, scale_attention, shift_attention, self.eps)
-        x = x + self.attend(y, gate_attention)
+        x = self.attend(x, y, gate_attention)
         x = x + self.attn2(x, *text)  # PixArt does not normalise before cross-attention
         y = mx.fast.layer_norm(x, scale_mlp, shift_mlp, self.eps)
-        return x + self.feed_forward(y, gate_mlp, gates)
+        return self.feed_forward(x, y, gate_mlp, gates)
 
 
 class PixArt(Transformer):
@@ -113,9 +113,9 @@ class PixArt(Transformer):
         return Told(
             context=texts,
             modulation=tuple(
-                (table + block.scale_shift_table + one).astype(self.dtype) for block in self.transformer_blocks
+                tuple((table + block.scale_shift_table + one).astype(self.dtype)) for block in self.transformer_blocks
             ),
-            output_modulation=(embedded[:, None] + self.scale_shift_table + one[:2]).astype(self.dtype),
+            output_modulation=tuple((embedded[:, None] + self.scale_shift_table + one[:2]).astype(self.dtype)),
             shared=tuple(array for keys, values, _ in texts for array in (keys, values)),
         )
 

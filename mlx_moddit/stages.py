@@ -7,7 +7,6 @@ are opened when a stage needs them, and dropped after it where memory is short.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -18,7 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_moddit.estimate import Compute, choose_strip_bytes
 from mlx_moddit.load import Bundle
-from mlx_moddit.memory import cache_limit
+from mlx_moddit.memory import memory_limits
 from mlx_moddit.t5 import T5Encoder
 from mlx_moddit.tokens import TokenRun
 from mlx_moddit.transformer import Conditions, Transformer
@@ -32,8 +31,6 @@ from moddit.noise import torch_randn
 from moddit.request import Request
 from moddit.samplers import SamplerStep, SamplerTable, build_table
 from moddit.sampling import denoise, guide, is_guided
-
-LOW_RAM_CACHE_BYTES: Final = 512 * 2**20  # of freed buffers that MLX may keep
 
 Arrays = tuple[mx.array, ...]
 
@@ -126,7 +123,7 @@ class Models:
 
     def _stages(self, requests: Sequence[Request], routes: bool) -> Generator[Stage, None, None]:
         encode = CONDITIONINGS[self.bundle.spec.conditioning.KIND]
-        with cache_limit(LOW_RAM_CACHE_BYTES) if self.low_ram else nullcontext():
+        with memory_limits(low_ram=self.low_ram):
             told: tuple[Any, ...] = ()
             context: Arrays = ()
             shared: Request | None = None

@@ -10,7 +10,7 @@ from typing import Any, Final
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_moddit.layers import compute_dtype, merge_heads, split_heads, without_overflow
+from mlx_moddit.layers import attend, compute_dtype, merge_heads, split_heads, without_overflow
 from moddit.embeddings import relative_buckets
 from moddit.models.t5 import T5Spec
 
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
 
     def __call__(self, x: mx.array, bias: mx.array) -> mx.array:
         queries, keys, values = (split_heads(layer(x), self.heads) for layer in (self.q, self.k, self.v))
-        return self.o(merge_heads(mx.fast.scaled_dot_product_attention(queries, keys, values, scale=1.0, mask=bias)))
+        return self.o(merge_heads(attend(queries, keys, values, 1.0, bias)))
 
 
 class DenseReluDense(nn.Module):

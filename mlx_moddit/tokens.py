@@ -1,7 +1,7 @@
 """Token policies on MLX: a block's tokens are ranked by score, the kept rows gathered, and scattered back. All is lazy.
 
-Ranking is the rule of `moddit.routing.select_tokens`. Indices are flattened over the batch, because MLX has a coalesced
-Metal kernel for taking rows along axis 0 and none for indices per sample.
+Ranking is the rule of `moddit.routing.select_tokens`. Kept tokens are numbered over the batch, once a layer, because
+MLX has coalesced Metal kernels for one index along axis 0 and none for indices per sample.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def _keep_best(run: TokenRun, block: Any, x: mx.array, layer: int, count: int) -
         found = Kept(x, (_gate(scores, x.dtype),), lambda processed: processed)
     else:
         kept = select_tokens(scores, count) if run.forced is None else run.forced[layer]
-        gate = _gate(mx.take_along_axis(scores, kept, axis=1), x.dtype)
-        found = Kept(gather_rows(x, kept), (gate,), lambda processed: scatter_rows(x, kept, processed))
+        rows = number_rows(kept, N)
+        gate = _gate(mx.take(scores, rows).reshape(kept.shape), x.dtype)
+        found = Kept(gather_rows(x, rows), (gate,), lambda processed: scatter_rows(x, rows, processed))
     if run.on_block is not None:
         run.on_block(layer, scores, kept)
     return found
@@ -108,27 +109,25 @@ def select_tokens(scores: mx.array, count: int) -> mx.array:
     return mx.sort(order, axis=-1)
 
 
-def gather_rows(tokens: mx.array, kept: mx.array) -> mx.array:
-    """Take the kept tokens of each sample. Shapes: tokens (B, N, C), kept (B, K) -> rows (B, K, C)."""
-    B, N, C = tokens.shape
-    return mx.take(tokens.reshape(B * N, C), _flat(kept, N), axis=0).reshape(B, kept.shape[1], C)
+def number_rows(kept: mx.array, tokens: int) -> mx.array:
+    """Number kept tokens over the whole batch, of `tokens` a sample. Shapes: kept (B, K) -> rows (B * K,) uint32."""
+    return (kept + mx.arange(0, kept.shape[0] * tokens, tokens, dtype=mx.uint32)[:, None]).flatten()
 
 
-def scatter_rows(tokens: mx.array, kept: mx.array, rows: mx.array) -> mx.array:
-    """Replace the kept tokens of each sample and leave the others as they are; `tokens` itself is not changed.
+def gather_rows(tokens: mx.array, rows: mx.array) -> mx.array:
+    """Take as many tokens of each sample (see `number_rows`). Shapes: tokens (B, N, C), rows (B * K,) -> (B, K, C)."""
+    return mx.take(tokens.flatten(0, 1), rows, axis=0).reshape(len(tokens), -1, tokens.shape[-1])
 
-    Shapes: tokens (B, N, C), kept (B, K), rows (B, K, C) -> (B, N, C)
+
+def scatter_rows(tokens: mx.array, rows: mx.array, updates: mx.array) -> mx.array:
+    """Replace tokens (see `number_rows`) and leave the others as they are; `tokens` itself is not changed.
+
+    Shapes: tokens (B, N, C), rows (B * K,), updates (B, K, C) -> (B, N, C)
     """
-    B, N, C = tokens.shape
-    merged, updates = tokens.reshape(B * N, C), rows.reshape(-1, C)
+    merged, updates = tokens.flatten(0, 1), updates.flatten(0, 1)
     # Metal scatters 16-bit values by compare-and-swap on 32-bit words, so two channels move as one word instead.
-    is_paired = tokens.dtype.size == 2 and C % 2 == 0
+    is_paired = tokens.dtype.size == 2 and tokens.shape[-1] % 2 == 0
     if is_paired:
         merged, updates = merged.view(mx.uint32), updates.view(mx.uint32)
-    merged[_flat(kept, N)] = updates
-    return (merged.view(tokens.dtype) if is_paired else merged).reshape(B, N, C)
-
-
-def _flat(kept: mx.array, tokens: int) -> mx.array:
-    offsets = mx.arange(kept.shape[0], dtype=mx.uint32)[:, None] * tokens
-    return (kept + offsets).reshape(-1)
+    merged[rows] = updates
+    return (merged.view(tokens.dtype) if is_paired else merged).reshape(tokens.shape)

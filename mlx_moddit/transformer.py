@@ -6,7 +6,6 @@ of every step and layer, and the position embedding.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_moddit.layers import Attention, compute_dtype
+from mlx_moddit.layers import Attention, add_gated, compute_dtype
 from mlx_moddit.tokens import OnBlock, TokenRun
 from moddit.embeddings import sinusoid
 from moddit.errors import ValueRangeError
@@ -26,6 +25,7 @@ from moddit.tokens import TokenPolicy
 
 Sizes = Mapping[str, tuple[float, ...]]  # what a model is told about the picture's size (`size_features`)
 NO_SIZES: Final[Sizes] = MappingProxyType({})
+Steps = tuple[mx.array, ...]  # what differs from step to step, apart: a step that indexed one array would copy its part
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Told:
     """What an architecture tells its blocks, the same in every picture of a generation."""
 
     context: tuple[tuple[Any, ...], ...]  # per layer, what its block takes beside the tokens
-    modulation: tuple[mx.array, ...]  # per layer (S, 6, C) or (S, B, 6, C): shift, 1 + scale and gate, of each branch
-    output_modulation: mx.array  # (S, 2, C) or (S, B, 2, C): shift, 1 + scale
+    modulation: tuple[Steps, ...]  # per layer (6, C) or (B, 6, C): shift, 1 + scale and gate, of each branch
+    output_modulation: Steps  # (2, C) or (B, 2, C): shift, 1 + scale
     shared: tuple[mx.array, ...] = ()  # arrays of the context, to evaluate or count them
 
 
@@ -50,7 +50,8 @@ class Conditions:
 
     def arrays(self) -> list[mx.array]:
         """List every array, to evaluate or count them."""
-        return [self.position, *self.told.shared, *self.told.modulation, self.told.output_modulation]
+        modulations = (*self.told.modulation, self.told.output_modulation)
+        return [self.position, *self.told.shared, *(array for steps in modulations for array in steps)]
 
     def start(self, *, on_block: OnBlock | None = None, forced: Sequence[mx.array] | None = None) -> TokenRun:
         """Begin a picture; see `TokenRun`."""
@@ -78,7 +79,7 @@ class Transformer(nn.Module, ABC):
     @property
     def dtype(self) -> mx.Dtype:
         """The dtype of the activations."""
-        return compute_dtype(self.transformer_blocks[0].attn1.to_q)
+        return compute_dtype(self.transformer_blocks[0].attn1.to_out[0])
 
     def prepare(
         self,
@@ -190,13 +191,13 @@ class Block(nn.Module):
         if has_router:
             self.router = nn.Linear(spec.hidden_size, 1, bias=False)
 
-    def attend(self, x: mx.array, gate: mx.array) -> mx.array:
-        """Run self-attention on normed tokens. Shapes: x (B, N, C) -> the same."""
-        return gate * self.attn1(x, *self.attn1.keys_values(x))
+    def attend(self, x: mx.array, y: mx.array, gate: mx.array) -> mx.array:
+        """Add self-attention of normed tokens to the stream. Shapes: x, y (B, N, C) -> (B, N, C)."""
+        return add_gated(x, self.attn1.self_attend(y), gate)
 
-    def feed_forward(self, x: mx.array, gate: mx.array, gates: Sequence[mx.array]) -> mx.array:
-        """Run the MLP on normed tokens, gated by the modulation and by the policy. Shapes: x (B, N, C) -> the same."""
-        return math.prod(gates, start=gate * self.ff(x))
+    def feed_forward(self, x: mx.array, y: mx.array, gate: mx.array, gates: Sequence[mx.array]) -> mx.array:
+        """Add the MLP of normed tokens, gated by modulation and policy. Shapes: x, y (B, N, C) -> (B, N, C)."""
+        return add_gated(x, self.ff(y), gate, *gates)
 
 
 class FeedForward(nn.Module):

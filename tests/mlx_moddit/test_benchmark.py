@@ -108,7 +108,7 @@ def test_a_trial_may_end_before_the_picture() -> None:
 
 def test_quantised_random_weights() -> None:
     bundle = open_job(replace(SMALL, bits=4))
-    weight = bundle.transformer().transformer_blocks[0].attn1.to_q.weight
+    weight = bundle.transformer().transformer_blocks[0].attn1.to_qkv.weight
     assert weight.dtype == mx.uint32
     found = run(replace(SMALL, bits=4))
     assert found["arm"]["bits"] == 4

@@ -13,9 +13,10 @@ from typing import Final
 import mlx.core as mx
 import pytest
 
+from mlx_moddit.layers import add_gated, modulate
 from mlx_moddit.pipeline import Pipeline
 from tests.mlx_moddit.test_cli import FAST, command
-from tests.parity.bridge import PICTURE_PSNRS, psnr
+from tests.parity.bridge import PICTURE_PSNRS, psnr, relative_error
 from tests.startup.sitecustomize import VARIABLE as DEVICE
 
 ROOT: Final = Path(__file__).parents[2]
@@ -46,6 +47,23 @@ def test_compiled_kernels_give_the_same_picture(dense_bundle: Path, dtype: str) 
             mx.enable_compile()
         pictures.append(result.images[0] / 255)
     assert psnr(*pictures) > PICTURE_PSNRS[dtype]
+
+
+@compiles
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("shapes", [[(2, 5, 6), (6,)], [(1, 7, 6), (1, 1, 6), (1, 7, 1)], [(2, 7, 6), (2, 1, 6)]])
+def test_operations_that_a_gpu_joins_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype, shapes: list[tuple[int, ...]]
+) -> None:
+    x, y, *gates = (mx.random.normal(shape).astype(dtype) for shape in (shapes[0], *shapes))
+    results = []
+    for device in (mx.cpu, mx.gpu):  # where it says that it computes: on the same device, one by one and joined
+        monkeypatch.setattr(mx, "default_device", lambda device=device: mx.Device(device, 0))
+        results.append([add_gated(x, y, *gates), modulate(x, gates[0], gates[0])])
+        mx.eval(results[-1])
+    for plain, joined in zip(*results, strict=True):
+        assert joined.dtype == dtype
+        assert relative_error(joined, plain) < mx.finfo(dtype).eps  # one multiplication and addition may round once
 
 
 @compiles

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def bundle(source: Path, tmp_path: Path) -> Path:
     return write_bundle(source, tmp_path / "bundle")
 
 
+@pytest.fixture
+def m1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend a GPU without bfloat16."""
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": "applegpu_g13g"})
+
+
 class TestLoad:
     @pytest.mark.parametrize("routed", [True, False])
     def test_parameters_are_the_canonical_tensors(self, tmp_path: Path, routed: bool) -> None:
@@ -42,7 +49,8 @@ class TestLoad:
         bundle = load_bundle(folder)
         for name in MODELS:
             model = getattr(bundle, name)()
-            assert set(_parameters(model)) == set(wanted_tensors(bundle.spec, name, routed=routed))
+            wanted = wanted_tensors(bundle.spec, name, routed=routed)
+            assert set(_parameters(model)) == {re.sub(r"attn1\.to_[qkv]", "attn1.to_qkv", tensor) for tensor in wanted}
         assert (bundle.policy.has_routers, bundle.policy.is_dense) == (routed, not routed)
 
     def test_weights_stay_on_disk_until_they_are_used(self, bundle: Path) -> None:
@@ -85,13 +93,36 @@ class TestLoad:
 
 
 class TestDtype:
+    @pytest.mark.parametrize(
+        ("architecture", "dtype", "wide"),
+        [
+            ("applegpu_g13s", mx.float16, mx.float32),  # M1
+            ("applegpu_g14d", mx.float16, mx.float32),  # M2
+            ("applegpu_g15s", mx.float16, mx.bfloat16),  # M3
+            ("applegpu_g17p", mx.float16, mx.bfloat16),  # M5
+            ("applegpu_g17p", mx.float32, mx.float32),
+            ("x86_64", mx.float16, mx.float32),
+        ],
+    )
+    def test_what_leaves_float16_is_bfloat16_where_a_chip_has_it(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, dtype: mx.Dtype, wide: mx.Dtype
+    ) -> None:
+        monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
+        opened = load_bundle(bundle, dtype)
+        assert opened.transformer().dtype == dtype
+        assert opened.text_encoder()(mx.array([[4, 1]])).dtype == wide
+        stored = wide if wide == mx.bfloat16 else dtype
+        assert opened.vae().decoder.conv_in.weight.dtype == stored
+
+    @pytest.mark.usefixtures("m1")
     @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
     def test_a_narrower_dtype_leaves_precise_roles(self, bundle: Path, dtype: mx.Dtype) -> None:
         opened = load_bundle(bundle, dtype)
         for name in MODELS:
             wanted = wanted_tensors(opened.spec, name, routed=True)
             for key, array in _parameters(getattr(opened, name)()).items():
-                info = wanted.get(f"{key.removesuffix('bias')}weight", wanted[key])  # a bias goes with its weight
+                tensor = key.replace("to_qkv", "to_q")
+                info = wanted.get(f"{tensor.removesuffix('bias')}weight", wanted[tensor])  # a bias goes with its weight
                 assert array.dtype == (mx.float32 if info.role in PRECISE_ROLES else dtype), key
 
     def test_float32_widens_everything(self, bundle: Path) -> None:
@@ -119,12 +150,13 @@ class TestQuantised:
         exact = load_bundle(bundle)
         found, wanted = (np.array(each.text_encoder()(mx.array([[4, 9, 5, 1]]))) for each in (packed, exact))
         assert 0 < np.abs(found - wanted).max() < tolerance * np.abs(wanted).max()
-        assert isinstance(packed.transformer().transformer_blocks[0].attn1.to_q, nn.QuantizedLinear)
+        assert isinstance(packed.transformer().transformer_blocks[0].attn1.to_qkv, nn.QuantizedLinear)
         assert isinstance(packed.transformer().transformer_blocks[0].router, nn.Linear)
         conditions = packed.transformer().prepare([mx.array(found[0])], [500.0], 4, 4)
         output = packed.transformer()(mx.ones((1, 4, 4, 4)), 0, conditions, conditions.start())
         assert bool(mx.isfinite(output).all())
 
+    @pytest.mark.usefixtures("m1")
     @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
     def test_dtype_reaches_the_scales(self, source: Path, tmp_path: Path, dtype: mx.Dtype) -> None:
         packed = load_bundle(write_bundle(source, tmp_path / "packed", bits=8), dtype)

@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_moddit.tokens import gather_rows, scatter_rows, select_tokens
+from mlx_moddit.layers import FUSED_WIDTHS, UNFUSED_QUERIES, attend
+from mlx_moddit.tokens import gather_rows, number_rows, scatter_rows, select_tokens
 from moddit import routing
 
 pytestmark = pytest.mark.mac
@@ -24,6 +25,12 @@ def test_attention_of_pixart_is_fused(dtype: mx.Dtype, queries: int, keys: int, 
     assert bool(mx.isfinite(fused).all())
 
 
+@pytest.mark.parametrize("width", sorted(FUSED_WIDTHS))
+def test_every_width_that_is_demanded_exists(width: int) -> None:
+    q = mx.random.normal((1, 2, UNFUSED_QUERIES + 1, width))
+    assert bool(mx.isfinite(attend(q, q, q, width**-0.5, None)).all())
+
+
 def test_gpu_and_cpu_route_alike() -> None:
     random = np.random.default_rng(0)
     scores = np.round(random.normal(size=(2, 4096)), 2).astype(np.float32)  # hundreds of ties
@@ -32,7 +39,8 @@ def test_gpu_and_cpu_route_alike() -> None:
     for device in (mx.gpu, mx.cpu):
         with mx.stream(device):
             kept = select_tokens(mx.array(scores), 2048)
-            merged = scatter_rows(tokens, kept, 2 * gather_rows(tokens, kept))
+            numbers = number_rows(kept, 4096)
+            merged = scatter_rows(tokens, numbers, 2 * gather_rows(tokens, numbers))
             mx.eval(kept, merged)
         np.testing.assert_array_equal(np.array(kept), routing.select_tokens(scores, 2048))
         results.append(np.array(merged))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mlx_moddit.load import DTYPES
+from mlx_moddit.memory import LOW_RAM_CACHE_BYTES
 from mlx_moddit.pipeline import Pipeline, Result, spread_seeds
-from mlx_moddit.stages import LOW_RAM_CACHE_BYTES, Decoded, Encoded, Loaded, Prepared, Stage, Step
+from mlx_moddit.stages import Decoded, Encoded, Loaded, Prepared, Stage, Step
 from moddit.errors import FormatError, ModditError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from mlx_moddit.tokens import gather_rows, scatter_rows, select_tokens
+from mlx_moddit.tokens import gather_rows, number_rows, scatter_rows, select_tokens
 from moddit import routing
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -61,8 +61,9 @@ class TestRows:
         rows = mx.array(random.normal(size=(3, 4, channels))).astype(dtype)
         before = np.array(tokens.astype(mx.float32))
 
-        gathered = gather_rows(tokens, mx.array(kept, dtype=mx.uint32))
-        merged = scatter_rows(tokens, mx.array(kept, dtype=mx.uint32), rows)
+        numbers = number_rows(mx.array(kept, dtype=mx.uint32), 10)
+        gathered = gather_rows(tokens, numbers)
+        merged = scatter_rows(tokens, numbers, rows)
 
         wanted = before.copy()
         np.put_along_axis(wanted, kept[..., None], np.array(rows.astype(mx.float32)), axis=1)
@@ -76,6 +77,6 @@ class TestRows:
     def test_scatter_keeps_every_bit_of_other_tokens(self) -> None:
         bits = mx.array(np.arange(2 * 8 * 4, dtype=np.uint16).reshape(2, 8, 4) * 997)  # NaNs and subnormals among them
         tokens = bits.view(mx.float16)
-        kept = mx.array([[1, 6], [0, 7]], dtype=mx.uint32)
-        merged = scatter_rows(tokens, kept, gather_rows(tokens, kept))
+        numbers = number_rows(mx.array([[1, 6], [0, 7]], dtype=mx.uint32), 8)
+        merged = scatter_rows(tokens, numbers, gather_rows(tokens, numbers))
         np.testing.assert_array_equal(np.array(merged.view(mx.uint16)), np.array(bits))
