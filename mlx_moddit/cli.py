@@ -23,6 +23,7 @@ from mlx_moddit.console import exit_on_error
 from mlx_moddit.embedded import embedded_bundle
 from mlx_moddit.estimate import Compute
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
+from mlx_moddit.layers import has_bfloat16
 from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_files
 from mlx_moddit.pipeline import Generation, Pipeline, default_dtype, spread_seeds
 from mlx_moddit.planner.cli import plan
@@ -145,7 +146,7 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
         anything = manifest.spec.conditioning.EXAMPLE
         request = Request.complete(manifest.spec, **anything, height=height, width=width, vae_tile_size=vae_tile_size)
         dtype = default_dtype()
-        compute = Compute(mx.default_device() != mx.cpu, None if dtype == STORED else dtype)
+        compute = Compute(mx.default_device() != mx.cpu, None if dtype == STORED else dtype, has_bfloat16())
         facts = bundle_info.describe(manifest, compute, height=request.height, width=request.width, tile=vae_tile_size)
     click.echo(json.dumps(facts, indent=2) if as_json else bundle_info.write(facts))
 

@@ -43,6 +43,7 @@ class Compute:
 
     is_gpu: bool
     dtype: str | None  # to compute in; None for the stored one
+    has_bfloat16: bool = False  # in which T5 and VAE are computed in place of float16 (`layers.has_bfloat16`)
 
 
 def estimate_memory(manifest: Manifest, compute: Compute, size: Size, tile: int) -> dict[str, int]:
@@ -184,9 +185,10 @@ def _widest(vae: VAESpec) -> int:
 
 
 def _vae_itemsize(manifest: Manifest, compute: Compute) -> int:
-    """Give the bytes of a value of the VAE; float16 is widened to float32 (`layers.without_overflow`)."""
+    """Give the bytes of a value of the VAE; float16 is widened to float32 unless the chip has bfloat16."""
     dtype = compute.dtype or manifest.components["vae"].dtype
-    return ITEM_BYTES["bfloat16" if dtype == "bfloat16" else "float32"]
+    is_narrow = dtype == "bfloat16" or (dtype == "float16" and compute.has_bfloat16)
+    return ITEM_BYTES["bfloat16" if is_narrow else "float32"]
 
 
 def _weights(manifest: Manifest, compute: Compute) -> dict[str, int]:

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_moddit.estimate import Compute, choose_strip_bytes
+from mlx_moddit.layers import has_bfloat16
 from mlx_moddit.load import Bundle
 from mlx_moddit.memory import memory_limits
 from mlx_moddit.t5 import T5Encoder
@@ -194,7 +195,7 @@ class Models:
         self._free((pixels,))
 
     def _strip_bytes(self, request: Request) -> int | None:
-        compute = Compute(mx.default_device() != mx.cpu, self.bundle.dtype_name)
+        compute = Compute(mx.default_device() != mx.cpu, self.bundle.dtype_name, has_bfloat16())
         size = request.generated_size(self.bundle.spec)
         return choose_strip_bytes(self.bundle.manifest, compute, size, low_ram=self.low_ram)
 

@@ -27,6 +27,11 @@ class Chip:
     bandwidth: float  # 10^9 bytes a second
     memory: tuple[int, ...]  # GB
 
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether it computes in bfloat16; before the M3 that is emulated."""
+        return int(self.name.split()[0][1:]) >= 3
+
 
 def _chip(name: str, tflops: float, bandwidth: float, memory: tuple[int, ...], matmul: float | None = None) -> Chip:
     return Chip(name, tflops, tflops if matmul is None else matmul, bandwidth, memory)

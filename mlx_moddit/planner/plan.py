@@ -42,9 +42,10 @@ class Asked:
         quantization = self.manifest.components["transformer"].quantization
         return None if quantization is None else quantization.bits
 
-    def memory(self) -> dict[str, int]:
+    def memory(self, *, has_bfloat16: bool) -> dict[str, int]:
         """Estimate the peak of each stage on a Mac's GPU, bytes."""
-        return estimate_memory(self.manifest, Compute(is_gpu=True, dtype=None), self.size, DEFAULT_VAE_TILE_SIZE)
+        compute = Compute(is_gpu=True, dtype=None, has_bfloat16=has_bfloat16)
+        return estimate_memory(self.manifest, compute, self.size, DEFAULT_VAE_TILE_SIZE)
 
     def drawing(self) -> Drawing:
         """Say what there is to compute."""
@@ -77,7 +78,7 @@ def imagine(
     return Asked(name, imagine_manifest(spec, tokens, dtype, bits), size, steps, batch)
 
 
-def variants(asked: Asked) -> Iterator[Variant]:
+def variants(asked: Asked, *, has_bfloat16: bool) -> Iterator[Variant]:
     """List ways to run a model, from what was asked to what needs least."""
     for bits in BITS:
         if asked.bits is not None and (bits is None or bits > asked.bits):
@@ -87,16 +88,16 @@ def variants(asked: Asked) -> Iterator[Variant]:
             spec = asked.manifest.spec
             chosen = replace(asked, manifest=imagine_manifest(spec, asked.manifest.tokens, asked.dtype, bits))
         words = f"{chosen.dtype}" if bits is None else f"{bits}-bit"
-        memory = chosen.memory()
+        memory = chosen.memory(has_bfloat16=has_bfloat16)
         yield Variant(words, memory["all_in_memory"])
         if memory["all_in_memory_strips"] < memory["all_in_memory"]:
             yield Variant(f"{words}, decoded in strips", memory["all_in_memory_strips"])
         yield Variant(f"{words}, --low-ram", max(memory[name] for name in ("encode", "denoise", "decode_strips")))
 
 
-def choose(asked: Asked, limit: int) -> Variant | None:
+def choose(asked: Asked, limit: int, *, has_bfloat16: bool) -> Variant | None:
     """Find the first way to run a model in so many bytes."""
-    return next((variant for variant in variants(asked) if variant.peak <= limit), None)
+    return next((variant for variant in variants(asked, has_bfloat16=has_bfloat16) if variant.peak <= limit), None)
 
 
 def aligned(keep: float, tokens: int, multiple: int) -> float:
@@ -114,7 +115,7 @@ def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates
         memory_gb: of the machine; by default the least that a chip is sold with.
         rates: of this machine, measured; None to go by the chips.
     """
-    components = asked.manifest.components
+    components, is_new = asked.manifest.components, all(chip.has_bfloat16 for chip in chips)
     facts: dict[str, Any] = {
         "model": asked.name,
         "size": list(asked.size),
@@ -125,8 +126,8 @@ def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates
         "mean_keep_ratio": asked.manifest.tokens.plan.mean_keep_ratio,
         "parameters": sum(item.parameters for item in components.values()),
         "bundle_bytes": {name: sum(info.bytes for info in item.files) for name, item in components.items()},
-        "memory_bytes": asked.memory(),
-        "variants": [{"words": item.words, "peak_bytes": item.peak} for item in variants(asked)],
+        "memory_bytes": asked.memory(has_bfloat16=is_new),
+        "variants": [{"words": item.words, "peak_bytes": item.peak} for item in variants(asked, has_bfloat16=is_new)],
     }
     if rates is not None:
         return {**facts, "machine": _seconds(asked.seconds(rates))}
@@ -135,7 +136,7 @@ def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates
 
 def _chip(asked: Asked, chip: Chip, memory_gb: float) -> dict[str, Any]:
     limit = gpu_bytes(memory_gb)
-    chosen = choose(asked, limit)
+    chosen = choose(asked, limit, has_bfloat16=chip.has_bfloat16)
     seconds = asked.seconds(chip_rates(chip, ITEM_BYTES[asked.dtype]))
     return {
         "chip": chip.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from benchmarks.__main__ import README, RECORDS, REPORT, main
 from benchmarks.report import update_readme, write_report, write_summary
 from benchmarks.run import suites
+from mlx_moddit.planner.calibration import cross_validate, samples_of
 from moddit.benchmark.plausible import find_faults
 from moddit.benchmark.record import read_record
 from moddit.errors import FormatError, MissingError
@@ -68,3 +70,13 @@ def test_every_suite_can_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert suite.turns
     result = CliRunner().invoke(main, ["run", "--only", "absent"])
     assert isinstance(result.exception, MissingError)
+
+
+@pytest.mark.skipif(not list(RECORDS.glob("*.json")), reason="no records yet")
+def test_sizes_of_a_machine_are_predicted_by_rates_fitted_on_its_others() -> None:
+    """Half of all steps and decodings within 25 %, of three widths of models, dense and routed, at two sizes."""
+    records = [read_record(path) for path in sorted(RECORDS.glob("amd-epyc-*.json"))]
+    samples = [sample for made in records for sample in samples_of(made) if sample.name in ("step", "decode")]
+    errors = [abs(error.share) for error in cross_validate(samples)]
+    assert len(errors) >= 12
+    assert median(errors) < 0.25

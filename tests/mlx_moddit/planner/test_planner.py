@@ -95,15 +95,21 @@ def asked(**changes: Any) -> Any:
 
 
 def test_the_first_way_that_fits_is_chosen() -> None:
-    found = list(variants(asked()))
+    found = list(variants(asked(), has_bfloat16=True))
     assert found[0].words == "float16"
     for limit in (gpu_bytes(gb) for gb in (8, 18, 36)):
-        chosen = choose(asked(), limit)
+        chosen = choose(asked(), limit, has_bfloat16=True)
         assert chosen is not None
         before = found[: found.index(chosen)]
         assert chosen.peak <= limit < min((item.peak for item in before), default=limit + 1)
-    assert choose(asked(), 10**8) is None
-    assert next(variants(asked(bits=4))).words == "4-bit"
+    assert choose(asked(), 10**8, has_bfloat16=True) is None
+    assert next(variants(asked(bits=4), has_bfloat16=True)).words == "4-bit"
+
+
+def test_decoding_needs_less_on_chips_that_compute_in_bfloat16() -> None:
+    old, new = (asked().memory(has_bfloat16=find_chip(name).has_bfloat16) for name in ("M2 Max", "M3"))
+    assert new["decode_strips"] < old["decode_strips"]
+    assert new["denoise"] == old["denoise"]
 
 
 def test_capacities_are_rounded_only_where_that_is_asked_for() -> None:
