@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from convert.coreml.choices import Choices as CoreMLChoices
 from convert.installed import VERIFY_MODULES, WRITE_MODULES, check_installed
@@ -33,13 +34,14 @@ def coreml_writer(choices: CoreMLChoices, *, verify: bool) -> Write:
     def write(description: Description, folder: Path, advance: Callable[[int], object]) -> Written:
         with uninterrupted():  # coremltools swallows exceptions while it is imported
             from convert.coreml.writer import write_packages
-        written, values = write_packages(description, folder, choices, advance)
-        if not verify:
-            return written.with_note("not verified, and no reference.npz to compare the weights with later")
-        with uninterrupted():
-            from convert.verify.verification import verify_written
-        assert written.graphs is not None
-        report = verify_written(folder, description.spec, written.policy, written.graphs, values)
+        with TemporaryFile(dir=folder) as scratch:
+            written, values = write_packages(description, folder, choices, scratch, advance)
+            if not verify:
+                return written.with_note("not verified, and no reference.npz to compare the weights with later")
+            with uninterrupted():
+                from convert.verify.verification import verify_written
+            assert written.graphs is not None
+            report = verify_written(folder, description.spec, written.policy, written.graphs, values)
         worst = max(outcome.exact_error for outcome in report.outcomes)
         return written.with_note(f"verified: {len(report.outcomes)} functions, largest error {worst:.1e}")
 

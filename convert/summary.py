@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from convert.conversion import Conversion
+from moddit.bins import Size
 from moddit.cost import kept_flops_share
 from moddit.graphs import Graphs
 from moddit.manifest import Component, Manifest
@@ -22,11 +23,12 @@ _PREFIXES: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 def summarise(conversion: Conversion) -> dict[str, Any]:
     """Gather a conversion in numbers, as JSON; tokens and FLOPs are for pictures of the size the model was trained at.
 
-    The share of the dense blocks' FLOPs is that of a run of STEPS steps with the checkpoint's own sampler.
+    `sizes` has them for each size that was converted, or for that one where a bundle draws every size. The share of
+    the dense blocks' FLOPs is that of a run of STEPS steps with the checkpoint's own sampler.
     """
     manifest, spec, policy = conversion.manifest, conversion.manifest.spec, conversion.manifest.tokens
-    tokens = spec.transformer.tokens(spec.transformer.sample_size, spec.transformer.sample_size)
-    timesteps = build_table(spec.scheduler, spec.scheduler.sampler, STEPS).timesteps
+    trained = (spec.default_side, spec.default_side)
+    sizes = manifest.graphs.sizes if manifest.graphs else (trained,)
     return {
         "out": str(conversion.out),
         "backend": manifest.backend,
@@ -35,14 +37,25 @@ def summarise(conversion: Conversion) -> dict[str, Any]:
         "components": {name: _component(component) for name, component in manifest.components.items()},
         "image_side": spec.default_side,
         "functions": [item.function for item in manifest.graphs.step_functions] if manifest.graphs else None,
-        "tokens": tokens,
         "token_policy": policy.name,
         "mean_keep_ratio": policy.plan.mean_keep_ratio,
-        "capacities": [list(policy.plan.capacities(region, tokens)) for region in range(policy.plan.regions)],
-        "block_flops_share": kept_flops_share(spec.transformer, policy, timesteps, tokens, spec.text_tokens),
+        **_at_size(manifest, trained),
+        "sizes": [{"height": height, "width": width, **_at_size(manifest, (height, width))} for height, width in sizes],
         "steps": STEPS,
         "unused": dict(conversion.description.unused),
         "notes": list(conversion.notes),
+    }
+
+
+def _at_size(manifest: Manifest, size: Size) -> dict[str, Any]:
+    """Count the tokens of a picture, and what of them is kept."""
+    spec, policy = manifest.spec, manifest.tokens
+    tokens = spec.transformer.tokens(size[0] // spec.vae.downscale, size[1] // spec.vae.downscale)
+    timesteps = build_table(spec.scheduler, spec.scheduler.sampler, STEPS).timesteps
+    return {
+        "tokens": tokens,
+        "capacities": [list(policy.plan.capacities(region, tokens)) for region in range(policy.plan.regions)],
+        "block_flops_share": kept_flops_share(spec.transformer, policy, timesteps, tokens, spec.text_tokens),
     }
 
 
@@ -62,18 +75,23 @@ def write(facts: Mapping[str, Any], manifest: Manifest) -> str:
 
 
 def _routing_lines(facts: Mapping[str, Any], manifest: Manifest) -> list[str]:
-    side, tokens, policy, text = facts["image_side"], facts["tokens"], manifest.tokens, manifest.spec.text_tokens
-    if policy.is_dense:
-        return [f"  routing       none (dense model), {tokens} tokens at {side}x{side} pixels"]
-    lines = [
-        f"  routing       mean keep ratio {facts['mean_keep_ratio']:.3f}; tokens kept of {tokens} by layer, "
-        f"at {side}x{side} pixels:"
-    ]
-    for region, row in enumerate(facts["capacities"]):
-        timesteps = region_timesteps(region, policy.plan.regions, policy.plan.num_train_timesteps)
+    if manifest.tokens.is_dense:
+        counts = "; ".join("{tokens} tokens at {height}x{width} pixels".format(**item) for item in facts["sizes"])
+        return [f"  routing       none (dense model), {counts}"]
+    lines = [line for item in facts["sizes"] for line in _kept_lines(item, manifest)]
+    lines[0] = f"  routing       mean keep ratio {facts['mean_keep_ratio']:.3f}; {lines[0].lstrip()}"
+    return lines
+
+
+def _kept_lines(item: Mapping[str, Any], manifest: Manifest) -> list[str]:
+    """Tell what is kept at one picture size."""
+    plan, text = manifest.tokens.plan, manifest.spec.text_tokens
+    lines = ["                tokens kept of {tokens} by layer, at {height}x{width} pixels:".format(**item)]
+    for region, row in enumerate(item["capacities"]):
+        timesteps = region_timesteps(region, plan.regions, plan.num_train_timesteps)
         lines.append(f"    t {timesteps[0]:4}..{timesteps[-1]:<4}  {' '.join(map(str, row))}")
     lines.append(
-        f"  block FLOPs   {100 * facts['block_flops_share']:.1f} % of the dense model's "
+        f"  block FLOPs   {100 * item['block_flops_share']:.1f} % of the dense model's "
         f"({STEPS} steps{f', {text} text tokens' if text else ''})"
     )
     return lines

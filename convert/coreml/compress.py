@@ -5,6 +5,7 @@ Each form knows the values that the device computes with, which is what a refere
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -63,6 +64,9 @@ class Blockwise:
     offsets: NDArray[np.uint8]  # (rows, blocks)
     bits: int  # 4 or 8
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"numbers": self.numbers, "scales": self.scales, "offsets": self.offsets}
+
     def values(self) -> NDArray[np.float32]:
         rows, blocks = self.scales.shape
         scaled = self.numbers.reshape(rows, blocks, -1).astype(np.float32)
@@ -79,21 +83,32 @@ class Palette:
     tables: NDArray[np.float16]  # (groups, entries)
     bits: int  # 4 or 6
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"indices": self.indices, "tables": self.tables}
+
     def values(self) -> NDArray[np.float32]:
         groups = self.indices.reshape(len(self.tables), -1)
         found = np.take_along_axis(self.tables.astype(np.float32), groups.astype(np.int64), axis=1)
         return found.reshape(self.indices.shape)
 
 
-Stored = Plain | Blockwise | Palette
+Compressed = Blockwise | Palette
+Stored = Plain | Compressed
 
 
-def compress(matrix: NDArray[np.float32], scheme: Scheme) -> Stored:
+def compress(matrix: NDArray[np.float32], scheme: Scheme) -> Compressed:
     """Compress the weight of a linear layer, (rows, columns), which `scheme.fits`."""
     assert scheme.fits(*matrix.shape)
     if scheme.is_palette:
         return _fit_palettes(matrix, scheme.bits)
     return _scale_blocks(matrix, scheme.bits, matrix.shape[1] if scheme is Scheme.INT8 else BLOCK)
+
+
+def join(pieces: Sequence[Compressed]) -> Compressed:
+    """Join compressed groups of rows of one matrix."""
+    arrays = [piece.arrays() for piece in pieces]
+    whole: dict[str, Any] = {name: np.concatenate([item[name] for item in arrays]) for name in arrays[0]}
+    return type(pieces[0])(**whole, bits=pieces[0].bits)
 
 
 def _scale_blocks(matrix: NDArray[np.float32], bits: int, block: int) -> Blockwise:
@@ -108,9 +123,11 @@ def _scale_blocks(matrix: NDArray[np.float32], bits: int, block: int) -> Blockwi
     half = 1 << (bits - 1)
     offsets = np.where(-low > high, half, half - 1).astype(np.uint8)
     scales = np.maximum(np.maximum(-low, high).astype(np.float32) / half, _SMALLEST_SCALE).astype(np.float16)
-    numbers = np.rint(blocks / scales[:, :, None].astype(np.float32)) + offsets[:, :, None]
-    numbers = np.clip(numbers, 0, 2 * half - 1).astype(np.uint8)
-    return Blockwise(numbers.reshape(rows, columns), scales, offsets, bits)
+    numbers = blocks / scales[:, :, None].astype(np.float32)
+    np.rint(numbers, out=numbers)
+    numbers += offsets[:, :, None]
+    np.clip(numbers, 0, 2 * half - 1, out=numbers)
+    return Blockwise(numbers.astype(np.uint8).reshape(rows, columns), scales, offsets, bits)
 
 
 def _fit_palettes(matrix: NDArray[np.float32], bits: int) -> Palette:

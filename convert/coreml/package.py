@@ -17,6 +17,7 @@ from coremltools.proto import Model_pb2
 import moddit
 from convert.installed import LIBRARIES, incomplete
 from moddit.contract import FEATURES, taken_name
+from moddit.errors import InputError
 from moddit.graphs import Feature, GraphFunction, Package
 from moddit.signals import Stopped
 
@@ -47,6 +48,7 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
 
     Raises:
         MissingError: coremltools could not load its native library.
+        InputError: a weight, which is read only now, cannot be used.
         OSError: it cannot be written.
     """
     # coremltools' progress bars cannot be switched off; errors are exceptions
@@ -62,7 +64,7 @@ def save_package(program: Program, path: Path, summary: str) -> Package:
                 package_dir=str(path),
             )
         # The frames of what is raised hold a temporary file, which would complain that its folder is gone.
-        except (OSError, Stopped) as error:
+        except (InputError, OSError, Stopped) as error:
             raise error.with_traceback(None) from None
         except RuntimeError as error:  # of coremltools' writer of weights
             if load.BlobWriter is None:

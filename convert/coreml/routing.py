@@ -20,7 +20,8 @@ from coremltools.converters.mil import Builder as mb
 
 from convert.coreml.choices import Routing
 from convert.coreml.layers import cast, dtype_of, number
-from convert.coreml.weights import Array, Var, Weights
+from convert.coreml.scratch import Array
+from convert.coreml.weights import Var, Weights
 from moddit.contract import KEPT
 from moddit.tensors import ROUTER
 from moddit.tokens import DENSE, TOPK, TokenPolicy

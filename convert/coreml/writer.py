@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import coremltools as ct
 import numpy as np
@@ -42,9 +42,12 @@ Values = Callable[[str], NDArray[np.float32]]
 
 
 def write_packages(
-    description: Description, folder: Path, choices: Choices, advance: Advance
+    description: Description, folder: Path, choices: Choices, scratch: IO[bytes], advance: Advance
 ) -> tuple[Written, dict[str, Values]]:
     """Write everything but the manifest into an empty folder.
+
+    Compressed weights wait in the file `scratch`, on the same disk, which has to be open as long as the functions that
+    are returned are called.
 
     Returns:
         what was written and, for each component, a function from canonical names to the weights it computes with.
@@ -61,7 +64,7 @@ def write_packages(
     _check_choices(spec, choices, sizes)
     # weights exist twice for a while
     check_space(folder, 2 * sum(part.nbytes for part in description.parts.values()) + OVERHEAD_BYTES)
-    weights = {name: Weights(name, part, choices.scheme, advance) for name, part in description.parts.items()}
+    weights = {name: Weights(name, part, choices.scheme, scratch, advance) for name, part in description.parts.items()}
     plan, notes = _merge(description, choices, sizes)
     policy = replace(description.policy, plan=plan)
     functions = list_functions(spec, plan, sizes, choices.batches)

@@ -1,4 +1,4 @@
-"""The weight file of an .mlpackage: MIL's blob storage, version 2, mapped into memory and read one array at a time.
+"""The weight file of an .mlpackage: MIL's blob storage, version 2, read one array at a time.
 
 A file is a header of 64 bytes and then, for each array, 64 bytes of metadata and the data. The program names an array
 by the offset of its metadata. All numbers are little endian, and metadata and data start at multiples of 64 bytes:
@@ -65,15 +65,16 @@ class StoredArray:
 
     dtype: str  # a key of NUMPY_DTYPES or PACKED_BITS
     shape: tuple[int, ...]
-    data: NDArray[np.uint8]  # mapped
+    path: Path
+    start: int  # of the data, bytes
 
     def read(self) -> NDArray[Any]:
-        """Give the array: a view of the file for whole bytes, a new array for packed values."""
-        return decode(self.data, self.dtype, self.shape)
+        """Read the array; raise FormatError if the file has changed and does not hold it any more."""
+        return decode(_read(self.path, self.start, count_bytes(self.dtype, self.shape)), self.dtype, self.shape)
 
 
 class BlobFile:
-    """A weight file, mapped into memory copy-on-write: nothing that is done with an array can reach the file.
+    """A weight file, of which nothing stays in memory.
 
     Raises:
         MissingError: there is no such file.
@@ -82,10 +83,10 @@ class BlobFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes = _map(path)
-        version = _HEADER.unpack(self._bytes[: _HEADER.size].tobytes())[1]
+        version = _HEADER.unpack(_read(path, 0, ALIGNMENT)[: _HEADER.size].tobytes())[1]
         if version != VERSION:
             raise FormatError(f"[blobs] {path}: version of blob storage, got {version}, want {VERSION}; {_ADVICE}")
+        self._size = path.stat().st_size
 
     def find(self, offset: int, dtype: str, shape: tuple[int, ...]) -> StoredArray:
         """Find the array whose metadata is at `offset`, and check that it has this dtype and as many values.
@@ -95,13 +96,13 @@ class BlobFile:
             UnsupportedError: the file's dtype is not one that is known here.
         """
         where = f"[blobs] {self.path}: array at offset {offset}"
-        size = len(self._bytes)
+        size = self._size
         if offset % ALIGNMENT or not ALIGNMENT <= offset <= size - ALIGNMENT:
             raise FormatError(
                 f"{where}: no place for metadata, want a multiple of {ALIGNMENT} and {ALIGNMENT} bytes from there on, "
                 f"but the first, in a file of {size} bytes; {_ADVICE}"
             )
-        metadata = self._bytes[offset : offset + _METADATA.size].tobytes()
+        metadata = _read(self.path, offset, _METADATA.size).tobytes()
         sentinel, code, stored, start, padding = _METADATA.unpack(metadata)
         if sentinel != SENTINEL:
             raise FormatError(f"{where}: no metadata there, got {sentinel:#010x}, want {SENTINEL:#010x}; {_ADVICE}")
@@ -113,7 +114,7 @@ class BlobFile:
                 f"{where}: data is at {start}..{start + stored}, want a multiple of {ALIGNMENT} and at most {size}, "
                 f"where the file ends; {_ADVICE}"
             )
-        return StoredArray(dtype, shape, self._bytes[start : start + stored])
+        return StoredArray(dtype, shape, self.path, start)
 
 
 def decode(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -128,6 +129,8 @@ def decode(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> NDArr
 
 def unpack(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
     """Unpack `count` values of `bits` bits each, least significant bit first."""
+    if bits == 4:  # the common case, twenty times as fast
+        return np.stack((data & 15, data >> 4), axis=1).reshape(-1)[:count]
     stream = np.unpackbits(data, bitorder="little")[: count * bits].reshape(count, bits)
     return np.packbits(stream, axis=1, bitorder="little").reshape(count)
 
@@ -140,16 +143,21 @@ def count_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return -(-count * PACKED_BITS[dtype] // 8)
 
 
-def _map(path: Path) -> NDArray[np.uint8]:
+def _read(path: Path, start: int, count: int) -> NDArray[np.uint8]:
+    """Read bytes into a new array."""
     try:
-        size = path.stat().st_size
-        if size >= ALIGNMENT:
-            return np.asarray(np.memmap(path, np.uint8, mode="c"))
+        with path.open("rb") as file:
+            file.seek(start)
+            data = np.fromfile(file, np.uint8, count)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"[blobs] {path}: no such file; {_ADVICE}") from None
     except OSError as error:
         raise FormatError(f"[blobs] {path}: cannot be read ({error.strerror}); {_ADVICE}") from None
-    raise FormatError(f"[blobs] {path}: truncated, got {size} bytes, want at least {ALIGNMENT}; {_ADVICE}")
+    if len(data) != count:
+        raise FormatError(
+            f"[blobs] {path}: truncated, got {start + len(data)} bytes, want at least {start + count}; {_ADVICE}"
+        )
+    return data
 
 
 def _check_size(found: str, stored: int, padding: int, dtype: str, shape: tuple[int, ...], where: str) -> None:

@@ -74,7 +74,7 @@ def list_cases(packages: Packages, reference: Reference, *, quick: bool) -> Iter
 
     The reference encodes the texts that steps are given, since routers and norms were trained on such states.
     """
-    spec = packages.spec
+    spec, texts = packages.spec, _Texts(reference)
     for role, chain in packages.graphs.packages.items():
         for index, function in enumerate(chain[0].functions):
             shapes = {name: feature.shape for name, feature in function.inputs.items()}
@@ -86,16 +86,26 @@ def list_cases(packages: Packages, reference: Reference, *, quick: bool) -> Iter
             sizes = spec.transformer.size_features(item.height, item.width)
             inputs |= {name: np.array(values, np.float32) for name, values in sizes.items()}
             if TEXT in inputs:
-                inputs[TEXT] = _encode_texts(reference, inputs[TEXT_MASK])
+                inputs[TEXT] = texts.encode(inputs[TEXT_MASK])
             edges = [edge for pair in region_edges(packages.policy.plan, item) for edge in pair]
             for timestep in edges[-1:] if quick else edges:
                 yield Case(role, function.name, timestep, {**inputs, TIMESTEP: np.array([timestep], np.float32)})
 
 
-def _encode_texts(reference: Reference, masks: NDArray[np.float32]) -> NDArray[np.float32]:
-    ids = _make_inputs({INPUT_IDS: (1, masks.shape[1])}, reference.spec, 0)[INPUT_IDS]
-    rows = [reference.run(TEXT_ENCODER, {INPUT_IDS: ids, TEXT_MASK: mask[None]}) for mask in masks]
-    return np.concatenate(rows)
+class _Texts:
+    """Texts as the reference encodes them, once for all functions of a batch."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        self._encoded: dict[tuple[int, ...], NDArray[np.float32]] = {}  # by the shape of the masks, which decides them
+
+    def encode(self, masks: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Shapes: masks (B, L) -> (B, L, d_model)."""
+        if masks.shape not in self._encoded:
+            ids = _make_inputs({INPUT_IDS: (1, masks.shape[1])}, self.reference.spec, 0)[INPUT_IDS]
+            inputs = {INPUT_IDS: np.repeat(ids, len(masks), axis=0), TEXT_MASK: masks}
+            self._encoded[masks.shape] = self.reference.run(TEXT_ENCODER, inputs)
+        return self._encoded[masks.shape]
 
 
 def _make_inputs(shapes: Mapping[str, tuple[int, ...]], spec: ModelSpec, seed: int) -> Arrays:

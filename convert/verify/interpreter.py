@@ -49,7 +49,7 @@ class Interpreter:
     """A package whose functions can be run.
 
     The whole program is checked when it is read: operations, parameters, dtypes, and the place of every constant in
-    the weights. Weights are mapped, decoded when an operation uses them, and dropped after it.
+    the weights. Weights are read and decoded when an operation uses them, and dropped after it.
 
     Raises:
         MissingError: the package or one of its files is absent.

@@ -24,6 +24,7 @@ from moddit.models.t5 import T5Spec
 from moddit.models.transformer import TransformerSpec
 from moddit.models.vae import VAESpec
 from moddit.spec import ModelSpec
+from moddit.tensors import Role, Tensors
 from moddit.tokens import TokenPolicy
 from torch_moddit.architectures import TRANSFORMERS
 from torch_moddit.model import OnBlock, RoutedTransformer
@@ -36,7 +37,7 @@ Values = Callable[[str], NDArray[np.float32]]  # canonical name -> the weight th
 
 @dataclass(frozen=True)
 class Reference:
-    """All models of a pipeline, in float32, for inference."""
+    """All models of a pipeline, in float32, for inference; in memory are the weights of one layer alone."""
 
     spec: ModelSpec
     transformer: RoutedTransformer
@@ -179,8 +180,8 @@ def build_t5(spec: T5Spec, values: Values) -> Any:
     config = T5Config(**fields, feed_forward_proj=form, is_encoder_decoder=False, use_cache=False)
     with torch.device("meta"):
         model = T5EncoderModel(config)
-    _load(model, spec.tensors(), values)
     model.tie_weights()
+    _load(model, spec.tensors(), values)
     return model.eval()
 
 
@@ -194,11 +195,48 @@ def build_vae(spec: VAESpec, values: Values) -> Any:
     return model.eval()
 
 
-def _load(model: nn.Module, names: Mapping[str, Any], values: Values) -> None:
-    """Fill a model without weights."""
-    state = {name: torch.from_numpy(values(name)) for name in names}
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    left = [name for name in missing if "embed_tokens" not in name and not name.endswith("pos_embed.pos_embed")]
+def _load(model: nn.Module, names: Tensors, values: Values) -> None:
+    """Give a model without weights its weights: each layer gets its own while it runs, and loses them again.
+
+    Tables that belong to no layer stay, and routers, whose weights are used without running them: both are small.
+    """
+    found = dict(model.named_parameters())
+    left = [name for name in found if name not in names and "embed_tokens" not in name]
+    unexpected = [name for name in names if name not in found]
     if left or unexpected:
         raise MissingError(f"[verify] {type(model).__name__}: no weights for {left}, no place for {unexpected}")
-    model.requires_grad_(False)
+    tied = {id(found[name]): name for name in names}  # one parameter may have two places
+    for module in model.modules():
+        own = {key: tied[id(parameter)] for key, parameter in module.named_parameters(recurse=False)}
+        if any(module.children()) or any(names[name].role is Role.ROUTER for name in own.values()):
+            _take(module, own, values)
+        elif own:
+            _lend(module, own, values)
+
+
+def _take(module: nn.Module, names: Mapping[str, str], values: Values) -> None:
+    """Give a module its own parameters, by canonical names."""
+    for key, name in names.items():
+        setattr(module, key, _fixed(torch.from_numpy(values(name))))
+
+
+def _lend(module: nn.Module, names: Mapping[str, str], values: Values) -> None:
+    """Give a module its own parameters whenever it runs."""
+    outlines = {key: _outline(parameter) for key, parameter in module.named_parameters(recurse=False)}
+
+    def drop(*_: Any) -> None:
+        for key, outline in outlines.items():
+            setattr(module, key, outline)
+
+    drop()
+    module.register_forward_pre_hook(lambda *_: _take(module, names, values))
+    module.register_forward_hook(drop)
+
+
+def _outline(parameter: nn.Parameter) -> nn.Parameter:
+    """Stand for a parameter, in shape, dtype and device, without memory; whatever is computed with it is NaN."""
+    return _fixed(torch.full((), torch.nan).expand(parameter.shape))
+
+
+def _fixed(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)

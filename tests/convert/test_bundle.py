@@ -241,6 +241,9 @@ class TestSummary:
         assert summary["capacities"] == [list(manifest.tokens.plan.capacities(region, 64)) for region in range(4)]
         assert summary["tokens"] == 64
         assert 0 < summary["block_flops_share"] < 1
+        (size,) = summary["sizes"]  # a bundle for MLX draws every size
+        assert (size["height"], size["width"]) == (32, 32)
+        assert all(size[key] == summary[key] for key in ("tokens", "capacities", "block_flops_share"))
         assert summary["components"]["vae"]["parameters"] == manifest.components["vae"].parameters > 0
         size = sum(path.stat().st_size for path in (tmp_path / "bundle").glob("*/*.safetensors"))
         assert sum(summary["components"][name]["bytes"] for name in MODELS) == size

@@ -33,10 +33,14 @@ def shift_and_scale(data: Tensor, scale: Tensor, offset: Tensor | None = None) -
             f"scale: {wrong.numel()} of {scale.numel()} are not positive, the first is {float(wrong[0]):.3g}, want all "
             "above 0; convert the checkpoint again"
         )
-    values = data.float()
+    blocks, single = _divide(data.shape, scale.shape)
+    values = data.to(torch.float32, copy=True).reshape(blocks)
     if offset is not None:
-        values = values - _spread(offset.float(), data.shape)
-    return values * _spread(scale, data.shape)
+        if offset.shape != scale.shape:
+            raise FormatError(f"offset has shape {list(offset.shape)}, want {list(scale.shape)}, as scale")
+        values -= offset.float().reshape(single)
+    values *= scale.reshape(single)
+    return values.reshape(data.shape)
 
 
 @operation("constexpr_lut_to_dense", dtypes=("lut",))
@@ -55,10 +59,21 @@ def look_up(indices: Tensor, lut: Tensor) -> Tensor:
     return lut.reshape(-1)[rows]
 
 
+def _divide(shape: torch.Size, counts: torch.Size) -> tuple[list[int], list[int]]:
+    """Give the shape of data divided into blocks along every axis, and that of one value for each block."""
+    _check_blocks(shape, counts)
+    blocks = [size for pair in zip(counts, shape, strict=True) for size in (pair[0], pair[1] // pair[0])]
+    return blocks, [size for count in counts for size in (count, 1)]
+
+
+def _check_blocks(shape: torch.Size, counts: torch.Size) -> None:
+    if len(counts) != len(shape) or any(size % count for size, count in zip(shape, counts, strict=True)):
+        raise FormatError(f"blocks do not divide the data, got {list(counts)} of them for {list(shape)}")
+
+
 def _spread(values: Tensor, shape: torch.Size) -> Tensor:
     """Repeat each value along every axis, so often that the values fill `shape`."""
-    if values.dim() != len(shape) or any(size % count for size, count in zip(shape, values.shape, strict=True)):
-        raise FormatError(f"blocks do not divide the data, got {list(values.shape)} of them for {list(shape)}")
+    _check_blocks(shape, values.shape)
     for axis, size in enumerate(shape):
         if values.shape[axis] not in (1, size):
             values = values.repeat_interleave(size // values.shape[axis], axis)

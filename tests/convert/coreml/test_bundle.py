@@ -167,6 +167,23 @@ class TestManifest:
     def test_versions(self, manifest: Manifest) -> None:
         assert {"coremltools", "moddit", "numpy"} <= manifest.provenance.tool_versions.keys()
 
+    def test_summary_tells_the_sizes_that_were_converted(
+        self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sizes = ("--size", "16x24", "--size", "64x32", "--no-verify")
+        assert to_coreml(source, tmp_path / "bundle", *sizes) == 0
+        text = capsys.readouterr().out
+        assert "tokens kept of 24 by layer, at 16x24 pixels:\n" in text
+        assert "tokens kept of 128 by layer, at 64x32 pixels:\n" in text
+        assert "32x32" not in text  # at which the model was trained
+        assert to_coreml(source, tmp_path / "bundle", *sizes, "--json", "--overwrite") == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert [(item["height"], item["width"], item["tokens"]) for item in summary["sizes"]] == [
+            (16, 24, 24),
+            (64, 32, 128),
+        ]
+        assert summary["tokens"] == 64
+
     def test_merged_rows_keep_the_trained_plan(
         self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
