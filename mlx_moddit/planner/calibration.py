@@ -30,7 +30,8 @@ class Sample:
     """A stage that was measured."""
 
     name: str
-    size: str  # of the model, picture and arm
+    size: str  # of the model and the picture
+    arm: str
     work: Work
     seconds: float
 
@@ -48,19 +49,19 @@ class Error:
 
 
 def samples_of(record: BenchmarkRecord) -> Iterator[Sample]:
-    """List the stages of a record that can be predicted; none if it is not of a named configuration."""
+    """List the stages of a record that can be predicted: of MLX, and of a named configuration."""
     name = record.subject.name
     if record.subject.fingerprint is not None or name not in CONFIGURATIONS:
         return
     spec = find_configuration(name, record.subject.layers)
     for number, arm in enumerate(record.arms):
-        if arm.height is None or arm.width is None or arm.text_tokens is None:
+        if arm.runtime != "mlx" or arm.height is None or arm.width is None or arm.text_tokens is None:
             continue
         for stage, work in _drawing(arm, spec, (arm.height, arm.width), arm.text_tokens).work().items():
             seconds = stage_medians(record, number, stage)
             if seconds:
                 size = f"{name} {record.subject.layers} layers {arm.height}x{arm.width}"
-                yield Sample(stage, f"{size} {arm.name}", work, median(seconds))
+                yield Sample(stage, size, arm.name, work, median(seconds))
 
 
 def _drawing(arm: Arm, spec: ModelSpec, size: Size, text_tokens: int) -> Drawing:

@@ -74,9 +74,10 @@ def test_every_suite_can_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not list(RECORDS.glob("*.json")), reason="no records yet")
 def test_sizes_of_a_machine_are_predicted_by_rates_fitted_on_its_others() -> None:
-    """Half of all steps and decodings within 25 %, of three widths of models, dense and routed, at two sizes."""
+    """Three in four steps and decodings within 25 %: of three widths of models, dense and routed, at several sizes."""
     records = [read_record(path) for path in sorted(RECORDS.glob("amd-epyc-*.json"))]
     samples = [sample for made in records for sample in samples_of(made) if sample.name in ("step", "decode")]
     errors = [abs(error.share) for error in cross_validate(samples)]
-    assert len(errors) >= 12
-    assert median(errors) < 0.25
+    assert len(errors) >= 18
+    assert sum(error < 0.25 for error in errors) >= 0.75 * len(errors)
+    assert median(errors) < 0.15
