@@ -127,10 +127,12 @@ def _denoise_bytes(manifest: Manifest, compute: Compute, size: Size) -> int:
     spec, scale = manifest.spec.transformer, manifest.spec.vae.downscale
     tokens = spec.tokens(size[0] // scale, size[1] // scale)
     itemsize = ITEM_BYTES[compute.dtype or manifest.components["transformer"].dtype or "float32"]
-    rows = activation_bytes(spec, tokens, tokens, batch=GUIDED_BATCH, itemsize=itemsize)
+    plan = manifest.tokens.plan
+    kept = max(max(plan.capacities(region, tokens)) for region in range(plan.regions))
+    rows = activation_bytes(spec, kept, tokens, batch=GUIDED_BATCH, itemsize=itemsize)
     text = 2 * GUIDED_BATCH * manifest.spec.text_tokens * spec.hidden_size * spec.num_layers * itemsize
     # MLX's attention on a CPU holds the scores of all heads; on Metal it is fused.
-    scores = 0 if compute.is_gpu else GUIDED_BATCH * spec.num_attention_heads * tokens * tokens * ITEM_BYTES["float32"]
+    scores = 0 if compute.is_gpu else GUIDED_BATCH * spec.num_attention_heads * kept * kept * ITEM_BYTES["float32"]
     return BLOCK_COPIES * rows + text + scores
 
 

@@ -112,6 +112,11 @@ def test_decoding_needs_less_on_chips_that_compute_in_bfloat16() -> None:
     assert new["denoise"] == old["denoise"]
 
 
+def test_a_step_needs_less_where_every_layer_keeps_fewer_tokens() -> None:
+    dense, routed = (asked(keep=keep).memory(has_bfloat16=True)["denoise"] for keep in (None, 0.5))
+    assert routed < dense
+
+
 def test_capacities_are_rounded_only_where_that_is_asked_for() -> None:
     assert aligned(0.5, 1000, 32) * 1000 == 512
     assert asked(keep=0.5).manifest.tokens.plan.mean_keep_ratio == 0.5
