@@ -13,6 +13,7 @@ from moddit.benchmark.comparison import compare as compare_records
 from moddit.benchmark.record import read_record
 from moddit.benchmark.table import markdown
 from moddit.errors import ModditError
+from moddit.files import new_file
 
 FOLDER = Path(__file__).parent
 RECORDS = FOLDER / "records"
@@ -42,8 +43,9 @@ def run(folder: Path, trials: int, delay: float, only: tuple[str, ...]) -> None:
 def report(folder: Path, output: Path) -> None:
     """Write the tables of all records, beside the published times of other programs; README gets a summary."""
     readme = update_readme(README.read_text(encoding="utf-8"), write_summary(folder))
-    output.write_text(write_report(folder), encoding="utf-8")
-    README.write_text(readme, encoding="utf-8")
+    for path, text in ((output, write_report(folder)), (README, readme)):
+        with new_file(path, overwrite=True) as file:
+            file.write(text.encode())
     click.echo(f"{output}\n{README}")
 
 

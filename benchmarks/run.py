@@ -11,7 +11,6 @@ import mlx.core as mx
 
 from benchmarks.peer import TOME
 from benchmarks.peer import Job as PeerJob
-from mlx_moddit.benchmark.cli import PROMPT
 from mlx_moddit.benchmark.command import ARMS, Choices, Turn, measure
 from mlx_moddit.benchmark.trial import Job
 from mlx_moddit.embedded import embedded_bundle
@@ -60,26 +59,8 @@ def run_everything(folder: Path, *, trials: int, delay: float, only: Sequence[st
         yield path
 
 
-def _job(**changes: Any) -> dict[str, Any]:
-    job = Job(
-        arm="dense",
-        name=None,
-        model=None,
-        config=None,
-        layers=None,
-        keep=None,
-        dtype=None,
-        bits=None,
-        encoder=False,
-        prompt=PROMPT,
-        height=None,
-        width=None,
-        steps=6,
-        guidance_scale=None,
-        low_ram=False,
-        decodes=True,
-    )
-    return asdict(job) | changes
+def _job(**options: Any) -> dict[str, Any]:
+    return asdict(Job(**options))
 
 
 def _routing(sides: Sequence[int], **changes: Any) -> list[Turn]:

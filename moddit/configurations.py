@@ -46,31 +46,29 @@ _VAE: Final = VAESpec(
     use_post_quant_conv=True,
     mid_block_add_attention=True,
 )
+# The size XL of both families: latents of four channels and their variance, in patches of two.
+_XL: Final[Mapping[str, Any]] = {
+    "num_layers": 28,
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": 8,
+    "patch_size": 2,
+    "attention_bias": True,
+}
 _SIGMA: Final = PixArtSpec(
-    num_layers=28,
-    num_attention_heads=16,
-    attention_head_dim=72,
-    in_channels=4,
-    out_channels=8,
-    patch_size=2,
+    **_XL,
     sample_size=128,
     cross_attention_dim=1152,
     caption_channels=4096,
     interpolation_scale=2.0,
-    attention_bias=True,
     norm_eps=1e-6,
     use_additional_conditions=False,
 )
 _DIT: Final = DiTSpec(
-    num_layers=28,
-    num_attention_heads=16,
-    attention_head_dim=72,
-    in_channels=4,
-    out_channels=8,
-    patch_size=2,
+    **_XL,
     sample_size=32,
     num_classes=1000,
-    attention_bias=True,
     norm_eps=1e-5,
 )
 # The smaller models of the same paper (arXiv 2212.09748, table 1), whose weights nobody published.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from mlx_moddit.benchmark.command import ARMS, Choices, Turn, arms_of, measure
-from mlx_moddit.benchmark.trial import Job
+from mlx_moddit.benchmark.trial import PROMPT, Job
 from mlx_moddit.console import exit_on_error
 from mlx_moddit.embedded import embedded_bundle
 from mlx_moddit.images import check_outputs
@@ -21,11 +21,6 @@ from moddit.files import new_file
 from moddit.metadata import DTYPE_NAMES
 from moddit.paths import expand
 
-PROMPT: Final = (
-    "a large red circle on the left and a small blue square on the right, painted in oil on a white background, with "
-    "soft light from above and fine detail everywhere"
-)
-
 
 @click.command()
 @click.option("--model", metavar="DIR", help="Bundle to measure.  [default: the embedded model]")
@@ -37,7 +32,7 @@ PROMPT: Final = (
 @click.option("--bits", type=click.Choice(["4", "8"]), help="Quantise the weights of --config.")
 @click.option("--size", "sizes", multiple=True, metavar="HxW", help="Pixels; repeatable.  [default: the model's]")
 @click.option("--arm", "arms", type=click.Choice(ARMS), multiple=True, help="Repeatable.  [default: all it has]")
-@click.option("--steps", type=click.IntRange(2), default=6, show_default=True, help="Denoising steps.")
+@click.option("--steps", type=click.IntRange(2), default=Job.steps, show_default=True, help="Denoising steps.")
 @click.option("--guidance-scale", type=click.FloatRange(0), help="1 or less halves the batch.  [default: the model's]")
 @click.option("-p", "--prompt", default=PROMPT, help="What to draw; its length counts.  [default: 32 words]")
 @click.option("--trials", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes for each arm.")
@@ -92,24 +87,9 @@ def _job(options: dict[str, Any], size: Size | None) -> Job:
     model = options["model"]
     if options["config"] is None:
         model = str(embedded_bundle() if model is None else expand(model))
-    return Job(
-        arm=ARMS[0],
-        name=None,
-        model=model,
-        config=options["config"],
-        layers=options["layers"],
-        keep=options["keep"],
-        dtype=options["dtype"],
-        bits=None if options["bits"] is None else int(options["bits"]),
-        encoder=options["encoder"],
-        prompt=options["prompt"],
-        height=height,
-        width=width,
-        steps=options["steps"],
-        guidance_scale=options["guidance_scale"],
-        low_ram=options["low_ram"],
-        decodes=options["decodes"],
-    )
+    same = ("config", "layers", "keep", "dtype", "encoder", "prompt", "steps", "guidance_scale", "low_ram", "decodes")
+    bits = None if options["bits"] is None else int(options["bits"])
+    return Job(model=model, bits=bits, height=height, width=width, **{name: options[name] for name in same})
 
 
 def _scalar(value: Any) -> Any:

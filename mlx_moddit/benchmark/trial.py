@@ -34,6 +34,10 @@ from moddit.routing import RoutingPlan, snap
 from moddit.samplers import build_table
 from moddit.tokens import TokenPolicy
 
+PROMPT: Final = (
+    "a large red circle on the left and a small blue square on the right, painted in oil on a white background, with "
+    "soft light from above and fine detail everywhere"
+)
 _NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Decoded: "decode"}
 
 
@@ -41,22 +45,22 @@ _NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Decoded
 class Job:
     """What to measure."""
 
-    arm: str  # "dense", "oracle" or "routed"
-    name: str | None  # of the arm in the record, instead
-    model: str | None  # folder of a bundle
-    config: str | None  # or name of a configuration, with random weights
-    layers: int | None  # of the configuration, instead of all of them
-    keep: float | None  # ratio in every layer, instead of the model's plan
-    dtype: str | None  # as `Pipeline.load` takes it; of random weights what they have
-    bits: int | None  # of random weights
-    encoder: bool  # of a configuration, instead of random states
-    prompt: str
-    height: int | None  # pixels
-    width: int | None
-    steps: int
-    guidance_scale: float | None
-    low_ram: bool
-    decodes: bool  # or the picture is left out, which takes minutes on a CPU
+    arm: str = DENSE  # "dense", "oracle" or "routed"
+    name: str | None = None  # of the arm in the record, instead
+    model: str | None = None  # folder of a bundle
+    config: str | None = None  # or name of a configuration, with random weights
+    layers: int | None = None  # of the configuration, instead of all of them
+    keep: float | None = None  # ratio in every layer, instead of the model's plan
+    dtype: str | None = None  # as `Pipeline.load` takes it; of random weights what they have
+    bits: int | None = None  # of random weights
+    encoder: bool = False  # of a configuration, instead of random states
+    prompt: str = PROMPT
+    height: int | None = None  # pixels
+    width: int | None = None
+    steps: int = 6
+    guidance_scale: float | None = None
+    low_ram: bool = False
+    decodes: bool = True  # or the picture is left out, which takes minutes on a CPU
 
 
 class _Enough(Exception):  # noqa: N818 # nothing is wrong

@@ -18,24 +18,7 @@ from moddit.benchmark.record import STAGES, read_record
 from moddit.errors import UnsupportedError
 from tests.mlx_moddit.conftest import PLAN
 
-JOB: Final = Job(
-    arm="dense",
-    name=None,
-    model=None,
-    config=None,
-    layers=None,
-    keep=None,
-    dtype=None,
-    bits=None,
-    encoder=False,
-    prompt="a red circle",
-    height=None,
-    width=None,
-    steps=2,
-    guidance_scale=None,
-    low_ram=False,
-    decodes=True,
-)
+JOB: Final = Job(prompt="a red circle", steps=2)
 SMALL: Final = replace(JOB, config="pixart-sigma-xl", layers=1, height=64, width=64)
 
 
