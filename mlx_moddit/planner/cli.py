@@ -19,8 +19,7 @@ from moddit.configurations import CONFIGURATIONS, find_configuration
 from moddit.errors import UnsupportedError
 from moddit.manifest import read_manifest
 from moddit.paths import expand
-from moddit.request import DEFAULT_STEPS
-from moddit.sampling import is_guided
+from moddit.request import DEFAULT_STEPS, Request
 
 GB: Final = 1e9
 _DTYPES: Final = ("float16", "bfloat16", "float32")
@@ -66,8 +65,8 @@ def _ask(options: dict[str, Any]) -> Asked:
     manifest = None if options["model"] is None else read_manifest(expand(options["model"]))
     spec = find_configuration(options["config"]) if manifest is None else manifest.spec
     size: Size = parse_size(options["size"]) if options["size"] else (spec.default_side, spec.default_side)
-    scale = options["guidance_scale"]
-    batch = 2 if is_guided(spec.conditioning.GUIDANCE_SCALE if scale is None else scale) else 1
+    asked = {"height": size[0], "width": size[1], **{name: options[name] for name in ("steps", "guidance_scale")}}
+    batch = len(Request.complete(spec, **spec.conditioning.EXAMPLE, **asked).rows(spec))  # refuses what cannot be drawn
     if manifest is not None:
         return Asked(manifest.provenance.source, manifest, size, options["steps"], batch)
     keep = options["keep"]
