@@ -91,7 +91,7 @@ def _cpu_suites() -> dict[str, Suite]:
         turns = _routing((256, 512), config=config, **common, steps=steps, decodes=False)
         found[config] = Suite(turns, options)
     found["routing-cost"] = Suite(
-        _routing((1024,), config="pixart-sigma-xl", layers=1, guidance_scale=1.0, decodes=False, steps=3),
+        _routing((512, 1024), config="pixart-sigma-xl", layers=1, guidance_scale=1.0, decodes=False, steps=4),
         {"keep": 0.5, "layers": 1},
     )
     decode = [
