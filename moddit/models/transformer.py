@@ -50,7 +50,11 @@ class _Dimensions(ComponentSpec):
 
 
 class TransformerSpec(_Dimensions, ABC):
-    """Dimensions of a denoising transformer over patches of a latent."""
+    """Dimensions of a denoising transformer over patches of a latent.
+
+    Raises ShapeError for sizes that do not divide, UnsupportedError for channels that are neither a prediction nor one
+    with a variance.
+    """
 
     ARCHITECTURE: ClassVar[str]  # its name in a bundle
     CONDITIONING: ClassVar[str]  # kind of what it is conditioned on
