@@ -76,19 +76,26 @@ def _read_base(
             return _read_original(place, tensors, sources, scheduler, downscale), 1.0
         found = _read_named(place, _config_of_file(sources, place, files), Weights(tensors, (place,)), scheduler)
         return found, MLP_GAIN if found.policy.has_routers else 1.0
-    path = place / "config.json"
-    config = read_config(path)
-    routed = _routed_classes(ARCHITECTURES.values())  # which indices of before do not name
-    if place != sources.main and config.get("_class_name") not in routed:
-        known = sources.known_pipeline
-        kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
-        sources.name_class(TRANSFORMER, config, _classes(kinds))
-    check_config(config, str(path))
+    path, config = _config_of_folder(sources, place, files)
     weights = read_weights(place, DIFFUSERS, sources.variant)
-    files.add(path, *weights.files)
+    files.add(*weights.files)
     check_tensors({name: tensor.dtype for name, tensor in weights.tensors.items()}, str(place))
     found = _read_named(path, config, weights, scheduler)
     return found, MLP_GAIN if found.policy.has_routers else 1.0
+
+
+def read_configuration(
+    sources: Sources, files: SourceFiles, scheduler: NoiseSchedule
+) -> tuple[TransformerSpec, TokenPolicy]:
+    """Read a transformer's dimensions and policy where its weights need not be there; raises as `read_transformer`.
+
+    What a configuration leaves to the names of the tensors is as if there were none of these names.
+    """
+    place = sources.transformer
+    if not place.is_dir():
+        raise UnsupportedError(f"[transformer] {place}: a file of weights, want a folder with a config.json")
+    path, config = _config_of_folder(sources, place, files)
+    return _configure(path, config, {}, scheduler)
 
 
 def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceFiles, gain: float) -> Transformer:
@@ -147,20 +154,42 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     """Read a transformer under diffusers' names; `where` is its configuration, or the single file without one."""
     holder = where.parent if where.suffix == ".json" else where
     tensors = dict(weights.tensors)
-    plan_value = {PLAN_KEY: config.pop(PLAN_KEY)} if PLAN_KEY in config else {}
-    spec = read_spec(config, str(where), tensors)
-    policy = take_policy(plan_value, spec.num_layers, _timesteps(scheduler), str(where))
+    spec, policy = _configure(where, config, tensors, scheduler)
     learned = Learned({}, ())
     if policy.is_dense:
         check_dense(tensors, str(holder))
     else:
-        if scheduler is not None:
-            check_timesteps(policy.plan, scheduler.num_train_timesteps, str(where))
         learned = take_keep_ratios(tensors, policy.plan)
     wanted = spec.tensors(has_routers=policy.has_routers)
     notes = (*weights.notes, *learned.notes)
     read = finish_part("transformer", holder, tensors, wanted, learned.unused, notes)
     return Transformer(spec, policy, read)
+
+
+def _configure(
+    where: Path, config: dict[str, Any], names: Mapping[str, object], scheduler: NoiseSchedule | None
+) -> tuple[TransformerSpec, TokenPolicy]:
+    """Read dimensions and policy from a configuration and the names of tensors; takes the plan out of it."""
+    plan_value = {PLAN_KEY: config.pop(PLAN_KEY)} if PLAN_KEY in config else {}
+    spec = read_spec(config, str(where), names)
+    policy = take_policy(plan_value, spec.num_layers, _timesteps(scheduler), str(where))
+    if scheduler is not None:
+        check_timesteps(policy.plan, scheduler.num_train_timesteps, str(where))
+    return spec, policy
+
+
+def _config_of_folder(sources: Sources, place: Path, files: SourceFiles) -> tuple[Path, dict[str, Any]]:
+    """Read the configuration in a transformer's folder, with the class that the pipeline's index names."""
+    path = place / "config.json"
+    config = read_config(path)
+    routed = _routed_classes(ARCHITECTURES.values())  # which indices of before do not name
+    if place != sources.main and config.get("_class_name") not in routed:
+        known = sources.known_pipeline
+        kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
+        sources.name_class(TRANSFORMER, config, _classes(kinds))
+    check_config(config, str(path))
+    files.add(path)
+    return path, config
 
 
 def _config_of_file(sources: Sources, place: Path, files: SourceFiles) -> dict[str, Any]:

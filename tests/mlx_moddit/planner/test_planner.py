@@ -18,7 +18,7 @@ from mlx_moddit.estimate import Compute, estimate_memory
 from mlx_moddit.planner.calibration import calibrate, cross_validate, fit, samples_of
 from mlx_moddit.planner.chips import CHIPS, find_chip, gpu_bytes
 from mlx_moddit.planner.latency import UNITS, Drawing, chip_rates, count_work
-from mlx_moddit.planner.plan import aligned, choose, imagine, variants
+from mlx_moddit.planner.plan import AlignedPlan, choose, imagine, variants
 from moddit.benchmark.record import Arm, BenchmarkRecord, Conditions, Stage, Subject, Trial
 from moddit.conditioning import Text
 from moddit.configurations import find_configuration
@@ -118,8 +118,32 @@ def test_a_step_needs_less_where_every_layer_keeps_fewer_tokens() -> None:
 
 
 def test_capacities_are_rounded_only_where_that_is_asked_for() -> None:
-    assert aligned(0.5, 1000, 32) * 1000 == 512
-    assert asked(keep=0.5).manifest.tokens.plan.mean_keep_ratio == 0.5
+    plan = AlignedPlan(((5, 10, 1),), multiple=32)
+    assert plan.capacities(0, 1000) == (512,)
+    assert [plan.capacities(region, 1000)[0] for region in range(3)] == [512, 1000, 96]
+    assert plan.capacities(2, 20) == (20,)
+    assert plan.changes(1000) == [(100, 96), (500, 512)]
+    options = ("--config", "pixart-sigma-xl", "--size", "752x752", "--keep", "0.5", "--chip", "M2", "--json")
+    plain, rounded = (json.loads(call(*options, *more).stdout) for more in ((), ("--align", "32")))
+    assert plain["aligned"] is None
+    assert rounded["aligned"] == {"multiple": 32, "tokens": 2209, "capacities": [[1105, 1120]]}
+    assert rounded["memory_bytes"]["denoise"] > plain["memory_bytes"]["denoise"]
+    assert rounded["chips"][0]["seconds"]["step"] > plain["chips"][0]["seconds"]["step"]
+
+
+def test_what_alignment_changes_is_told(routed_bundle: Path) -> None:
+    result = call("--config", "dit-xl-2", "--size", "752x752", "--keep", "0.5", "--align", "32")
+    assert "--align 32: layers keep 1120 tokens in place of 1105 of 2209." in result.output
+    assert "--align 32: changes nothing." in call("--config", "dit-xl-2", "--align", "32").output
+    assert "--align 3: layers keep" in call("--model", str(routed_bundle), "--align", "3").output
+
+
+def test_a_bundle_can_be_planned_otherwise_than_it_is(routed_bundle: Path) -> None:
+    options = ("--model", str(routed_bundle), "--chip", "M2", "--json")
+    stored, other = (json.loads(call(*options, *more).stdout) for more in ((), ("--keep", "1", "--dtype", "bfloat16")))
+    assert (other["dtype"], other["mean_keep_ratio"]) == ("bfloat16", 1.0)
+    assert stored["mean_keep_ratio"] < 1
+    assert stored["download"]["size"] == other["download"]["size"] == 0
 
 
 def measured(config: str, layers: int, sides: tuple[int, ...], noise: float = 0.0) -> BenchmarkRecord:
