@@ -112,9 +112,11 @@ def _keeping(spec: ModelSpec, keep: float) -> TokenPolicy:
 
 def change(asked: Asked, *, keep: float | None = None, dtype: str | None = None, bits: int | None = None) -> Asked:
     """Ask for the same of a model that is stored, or keeps tokens, otherwise; what is None stays."""
-    spec, tokens = asked.manifest.spec, asked.manifest.tokens
-    tokens = tokens if keep is None else _keeping(spec, keep)
-    return replace(asked, manifest=imagine_manifest(spec, tokens, dtype or asked.dtype, bits or asked.bits))
+    manifest = asked.manifest
+    tokens = manifest.tokens if keep is None else _keeping(manifest.spec, keep)
+    if dtype is None and bits is None:
+        return replace(asked, manifest=replace(manifest, tokens=tokens))
+    return replace(asked, manifest=imagine_manifest(manifest.spec, tokens, dtype or asked.dtype, bits or asked.bits))
 
 
 def align(asked: Asked, multiple: int) -> Asked:

@@ -17,13 +17,13 @@ from mlx_moddit.cli import main
 from mlx_moddit.estimate import Compute, estimate_memory
 from mlx_moddit.planner.calibration import calibrate, cross_validate, fit, samples_of
 from mlx_moddit.planner.chips import CHIPS, find_chip, gpu_bytes
-from mlx_moddit.planner.latency import UNITS, Drawing, chip_rates, count_work
+from mlx_moddit.planner.latency import CPU_RATES, UNITS, Drawing, chip_rates, count_work
 from mlx_moddit.planner.plan import AlignedPlan, choose, imagine, variants
 from moddit.benchmark.record import Arm, BenchmarkRecord, Conditions, Stage, Subject, Trial
 from moddit.conditioning import Text
 from moddit.configurations import find_configuration
 from moddit.cost import step_flops
-from moddit.errors import MissingError
+from moddit.errors import MissingError, UnsupportedError
 from moddit.operations import combine, matmul
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
@@ -31,7 +31,8 @@ from tests.moddit.benchmark.records import ARM, record
 
 SPEC: Final = find_configuration("pixart-sigma-xl")
 DENSE: Final = TokenPolicy.dense(28, 1000)
-TRUE: Final = dict(zip(UNITS, (1e-12, 2e-12, 3e-12, 4e-10, 5e-10, 6e-10, 7e-10, 8e-11, 3e-6), strict=True))
+# of a machine that is four times as fast as the one whose rates are known, but for this in each unit
+TRUE: Final = {unit: CPU_RATES[unit] / 4 * (0.5, 0.8, 1.25, 2.0)[index % 4] for index, unit in enumerate(UNITS)}
 
 
 def drawing(**changes: Any) -> Drawing:
@@ -155,7 +156,9 @@ def measured(config: str, layers: int, sides: tuple[int, ...], noise: float = 0.
     idle = Conditions("mains", False, "nominal", 0.0)
     for side in sides:
         for name, keep in (("dense", None), ("routed", 0.5)):
-            arm: Arm = replace(ARM, name=name, height=side, width=side, dtype="float32", keep=keep, batch=1)
+            arm: Arm = replace(
+                ARM, name=name, device="cpu", height=side, width=side, dtype="float32", keep=keep, batch=1
+            )
             policy = TokenPolicy.dense(layers, 1000)
             if keep is not None:
                 policy = TokenPolicy.topk(RoutingPlan.uniform(layers, 1, 5))
@@ -186,8 +189,24 @@ def test_rates_that_explain_the_times_are_found() -> None:
     rates = fit(samples)
     for sample in samples:
         taken = sum(rates[unit] * amount for unit, amount in sample.work.items())
-        assert taken == pytest.approx(sample.seconds, rel=0.02)
+        assert taken == pytest.approx(sample.seconds, rel=0.15)
     assert min(rates.values()) >= 0
+
+
+def test_one_size_is_predicted_by_what_units_take_elsewhere_on_a_machine_of_this_speed() -> None:
+    (one, *_) = [sample for sample in samples_of(RECORDS[1]) if sample.name == "step"]
+    rates = fit([one])
+    assert sum(rates[unit] * amount for unit, amount in one.work.items()) == pytest.approx(one.seconds, rel=0.01)
+    others = [sample for made in RECORDS for sample in samples_of(made) if sample.name == "step"]
+    for sample in others:
+        taken = sum(rates[unit] * amount for unit, amount in sample.work.items())
+        assert 0.4 < taken / sample.seconds < 2.5
+
+
+def test_records_of_two_machines_are_not_mixed() -> None:
+    other = replace(RECORDS[0], machine=replace(RECORDS[0].machine, chip="Apple M4"))
+    with pytest.raises(UnsupportedError, match="Apple M3 Pro cpu, Apple M4 cpu; want those of one machine and device"):
+        calibrate([*RECORDS, other])
 
 
 def test_sizes_that_were_left_out_are_predicted() -> None:
