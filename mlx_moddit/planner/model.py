@@ -10,6 +10,7 @@ from typing import Final
 
 from mlx_moddit.estimate import ITEM_BYTES
 from mlx_moddit.imagined import imagine_manifest
+from mlx_moddit.load import read_own_manifest
 from moddit.checkpoint.description import describe_configuration
 from moddit.checkpoint.hub import Survey, has_weights, survey_checkpoint
 from moddit.checkpoint.sources import TRANSFORMER, Sources
@@ -17,7 +18,7 @@ from moddit.checkpoint.weights import read_json
 from moddit.configurations import find_configuration
 from moddit.contract import TEXT_ENCODER
 from moddit.errors import UnsupportedError
-from moddit.manifest import MANIFEST_NAME, Manifest, read_manifest
+from moddit.manifest import MANIFEST_NAME, Manifest
 from moddit.paths import expand
 from moddit.tensors import Tensors
 from moddit.tokens import TokenPolicy
@@ -65,7 +66,7 @@ def find_model(path: str | None, config: str | None, **places: str | None) -> Mo
     folder = expand(path)
     if (folder / MANIFEST_NAME).is_file():
         _refuse(places, f"{path} is a bundle", "leave it out")
-        manifest = read_manifest(folder)
+        manifest = read_own_manifest(folder)
         return Model(manifest.provenance.source, manifest)
     survey = survey_checkpoint(path, **{name: places.get(name) for name in _PLACES})
     spec, tokens = describe_configuration(survey.sources)
