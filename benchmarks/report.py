@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from benchmarks.accuracy import write_accuracy
 from mlx_moddit.planner.chips import CHIPS
 from mlx_moddit.planner.latency import chip_rates
 from mlx_moddit.planner.plan import imagine
@@ -34,6 +35,10 @@ Seconds for a picture of PixArt-Sigma XL by `mlx_moddit plan`: float16, 20 steps
 pictures of 512 and 1024 pixels, every layer keeping all, 0.8 or 0.5 of the tokens. In brackets where it should lie.
 They come from the chips' peaks and published efficiencies: no Mac has confirmed them yet.
 """
+_ACCURACY: Final = """
+How well `mlx_moddit plan --record` predicts: the stages of every size, or of every model at all of its sizes, by rates
+that are fitted on the others. A decoder is the same in all models: there a "model" is the decoder at one size.
+"""
 _INTRODUCTION: Final = """# Benchmarks
 
 Made by `python -m benchmarks report` of the records in [benchmarks/records](../benchmarks/records), which `python -m
@@ -61,8 +66,11 @@ def write_report(folder: Path) -> str:
     if not paths:
         raise MissingError(f"[benchmark] {folder}: no records, want some of `python -m benchmarks run`")
     predicted = f"## Predicted\n{_PREDICTED}\n" + "\n".join(predict()) + "\n"
+    accuracy = f"## Predicted and measured\n{_ACCURACY}\n" + "\n".join(write_accuracy(map(read_record, paths))) + "\n"
     published = "## Published by others\n\nOf other programs and models, as they claim them.\n"
-    return "\n".join([_INTRODUCTION, *map(_section, paths), predicted, published, *markdown(PUBLISHED)]) + "\n"
+    return (
+        "\n".join([_INTRODUCTION, *map(_section, paths), accuracy, predicted, published, *markdown(PUBLISHED)]) + "\n"
+    )
 
 
 def write_summary(folder: Path) -> str:
