@@ -51,6 +51,9 @@ trials, with quartiles; "peak" is of the runtime's buffers, "process" of the who
 - **efficiency** is the gain in time over the gain in FLOPs. FLOPs are those of blocks, routers and the ends of a step,
   as [moddit/cost.py](../moddit/cost.py) counts them for MLX: keys and values of the text, and modulation, are computed
   once a picture there. diffusers computes them in every step, which its FLOPs here do not count.
+- **first-block cache** is diffusers': a step whose first block adds about what it added before takes what the others
+  added then. How many steps that are depends on the picture. "First step" computes all blocks, "step" the first alone,
+  of two here.
 - Intervals are of 95 %, by the bootstrap over pairs of trials.
 """
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import mlx.core as mx
 
-from benchmarks.peer import TOME
+from benchmarks.peer import FIRST_BLOCK_CACHE, TOME
 from benchmarks.peer import Job as PeerJob
 from mlx_moddit.benchmark.command import ARMS, Choices, Turn, measure
 from mlx_moddit.benchmark.trial import Job
@@ -103,14 +103,18 @@ def _cpu_suites() -> dict[str, Suite]:
 
 
 def _peers() -> Suite:
-    """Two layers of PixArt XL at 512 pixels: diffusers, diffusers with ToMe, ours dense and routed.
+    """Two layers of PixArt XL at 512 pixels: diffusers, with ToMe, with a first-block cache, ours dense and routed.
 
     Quantised weights are for GPUs: on a CPU a step in 4 bits takes 17 times as long as one in float32.
     """
     size: dict[str, Any] = {"config": "pixart-sigma-xl", "layers": 2, "height": 512, "width": 512, "steps": 6}
     peers = [
         Turn(asdict(PeerJob(name, method, merged=merged, text_tokens=33, batch=1, **size)), PEER)
-        for name, method, merged in (("diffusers", "dense", 0.0), ("diffusers with ToMe 0.5", TOME, 0.5))
+        for name, method, merged in (
+            ("diffusers", "dense", 0.0),
+            ("diffusers with ToMe 0.5", TOME, 0.5),
+            ("diffusers with first-block cache", FIRST_BLOCK_CACHE, 0.0),
+        )
     ]
     ours: dict[str, Any] = {**size, "guidance_scale": 1.0, "decodes": False}
     routed = [Turn(_job(arm="routed", name=f"routed {keep}", keep=keep, **ours)) for keep in KEEPS]
