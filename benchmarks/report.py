@@ -54,6 +54,9 @@ trials, with quartiles; "peak" is of the runtime's buffers, "process" of the who
 - **first-block cache** is diffusers': a step whose first block adds about what it added before takes what the others
   added then. How many steps that are depends on the picture. "First step" computes all blocks, "step" the first alone,
   of two here.
+- **convert** is the time of a fresh process, until all that it writes is on the disk; it finds the checkpoint, a DiT of
+  diffusers in float16, in the system's cache. "Process" is its largest resident set, that of `cp` no less than the
+  Python's that starts it.
 - Intervals are of 95 %, by the bootstrap over pairs of trials.
 """
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import mlx.core as mx
 
+from benchmarks.conversion import PROGRAMS, QUANTISED
+from benchmarks.conversion import Job as ConversionJob
 from benchmarks.peer import FIRST_BLOCK_CACHE, TOME
 from benchmarks.peer import Job as PeerJob
 from mlx_moddit.benchmark.command import ARMS, Choices, Turn, measure
@@ -20,6 +22,7 @@ from moddit.files import new_file
 from moddit.record import quote
 
 PEER: Final = "benchmarks.peer"
+CONVERSION: Final = "benchmarks.conversion"
 KEEPS: Final = (0.8, 0.7, 0.5)
 
 
@@ -33,7 +36,8 @@ class Suite:
 
 def suites() -> dict[str, Suite]:
     """List what this machine can measure: true models on a GPU, a few of their layers on a CPU."""
-    return _gpu_suites() if mx.default_device() != mx.cpu else _cpu_suites()
+    found = _gpu_suites() if mx.default_device() != mx.cpu else _cpu_suites()
+    return {**found, "conversion": _conversion()}
 
 
 def run_everything(folder: Path, *, trials: int, delay: float, only: Sequence[str]) -> Iterator[Path]:
@@ -119,3 +123,10 @@ def _peers() -> Suite:
     ours: dict[str, Any] = {**size, "guidance_scale": 1.0, "decodes": False}
     routed = [Turn(_job(arm="routed", name=f"routed {keep}", keep=keep, **ours)) for keep in KEEPS]
     return Suite([*peers, Turn(_job(**ours)), *routed], {"layers": 2})
+
+
+def _conversion() -> Suite:
+    """Convert a whole DiT-XL/2 for MLX, in float16 and in 4 bits, against what only copies, and loads and saves, it."""
+    programs = [*((program, None) for program in PROGRAMS), ("convert", QUANTISED)]
+    jobs = [ConversionJob(program, bits, "dit-xl-2", 28) for program, bits in programs]
+    return Suite([Turn(asdict(job), CONVERSION) for job in jobs], {})
