@@ -179,7 +179,7 @@ def _generate(options: dict[str, Any], ranks: Ranks) -> Report:
     with ranks.watch(job.files):
         facts = {"model": reference.fingerprint, "dtype": pipeline.dtype, "versions": dict(metadata.versions)}
         ranks.agree({**facts, "prompts or settings": job.digest})
-        shares = ranks.gather(_draw(pipeline, job, metadata, ranks))
+        shares = ranks.gather("share", _draw(pipeline, job, metadata, ranks))
     return _report(pipeline, job, shares, metadata, ranks)
 
 

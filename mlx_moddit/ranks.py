@@ -2,7 +2,7 @@
 
     ranks = Ranks.join()                 # one, and alone, unless mlx.launch started this process
     mine = requests[ranks.parts(len(requests))[ranks.rank]]
-    everything = ranks.gather(what_i_did)  # of all ranks, in their order
+    everything = ranks.gather("share", what_i_did)  # of all ranks, in their order
 
 They talk twice: before the first picture, and after the last. In between none needs another, so what a rank has written
 stays whatever becomes of the others.
@@ -27,6 +27,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from moddit.bounds import JSON_BYTES
 from moddit.errors import ModditError, ValueRangeError
 from moddit.signals import Stopped
 from moddit.text import printable_lines
@@ -34,6 +35,13 @@ from moddit.text import printable_lines
 LAUNCHED: Final = ("MLX_RANK", "OMPI_COMM_WORLD_RANK")  # what mlx.launch, and for it mpirun, tells a process
 HOSTS: Final = "MLX_HOSTFILE"  # of MLX's ring
 NAMED: Final = 10  # of what is missing; mlx.launch reads no more than a pipe holds of a rank that it ends
+
+
+class LostError(ModditError):
+    """The other ranks cannot be reached. MLX may also give what is no message of theirs, where one died meanwhile."""
+
+    def __init__(self, reason: str = "one ended before it had told what it did") -> None:
+        super().__init__(f"[ranks] the other ranks cannot be reached: {reason}")
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,14 @@ class Ranks:
         """Meet the other processes of a run; without mlx.launch there are none, and nothing is asked of MLX.
 
         Raises:
-            ModditError: they cannot be reached.
+            LostError: they cannot be reached.
         """
         if not any(name in os.environ for name in LAUNCHED) or _is_only():
             return cls()
         try:
             group = mx.distributed.init()
         except RuntimeError as error:
-            raise ModditError(f"[ranks] the other ranks cannot be reached: {error}") from error
+            raise LostError(str(error)) from error
         return cls(group.rank(), group.size())
 
     @property
@@ -82,7 +90,7 @@ class Ranks:
 
     def agree(self, facts: Mapping[str, Any]) -> None:
         """Wait for all ranks; raise ValueRangeError where one was asked for something else than the first."""
-        first, *others = self.gather(facts)
+        first, *others = self.gather("facts", facts)
         for rank, other in enumerate(others, 1):
             for name, value in other.items():
                 if value != first[name]:
@@ -91,30 +99,40 @@ class Ranks:
                         "ranks the same command, files and versions"
                     )
 
-    def gather(self, value: Any) -> list[Any]:
-        """Give what every rank hands in, which JSON can tell, in their order; waits for all of them.
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """Give what every rank hands in under a name, which JSON can tell, in their order; waits for all of them.
 
-        Raises ModditError if MLX cannot exchange it.
+        Raises LostError if MLX cannot exchange it.
         """
         if self.is_alone:
             return [value]
-        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        text = np.frombuffer(json.dumps([name, value]).encode(), np.uint8)
         lengths = _exchange(np.array([len(text)], np.int32))
+        if not all(0 < length <= JSON_BYTES for length in lengths):
+            raise LostError
         padded = np.zeros(max(lengths), np.uint8)
         padded[: len(text)] = text
         rows = _exchange(padded).reshape(self.size, -1)
-        return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+        try:
+            told = [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+        except ValueError as error:
+            raise LostError from error
+        if any(
+            not isinstance(item, list) or item[:1] != [name] for item in told
+        ):  # an earlier exchange's, which lay in memory
+            raise LostError
+        return [item[1] for item in told]
 
     @contextmanager
     def watch(self, files: Sequence[Path]) -> Iterator[None]:
-        """Say which files of a run are not there if a signal ends this rank, as mlx.launch does when another one died.
+        """Say which files of a run are not there if another rank died, for which mlx.launch ends this one by a signal.
 
         A file that was there before the block is there when it is another.
         """
         before = [_identity(path) for path in files]
         try:
             yield
-        except Stopped:
+        except (Stopped, LostError):
             absent = [path for path, old in zip(files, before, strict=True) if _identity(path) in (None, old)]
             if absent and not self.is_alone:
                 self.say(f"stopped; {len(absent)} of {len(files)} files are not on this disk: {name_some(absent)}")
@@ -162,7 +180,7 @@ def _exchange(values: NDArray[Any]) -> NDArray[Any]:
         atexit.register(_leave, stopped.status)
         raise
     except RuntimeError as error:
-        raise ModditError(f"[ranks] the other ranks cannot be reached: {error}") from error
+        raise LostError(str(error)) from error
 
 
 def _leave(status: int) -> None:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Final
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_moddit import cli
+from mlx_moddit import ranks as ranks_module
 from mlx_moddit.memory import StageCost
-from mlx_moddit.ranks import NAMED, Ranks, name_some
+from mlx_moddit.ranks import NAMED, LostError, Ranks, name_some
 from mlx_moddit.report import slowest
 
 ROOT: Final = Path(__file__).parents[2]
@@ -30,6 +32,7 @@ NAMES: Final = ("a-red-circle-0", "a-red-circle-1", "a-blue-square-0", "a-blue-s
 PROGRAM: Final = """
 import os, signal, sys, time
 from mlx_moddit import cli
+from mlx_moddit import ranks as ranks_module
 from mlx_moddit.__main__ import main
 from moddit.errors import StorageError
 rank, written, save = int(os.environ["MLX_RANK"]), [], cli.save_picture
@@ -155,7 +158,7 @@ def run_as(ranks: Ranks, command: Sequence[str], monkeypatch: pytest.MonkeyPatch
 def test_ranks_that_were_asked_for_different_pictures_draw_none(
     routed_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Ranks, "gather", lambda _, facts: [facts, {**facts, "prompts or settings": "others"}])
+    monkeypatch.setattr(Ranks, "gather", lambda _, __, facts: [facts, {**facts, "prompts or settings": "others"}])
     told = run_as(Ranks(0, 2), arguments(routed_bundle, "out"), monkeypatch)
     assert told.startswith("rank 0: error: [ranks] rank 1 has other prompts or settings than rank 0, got others, want ")
     assert not read("out")
@@ -170,6 +173,19 @@ def test_a_file_that_is_there_stops_a_rank_that_would_not_write_it(
     assert told.startswith(f"rank 0: error: [output] out/{NAMES[-1]}.png exists")
 
 
+@pytest.mark.parametrize("second", [b"\x9d", b'["facts", 0]', b"[" * 12])
+@pytest.mark.parametrize("length", [12, -5, 2**31 - 1])
+def test_what_mlx_gives_in_place_of_a_message_is_no_message(
+    second: bytes, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ring whose peer dies during an exchange gives whatever lay in memory."""
+    rows = np.frombuffer(b'["share", 0]' + second.ljust(12), np.uint8)
+    given = iter([np.array([12, length], np.int32), rows])
+    monkeypatch.setattr(ranks_module, "_exchange", lambda _: next(given))
+    with pytest.raises(LostError, match="cannot be reached: one ended before"):
+        Ranks(0, 2).gather("share", 0)
+
+
 def test_standard_input_is_not_shared(routed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = run_as(Ranks(1, 2), ["generate", "--model", str(routed_bundle), "--prompt-file", "-"], monkeypatch)
     assert told == "rank 1: error: [prompts] -: ranks cannot share standard input, want a file that each can read\n"
@@ -178,7 +194,12 @@ def test_standard_input_is_not_shared(routed_bundle: Path, monkeypatch: pytest.M
 def test_without_a_launch_no_backend_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx.distributed, "init", None)
     ranks = Ranks.join()
-    assert (ranks.is_alone, ranks.is_first, ranks.label, ranks.gather({"a": 1})) == (True, True, "", [{"a": 1}])
+    assert (ranks.is_alone, ranks.is_first, ranks.label, ranks.gather("share", {"a": 1})) == (
+        True,
+        True,
+        "",
+        [{"a": 1}],
+    )
 
 
 @given(st.integers(0, 30), st.integers(1, 9))
