@@ -55,7 +55,8 @@ trials, with quartiles; "peak" is of the runtime's buffers, "process" of the who
   but the first ones: what is between oracle and routed is what routing itself costs.
 - **efficiency** is the gain in time over the gain in FLOPs. FLOPs are those of blocks, routers and the ends of a step,
   as [moddit/cost.py](../moddit/cost.py) counts them for MLX: keys and values of the text, and modulation, are computed
-  once a picture there. diffusers computes them in every step, which its FLOPs here do not count.
+  once a picture there. diffusers computes them in every step, and packages for Core ML the modulation of a DiT, which
+  FLOPs here do not count.
 - **first-block cache** is diffusers': a step whose first block adds about what it added before takes what the others
   added then. How many steps that are depends on the picture. "First step" computes all blocks, "step" the first alone,
   of two here.

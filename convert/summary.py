@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from convert.conversion import Conversion
 from moddit.bins import Size
+from moddit.contract import PREPARE
 from moddit.cost import kept_flops_share
 from moddit.graphs import Graphs
 from moddit.manifest import Component, Manifest
@@ -105,7 +106,8 @@ def _graph_lines(graphs: Graphs | None) -> list[str]:
     packages = len(graphs.packages["transformer"])
     return [
         f"  functions     {len(graphs.step_functions)} in {packages} transformer package{'s' if packages > 1 else ''}: "
-        f"sizes {sizes}, batches {batches}, routing {graphs.routing}"
+        f"sizes {sizes}, batches {batches}, routing {graphs.routing}",
+        *(f"  prepared      once a picture, in {package.path}" for package in graphs.packages.get(PREPARE, ())),
     ]
 
 

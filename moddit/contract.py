@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 TEXT_ENCODER: Final = "text_encoder"  # component, and what its package is for
+PREPARE: Final = "prepare"  # what a package is for that runs once a picture, before the steps
 TOKENIZER: Final = "tokenizer.json"  # file of the bundle
 _STEMS: Final[Mapping[str, str]] = {  # of packages, by role
     TEXT_ENCODER: "TextEncoder",
+    PREPARE: "Prepare",
     "transformer": "Transformer",
     "vae_decoder": "VAEDecoder",
     "vae_encoder": "VAEEncoder",
@@ -33,7 +35,8 @@ PREDICTION: Final = "prediction"
 TOKENS: Final = "tokens"
 MODULATION: Final = "modulation"
 EMBEDDED: Final = "embedded"
-TEXT_STATES: Final = "text_states"
+TEXT_KEYS: Final = "text_keys"
+TEXT_VALUES: Final = "text_values"
 INPUT_IDS: Final = "input_ids"
 IMAGE: Final = "image"
 MOMENTS: Final = "moments"
@@ -51,7 +54,8 @@ FEATURES: Final[Mapping[str, str]] = {  # what each of them is, as Xcode shows i
     TOKENS: "Image tokens between two chunks of the transformer",
     MODULATION: "Modulation of the blocks, from the first chunk",
     EMBEDDED: "Embedded timestep, from the first chunk",
-    TEXT_STATES: "Projected text, from the first chunk",
+    TEXT_KEYS: "Keys of the text for all blocks, one batch behind the other",
+    TEXT_VALUES: "Values of the text for all blocks, one batch behind the other",
     INPUT_IDS: "Token numbers, padded at the end",
     IMAGE: "Picture, red, green and blue planes, -1 to 1",
     MOMENTS: "Mean and logarithm of the variance of the latents, not scaled",
@@ -77,9 +81,14 @@ def size_name(height: int, width: int) -> str:
     return f"px{height}x{width}"
 
 
+def batch_name(batch: int) -> str:
+    """Name the function that prepares the steps of a batch."""
+    return f"batch{batch}"
+
+
 def step_name(height: int, width: int, batch: int, regions: Sequence[int]) -> str:
     """Name the transformer's function for a picture size (pixels), a batch, and regions of timesteps."""
-    return f"{size_name(height, width)}_batch{batch}_region{'_'.join(map(str, regions))}"
+    return f"{size_name(height, width)}_{batch_name(batch)}_region{'_'.join(map(str, regions))}"
 
 
 def handed_name(name: str) -> str:

@@ -37,9 +37,12 @@ from moddit.contract import (
     LATENTS,
     MOMENTS,
     PREDICTION,
+    PREPARE,
     TEXT_ENCODER,
+    batch_name,
     handed_name,
     size_name,
+    taken_name,
 )
 from moddit.errors import FormatError, MissingError, ShapeError, ValueRangeError
 from moddit.models.transformer import Shapes
@@ -47,10 +50,10 @@ from moddit.record import escape, quote
 from moddit.routing import PlanRecord, RoutingPlan, capacity
 from moddit.spec import ModelSpec
 
-# What the packages of each component do; a tokenizer has none.
+# What the packages of each component do; a tokenizer has none, and not every transformer is prepared.
 ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     TEXT_ENCODER: (TEXT_ENCODER,),
-    "transformer": ("transformer",),
+    "transformer": (PREPARE, "transformer"),
     "vae": ("vae_decoder", "vae_encoder"),
 }
 DIVIDED: Final = ("transformer",)  # roles that may have several packages, which run one after the other
@@ -145,6 +148,34 @@ class Graphs:
                 return item
         raise MissingError(self._explain(height, width, batch, region))
 
+    def runs(self) -> dict[str, list[str]]:
+        """Name by role the functions that give something for itself, all but those that prepare others."""
+        return {
+            role: [function.name for function in chain[0].functions]
+            for role, chain in self.packages.items()
+            if role != PREPARE
+        }
+
+    def calls(self, role: str, name: str) -> list[tuple[Package, GraphFunction]]:
+        """List what a run of a function calls, in order: every package of its role, and before a step what prepares it.
+
+        Raises MissingError if a package has no such function.
+        """
+        found = [(package, package.function(name)) for package in self.packages[role]]
+        if role != "transformer":
+            return found
+        batch = next(item.batch for item in self.step_functions if item.function == name)
+        return [(package, package.function(batch_name(batch))) for package in self.packages.get(PREPARE, ())] + found
+
+    def told(self, role: str, name: str) -> dict[str, Feature]:
+        """List what a run of a function has to be told: what its calls take, but for what earlier ones give."""
+        told: dict[str, Feature] = {}
+        given: set[str] = set()
+        for _, function in self.calls(role, name):
+            told |= {key: feature for key, feature in function.inputs.items() if key not in given}
+            given |= {taken_name(key) for key in function.outputs}
+        return told
+
     def to_json(self) -> dict[str, Any]:
         """Write every field."""
         return {**asdict(self), "trained_plan": self.trained_plan.to_json()}
@@ -214,6 +245,8 @@ class Graphs:
         found = sorted(function.name for function in package.functions)
         if role in spec.conditioning.features():
             wanted = found[:1] or ["any"]
+        elif role == PREPARE:
+            wanted = sorted(map(batch_name, self.batches))
         elif role == "transformer":
             wanted = sorted(item.function for item in self.step_functions)
         else:
@@ -235,6 +268,9 @@ class Graphs:
         if role in spec.conditioning.features():
             name = self.packages[role][0].functions[0].name
             yield name, encoder_function(spec, role, name)
+        elif role == PREPARE:
+            for batch in self.batches:
+                yield batch_name(batch), prepare_function(spec, batch)
         elif role == "transformer":
             for item in self.step_functions:
                 yield item.function, step_features(spec, item, is_first=is_first, is_last=is_last)
@@ -268,13 +304,21 @@ class GraphsRecord:
 
 def package_roles(spec: ModelSpec) -> tuple[str, ...]:
     """List what the packages of a model do."""
-    return tuple(role for component in spec.components for role in ROLES.get(component, ()))
+    roles = tuple(role for component in spec.components for role in ROLES.get(component, ()))
+    is_prepared = any(spec.transformer.prepare_features(1, spec.text_tokens))
+    return roles if is_prepared else tuple(role for role in roles if role != PREPARE)
 
 
 def encoder_function(spec: ModelSpec, role: str, name: str) -> GraphFunction:
     """Describe the function of a component that only a conditioning has."""
     inputs, outputs = spec.conditioning.features()[role]
     return GraphFunction(name, _features(inputs), _features(outputs))
+
+
+def prepare_function(spec: ModelSpec, batch: int) -> GraphFunction:
+    """Describe the function that prepares the steps of a batch, in float16."""
+    inputs, outputs = spec.transformer.prepare_features(batch, spec.text_tokens)
+    return GraphFunction(batch_name(batch), _features(inputs), _features(outputs, "float16"))
 
 
 def step_features(spec: ModelSpec, item: StepFunction, *, is_first: bool, is_last: bool) -> GraphFunction:
@@ -284,8 +328,9 @@ def step_features(spec: ModelSpec, item: StepFunction, *, is_first: bool, is_las
     first = {LATENTS: (item.batch, model.in_channels, *sides), **fed.first}
     inputs = _features(first) if is_first else _features(fed.handed, "float16")
     outputs = {handed_name(name): feature for name, feature in _features(fed.handed, "float16").items()}
+    always = {**_features(fed.always), **prepare_function(spec, item.batch).outputs}
     prediction = {PREDICTION: (item.batch, model.latent_channels, *sides)}
-    return GraphFunction(item.function, inputs | _features(fed.always), _features(prediction) if is_last else outputs)
+    return GraphFunction(item.function, inputs | always, _features(prediction) if is_last else outputs)
 
 
 def vae_function(spec: ModelSpec, role: str, height: int, width: int) -> GraphFunction:

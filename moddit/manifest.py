@@ -33,7 +33,7 @@ from moddit.spec import ModelRecord, ModelSpec
 from moddit.tokens import TokenPolicy, TokensRecord
 
 FORMAT: Final = "moddit"
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 MANIFEST_NAME: Final = "manifest.json"
 BACKENDS: Final = ("mlx", "coreml")
 WITHOUT_TENSORS: Final = ("tokenizer",)

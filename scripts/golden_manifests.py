@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moddit.conditioning import Conditioning, Label, Text
-from moddit.contract import step_name
+from moddit.contract import PREPARE, package_names, step_name
 from moddit.cost import step_flops
 from moddit.graphs import (
     ROLES,
@@ -23,6 +23,7 @@ from moddit.graphs import (
     StepFunction,
     encoder_function,
     package_roles,
+    prepare_function,
     step_features,
     vae_function,
 )
@@ -123,7 +124,7 @@ def _make(case: Case, tokenizer: bytes) -> Manifest:
     plan = case.policy.plan
     graphs = Graphs(MINIMUM_OS, case.compute_units, case.routing, packages, functions, case.trained_plan or plan)
     components = {
-        name: _component([item for role in ROLES[name] for item in packages[role]])
+        name: _component([item for role in ROLES[name] for item in packages.get(role, ())])
         for name in spec.components
         if name in ROLES
     }
@@ -163,26 +164,24 @@ def _step_functions(spec: ModelSpec, case: Case) -> tuple[StepFunction, ...]:
 
 
 def _packages(role: str, spec: ModelSpec, case: Case, functions: Sequence[StepFunction]) -> tuple[Package, ...]:
+    names = package_names(role, case.chunks if role == "transformer" else 1)
+    last = len(names) - 1
+    return tuple(
+        Package(name, tuple(_functions(role, spec, case, functions, is_first=number == 0, is_last=number == last)))
+        for number, name in enumerate(names)
+    )
+
+
+def _functions(
+    role: str, spec: ModelSpec, case: Case, functions: Sequence[StepFunction], *, is_first: bool, is_last: bool
+) -> list[GraphFunction]:
     if role == "transformer":
-        names = ["Transformer"]
-        if case.chunks > 1:
-            names = [f"Transformer{number + 1}of{case.chunks}" for number in range(case.chunks)]
-        last = len(names) - 1
-        return tuple(
-            _package(
-                name,
-                [step_features(spec, item, is_first=number == 0, is_last=number == last) for item in functions],
-            )
-            for number, name in enumerate(names)
-        )
+        return [step_features(spec, item, is_first=is_first, is_last=is_last) for item in functions]
+    if role == PREPARE:
+        return [prepare_function(spec, batch) for batch in case.batches]
     if role in spec.conditioning.features():
-        return (_package("TextEncoder", [encoder_function(spec, role, "encode")]),)
-    name = {"vae_decoder": "VAEDecoder", "vae_encoder": "VAEEncoder"}[role]
-    return (_package(name, [vae_function(spec, role, *size) for size in case.sizes]),)
-
-
-def _package(name: str, functions: Sequence[GraphFunction]) -> Package:
-    return Package(f"{name}.mlpackage", tuple(functions))
+        return [encoder_function(spec, role, "encode")]
+    return [vae_function(spec, role, *size) for size in case.sizes]
 
 
 def _component(packages: Sequence[Package]) -> Component:

@@ -71,18 +71,23 @@ def merge_heads(x: Var, name: str) -> Var:
     return mb.reshape(x=rows, shape=[batch, count, heads * width], name=name + "_merge")
 
 
-def attention(
-    weights: Weights, x: Var, source: Var, tensor: str, heads: int, name: str, mask: Var | None = None
-) -> Var:
-    """Attention under diffusers' tensor names, from `x` to `source`, with an additive mask.
+def project_heads(weights: Weights, x: Var, tensor: str, part: str, heads: int, name: str) -> Var:
+    """Compute queries ("q"), keys ("k") or values ("v"). Shapes: x (B, N, C) -> (B, H, N, D)."""
+    return split_heads(linear(weights, x, f"{tensor}.to_{part}", f"{name}_to_{part}"), heads, f"{name}_{part}")
 
-    Shapes: x (B, N, C), source (B, L, C), mask (B, 1, 1, L) -> (B, N, C)
+
+def self_attention(weights: Weights, x: Var, tensor: str, heads: int, name: str) -> Var:
+    """Attention of tokens to each other, under diffusers' tensor names. Shapes: x (B, N, C) -> the same."""
+    keys, values = (project_heads(weights, x, tensor, part, heads, name) for part in ("k", "v"))
+    return attention(weights, x, keys, values, tensor, name)
+
+
+def attention(weights: Weights, x: Var, keys: Var, values: Var, tensor: str, name: str, mask: Var | None = None) -> Var:
+    """Attention under diffusers' tensor names, with an additive mask.
+
+    Shapes: x (B, N, C), keys and values (B, H, L, D), mask (B, 1, 1, L) -> (B, N, C)
     """
-    queries = split_heads(linear(weights, x, tensor + ".to_q", name + "_to_q"), heads, name + "_q")
-    keys, values = (
-        split_heads(linear(weights, source, f"{tensor}.to_{part}", f"{name}_to_{part}"), heads, f"{name}_{part}")
-        for part in ("k", "v")
-    )
+    queries = project_heads(weights, x, tensor, "q", keys.shape[1], name)
     masks = {} if mask is None else {"attn_mask": mask}
     mixed = mb.scaled_dot_product_attention(query=queries, key=keys, value=values, name=name + "_sdpa", **masks)
     return linear(weights, merge_heads(mixed, name), tensor + ".to_out.0", name + "_to_out")

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from coremltools.converters.mil import Builder as mb
 
-from convert.coreml.layers import MASKED, attention, cast, linear
+from convert.coreml.layers import MASKED, attention, cast, linear, project_heads
 from convert.coreml.transformer import Told, TransformerGraph, Vars, as_rows, modulate
 from convert.coreml.weights import Var
 from moddit.contract import (
@@ -17,8 +17,9 @@ from moddit.contract import (
     MODULATION,
     RESOLUTION,
     TEXT,
+    TEXT_KEYS,
     TEXT_MASK,
-    TEXT_STATES,
+    TEXT_VALUES,
     TIMESTEP,
     block_name,
 )
@@ -32,13 +33,17 @@ class PixArtGraph(TransformerGraph):
 
     spec: PixArtSpec
 
+    def prepare(self, inputs: Vars) -> list[Var]:
+        text = self._project_text(inputs[TEXT])  # (B, L, C)
+        return [self._project_blocks(text, "k", TEXT_KEYS), self._project_blocks(text, "v", TEXT_VALUES)]
+
     def start(self, inputs: Vars) -> Vars:
         embedded, modulation = self._embed_timestep(inputs)  # (1, 1, C), (1, 6, C)
-        text = self._project_text(inputs[TEXT])  # (B, L, C)
-        return {MODULATION: modulation, EMBEDDED: embedded, TEXT_STATES: text}
+        return {MODULATION: modulation, EMBEDDED: embedded}
 
     def share(self, inputs: Vars) -> Vars:
-        return {"text_bias": self._mask_bias(inputs[TEXT_MASK])}  # (B, 1, 1, L)
+        bias = self._mask_bias(inputs[TEXT_MASK])  # (B, 1, 1, L)
+        return {"text_bias": bias, TEXT_KEYS: inputs[TEXT_KEYS], TEXT_VALUES: inputs[TEXT_VALUES]}
 
     def block(self, layer: int, x: Var, gates: Sequence[Var], told: Told) -> Var:
         name, tensor = block_name(layer), f"transformer_blocks.{layer}."
@@ -50,8 +55,8 @@ class PixArtGraph(TransformerGraph):
         normed = modulate(x, shift_attention, scale_attention, eps, name + "_norm1")
         x = mb.add(x=x, y=self.attend(layer, normed, gate_attention), name=name + "_attn1_residual")
         # PixArt does not normalise before cross-attention; norm2 belongs to the MLP
-        heads = self.spec.num_attention_heads
-        branch = attention(weights, x, told[TEXT_STATES], tensor + "attn2", heads, name + "_attn2", told["text_bias"])
+        keys, values = (self._of_block(layer, told[part], part) for part in (TEXT_KEYS, TEXT_VALUES))
+        branch = attention(weights, x, keys, values, tensor + "attn2", name + "_attn2", told["text_bias"])
         x = mb.add(x=x, y=branch, name=name + "_attn2_residual")
         normed = modulate(x, shift_mlp, scale_mlp, eps, name + "_norm2")
         return mb.add(x=x, y=self.feed_forward(layer, normed, gate_mlp, gates), name=name + "_ff_residual")
@@ -82,6 +87,24 @@ class PixArtGraph(TransformerGraph):
         hidden = linear(self.weights, narrow, "caption_projection.linear_1", "text_linear_1")
         hidden = mb.gelu(x=hidden, mode="TANH_APPROXIMATION", name="text_gelu")
         return linear(self.weights, hidden, "caption_projection.linear_2", "text_linear_2")
+
+    def _project_blocks(self, text: Var, part: str, name: str) -> Var:
+        """Project the text for every block. Shapes: text (B, L, C) -> (layers * B, H, L, D)."""
+        heads = self.spec.num_attention_heads
+        parts = [
+            project_heads(
+                self.weights, text, f"transformer_blocks.{layer}.attn2", part, heads, block_name(layer) + "_attn2"
+            )
+            for layer in range(self.spec.num_layers)
+        ]
+        return mb.concat(values=parts, axis=0, name=name)
+
+    def _of_block(self, layer: int, prepared: Var, name: str) -> Var:
+        """Take what was prepared for a block. Shapes: prepared (layers * B, H, L, D) -> (B, H, L, D)."""
+        rows, *sizes = prepared.shape
+        batch = rows // self.spec.num_layers
+        begin, end = [layer * batch, 0, 0, 0], [(layer + 1) * batch, *sizes]
+        return mb.slice_by_index(x=prepared, begin=begin, end=end, name=f"{block_name(layer)}_{name}")
 
     def _mask_bias(self, mask: Var) -> Var:
         """Shapes: mask (B, L) float32, 1 for tokens and 0 for padding -> attention bias (B, 1, 1, L) float16."""

@@ -1,5 +1,7 @@
 """Denoising transformers as Core ML functions, one for each row of capacities, picture size and batch.
 
+What every step of a picture takes, such as keys and values of its text, has a program of its own.
+
 Weights and activations are float16; the sinusoid of the timestep, the position embedding, the router's scores and their
 ranking are float32. A variance that the model predicts beside the noise is never computed. Models too large for one
 package are cut into chunks of blocks, each a program. An architecture is a subclass.
@@ -19,15 +21,15 @@ from coremltools.converters.mil.mil import Program, types
 from numpy.typing import NDArray
 
 from convert.coreml.choices import Routing
-from convert.coreml.layers import attention, cast, linear, number
+from convert.coreml.layers import cast, linear, number, self_attention
 from convert.coreml.package import build_program
 from convert.coreml.routing import Keeper
 from convert.coreml.weights import Var, Weights, shared_const
 from moddit.bins import Size
-from moddit.contract import INTEGERS, LATENTS, PREDICTION, TOKENS, block_name, handed_name
+from moddit.contract import INTEGERS, LATENTS, PREDICTION, TOKENS, batch_name, block_name, handed_name
 from moddit.embeddings import sinusoid_frequencies
 from moddit.graphs import StepFunction
-from moddit.models.transformer import OUTPUT_NORM_EPS, StepFeatures, TransformerSpec
+from moddit.models.transformer import OUTPUT_NORM_EPS, Shapes, StepFeatures, TransformerSpec
 from moddit.spec import ModelSpec
 from moddit.tensors import TIMESTEP_CHANNELS
 from moddit.tokens import TokenPolicy
@@ -47,6 +49,10 @@ class TransformerGraph(ABC):
         self.weights = weights
         self.keeper = Keeper(policy, routing, weights, self.constant)
         self._constants: dict[str, Var] = {}  # of the function under construction
+
+    def prepare(self, inputs: Vars) -> list[Var]:
+        """Compute what the specification says that is prepared, in its order, if something is."""
+        raise NotImplementedError
 
     @abstractmethod
     def start(self, inputs: Vars) -> Vars:
@@ -78,6 +84,11 @@ class TransformerGraph(ABC):
             for layers in ranges
         ]
 
+    def prepare_program(self, batches: Sequence[int]) -> Program:
+        """Build the program of what is computed once a picture, with a function for each batch."""
+        told = ((batch, self.spec.prepare_features(batch, self.model.text_tokens)[0]) for batch in batches)
+        return build_program((batch_name(batch), _placeholders(shapes), self.prepare) for batch, shapes in told)
+
     def _latent_size(self, item: StepFunction) -> Size:
         return item.height // self.model.vae.downscale, item.width // self.model.vae.downscale
 
@@ -88,10 +99,11 @@ class TransformerGraph(ABC):
         fed = self._features(item)
         if layers.start == 0:
             latents = (item.batch, self.spec.in_channels, *self._latent_size(item))
-            own = {name: _placeholder(name, shape) for name, shape in {LATENTS: latents, **fed.first}.items()}
+            own = _placeholders({LATENTS: latents, **fed.first})
         else:
-            own = {name: mb.placeholder(list(shape), dtype=types.fp16) for name, shape in fed.handed.items()}
-        return own | {name: _placeholder(name, shape) for name, shape in fed.always.items()}
+            own = _placeholders(fed.handed, types.fp16)
+        _, prepared = self.spec.prepare_features(item.batch, self.model.text_tokens)
+        return own | _placeholders(fed.always) | _placeholders(prepared, types.fp16)
 
     def _build(self, item: StepFunction, layers: range, inputs: Vars) -> list[Var]:
         self._constants.clear()
@@ -162,7 +174,7 @@ class TransformerGraph(ABC):
     def attend(self, layer: int, x: Var, gate: Var) -> Var:
         """Run self-attention on normed tokens, gated by the modulation. Shapes: x (B, K, C) -> the same."""
         name, tensor = block_name(layer) + "_attn1", f"transformer_blocks.{layer}.attn1"
-        branch = attention(self.weights, x, x, tensor, self.spec.num_attention_heads, name)
+        branch = self_attention(self.weights, x, tensor, self.spec.num_attention_heads, name)
         return mb.mul(x=branch, y=gate, name=name + "_gated")
 
     def _project_output(self, x: Var, modulation: Var, height: int, width: int) -> Var:
@@ -201,5 +213,8 @@ def as_rows(table: NDArray[Any]) -> NDArray[Any]:
     return table[None]
 
 
-def _placeholder(name: str, shape: tuple[int, ...]) -> Any:
-    return mb.placeholder(list(shape), dtype=types.int32 if name in INTEGERS else types.fp32)
+def _placeholders(shapes: Shapes, dtype: Any = types.fp32) -> dict[str, Any]:
+    return {
+        name: mb.placeholder(list(shape), dtype=types.int32 if name in INTEGERS else dtype)
+        for name, shape in shapes.items()
+    }

@@ -15,7 +15,7 @@ import numpy as np
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.mil import Program, types
 
-from convert.coreml.layers import attention, cast, conv, number
+from convert.coreml.layers import cast, conv, number, self_attention
 from convert.coreml.package import build_program
 from convert.coreml.weights import Var, Weights
 from moddit.contract import IMAGE, LATENTS, MOMENTS
@@ -124,7 +124,7 @@ def _pixel_attention(spec: VAESpec, weights: Weights, x: Var, tensor: str) -> Va
     )
     flat = mb.reshape(x=normed, shape=[batch, channels, height * width], name="mid_attention_flat")
     rows = mb.transpose(x=flat, perm=[0, 2, 1], name="mid_attention_pixels")  # (B, H * W, C)
-    mixed = attention(weights, rows, rows, tensor, 1, "mid_attention")
+    mixed = self_attention(weights, rows, tensor, 1, "mid_attention")
     columns = mb.transpose(x=mixed, perm=[0, 2, 1], name="mid_attention_columns")
     grid = mb.reshape(x=columns, shape=[batch, channels, height, width], name="mid_attention_grid")
     return mb.add(x=x, y=cast(grid, "fp32", "mid_attention_fp32"), name="mid_attention_residual")

@@ -18,6 +18,7 @@ from convert.coreml.compress import BLOCK, GROUP, Scheme
 from convert.coreml.package import COMPUTE_UNITS, MINIMUM_OS, save_package
 from convert.coreml.routing import MAX_ONEHOT_TOKENS
 from convert.coreml.t5 import build_t5
+from convert.coreml.transformer import TransformerGraph
 from convert.coreml.vae import build_decoder, build_encoder
 from convert.coreml.variants import list_functions, merge_rows
 from convert.coreml.weights import Weights
@@ -26,10 +27,10 @@ from moddit.bins import Size
 from moddit.bounds import BATCH, SIDE, TOKENS
 from moddit.checkpoint.description import Description
 from moddit.conditioning import Label, Text
-from moddit.contract import TEXT_ENCODER, package_names, size_name
+from moddit.contract import PREPARE, TEXT_ENCODER, package_names, size_name
 from moddit.errors import ValueRangeError
 from moddit.files import check_space
-from moddit.graphs import ROLES, Graphs, Package
+from moddit.graphs import ROLES, Graphs, Package, StepFunction, package_roles
 from moddit.manifest import Component, Quantization, describe_file
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
@@ -59,7 +60,6 @@ def write_packages(
         OSError: it cannot be written.
     """
     spec = description.spec
-    transformer = spec.transformer
     sizes = choices.sizes or ((spec.default_side, spec.default_side),)
     _check_choices(spec, choices, sizes)
     # weights exist twice for a while
@@ -68,15 +68,14 @@ def write_packages(
     plan, notes = _merge(description, choices, sizes)
     policy = replace(description.policy, plan=plan)
     functions = list_functions(spec, plan, sizes, choices.batches)
-    graph = TRANSFORMERS[transformer.ARCHITECTURE](spec, policy, weights["transformer"], choices.routing)
-    programs = graph.programs(functions, choices.chunks)
+    graph = TRANSFORMERS[spec.transformer.ARCHITECTURE](spec, policy, weights["transformer"], choices.routing)
     frames = [(size_name(*size), *size) for size in sizes]
     for name, content in description.documents.items():
         (folder / f"{name}.json").write_bytes(content)
     vae = weights["vae"]
     packages = {
         **CONDITIONINGS[spec.conditioning.KIND](spec.conditioning, weights, folder),
-        **_save(folder, "transformer", programs, f"{transformer.TITLE} diffusion transformer, one denoising step"),
+        **_save_transformer(folder, spec, graph, functions, choices),
         **_save(folder, "vae_decoder", [build_decoder(spec.vae, vae, frames)], "VAE decoder"),
         **_save(folder, "vae_encoder", [build_encoder(spec.vae, vae, frames)], "VAE encoder"),
     }
@@ -96,6 +95,17 @@ def write_packages(
 def _save(folder: Path, role: str, programs: Sequence[Program], summary: str) -> dict[str, tuple[Package, ...]]:
     names = zip(programs, package_names(role, len(programs)), strict=True)
     return {role: tuple(save_package(program, folder / name, summary) for program, name in names)}
+
+
+def _save_transformer(
+    folder: Path, spec: ModelSpec, graph: TransformerGraph, functions: Sequence[StepFunction], choices: Choices
+) -> dict[str, tuple[Package, ...]]:
+    title = f"{spec.transformer.TITLE} diffusion transformer"
+    packages = {}
+    if PREPARE in package_roles(spec):
+        packages = _save(folder, PREPARE, [graph.prepare_program(choices.batches)], f"{title}, once a picture")
+    programs = graph.programs(functions, choices.chunks)
+    return {**packages, **_save(folder, "transformer", programs, f"{title}, one denoising step")}
 
 
 def _save_t5(text: Text, weights: Mapping[str, Weights], folder: Path) -> dict[str, tuple[Package, ...]]:
@@ -163,7 +173,7 @@ def _components(
 ) -> dict[str, Component]:
     components = {}
     for name, part in description.parts.items():
-        paths = [package.path for role in ROLES[name] for package in packages[role]]
+        paths = [package.path for role in ROLES[name] for package in packages.get(role, ())]
         files = sorted(file for path in paths for file in (folder / path).rglob("*") if file.is_file())
         infos = tuple(describe_file(folder, file.relative_to(folder).as_posix()) for file in files)
         components[name] = Component(infos, "float16", part.parameters, _quantization(choices.scheme, weights[name]))

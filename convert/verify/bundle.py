@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.verify.interpreter import Arithmetic, Interpreter, Watch
-from moddit.contract import taken_name
+from moddit.contract import PREPARE, batch_name, taken_name
 from moddit.errors import FormatError, UnsupportedError
-from moddit.graphs import Graphs, Package
+from moddit.graphs import ROLES, GraphFunction, Graphs, Package
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
@@ -29,7 +29,7 @@ class Packages:
     spec: ModelSpec
     policy: TokenPolicy
     graphs: Graphs
-    interpreters: Mapping[str, Sequence[Interpreter]]  # role to the chain of packages
+    interpreters: Mapping[str, Interpreter]  # by the path of the package
 
     @classmethod
     def open(
@@ -46,24 +46,39 @@ class Packages:
             raise UnsupportedError(
                 f"[verify] {folder}: the bundle has no packages to run; want one made with --to coreml"
             )
-        interpreters = {
-            role: [Interpreter(folder / package.path, arithmetic) for package in packages]
-            for role, packages in graphs.packages.items()
-        }
-        for role, packages in graphs.packages.items():
-            for package, interpreter in zip(packages, interpreters[role], strict=True):
-                _compare(folder, package, interpreter)
+        packages = [package for chain in graphs.packages.values() for package in chain]
+        interpreters = {package.path: Interpreter(folder / package.path, arithmetic) for package in packages}
+        for package in packages:
+            _compare(folder, package, interpreters[package.path])
         return cls(folder, spec, policy, graphs, interpreters)
 
-    def run(self, role: str, function: str, inputs: Arrays, watch: Watch | None = None) -> NDArray[np.float32]:
-        """Run a function through its whole chain of packages; return its one output."""
-        outputs: dict[str, NDArray[Any]] = {}
-        for interpreter in self.interpreters[role]:
-            handed = {taken_name(name): array for name, array in outputs.items()}
-            taken = {name: {**inputs, **handed}[name] for name in interpreter.functions[function].inputs}
-            outputs = interpreter.run(function, taken, watch)
-        (output,) = outputs.values()
-        return output
+    def of(self, component: str) -> list[Interpreter]:
+        """List the packages that a component was divided into."""
+        chains = [self.graphs.packages.get(role, ()) for role in ROLES[component]]
+        return [self.interpreters[package.path] for chain in chains for package in chain]
+
+    def prepare(self, batch: int, known: Arrays) -> Arrays:
+        """Add what is computed once a picture, if something is, to what the steps of a batch are told."""
+        for package in self.graphs.packages.get(PREPARE, ()):
+            known = self._call(package, package.function(batch_name(batch)), known)
+        return known
+
+    def run(self, role: str, name: str, known: Arrays, watch: Watch | None = None) -> NDArray[np.float32]:
+        """Run a function through its whole chain of packages; return its one output.
+
+        A step is prepared first, unless what that gives is known.
+        """
+        calls = self.graphs.calls(role, name)
+        for package, function in calls:
+            if not function.outputs.keys() <= known.keys():
+                known = self._call(package, function, known, watch)
+        (output,) = calls[-1][1].outputs
+        return known[output]
+
+    def _call(self, package: Package, function: GraphFunction, known: Arrays, watch: Watch | None = None) -> Arrays:
+        taken = {name: known[name] for name in function.inputs}
+        outputs = self.interpreters[package.path].run(function.name, taken, watch)
+        return {**known, **{taken_name(name): array for name, array in outputs.items()}}
 
 
 def _compare(folder: Path, package: Package, interpreter: Interpreter) -> None:

@@ -106,13 +106,13 @@ class _Session:
 
     def predict(self, role: str, name: str, case: str, arrays: Arrays, compiled: Compiled) -> Prediction:
         """Run a function through its packages, and compare what comes out."""
-        chain = self.graphs.packages[role]
-        troubles = [found for package in chain if isinstance(found := compiled[package.path], Trouble)]
+        calls = self.graphs.calls(role, name)
+        troubles = [found for package, _ in calls if isinstance(found := compiled[package.path], Trouble)]
         if troubles:
             return Prediction(case, troubles[0])
         links = [
-            Link(package.path, str(self._compiled(package.path)), list(package.function(name).inputs))
-            for package in chain
+            Link(package.path, str(self._compiled(package.path)), function.name, list(function.inputs))
+            for package, function in calls
         ]
         output = self.folder / "output.npy"
         reference = str(reference_file(self.bundle))

@@ -62,10 +62,11 @@ class Compile(msgspec.Struct, tag=True):
 
 
 class Link(msgspec.Struct):
-    """One package of a chain."""
+    """A call of one function of a package."""
 
     package: str  # its name, for messages
     compiled: str  # path
+    function: str
     inputs: list[str]  # those of the function
 
 
@@ -73,7 +74,7 @@ class Run(msgspec.Struct, tag=True):
     """Run a function through its whole chain of packages, of which one at a time is in memory.
 
     The one output of the last goes to the file `output`; the answer has `load_seconds`, and of `predict_seconds` the
-    median.
+    median, those of another function that prepares it left out.
     """
 
     function: str
@@ -94,11 +95,13 @@ class Run(msgspec.Struct, tag=True):
             taken = {key: known[key] for key in link.inputs}
             told(f"loading {link.package}")
             start = time.perf_counter()
-            run = coreml.load(Path(link.compiled), self.function, self.units)
-            load_seconds += time.perf_counter() - start
+            run = coreml.load(Path(link.compiled), link.function, self.units)
+            loaded = time.perf_counter() - start
             told(f"running {link.package}")
             outputs = run(dict(taken))  # coremltools may change the dictionary
-            predict_seconds += median(_time(run, taken) for _ in range(REPEATS))
+            if link.function == self.function:
+                load_seconds += loaded
+                predict_seconds += median(_time(run, taken) for _ in range(REPEATS))
             del run  # before the next package is loaded
         (output,) = outputs.values()
         np.save(self.output, output, allow_pickle=False)

@@ -72,24 +72,26 @@ class Outcome:
 def list_cases(packages: Packages, reference: Reference, *, quick: bool) -> Iterator[Case]:
     """List the runs of all functions: a step at the edges of its regions, or if `quick` at one timestep.
 
+    A step is run after what prepares it, which is not compared by itself: a fault in that shows in every step.
+
     The reference encodes the texts that steps are given, since routers and norms were trained on such states.
     """
     spec, texts = packages.spec, _Texts(reference)
-    for role, chain in packages.graphs.packages.items():
-        for index, function in enumerate(chain[0].functions):
-            shapes = {name: feature.shape for name, feature in function.inputs.items()}
+    for role, names in packages.graphs.runs().items():
+        for index, function in enumerate(names):
+            shapes = {name: feature.shape for name, feature in packages.graphs.told(role, function).items()}
             inputs = _make_inputs(shapes, spec, index)
             if role != "transformer":
-                yield Case(role, function.name, None, inputs)
+                yield Case(role, function, None, inputs)
                 continue
-            item = next(item for item in packages.graphs.step_functions if item.function == function.name)
+            item = next(item for item in packages.graphs.step_functions if item.function == function)
             sizes = spec.transformer.size_features(item.height, item.width)
             inputs |= {name: np.array(values, np.float32) for name, values in sizes.items()}
             if TEXT in inputs:
                 inputs[TEXT] = texts.encode(inputs[TEXT_MASK])
             edges = [edge for pair in region_edges(packages.policy.plan, item) for edge in pair]
             for timestep in edges[-1:] if quick else edges:
-                yield Case(role, function.name, timestep, {**inputs, TIMESTEP: np.array([timestep], np.float32)})
+                yield Case(role, function, timestep, {**inputs, TIMESTEP: np.array([timestep], np.float32)})
 
 
 class _Texts:

@@ -39,9 +39,16 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
     table = build_table(spec.scheduler, request.sampler, request.steps)
     height, width = request.height // spec.vae.downscale, request.width // spec.vae.downscale
     noise = torch_randn((1, spec.transformer.latent_channels, height, width), request.seed)
+    batch = 2 if 2 in packages.graphs.batches else min(packages.graphs.batches)
+    calls = [packages.prepare(batch, told) for told in _batches(rows, batch)]
 
     def predict(_: int, step: SamplerStep, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        outputs = _predict(packages, request, latents, step.timestep, rows)
+        told = _tell(packages, request, np.repeat(latents.astype(np.float32), batch, axis=0), step.timestep)
+        region = packages.policy.plan.region(step.timestep)
+        name = packages.graphs.step_function(request.height, request.width, batch, region).function
+        outputs = [
+            row for call in calls for row in np.split(packages.run("transformer", name, {**call, **told}), batch)
+        ]
         return guide(outputs[: len(rows)], request.guidance_scale)
 
     *_, last = denoise(table, noise, predict)
@@ -89,20 +96,14 @@ CONDITIONINGS: Final[Mapping[str, Callable[[Packages, Any], list[Arrays]]]] = {
 }
 
 
-def _predict(
-    packages: Packages, request: Request, latents: NDArray[np.float32], timestep: float, rows: list[Arrays]
-) -> list[NDArray[np.float32]]:
-    """Predict for every row, in one call where the batch is large enough. Shapes: -> (1, C, h, w) each."""
-    region = packages.policy.plan.region(timestep)
-    batch = 2 if 2 in packages.graphs.batches else min(packages.graphs.batches)
-    item = packages.graphs.step_function(request.height, request.width, batch, region)
+def _batches(rows: list[Arrays], batch: int) -> list[Arrays]:
+    """Put rows together, as many as a call takes; the last one fills up."""
+    taken = [[rows[min(first + row, len(rows) - 1)] for row in range(batch)] for first in range(0, len(rows), batch)]
+    return [{name: np.concatenate([row[name] for row in call]) for name in call[0]} for call in taken]
+
+
+def _tell(packages: Packages, request: Request, latents: NDArray[np.float32], timestep: float) -> Arrays:
+    """Give what a step is told that is the same for all rows, and its latents (B, C, h, w)."""
     sizes = packages.spec.transformer.size_features(request.height, request.width)
     shared = {name: np.array(values, np.float32) for name, values in sizes.items()}
-    shared[TIMESTEP] = np.array([timestep], np.float32)
-    shared[LATENTS] = np.repeat(latents.astype(np.float32), batch, axis=0)
-    outputs: list[NDArray[np.float32]] = []
-    while len(outputs) < len(rows):
-        taken = [rows[min(len(outputs) + row, len(rows) - 1)] for row in range(batch)]  # the last fills up
-        own = {name: np.concatenate([row[name] for row in taken]) for name in taken[0]}
-        outputs += np.split(packages.run("transformer", item.function, {**shared, **own}), batch)
-    return outputs
+    return {**shared, TIMESTEP: np.array([timestep], np.float32), LATENTS: latents}

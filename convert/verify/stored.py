@@ -69,12 +69,11 @@ def region_edges(plan: RoutingPlan, item: StepFunction) -> list[tuple[int, int]]
 def stored_cases(plan: RoutingPlan, graphs: Graphs) -> list[tuple[str, str, str]]:
     """List role, function and name of every run that is stored: a step's at the last timestep of its regions."""
     timesteps = {item.function: region_edges(plan, item)[-1][-1] for item in graphs.step_functions}
-    cases = []
-    for role, chain in graphs.packages.items():
-        for name in (function.name for function in chain[0].functions):
-            timestep = timesteps[name] if role == "transformer" else None
-            cases.append((role, name, case_name(role, name, timestep)))
-    return cases
+    return [
+        (role, name, case_name(role, name, timesteps[name] if role == "transformer" else None))
+        for role, names in graphs.runs().items()
+        for name in names
+    ]
 
 
 def store(folder: Path, spec: ModelSpec, policy: TokenPolicy, graphs: Graphs, arrays: Mapping[str, Any]) -> None:
@@ -110,10 +109,9 @@ def read_stored(folder: Path, manifest: Manifest) -> Arrays:
 def _wanted_arrays(plan: RoutingPlan, graphs: Graphs) -> dict[str, Wanted]:
     wanted = {DESCRIPTION: _HASH}
     for role, name, case in stored_cases(plan, graphs):
-        first, last = (graphs.packages[role][place].function(name) for place in (0, -1))
-        for key, feature in first.inputs.items():
+        for key, feature in graphs.told(role, name).items():
             wanted[f"{case}/input/{key}"] = Wanted(feature.shape, np.dtype(feature.dtype))
-        (output,) = last.outputs.values()
+        (output,) = graphs.packages[role][-1].function(name).outputs.values()
         wanted[f"{case}/output"] = Wanted(output.shape, np.dtype(np.float32))
     return wanted
 

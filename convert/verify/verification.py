@@ -78,7 +78,7 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> 
         for arithmetic in (Arithmetic.EXACT, Arithmetic.ROUNDED)
     )
     _check_tokenizer(exact, request)
-    reference = Reference.build(spec, policy, read_values(spec, exact.interpreters, has_routers=policy.has_routers))
+    reference = Reference.build(spec, policy, read_values(exact))
     recover_all(folder)
     with storage_errors(folder / REPORT_NAME):
         (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails

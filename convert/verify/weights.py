@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convert.verify.bundle import Packages
 from convert.verify.interpreter import Interpreter
 from moddit.conditioning import Text
 from moddit.contract import BY_DISTANCE, constant_name
 from moddit.embeddings import relative_buckets
 from moddit.errors import MissingError
-from moddit.graphs import ROLES
 from moddit.spec import ModelSpec
 from moddit.tensors import Tensors
 
@@ -21,13 +21,12 @@ Values = Callable[[str], NDArray[np.float32]]
 _BIAS_TABLE = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
-def read_values(
-    spec: ModelSpec, packages: Mapping[str, Sequence[Interpreter]], *, has_routers: bool
-) -> dict[str, Values]:
+def read_values(packages: Packages) -> dict[str, Values]:
     """Give for each component a function from canonical names to weights."""
+    spec = packages.spec
     return {
-        name: _Component(spec, wanted, [item for role in ROLES[name] for item in packages[role]]).read
-        for name, wanted in spec.tensors(has_routers=has_routers).items()
+        name: _Component(spec, wanted, packages.of(name)).read
+        for name, wanted in spec.tensors(has_routers=packages.policy.has_routers).items()
     }
 
 

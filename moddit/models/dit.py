@@ -81,7 +81,8 @@ class DiTSpec(TransformerSpec):
 
         With n tokens and C channels their FLOPs are n (24 C^2 + 4 n C): attention's four projections (8 C^2) and two
         matrix products (4 n C), and the MLP of ratio four (16 C^2). The modulation (12 C^2 for all tokens together) is
-        not among them: MLX computes it once a picture.
+        not among them: MLX computes it once a picture. Packages for Core ML do so in every step, which this does not
+        count.
         """
         width = self.hidden_size
         return [

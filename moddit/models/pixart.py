@@ -16,8 +16,9 @@ from moddit.contract import (
     MODULATION,
     RESOLUTION,
     TEXT,
+    TEXT_KEYS,
     TEXT_MASK,
-    TEXT_STATES,
+    TEXT_VALUES,
     TIMESTEP,
     TOKENS,
 )
@@ -142,7 +143,7 @@ class PixArtSpec(TransformerSpec):
         With n tokens, C channels and L text tokens their FLOPs are n (28 C^2 + 4 n C + 4 L C): self-attention's four
         projections (8 C^2), cross-attention's query and output projections (4 C^2), the MLP of ratio four (16 C^2), and
         the two matrix products of each attention (4 n C and 4 L C). The text's keys and values (4 L C^2) are not among
-        them: MLX computes them once a picture. Packages for Core ML do so in every step, which this does not count.
+        them: MLX and packages for Core ML compute them once a picture (`prepare_operations`).
         """
         width, heads = self.hidden_size, self.num_attention_heads
         return [
@@ -165,15 +166,14 @@ class PixArtSpec(TransformerSpec):
         width = self.hidden_size
         sizes: Shapes = {RESOLUTION: (2,), ASPECT_RATIO: (1,)} if self.use_additional_conditions else {}
         return StepFeatures(
-            first={TIMESTEP: (1,), TEXT: (batch, text_tokens, self.caption_channels), **sizes},
-            handed={
-                TOKENS: (batch, tokens, width),
-                MODULATION: (1, 6, width),
-                EMBEDDED: (1, 1, width),
-                TEXT_STATES: (batch, text_tokens, width),
-            },
+            first={TIMESTEP: (1,), **sizes},
+            handed={TOKENS: (batch, tokens, width), MODULATION: (1, 6, width), EMBEDDED: (1, 1, width)},
             always={TEXT_MASK: (batch, text_tokens)},
         )
+
+    def prepare_features(self, batch: int, text_tokens: int) -> tuple[Shapes, Shapes]:
+        made = (self.num_layers * batch, self.num_attention_heads, text_tokens, self.attention_head_dim)
+        return {TEXT: (batch, text_tokens, self.caption_channels)}, {TEXT_KEYS: made, TEXT_VALUES: made}
 
     def sample_shapes(self) -> SampleShapes:
         told: SampleShapes = {"text": ("L", self.caption_channels), "mask": ("L",)}

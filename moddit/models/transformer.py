@@ -29,7 +29,10 @@ SampleShapes = Mapping[str, tuple[int | str, ...]]
 
 @dataclass(frozen=True)
 class StepFeatures:
-    """What a step is fed beside the latents: shapes by name, the batch first where each sample has its own value."""
+    """What a step is fed beside the latents, and what is prepared (`prepare_features`).
+
+    Shapes by name, the batch first where each sample has its own value.
+    """
 
     first: Shapes  # at the start
     handed: Shapes  # from each package to the next, where the model is divided into several
@@ -128,6 +131,10 @@ class TransformerSpec(_Dimensions, ABC):
     @abstractmethod
     def step_features(self, batch: int, tokens: int, text_tokens: int) -> StepFeatures:
         """Say what a step of so many image tokens is fed."""
+
+    def prepare_features(self, batch: int, text_tokens: int) -> tuple[Shapes, Shapes]:  # noqa: ARG002 # of a text
+        """Say what is told once a picture and what is made of it, which every step takes; nothing unless some is."""
+        return {}, {}
 
     @abstractmethod
     def sample_shapes(self) -> SampleShapes:

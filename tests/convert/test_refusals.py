@@ -261,7 +261,7 @@ class TestOutput:
     def test_a_bundle_of_an_unknown_version(self, source: Path, tmp_path: Path) -> None:
         convert(source, tmp_path / "bundle")
         edit_json(tmp_path / "bundle" / "manifest.json", lambda manifest: manifest.update(format_version=2))
-        with pytest.raises(FormatError, match=r"manifest\.json: format_version is unknown, got 2, want 4; convert"):
+        with pytest.raises(FormatError, match=r"manifest\.json: format_version is unknown, got 2, want 5; convert"):
             read_manifest(tmp_path / "bundle")
         assert convert(source, tmp_path / "bundle", "--overwrite") == 0
         read_manifest(tmp_path / "bundle")

@@ -20,6 +20,7 @@ from moddit.graphs import (
     Package,
     StepFunction,
     encoder_function,
+    prepare_function,
     step_features,
     vae_function,
 )
@@ -50,6 +51,8 @@ def make_graphs(step_functions: tuple[StepFunction, ...] = STEPS, *, spec: Model
         packages["text_encoder"] = (
             Package("text_encoder.mlpackage", (encoder_function(spec, "text_encoder", "run"),)),
         )
+        batches = dict.fromkeys(item.batch for item in step_functions)
+        packages["prepare"] = (Package("prepare.mlpackage", tuple(prepare_function(spec, batch) for batch in batches)),)
     packages["transformer"] = tuple(
         Package(
             f"part{number}.mlpackage",
@@ -174,6 +177,22 @@ class TestLookup:
         with pytest.raises(MissingError, match="the bundle has sizes 16x32, 16x16 and batches 2"):
             make_graphs().step_function(*asked)
 
+    def test_a_step_is_prepared_and_needs_not_be_told_what_that_gives(self) -> None:
+        graphs = make_graphs()
+        assert [(package.path, function.name) for package, function in graphs.calls("transformer", "square_0")] == [
+            ("prepare.mlpackage", "batch2"),
+            ("part1.mlpackage", "square_0"),
+            ("part2.mlpackage", "square_0"),
+        ]
+        assert graphs.told("transformer", "square_0").keys() == {"latents", "timestep", "text", "text_mask"}
+        assert graphs.runs().keys() == {"text_encoder", "transformer", "vae_decoder", "vae_encoder"}
+        labels = make_graphs(spec=LABEL)
+        assert [package.path for package, _ in labels.calls("transformer", "square_0")] == [
+            "part1.mlpackage",
+            "part2.mlpackage",
+        ]
+        assert labels.told("transformer", "square_0").keys() == {"latents", "timestep", "labels"}
+
     def test_function_of_a_package(self) -> None:
         package = make_graphs().packages["transformer"][0]
         assert package.function("square_0").name == "square_0"
@@ -201,19 +220,19 @@ class TestCheck:
             "timestep": Feature((1,), "float32"),
             "labels": Feature((2,), "int32"),
         }
-        with pytest.raises(FormatError, match=r"packages are 'text_encoder', .*want exactly 'transformer', 'vae_d"):
+        with pytest.raises(FormatError, match=r"packages are 'prepare', 'text_enc.*want exactly 'transformer', 'vae_d"):
             make_graphs().check(LABEL, PLAN, "test")
 
-    @pytest.mark.parametrize("role", ["text_encoder", "transformer", "vae_decoder", "vae_encoder"])
+    @pytest.mark.parametrize("role", ["text_encoder", "prepare", "transformer", "vae_decoder", "vae_encoder"])
     def test_packages_are_those_of_the_model(self, role: str) -> None:
         graphs = make_graphs()
         less = {name: chain for name, chain in graphs.packages.items() if name != role}
         more = {**graphs.packages, "upscaler": graphs.packages[role]}
         for packages in (less, more):
-            with pytest.raises(FormatError, match=r"test: packages are '.*, want exactly 'text_encoder', 'trans"):
+            with pytest.raises(FormatError, match=r"test: packages are '.*, want exactly 'prepare', 'text_enc"):
                 replace(graphs, packages=packages).check(SPEC, PLAN, "test")
 
-    @pytest.mark.parametrize("role", ["text_encoder", "vae_decoder", "vae_encoder"])
+    @pytest.mark.parametrize("role", ["text_encoder", "prepare", "vae_decoder", "vae_encoder"])
     def test_only_a_transformer_is_divided(self, role: str) -> None:
         graphs = make_graphs()
         twice = {**graphs.packages, role: graphs.packages[role] * 2}
@@ -251,6 +270,10 @@ class TestCheck:
             ("transformer", 0, "inputs", "latents", Feature((2, 4, 8, 16), "float16"), "float16, want 'latents'"),
             ("transformer", 0, "inputs", "resolution", Feature((2,), "float32"), "want no 'resolution'"),
             ("transformer", 1, "inputs", "text_mask", None, "got no 'text_mask'"),
+            ("transformer", 1, "inputs", "text_keys", None, "got no 'text_keys'"),
+            ("transformer", 0, "inputs", "text", Feature((2, 12, 8), "float32"), "want no 'text'"),
+            ("prepare", 0, "inputs", "text", None, "got no 'text'"),
+            ("prepare", 0, "outputs", "text_values", Feature((4, 2, 12, 4), "float32"), "float32, want 'text_values'"),
             (
                 "transformer",
                 0,
@@ -291,7 +314,8 @@ class TestCheck:
             wrong.check(SPEC, PLAN, "test")
 
     @pytest.mark.parametrize(
-        ("role", "number"), [("transformer", 0), ("transformer", 1), ("vae_decoder", 0), ("text_encoder", 0)]
+        ("role", "number"),
+        [("transformer", 0), ("transformer", 1), ("prepare", 0), ("vae_decoder", 0), ("text_encoder", 0)],
     )
     def test_packages_have_the_functions_that_are_used_and_no_others(self, role: str, number: int) -> None:
         graphs = make_graphs()

@@ -98,8 +98,8 @@ def test_not_json(bundle):
     ("change", "error", "message"),
     [
         (lambda value: value.update(format="other"), FormatError, "not a moddit bundle"),
-        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 4"),
-        (lambda value: value.update(format_version=3), FormatError, "got 3, want 4; convert the checkpoint again"),
+        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 5"),
+        (lambda value: value.update(format_version=4), FormatError, "got 4, want 5; convert the checkpoint again"),
         (lambda value: value.update(more=1), FormatError, "'more'"),
         (lambda value: value.update(graphs={}), FormatError, "manifest.json: graphs lacks 'compute_units'"),
         (lambda value: value["components"].pop("vae"), FormatError, "components"),

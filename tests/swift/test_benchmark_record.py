@@ -51,7 +51,8 @@ def test_nothing_is_lost(record: BenchmarkRecord, tmp_path: Path) -> None:
 
 
 def test_the_arms_are_the_functions_of_the_bundle(record: BenchmarkRecord) -> None:
-    names = ["text_encoder/encode", *step_functions(), "vae_decoder/px32x32", "vae_encoder/px32x32"]
+    prepared = [f"prepare/batch{batch}" for batch in (2, 1)]
+    names = ["text_encoder/encode", *prepared, *step_functions(), "vae_decoder/px32x32", "vae_encoder/px32x32"]
     assert [arm.name for arm in record.arms] == names
     assert {(arm.runtime, arm.device, arm.dtype, arm.steps) for arm in record.arms} == {
         ("coreml", "cpuAndGPU", "float16", 1)
@@ -76,9 +77,9 @@ def test_flops_and_kept_tokens_are_pythons(record: BenchmarkRecord) -> None:
 
 def test_a_cold_process_and_a_cached_one_take_turns(record: BenchmarkRecord) -> None:
     stages = [[stage.name for stage in trial.stages] for trial in record.trials]
-    assert stages == [["load_cold"], ["load_cached", "first_predict", "predict"]] * 18
+    assert stages == [["load_cold"], ["load_cached", "first_predict", "predict"]] * 22
     order = [trial.arm for trial in record.trials[::2]]
-    assert order == [*range(9), *reversed(range(9))]
+    assert order == [*range(11), *reversed(range(11))]
     assert [trial.arm for trial in record.trials[1::2]] == order
 
 
@@ -96,7 +97,7 @@ def test_every_sample_and_peak_is_there(record: BenchmarkRecord) -> None:
 def test_the_conditions_are_those_of_each_process(record: BenchmarkRecord) -> None:
     assert {trial.before.thermal_state for trial in record.trials} == {"fair"}
     loads = [(trial.before.load_average, trial.after.load_average) for trial in record.trials]
-    assert loads == [(number / 4, (number + 1) / 4) for number in range(36)]
+    assert loads == [(number / 4, (number + 1) / 4) for number in range(44)]
     assert asdict(record.machine)["gpu_cores"] == 18
     assert "Measured on battery, thermal state fair" in write_table(record)
 

@@ -50,6 +50,16 @@ def split(x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Ints
     return tuple(x.split(split_sizes, axis))
 
 
+@operation("slice_by_index")
+def slice_by_index(x: Tensor, begin: Ints, end: Ints) -> Tensor:
+    """Take what is from `begin` up to `end` on every axis."""
+    if len(begin) != x.dim() or len(end) != x.dim():
+        raise FormatError(f"begin and end, got {len(begin)} and {len(end)} numbers, want {x.dim()}")
+    if not all(0 <= first < last <= size for first, last, size in zip(begin, end, x.shape, strict=True)):
+        raise FormatError(f"begin and end, got {list(begin)} and {list(end)}, want a part of {list(x.shape)}")
+    return x[tuple(map(slice, begin, end))]
+
+
 @operation("concat")
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
     if not interleave:

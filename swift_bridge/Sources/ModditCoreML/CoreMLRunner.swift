@@ -52,8 +52,8 @@ package struct CoreMLRunner: PackageRunning {
 
     /// Runs a function, after loading it if another one is in memory.
     package func run(
-        _ package: Package, function: GraphFunction, inputs: [String: Tensor]
-    ) async throws -> [String: Tensor] {
+        _ package: Package, function: GraphFunction, inputs: [String: any FeatureValue]
+    ) async throws -> [String: any FeatureValue] {
         try await model(package).predict(function, inputs)
     }
 
@@ -87,6 +87,11 @@ extension CoreMLRunner: FunctionMeasuring {
     /// Loads a function, in place of the one of its package that is in memory.
     package func load(_ package: Package, function: GraphFunction) async throws -> LoadReport {
         try await model(package).load(function.name)
+    }
+
+    /// Makes an array of Core ML, as it gives them.
+    package func hold(_ tensor: Tensor) throws -> any FeatureValue {
+        try CoreMLArray(tensor.multiArray())
     }
 
     /// Asks Core ML where it would run a function's operations.

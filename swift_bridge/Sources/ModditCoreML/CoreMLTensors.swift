@@ -39,6 +39,32 @@ extension Feature.DType {
     }
 }
 
+/// An array of Core ML, which goes from one function into another without a copy.
+///
+/// Unchecked, because nobody writes into it.
+struct CoreMLArray: FeatureValue, @unchecked Sendable {
+    let array: MLMultiArray
+    let shape: [Int]
+    let dtype: Feature.DType
+
+    /// Takes an output of a function.
+    init(_ array: MLMultiArray) throws(ModditError) {
+        self.array = array
+        shape = array.shape.map(\.intValue)
+        dtype = try Feature.DType(array.dataType)
+    }
+
+    /// Copies the numbers.
+    func tensor() throws -> Tensor { try Tensor(array) }
+}
+
+extension FeatureValue {
+    /// The array of Core ML that it is, or a new one.
+    var coreML: MLMultiArray {
+        get throws { try (self as? CoreMLArray)?.array ?? tensor().multiArray() }
+    }
+}
+
 extension Tensor {
     /// Copies an array of Core ML, whose rows may be apart.
     init(_ array: MLMultiArray) throws {

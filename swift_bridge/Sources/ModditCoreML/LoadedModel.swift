@@ -32,14 +32,16 @@ final class LoadedModel: @unchecked Sendable {
         return LoadedModel(try await MLModel.load(contentsOf: compiled, configuration: configuration))
     }
 
-    /// Runs the function, and copies the outputs of some names.
-    func predict(_ inputs: [String: Tensor], outputs names: [String]) async throws -> [String: Tensor] {
+    /// Runs the function, and gives the outputs of some names; numbers that are Core ML's are not copied.
+    func predict(
+        _ inputs: [String: any FeatureValue], outputs names: [String]
+    ) async throws -> [String: any FeatureValue] {
         var features: [String: Any] = [:]
-        for (name, tensor) in inputs { features[name] = MLFeatureValue(multiArray: try tensor.multiArray()) }
+        for (name, value) in inputs { features[name] = MLFeatureValue(multiArray: try value.coreML) }
         let found = try await model.prediction(from: MLDictionaryFeatureProvider(dictionary: features))
-        var outputs: [String: Tensor] = [:]
+        var outputs: [String: any FeatureValue] = [:]
         for name in names {
-            outputs[name] = try found.featureValue(for: name)?.multiArrayValue.map { try Tensor($0) }
+            outputs[name] = try found.featureValue(for: name)?.multiArrayValue.map { try CoreMLArray($0) }
         }
         return outputs
     }

@@ -71,7 +71,9 @@ package actor ManagedModel {
     /// Runs a function.
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot.
-    func predict(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> [String: Tensor] {
+    func predict(
+        _ function: GraphFunction, _ inputs: [String: any FeatureValue]
+    ) async throws -> [String: any FeatureValue] {
         let model = try await resident(function.name).model
         do {
             return try await model.predict(inputs, outputs: Array(function.outputs.keys))

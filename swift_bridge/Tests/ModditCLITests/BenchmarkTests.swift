@@ -61,13 +61,13 @@ struct BenchmarkTests {
         if text != wanted { try Data(text.utf8).write(to: made) }
         #expect(text == wanted, "read the difference, then copy \(made.path) to \(golden.path)")
 
-        #expect(events.pauses.items == Array(repeating: 1.5, count: 35))
+        #expect(events.pauses.items == Array(repeating: 1.5, count: 43))
         #expect(events.jobs.items.allSatisfy { !FileManager.default.fileExists(atPath: $0.cache.path) })
-        #expect(Set(events.jobs.items.map(\.cache)).count == 18)
+        #expect(Set(events.jobs.items.map(\.cache)).count == 22)
         let names = events.jobs.items.filter { $0.kind == .cold }.map { "\($0.package) \($0.function)" }
-        #expect(names.count == 18 && names.prefix(9) == names.suffix(9).reversed()[...])
-        #expect(events.jobs.items.map(\.kind) == (0..<18).flatMap { _ in [FunctionTrial.Kind.cold, .cached] })
-        #expect(events.notes.items.first == "1/36 text_encoder/encode, cpuAndGPU, cold")
+        #expect(names.count == 22 && names.prefix(11) == names.suffix(11).reversed()[...])
+        #expect(events.jobs.items.map(\.kind) == (0..<22).flatMap { _ in [FunctionTrial.Kind.cold, .cached] })
+        #expect(events.notes.items.first == "1/44 text_encoder/encode, cpuAndGPU, cold")
         let warning = "warning: no plan of VAEEncoder.mlpackage, px32x32: [coreml] cannot plan it"
         #expect(events.notes.items.filter { $0 == warning }.count == 2)
         #expect(table.hasPrefix("Apple M3 Pro, 18 GPU cores, 18 GB, macOS 26.1\nwarning: measured on battery, thermal"))
@@ -129,7 +129,7 @@ struct BenchmarkTests {
             try await run(["--model", bundle.path, "--size=8x8"], on: host(events))
         }
         let many =
-            "[benchmark] 17 functions in 100 trials are 3400 processes, want at most 1000; ask for fewer --trials or one "
+            "[benchmark] 19 functions in 100 trials are 3800 processes, want at most 1000; ask for fewer --trials or one "
             + "--size"
         await #expect(throws: ModditError.valueRange(many)) {
             try await run(["--model", bundle.path, "--trials=100"], on: host(events))

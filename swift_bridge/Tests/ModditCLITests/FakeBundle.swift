@@ -61,9 +61,9 @@ struct FakeCoreML: FunctionMeasuring {
     }
 
     func run(
-        _ package: Package, function: GraphFunction, inputs: [String: Tensor]
-    ) async throws -> [String: Tensor] {
-        var outputs: [String: Tensor] = [:]
+        _ package: Package, function: GraphFunction, inputs: [String: any FeatureValue]
+    ) async throws -> [String: any FeatureValue] {
+        var outputs: [String: any FeatureValue] = [:]
         for (name, feature) in function.outputs {
             let numbers: Tensor.Numbers =
                 switch feature.dtype {
@@ -77,6 +77,8 @@ struct FakeCoreML: FunctionMeasuring {
     }
 
     func unload(_ package: Package) async {}
+
+    func hold(_ tensor: Tensor) -> any FeatureValue { tensor }
 
     func plan(_ package: Package, function: GraphFunction) async throws -> Placement {
         guard package.path != "VAEEncoder.mlpackage" else { throw ModditError.compute("[coreml] cannot plan it") }

@@ -7,7 +7,8 @@ import Testing
 struct PlanTests {
     private static let graphs = """
         {"minimum_os": {"iOS": "18.0", "macOS": "15.0"}, "compute_units": "cpuAndGPU", "routing": "rows", "packages": {
-        "text_encoder": [\(package("Text", ["encode"]))], "transformer": [\(package("Model", ["first", "second"]))],
+        "text_encoder": [\(package("Text", ["encode"]))], "prepare": [\(package("Prepare", ["batch1"]))],
+        "transformer": [\(package("Model", ["first", "second"]))],
         "vae_decoder": [\(package("Decoder", ["px8x8"]))], "vae_encoder": [\(package("Encoder", ["px8x8"]))]},
         "step_functions": [
         {"function": "first", "height": 8, "width": 8, "batch": 1, "regions": [0], "capacities": [4]}],
@@ -42,16 +43,19 @@ struct PlanTests {
         let plans = try await Plans(try graphs(), only: nil, note: { notes.append($0) }) { place($0, $1) }
         #expect(
             plans.placements.map { "\($0.package) \($0.function)" } == [
-                "Text.mlpackage encode", "Model.mlpackage first", "Model.mlpackage second", "Decoder.mlpackage px8x8",
-                "Encoder.mlpackage px8x8",
+                "Text.mlpackage encode", "Prepare.mlpackage batch1", "Model.mlpackage first", "Model.mlpackage second",
+                "Decoder.mlpackage px8x8", "Encoder.mlpackage px8x8",
             ])
         #expect(plans.failures.isEmpty)
-        #expect(notes.count == 5)
+        #expect(notes.count == 6)
         #expect(
             plans.text(.cpuOnly).hasPrefix(
                 """
                 compute units: cpuOnly
                 operations of Text.mlpackage, encode
+                  top-k, gather, scatter: none
+                  others: linear GPU 1
+                operations of Prepare.mlpackage, batch1
                   top-k, gather, scatter: none
                   others: linear GPU 1
                 operations of Model.mlpackage, first
@@ -69,7 +73,7 @@ struct PlanTests {
             if function.name == "first" { throw ModditError.compute("[coreml] cannot plan it") }
             return place(package, function)
         }
-        #expect(plans.placements.map(\.function) == ["encode", "second", "px8x8", "px8x8"])
+        #expect(plans.placements.map(\.function) == ["encode", "batch1", "second", "px8x8", "px8x8"])
         #expect(plans.failures == ["Model.mlpackage, first"])
         #expect(notes.contains("error: [coreml] cannot plan it"))
         #expect(plans.json(.all).text.contains(#""failures": ["Model.mlpackage, first"]"#))
@@ -78,7 +82,7 @@ struct PlanTests {
     @Test func functionsOfOneName() async throws {
         let plans = try await Plans(try graphs(), only: "px8x8", note: { _ in }) { place($0, $1) }
         #expect(plans.placements.map(\.package) == ["Decoder.mlpackage", "Encoder.mlpackage"])
-        let wanted = ModditError.missing("[plan] no function 'main', want one of encode, first, px8x8, second")
+        let wanted = ModditError.missing("[plan] no function 'main', want one of batch1, encode, first, px8x8, second")
         await #expect(throws: wanted) {
             _ = try await Plans(try graphs(), only: "main", note: { _ in }) { place($0, $1) }
         }

@@ -34,6 +34,9 @@ struct CoreMLTests {
         for item in numbers {
             let tensor = try Tensor(item, shape: [1, 2, 2])
             #expect(try Tensor(tensor.multiArray()) == tensor)
+            let held = try CoreMLArray(tensor.multiArray())
+            #expect(try held.shape == [1, 2, 2] && held.dtype == tensor.dtype && held.tensor() == tensor)
+            #expect(try held.coreML === held.array)  // what a function gave goes into the next one as it is
         }
     }
 

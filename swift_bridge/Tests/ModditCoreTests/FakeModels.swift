@@ -9,12 +9,15 @@ enum FakeMath {
         ids.flatMap { id in (1...width).map { Float(Int(id) * $0 % 17) / 16 } }
     }
 
-    /// Sum of the states of a text's tokens / 256, or the number of a class / 16.
-    static func sum(_ condition: Condition) throws -> Float {
-        if case .int32(let labels)? = condition.features["labels"]?.numbers { return Float(labels[0]) / 16 }
-        let (states, mask) = (try condition.features.floats("text"), try condition.features.floats("text_mask"))
+    /// For each row of a batch, the sum of the states of its text's tokens / 256, or the number of its class / 16.
+    static func sums(_ told: [String: any FeatureValue]) throws -> [Float] {
+        if case .int32(let labels)? = try told["labels"]?.tensor().numbers { return labels.map { Float($0) / 16 } }
+        let (states, mask) = (try told.floats("text"), try told.floats("text_mask"))
         let width = states.count / mask.count
-        return states.indices.reduce(Float(0)) { $0 + states[$1] * mask[$1 / width] } / 256
+        var sums = [Float](repeating: 0, count: told["text"]?.shape[0] ?? 1)
+        let length = states.count / sums.count
+        for (index, state) in states.enumerated() { sums[index / length] += state * mask[index / width] }
+        return sums.map { $0 / 256 }
     }
 
     /// What a model would predict for a batch.
@@ -25,8 +28,8 @@ enum FakeMath {
             told = Float(Double(size.height + 2 * size.width) / 1024 + Double(size.height) / Double(size.width))
         }
         let t = input.timestep / 1000
-        let length = input.latents.count / input.conditions.count
-        let offsets = try input.conditions.map { try sum($0) + kept + told }
+        let offsets = try sums(input.told).map { $0 + kept + told }
+        let length = input.latents.count / offsets.count
         return input.latents.enumerated().map { index, x in
             let base: Float = (0.5 * x + t) / (1 + x * x)
             return base + offsets[index / length]
@@ -69,6 +72,15 @@ struct FakeTextEncoder: TextEncoding {
     func unload() async { await log.add(unloaded: "text_encoder") }
 }
 
+/// Tells rows as they are.
+struct FakePreparation: Preparing {
+    let log: Log
+
+    func prepare(_ rows: [Condition]) async throws -> [String: any FeatureValue] { try Condition.batch(rows) }
+
+    func unload() async { await log.add(unloaded: "prepare") }
+}
+
 struct FakeDenoiser: Denoiser {
     let isToldSize: Bool
     let log: Log
@@ -97,10 +109,13 @@ struct FakeDecoder: LatentDecoding {
 }
 
 /// Stands in for Core ML: runs the functions of a bundle's packages, those of a transformer in several packages too.
+///
+/// What a package hands on, or prepares, is filled with the number under which its meaning is kept here.
 actor FakeRunner: PackageRunning {
     let manifest: Manifest
     let log: Log
-    private var waiting: [UInt16: DenoiserInput] = [:]  // between two packages
+    private var waiting: [DenoiserInput] = []  // between two packages
+    private var prepared: [any FeatureValue] = []  // texts
 
     init(_ manifest: Manifest, log: Log) {
         self.manifest = manifest
@@ -108,14 +123,14 @@ actor FakeRunner: PackageRunning {
     }
 
     func run(
-        _ package: Package, function: GraphFunction, inputs: [String: Tensor]
-    ) async throws -> [String: Tensor] {
+        _ package: Package, function: GraphFunction, inputs: [String: any FeatureValue]
+    ) async throws -> [String: any FeatureValue] {
         await log.add("\(package.path) \(function.name)")
-        var outputs: [String: Tensor] = [:]
+        var outputs: [String: any FeatureValue] = [:]
         for (name, feature) in function.outputs {
             switch name {
             case "text":
-                guard case .int32(let ids)? = inputs["input_ids"]?.numbers else { break }
+                guard case .int32(let ids)? = try inputs["input_ids"]?.tensor().numbers else { break }
                 outputs[name] = try Tensor(FakeMath.states(ids, width: feature.shape[2]), shape: feature.shape)
             case "prediction":
                 outputs[name] = try Tensor(await predict(function, inputs), shape: feature.shape)
@@ -125,59 +140,46 @@ actor FakeRunner: PackageRunning {
                     try inputs.floats("latents"), size: size, scale: manifest.spec.vae.downscale)
                 outputs[name] = try Tensor(planes, shape: feature.shape)
             default:
-                let tag = UInt16(waiting.count)
+                let tag = UInt16(name.hasSuffix("_out") ? waiting.count : prepared.count)
                 outputs[name] = try Tensor(.float16(Array(repeating: tag, count: feature.count)), shape: feature.shape)
             }
         }
-        if outputs["tokens_out"] != nil { waiting[UInt16(waiting.count)] = try await read(function, inputs) }
+        if outputs["tokens_out"] != nil { waiting.append(try read(function, inputs)) }
+        if outputs["text_keys"] != nil, let text = inputs["text"] { prepared.append(text) }
         return outputs
     }
 
     func unload(_ package: Package) async { await log.add(unloaded: package.path) }
 
-    private func predict(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> [Float] {
-        var size: [Float]?
-        var input: DenoiserInput?
-        if case .float16(let tags)? = inputs["tokens"]?.numbers {
-            let isSame = inputs.values.allSatisfy { value in
-                if case .float16(let values) = value.numbers { values.allSatisfy { $0 == tags[0] } } else { true }
-            }
-            input = isSame ? waiting[tags[0]] : nil
-        } else {
-            input = try await read(function, inputs)
-            size = try inputs["resolution"]?.floats()
-        }
-        guard let input else { throw ModditError.missing("[test] nothing was handed over") }
+    private func predict(
+        _ function: GraphFunction, _ inputs: [String: any FeatureValue]
+    ) async throws -> [Float] {
+        let handed = try tag(["tokens", "modulation", "embedded"], inputs)
+        let input = try handed.map { waiting[$0] } ?? read(function, inputs)
         await log.add(input)
-        let told = size.map { PictureSize(height: Int($0[0]), width: Int($0[1])) }
-        return try FakeMath.predict(input, size: told)
+        let told = try inputs["resolution"]?.tensor().floats()
+        return try FakeMath.predict(input, size: told.map { PictureSize(height: Int($0[0]), width: Int($0[1])) })
     }
 
-    /// Takes the features apart again.
-    private func read(_ function: GraphFunction, _ inputs: [String: Tensor]) async throws -> DenoiserInput {
-        let batch = inputs["latents"]?.shape[0] ?? 1
-        let conditions = try (0..<batch).map { row in
-            let names = ["text", "text_mask", "labels"].filter { inputs[$0] != nil }
-            let features = try names.map { ($0, try inputs.row(row, of: $0)) }
-            return Condition(features: Dictionary(uniqueKeysWithValues: features))
-        }
+    /// Finds the meaning of what a step is told.
+    private func read(_ function: GraphFunction, _ inputs: [String: any FeatureValue]) throws -> DenoiserInput {
         guard let item = manifest.graphs?.stepFunctions.first(where: { $0.function == function.name }) else {
             throw ModditError.missing("[test] no step function \(function.name)")
         }
+        var told = inputs.filter { ["text_mask", "labels"].contains($0.key) }
+        if let text = try tag(["text_keys", "text_values"], inputs) { told["text"] = prepared[text] }
         return DenoiserInput(
             function: item, latents: try inputs.floats("latents"), timestep: try inputs.floats("timestep")[0],
-            conditions: conditions)
+            told: told)
     }
-}
 
-extension Dictionary where Key == String, Value == Tensor {
-    /// One row of a value of a batch.
-    fileprivate func row(_ index: Int, of name: String) throws -> Tensor {
-        guard let value = self[name] else { throw ModditError.missing("[test] no \(name)") }
-        let shape = [1] + value.shape.dropFirst()
-        let count = shape.reduce(1, *)
-        let range = index * count..<(index + 1) * count
-        if case .int32(let numbers) = value.numbers { return try Tensor(.int32(Array(numbers[range])), shape: shape) }
-        return try Tensor(Array(value.floats()[range]), shape: shape)
+    /// The number that fills all inputs of some names; nil if there are none of them.
+    private func tag(_ names: [String], _ inputs: [String: any FeatureValue]) throws -> Int? {
+        let tags = try names.compactMap { try inputs[$0]?.tensor() }.flatMap { value -> [UInt16] in
+            guard case .float16(let numbers) = value.numbers else { return [] }
+            return numbers
+        }
+        guard Set(tags).count <= 1 else { throw ModditError.missing("[test] \(names) do not belong together") }
+        return tags.first.map { Int($0) }
     }
 }

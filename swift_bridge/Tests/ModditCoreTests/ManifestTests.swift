@@ -46,7 +46,7 @@ struct ManifestTests {
         let dense = try Manifest(TestBundle.manifest("dense"))
         #expect(dense.tokens.name == .dense)
         #expect(dense.tokens.plan.keepTenths == [[10], [10], [10]])
-        #expect(dense.spec.transformer.features.first == ["timestep", "text", "resolution", "aspect_ratio"])
+        #expect(dense.spec.transformer.features.first == ["timestep", "resolution", "aspect_ratio"])
         let chain = try Manifest(TestBundle.manifest("chain"))
         #expect(
             chain.graphs?.packages[.transformer]?.map(\.path) == [
@@ -98,7 +98,7 @@ struct ManifestTests {
     /// Each kind of change, and the kind and a part of the error it must give; `RefusalTests` has all that is refused.
     @Test(arguments: [
         ("format", JSON.string("other"), "format", "m: not a moddit bundle, want \"format\": 'moddit'"),
-        ("format_version", .integer(3), "format", "m: format_version is unknown, got 3, want 4"),
+        ("format_version", .integer(4), "format", "m: format_version is unknown, got 4, want 5"),
         ("backend", .string("tflite"), "unsupported", "m: backend is 'tflite', want mlx or coreml; convert"),
         ("backend", .string("mlx"), "format", "m: backend is 'mlx' with graphs, want 'mlx' without"),
         ("fingerprint", .string("0"), "format", "m: fingerprint is '0', want 64 hexadecimal digits"),

@@ -85,7 +85,7 @@ struct PipelineTests {
             let pipeline = try Self.pipeline("chain", log: log, asPackages: true, reducesMemory: reducesMemory)
             _ = try await pipeline.generate(Request(prompt: "x", steps: 1))
             let all = [
-                "TextEncoder.mlpackage", "Transformer1of2.mlpackage", "Transformer2of2.mlpackage",
+                "TextEncoder.mlpackage", "Prepare.mlpackage", "Transformer1of2.mlpackage", "Transformer2of2.mlpackage",
                 "VAEDecoder.mlpackage",
             ]
             #expect(await log.unloaded == (reducesMemory ? all : []))
@@ -100,7 +100,7 @@ struct PipelineTests {
         _ = try await pipeline.generate(Request(prompt: "x", steps: 2, sampler: .ddim))
         #expect(
             await log.order == [
-                "TextEncoder.mlpackage encode", "TextEncoder.mlpackage encode",
+                "TextEncoder.mlpackage encode", "TextEncoder.mlpackage encode", "Prepare.mlpackage batch2",
                 "Transformer1of2.mlpackage px32x32_batch2_region2", "Transformer2of2.mlpackage px32x32_batch2_region2",
                 "Transformer1of2.mlpackage px32x32_batch2_region0_1",
                 "Transformer2of2.mlpackage px32x32_batch2_region0_1",
@@ -114,8 +114,8 @@ struct PipelineTests {
         let pipeline = try Self.pipeline("labels", log: log, asPackages: true)
         #expect(pipeline.labels.prefix(2) == ["tench, Tinca tinca", "golden retriever"])
         _ = try await pipeline.generate(Request(label: try pipeline.label("Golden Retriever"), steps: 1))
-        let rows = await log.inputs.map { $0.conditions.compactMap { $0.features["labels"]?.numbers } }
-        #expect(rows == [[.int32([5]), .int32([1])]])
+        let rows = try await log.inputs.map { try $0.told["labels"]?.tensor().numbers }
+        #expect(rows == [.int32([5, 1])])
         #expect(await log.order.map { $0.prefix { $0 != "." } } == ["Transformer1of2", "Transformer2of2", "VAEDecoder"])
         let wanted = "[request] prompt is 'a dog', but this model draws a class; want a label alone"
         await #expect(throws: ModditError.unsupported(wanted)) {
@@ -157,10 +157,12 @@ struct PipelineTests {
         let pipeline = Pipeline(
             manifest: manifest,
             conditioning: try Self.conditioning(manifest) { _ in FakeTextEncoder(width: 9, log: log) },
+            preparation: GraphPreparation(graphs, runner: runner),
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), reducesMemory: true)
         await #expect(throws: ModditError.self) { try await pipeline.generate(Request(prompt: "x")) }
-        #expect(await log.unloaded == ["text_encoder", "Transformer.mlpackage", "VAEDecoder.mlpackage"])
+        let all = ["text_encoder", "Prepare.mlpackage", "Transformer.mlpackage", "VAEDecoder.mlpackage"]
+        #expect(await log.unloaded == all)
     }
 
     @Test func badRequests() async throws {
@@ -194,6 +196,7 @@ struct PipelineTests {
         return Pipeline(
             manifest: manifest,
             conditioning: try conditioning(manifest) { _ in try GraphTextEncoder(graphs, runner: runner) },
+            preparation: GraphPreparation(graphs, runner: runner),
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), modelPath: "out/bundle",
             reducesMemory: reducesMemory, versions: ["moddit": "0.1.0", "mlx": "0.0"])
@@ -203,7 +206,8 @@ struct PipelineTests {
         Pipeline(
             manifest: manifest,
             conditioning: try conditioning(manifest) { FakeTextEncoder(width: $0.encoder.width, log: log) },
-            denoiser: denoiser, decoder: FakeDecoder(scale: manifest.spec.vae.downscale, log: log),
+            preparation: FakePreparation(log: log), denoiser: denoiser,
+            decoder: FakeDecoder(scale: manifest.spec.vae.downscale, log: log),
             modelPath: "out/bundle", versions: ["moddit": "0.1.0", "mlx": "0.0"])
     }
 
@@ -227,7 +231,7 @@ struct PipelineTests {
             let parts = try item.array()
             #expect(try call.function.function == parts[0].string())
             #expect(try call.timestep == Float(parts[1].number()))
-            #expect(try call.conditions.map(FakeMath.sum) == parts[2].floats)
+            #expect(try FakeMath.sums(call.told) == parts[2].floats)
             let ends = Array(call.latents.prefix(2) + call.latents.suffix(2))
             #expect(try difference(ends, parts[3].floats) <= Self.tolerance)
         }

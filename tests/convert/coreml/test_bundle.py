@@ -99,7 +99,7 @@ class TestOptions:
     def test_two_runs_write_the_same_packages(self, source: Path, tmp_path: Path) -> None:
         one, two = (make_bundle(source, tmp_path / name, "--compress", "palette4") for name in ("one", "two"))
         weights = [sorted(path.relative_to(one) for path in one.rglob("weight.bin"))] * 2
-        assert len(weights[0]) == 4
+        assert len(weights[0]) == 5
         for path in weights[0]:
             assert (one / path).read_bytes() == (two / path).read_bytes(), path
 
@@ -149,8 +149,21 @@ class TestManifest:
         for function in first.functions:
             handed = {name.removesuffix("_out"): feature for name, feature in function.outputs.items()}
             wanted = dict(second.function(function.name).inputs)
-            assert wanted.pop("text_mask") == function.inputs["text_mask"]
+            for name in ("text_mask", "text_keys", "text_values"):
+                assert wanted.pop(name) == function.inputs[name]
             assert wanted == handed
+
+    def test_a_step_takes_what_is_prepared_in_place_of_the_text(self, manifest: Manifest) -> None:
+        assert manifest.graphs is not None
+        (package,) = manifest.graphs.packages["prepare"]
+        assert [function.name for function in package.functions] == ["batch1", "batch2"]
+        for function in package.functions:
+            assert function.inputs.keys() == {"text"}
+            for item in manifest.graphs.step_functions:
+                if item.batch == function.inputs["text"].shape[0]:
+                    inputs = manifest.graphs.packages["transformer"][0].function(item.function).inputs
+                    assert "text" not in inputs
+                    assert {name: inputs[name] for name in function.outputs} == function.outputs
 
     def test_compression(self, manifest: Manifest) -> None:
         recipes = {name: component.quantization for name, component in manifest.components.items()}
@@ -173,6 +186,7 @@ class TestManifest:
         sizes = ("--size", "16x24", "--size", "64x32", "--no-verify")
         assert to_coreml(source, tmp_path / "bundle", *sizes) == 0
         text = capsys.readouterr().out
+        assert "\n  prepared      once a picture, in Prepare.mlpackage\n" in text
         assert "tokens kept of 24 by layer, at 16x24 pixels:\n" in text
         assert "tokens kept of 128 by layer, at 64x32 pixels:\n" in text
         assert "32x32" not in text  # at which the model was trained

@@ -46,6 +46,7 @@ def test_files(bundle: Path, graphs: Graphs) -> None:
 def test_functions(graphs: Graphs) -> None:
     names = {role: {item.name for item in packages[0].functions} for role, packages in graphs.packages.items()}
     assert names["text_encoder"] == {contract.TEXT_FUNCTION}
+    assert names["prepare"] == {contract.batch_name(batch) for batch in graphs.batches}
     assert names["vae_decoder"] == names["vae_encoder"] == {contract.size_name(*size) for size in SIZES}
     assert names["transformer"] == {
         contract.step_name(item.height, item.width, item.batch, item.regions) for item in graphs.step_functions
@@ -59,7 +60,7 @@ def test_features(graphs: Graphs, sources: Sources, tmp_path: Path) -> None:
     functions = [item for packages in chains for package in packages for item in package.functions]
     inputs, outputs = ({name for item in functions for name in getattr(item, side)} for side in ("inputs", "outputs"))
     assert {contract.taken_name(name) for name in inputs | outputs} == contract.FEATURES.keys()
-    handed = {contract.TOKENS, contract.MODULATION, contract.EMBEDDED, contract.TEXT_STATES}
+    handed = {contract.TOKENS, contract.MODULATION, contract.EMBEDDED}
     assert {name for name in outputs if contract.taken_name(name) != name} == set(map(contract.handed_name, handed))
 
 

@@ -30,9 +30,7 @@ def run(bundle: Path, role: str, function: str, inputs: Arrays) -> tuple[NDArray
     """Run in rounded arithmetic: output, the reference's, and the largest number on the way."""
     manifest = read_manifest(bundle)
     packages = Packages.open(bundle, manifest.spec, manifest.tokens, manifest.graphs, Arithmetic.ROUNDED)
-    reference = Reference.build(
-        manifest.spec, manifest.tokens, read_values(manifest.spec, packages.interpreters, has_routers=True)
-    )
+    reference = Reference.build(manifest.spec, manifest.tokens, read_values(packages))
     largest: list[float] = []
 
     def watch(name: str, values: tuple[Tensor, ...]) -> None:

@@ -22,7 +22,7 @@ MAX_RANK: Final = 5  # of Core ML's compiler
 FLOATS: Final = {MIL_pb2.FLOAT32: "fp32", MIL_pb2.FLOAT16: "fp16", MIL_pb2.INT32: "int32"}
 ARRAYS: Final = {65568: "float32", 65552: "float16", 131104: "int32"}  # of FeatureTypes.proto
 PACKAGES: Final = (
-    "TextEncoder", "Transformer1of2", "Transformer2of2", "VAEDecoder", "VAEEncoder",
+    "TextEncoder", "Prepare", "Transformer1of2", "Transformer2of2", "VAEDecoder", "VAEEncoder",
 )  # fmt: skip
 
 
@@ -157,6 +157,30 @@ class TestPrecision:
             if operation.type in ("linear", "gelu", "layer_norm", "scaled_dot_product_attention"):
                 wanted = "fp32" if operation.outputs[0].name.endswith("_router") else "fp16"
                 assert dtype_of(operation.outputs[0]) == wanted, operation.outputs[0].name
+
+
+class TestPrepared:
+    """Keys and values of the text are computed once a picture, where nothing else is."""
+
+    TEXT: Final = re.compile(r"text_linear_\d|text_gelu|block\d\d_attn2_to_[kv]")
+
+    def test_no_step_computes_what_is_prepared(self, bundle: Path) -> None:
+        names = {
+            package: {output.name for _, item in operations(read(bundle, package)) for output in item.outputs}
+            for package in PACKAGES
+        }
+        wanted = {"text_linear_1", "text_gelu", "text_linear_2"}
+        wanted |= {f"block{layer:02}_attn2_to_{part}" for layer in range(3) for part in "kv"}
+        assert {name for name in names["Prepare"] if self.TEXT.fullmatch(name)} == wanted
+        for package in ("Transformer1of2", "Transformer2of2"):
+            assert not [name for name in names[package] if self.TEXT.fullmatch(name)]
+            assert not [name for name in names[package] if re.search(r"attn2_to_[kv]_|caption_projection", name)]
+
+    def test_a_block_takes_its_own(self, bundle: Path) -> None:
+        for package, layers in (("Transformer1of2", {0, 1}), ("Transformer2of2", {2})):
+            slices = {item.outputs[0].name for _, item in operations(read(bundle, package))
+                      if item.type == "slice_by_index"}  # fmt: skip
+            assert slices == {f"block{layer:02}_text_{part}" for layer in layers for part in ("keys", "values")}
 
 
 class TestRouting:

@@ -44,10 +44,8 @@ def make_manifest(folder: Path) -> Manifest:
     packages = {
         "text_encoder": (package("Text", "encode", TEXT, {"states": STATES}),),
         "transformer": (
-            package("First", "px8x8", LATENTS, {"tokens_out": NOISE}),
-            package(
-                "Second", "px8x8", {"tokens": NOISE, "modulation": np.ones(1, np.float32)}, {"prediction": PREDICTION}
-            ),
+            package("First", "px8x8", LATENTS, {"tokens_out": NOISE, "modulation_out": ONE}),
+            package("Second", "px8x8", {"tokens": NOISE, "modulation": ONE}, {"prediction": PREDICTION}),
         ),
     }
     steps = (StepFunction("px8x8", 8, 8, 1, (0,), (4, 4)),)

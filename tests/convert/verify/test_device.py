@@ -7,13 +7,14 @@ import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from convert.verify.device import Perform, check_on_device
 from convert.verify.device_report import Measured, Prediction
-from convert.verify.device_task import REPEATS, Trouble, perform
+from convert.verify.device_task import REPEATS, Link, Run, Trouble, perform
 from convert.verify.framework import CoreML
 from convert.verify.stored import store
 from moddit.errors import FormatError, MissingError, UnsupportedError
@@ -116,6 +117,29 @@ class TestComparison:
         assert check_on_device(tmp_path, manifest, perform=here(fake)).passed
         assert seen["First"] == [{"latents", "timestep"}] * (1 + REPEATS)
         assert seen["Second"] == [{"tokens", "modulation"}] * (1 + REPEATS)
+
+    def test_what_prepares_a_step_runs_once_before_it_and_is_not_timed(self, tmp_path):
+        seen: list[str] = []
+
+        def prepare(inputs: Arrays) -> Arrays:
+            seen.append("prepare")
+            return {"text_keys": 2 * inputs["text"]}
+
+        def step(inputs: Arrays) -> Arrays:
+            seen.append("step")
+            return {"prediction": inputs["text_keys"] + 1}
+
+        fake = Fake(functions={"Prepare/batch1": prepare, "Steps/step": step})
+        reference, output = tmp_path / "reference.npz", tmp_path / "output.npy"
+        arrays: dict[str, Any] = {"transformer/step/input/text": STATES}
+        np.savez(reference, allow_pickle=False, **arrays)
+        links = [
+            Link("Prepare.mlpackage", "Prepare.mlmodelc", "batch1", ["text"]),
+            Link("Steps.mlpackage", "Steps.mlmodelc", "step", ["text_keys"]),
+        ]
+        perform(Run("step", "all", links, str(reference), "transformer/step", str(output)), fake)
+        assert seen == ["prepare"] + ["step"] * (1 + REPEATS)
+        np.testing.assert_array_equal(np.load(output), 2 * STATES + 1)
 
 
 class TestReport:

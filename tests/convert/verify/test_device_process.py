@@ -145,7 +145,7 @@ class TestCommand:
 
 
 def test_tasks_survive_their_files(tmp_path):
-    links = [Link("First.mlpackage", "/x/First.mlmodelc", names) for names in (["latents", "timestep"], [])]
+    links = [Link("First.mlpackage", "/x/First.mlmodelc", "f", names) for names in (["latents", "timestep"], [])]
     tasks: list[Task] = [
         Describe(),
         Compile("a.mlpackage", "a.mlmodelc"),

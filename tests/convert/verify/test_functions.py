@@ -28,9 +28,7 @@ def opened(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     folder = make_bundle(source, tmp_path_factory.mktemp("ties") / "bundle")
     manifest = read_manifest(folder)
     exact = Packages.open(folder, manifest.spec, manifest.tokens, manifest.graphs, Arithmetic.EXACT)
-    reference = Reference.build(
-        manifest.spec, manifest.tokens, read_values(manifest.spec, exact.interpreters, has_routers=True)
-    )
+    reference = Reference.build(manifest.spec, manifest.tokens, read_values(exact))
     return (
         exact,
         reference,

@@ -110,6 +110,7 @@ def test_shapes(tmp_path: Path) -> None:
         "squeeze_one": x.sum((0, 2)).reshape(1, 3),
         "split_even": [x[..., :2], x[..., 2:]],
         "split": [x[:, :1], x[:, 1:]],
+        "slice": x[:, 1:3, 2:],
         "concat": np.concatenate([x, -x], 1),
         "interleave": np.stack([x, -x], 2).reshape(2, 6, 4),
         "tile": np.tile(x, (1, 2, 3)),
@@ -127,6 +128,7 @@ def test_shapes(tmp_path: Path) -> None:
         mb.squeeze(x=thin, axes=[2], name="squeeze_one")
         mb.split(x=x, num_splits=2, axis=-1, name="split_even")
         mb.split(x=x, split_sizes=[1, 2], axis=1, name="split")
+        mb.slice_by_index(x=x, begin=[0, 1, 2], end=[2, 3, 4], name="slice")
         mb.concat(values=[x, negative], axis=1, name="concat")
         mb.concat(values=[x, negative], axis=-2, interleave=True, name="interleave")
         mb.tile(x=x, reps=[1, 2, 3], name="tile")

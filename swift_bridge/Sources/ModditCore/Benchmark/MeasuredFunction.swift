@@ -67,6 +67,9 @@ extension Manifest {
         case .textEncoder:
             tokens = spec.textTokens
             kept = Double(spec.textTokens)
+        case .prepare:
+            tokens = spec.textTokens
+            batch = graphs.batches.first { GraphFunction.prepareName(batch: $0) == function.name } ?? batch
         case .vaeDecoder, .vaeEncoder: size = graphs.sizes.first { $0.functionName == function.name }
         case .transformer:
             guard let item = graphs.stepFunctions.first(where: { $0.function == function.name }) else { break }
@@ -89,6 +92,7 @@ extension PackageRole {
     fileprivate var component: String {
         switch self {
         case .textEncoder, .transformer: rawValue
+        case .prepare: PackageRole.transformer.rawValue
         case .vaeDecoder, .vaeEncoder: "vae"
         }
     }

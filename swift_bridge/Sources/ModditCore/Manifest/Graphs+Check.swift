@@ -86,6 +86,7 @@ extension Graphs {
     ) throws(ModditError) -> [GraphFunction] {
         switch role {
         case .textEncoder: package.functions.prefix(1).compactMap { spec.conditioning.encoderFunction($0.name) }
+        case .prepare: batches.map { spec.prepareFunction(batch: $0) }
         case .transformer:
             try stepFunctions.map { item throws(ModditError) in
                 try spec.graphFunction(of: item, isFirst: position.isFirst, isLast: position.isLast)

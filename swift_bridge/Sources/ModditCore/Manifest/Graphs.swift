@@ -4,6 +4,8 @@
 package enum PackageRole: String, Sendable, CaseIterable {
     /// Text to states.
     case textEncoder = "text_encoder"
+    /// What all steps of a picture take, computed once.
+    case prepare
     /// One denoising step; several packages run one after the other.
     case transformer
     /// Latents to picture.
@@ -106,6 +108,9 @@ package struct GraphFunction: Sendable, Hashable {
         self.inputs = inputs
         self.outputs = outputs
     }
+
+    /// Names the function that prepares the steps of a batch.
+    static func prepareName(batch: Int) -> String { "batch\(batch)" }
 
     /// Reads features; names that a `String` does not tell apart are not the model's, and are refused with it.
     private static func readFeatures(_ field: JSONField) throws(ModditError) -> [String: Feature] {

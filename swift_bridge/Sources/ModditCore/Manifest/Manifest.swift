@@ -15,7 +15,7 @@ package struct Manifest: Sendable {
     /// Value of the field "format".
     static let format = "moddit"
     /// The version that this reader knows.
-    static let formatVersion = 4
+    static let formatVersion = 5
     /// Name of the file in a bundle.
     static let fileName = "manifest.json"
     /// Components that are not tensors.

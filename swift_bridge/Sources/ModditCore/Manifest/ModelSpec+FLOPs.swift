@@ -17,7 +17,8 @@ extension DiTSpec {
 extension ModelSpec {
     /// Counts the FLOPs of one step for a batch of one: blocks, routers, patch embedding and final projection.
     ///
-    /// All tokens of a text count, which a function always processes; its keys and values do not, as in Python.
+    /// All tokens of a text count, which a function always processes. Its keys and values do not: they are prepared. As
+    /// in Python, the modulation of a DiT's blocks does not, though packages compute it in every step.
     func stepFLOPs(_ item: StepFunction, tokens: Int, hasRouters: Bool) -> Double {
         let dimensions = transformer.dimensions
         let width = Double(dimensions.hiddenSize)

@@ -8,14 +8,18 @@ struct StepFeatures: Sendable, Hashable {
     let always: [String]
     /// Handed from each package to the next, where the model is divided into several.
     let handed: [String]
+    /// Told once a picture, before its steps.
+    var told: [String] = []
+    /// What is made of that, and told to every package.
+    var prepared: [String] = []
 }
 
 extension PixArtSpec {
     var features: StepFeatures {
         let size = usesAdditionalConditions ? ["resolution", "aspect_ratio"] : []
         return StepFeatures(
-            first: ["timestep", "text"] + size, always: ["text_mask"],
-            handed: ["tokens", "modulation", "embedded", "text_states"])
+            first: ["timestep"] + size, always: ["text_mask"], handed: ["tokens", "modulation", "embedded"],
+            told: ["text"], prepared: ["text_keys", "text_values"])
     }
 }
 
@@ -40,10 +44,25 @@ extension ModelSpec {
             "tokens": Feature([item.batch, tokens, sizes.hiddenSize], .float16),
             "modulation": Feature([1, 6, sizes.hiddenSize], .float16),
             "embedded": Feature([1, 1, sizes.hiddenSize], .float16),
-            "text_states": Feature([item.batch, textTokens, sizes.hiddenSize], .float16),
             "prediction": latents,
         ]
-        return known.merging(conditioning.features(batch: item.batch)) { $1 }
+        return known.merging(conditioning.features(batch: item.batch)) { $1 }.merging(prepared(item.batch)) { $1 }
+    }
+
+    /// What can be prepared for a batch: for all blocks, one batch behind the other.
+    private func prepared(_ batch: Int) -> [String: Feature] {
+        let sizes = transformer.dimensions
+        let shape = [layers * batch, sizes.heads, textTokens, sizes.hiddenSize / sizes.heads]
+        return ["text_keys": Feature(shape, .float16), "text_values": Feature(shape, .float16)]
+    }
+
+    /// The function that prepares the steps of a batch.
+    func prepareFunction(batch: Int) -> GraphFunction {
+        let fed = transformer.features
+        return GraphFunction(
+            GraphFunction.prepareName(batch: batch),
+            inputs: conditioning.features(batch: batch).filter { fed.told.contains($0.key) },
+            outputs: prepared(batch).filter { fed.prepared.contains($0.key) })
     }
 
     /// A step function in one of the transformer's packages, which hand on float16.
@@ -51,7 +70,7 @@ extension ModelSpec {
         of item: StepFunction, isFirst: Bool, isLast: Bool
     ) throws(ModditError) -> GraphFunction {
         let (known, fed) = (try features(item), transformer.features)
-        let inputs = Set((isFirst ? ["latents"] + fed.first : fed.handed) + fed.always)
+        let inputs = Set((isFirst ? ["latents"] + fed.first : fed.handed) + fed.always + fed.prepared)
         let handed = fed.handed.compactMap { name in known[name].map { ("\(name)_out", $0) } }
         return GraphFunction(
             item.function, inputs: known.filter { inputs.contains($0.key) },

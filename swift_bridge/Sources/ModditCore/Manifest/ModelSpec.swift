@@ -37,7 +37,10 @@ package struct ModelSpec: Sendable {
     package var components: [String] { ["transformer", "vae"] + type(of: conditioning).components }
 
     /// What the packages of a bundle do.
-    var roles: [PackageRole] { type(of: conditioning).roles + [.transformer, .vaeDecoder, .vaeEncoder] }
+    var roles: [PackageRole] {
+        let isPrepared = !transformer.features.prepared.isEmpty
+        return type(of: conditioning).roles + (isPrepared ? [.prepare] : []) + [.transformer, .vaeDecoder, .vaeEncoder]
+    }
 
     /// Name of the transformer's architecture.
     package var architecture: String { type(of: transformer).architecture }

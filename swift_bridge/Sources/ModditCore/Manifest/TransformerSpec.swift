@@ -52,6 +52,8 @@ struct TransformerDimensions: Sendable, Hashable {
 
     /// Blocks.
     let layers: Int
+    /// Heads of an attention.
+    let heads: Int
     /// Width of a token.
     let hiddenSize: Int
     /// Channels of a latent.
@@ -66,7 +68,7 @@ struct TransformerDimensions: Sendable, Hashable {
     /// Reads the fields of `names`.
     init(_ object: JSONObject) throws(ModditError) {
         layers = try object.count("num_layers", most: Bounds.layers)
-        let heads = try object.count("num_attention_heads", most: Bounds.heads)
+        heads = try object.count("num_attention_heads", most: Bounds.heads)
         hiddenSize = try object.count("attention_head_dim", most: Bounds.headWidth) * heads
         channels = try object.count("in_channels", most: Bounds.channels)
         outputs = try object.count("out_channels", most: Bounds.channels)

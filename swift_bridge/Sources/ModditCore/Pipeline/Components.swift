@@ -1,19 +1,27 @@
 /// What a denoiser is given for one call.
-struct DenoiserInput: Sendable, Hashable {
+struct DenoiserInput: Sendable {
     /// The function to run; its `batch` is B.
     let function: StepFunction
     /// Scaled for the model, (B, C, h, w).
     let latents: [Float]
     /// The same for the whole batch.
     let timestep: Float
-    /// One for each row of the batch.
-    let conditions: [Condition]
+    /// What the rows of the batch are drawn from, as `Preparing` gives it.
+    let told: [String: any FeatureValue]
 }
 
 /// Something that takes memory, and can give it back until it is used again.
 protocol Unloadable: Sendable {
     /// Gives memory back.
     func unload() async
+}
+
+/// Computes what all steps of a picture take, once.
+protocol Preparing: Unloadable {
+    /// Prepares the calls of some rows.
+    ///
+    /// - Returns: all that a call is told of them, by the names that the transformer's packages have for it.
+    func prepare(_ rows: [Condition]) async throws -> [String: any FeatureValue]
 }
 
 /// Computes one denoising step.

@@ -30,6 +30,32 @@ struct GraphTextEncoder: TextEncoding {
     func unload() async { await runner.unload(package) }
 }
 
+/// The package of what is computed once a picture; of a model without one, rows are told as they are.
+struct GraphPreparation: Preparing {
+    private let package: Package?
+    private let runner: any PackageRunning
+
+    /// Finds the package.
+    init(_ graphs: Graphs, runner: any PackageRunning) {
+        package = graphs.packages[.prepare]?.first
+        self.runner = runner
+    }
+
+    /// Prepares the calls of some rows.
+    func prepare(_ rows: [Condition]) async throws -> [String: any FeatureValue] {
+        let values: [String: any FeatureValue] = try Condition.batch(rows)
+        guard let package else { return values }
+        let function = try package.function(GraphFunction.prepareName(batch: rows.count))
+        let outputs = try await runner.call(package, function, values)
+        return values.filter { function.inputs[$0.key] == nil }.merging(outputs) { $1 }
+    }
+
+    /// Gives the package's memory back.
+    func unload() async {
+        if let package { await runner.unload(package) }
+    }
+}
+
 /// A transformer that is one package, or several which run one after the other.
 struct GraphDenoiser: Denoiser {
     /// Ends the name of an output that is the next package's input.
@@ -65,11 +91,11 @@ struct GraphDenoiser: Denoiser {
     }
 
     /// All that a step can be told.
-    private func inputs(_ input: DenoiserInput) throws(ModditError) -> [String: Tensor] {
-        let (batch, scale) = (input.conditions.count, spec.vae.downscale)
+    private func inputs(_ input: DenoiserInput) throws(ModditError) -> [String: any FeatureValue] {
+        let (batch, scale) = (input.function.batch, spec.vae.downscale)
         let (height, width) = (input.function.height, input.function.width)
         let latents = [batch, spec.transformer.dimensions.channels, height / scale, width / scale]
-        var values = try Condition.batch(input.conditions)
+        var values = input.told
         values["latents"] = try Tensor(input.latents, shape: latents)
         values["timestep"] = try Tensor([input.timestep], shape: [1])
         values["resolution"] = try Tensor([Float(height), Float(width)], shape: [2])

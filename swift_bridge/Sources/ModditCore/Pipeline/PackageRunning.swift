@@ -6,8 +6,11 @@ package protocol PackageRunning: Sendable {
     ///   - package: one of the bundle's.
     ///   - function: one of the package's.
     ///   - inputs: all that the function takes, with the shapes and kinds that it wants.
-    /// - Returns: all that the function gives, by name.
-    func run(_ package: Package, function: GraphFunction, inputs: [String: Tensor]) async throws -> [String: Tensor]
+    /// - Returns: all that the function gives, by name; the runtime's own arrays may go into another function as they
+    ///   are.
+    func run(
+        _ package: Package, function: GraphFunction, inputs: [String: any FeatureValue]
+    ) async throws -> [String: any FeatureValue]
 
     /// Gives the memory of a package back.
     func unload(_ package: Package) async
@@ -19,8 +22,8 @@ extension PackageRunning {
     /// - Throws: `ModditError.missing` for an input or output that is not there, `ModditError.shape` for one of another
     ///   shape or kind than the manifest says, and what the runtime throws.
     func call(
-        _ package: Package, _ function: GraphFunction, _ values: [String: Tensor]
-    ) async throws -> [String: Tensor] {
+        _ package: Package, _ function: GraphFunction, _ values: [String: any FeatureValue]
+    ) async throws -> [String: any FeatureValue] {
         let place = "\(package.path), function \(function.name)"
         let inputs = try Self.select(function.inputs, of: values, place: place)
         let outputs = try await run(package, function: function, inputs: inputs)
@@ -28,16 +31,16 @@ extension PackageRunning {
     }
 
     private static func select(
-        _ features: [String: Feature], of values: [String: Tensor], place: String
-    ) throws(ModditError) -> [String: Tensor] {
-        var selected: [String: Tensor] = [:]
+        _ features: [String: Feature], of values: [String: any FeatureValue], place: String
+    ) throws(ModditError) -> [String: any FeatureValue] {
+        var selected: [String: any FeatureValue] = [:]
         for (name, feature) in features {
             guard let value = values[name] else {
                 throw .missing("[graphs] \(place): no value for '\(name)', got \(values.keys.sorted())")
             }
-            guard value.shape == feature.shape, value.numbers.dtype == feature.dtype else {
+            guard value.shape == feature.shape, value.dtype == feature.dtype else {
                 throw .shape(
-                    "[graphs] \(place): '\(name)' is \(value.numbers.dtype.rawValue) \(value.shape), want "
+                    "[graphs] \(place): '\(name)' is \(value.dtype.rawValue) \(value.shape), want "
                         + "\(feature.dtype.rawValue) \(feature.shape)")
             }
             selected[name] = value
@@ -46,12 +49,12 @@ extension PackageRunning {
     }
 }
 
-extension Dictionary where Key == String, Value == Tensor {
+extension Dictionary where Key == String, Value == any FeatureValue {
     /// A value of single precision.
-    func floats(_ name: String) throws(ModditError) -> [Float] {
+    func floats(_ name: String) throws -> [Float] {
         guard let value = self[name] else {
-            throw .missing("[graphs] no output '\(name)', got \(keys.sorted()); convert the checkpoint again")
+            throw ModditError.missing("[graphs] no output '\(name)', got \(keys.sorted()); convert the checkpoint again")
         }
-        return try value.floats()
+        return try value.tensor().floats()
     }
 }

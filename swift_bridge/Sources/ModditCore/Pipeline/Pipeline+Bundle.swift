@@ -8,6 +8,7 @@ extension Pipeline {
         let (graphs, spec) = (try bundle.graphs(), bundle.manifest.spec)
         self.init(
             manifest: bundle.manifest, conditioning: try spec.conditioning.open(bundle, runner: runner),
+            preparation: GraphPreparation(graphs, runner: runner),
             denoiser: try GraphDenoiser(graphs, spec: spec, runner: runner),
             decoder: try GraphDecoder(graphs, spec: spec.vae, runner: runner), modelPath: bundle.folder.relativePath,
             reducesMemory: reducesMemory,

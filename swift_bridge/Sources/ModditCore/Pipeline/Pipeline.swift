@@ -12,6 +12,7 @@ public struct Pipeline: Sendable {
     /// The bundle's.
     package let manifest: Manifest
     private let conditioning: any Conditioning
+    private let preparation: any Preparing
     private let denoiser: any Denoiser
     private let decoder: any LatentDecoding
     private let modelPath: String?  // the bundle's folder as the user gave it, for the picture's file
@@ -20,12 +21,13 @@ public struct Pipeline: Sendable {
 
     /// Makes a pipeline of its parts.
     init(
-        manifest: Manifest, conditioning: any Conditioning, denoiser: any Denoiser, decoder: any LatentDecoding,
-        modelPath: String? = nil, reducesMemory: Bool = false,
+        manifest: Manifest, conditioning: any Conditioning, preparation: any Preparing, denoiser: any Denoiser,
+        decoder: any LatentDecoding, modelPath: String? = nil, reducesMemory: Bool = false,
         versions: [String: String] = ["moddit": PictureMetadata.packageVersion]
     ) {
         self.manifest = manifest
         self.conditioning = conditioning
+        self.preparation = preparation
         self.denoiser = denoiser
         self.decoder = decoder
         self.modelPath = modelPath
@@ -79,7 +81,8 @@ public struct Pipeline: Sendable {
         let conditions = try await conditioning.encode(run.request, isGuided: run.guidance.isGuided)
         if reducesMemory { await conditioning.unload() }
         await report?(.encoded(tokens: conditions.tokens))
-        let latents = try await denoise(run, conditions.rows, previews, report)
+        let calls = try await prepare(run, conditions.rows)
+        let latents = try await denoise(run, calls, previews, report)
         try Task.checkCancellation()
         let planes = try await decoder.decode(latents, size: run.schedule.size)
         if reducesMemory { await decoder.unload() }
@@ -108,17 +111,29 @@ public struct Pipeline: Sendable {
     /// Gives the memory of all parts back.
     public func unload() async {
         await conditioning.unload()
+        await preparation.unload()
         await denoiser.unload()
         await decoder.unload()
     }
 
+    /// Gives what each call of a step is told of its rows.
+    private func prepare(_ run: Run, _ rows: [Condition]) async throws -> [[String: any FeatureValue]] {
+        var calls: [[String: any FeatureValue]] = []
+        for call in run.batching.calls {
+            try Task.checkCancellation()
+            calls.append(try await preparation.prepare(call.map { rows[$0] }))
+        }
+        if reducesMemory { await preparation.unload() }
+        return calls
+    }
+
     private func denoise(
-        _ run: Run, _ rows: [Condition], _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
+        _ run: Run, _ calls: [[String: any FeatureValue]], _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
     ) async throws -> [Float] {
         var latents = try run.noise()
         var denoised: [Float]?
         for step in run.schedule.steps {
-            let output = try await predict(run, step, latents, rows)
+            let output = try await predict(run, step, latents, calls)
             let next = try step.sampler.advance(latents, output: output, previousDenoised: denoised)
             (latents, denoised) = (next.latents, next.denoised)
             if let report {
@@ -131,16 +146,16 @@ public struct Pipeline: Sendable {
 
     /// Runs the denoiser as often as one step needs, and applies guidance.
     private func predict(
-        _ run: Run, _ step: DenoisingSchedule.Step, _ latents: [Float], _ rows: [Condition]
+        _ run: Run, _ step: DenoisingSchedule.Step, _ latents: [Float], _ calls: [[String: any FeatureValue]]
     ) async throws -> [Float] {
         let input = step.sampler.scaleInput(latents)
         var outputs: [Float] = []
-        for call in run.batching.calls {
+        let batch = Array(repeating: input, count: run.batching.batch).flatMap { $0 }
+        for told in calls {
             try Task.checkCancellation()
             let output = try await denoiser.predict(
                 DenoiserInput(
-                    function: step.function, latents: call.flatMap { _ in input },
-                    timestep: Float(step.sampler.timestep), conditions: call.map { rows[$0] }))
+                    function: step.function, latents: batch, timestep: Float(step.sampler.timestep), told: told))
             outputs += run.batching == .doubled ? Array(output.suffix(output.count / 2)) : output
         }
         return try run.guidance.combine(outputs, keeping: latents.count)

@@ -1,5 +1,16 @@
-/// Numbers with a shape, in row-major order: what goes into the packages and comes out of them.
-package struct Tensor: Sendable, Hashable {
+/// What goes into the packages and comes out of them: numbers here, or where the runtime has them.
+package protocol FeatureValue: Sendable {
+    /// Sizes.
+    var shape: [Int] { get }
+    /// Kind of the numbers.
+    var dtype: Feature.DType { get }
+
+    /// The numbers, copied if they are the runtime's.
+    func tensor() throws -> Tensor
+}
+
+/// Numbers with a shape, in row-major order.
+package struct Tensor: FeatureValue, Hashable {
     /// The numbers.
     package enum Numbers: Sendable, Hashable {
         /// Single precision.
@@ -54,6 +65,12 @@ package struct Tensor: Sendable, Hashable {
         self.numbers = numbers
     }
 
+    /// Kind of the numbers.
+    package var dtype: Feature.DType { numbers.dtype }
+
+    /// Itself.
+    package func tensor() -> Tensor { self }
+
     /// Makes a tensor of single precision.
     init(_ values: [Float], shape: [Int]) throws(ModditError) {
         try self.init(.float32(values), shape: shape)
@@ -65,7 +82,7 @@ package struct Tensor: Sendable, Hashable {
     init(joining parts: [Tensor]) throws(ModditError) {
         guard let first = parts.first, !first.shape.isEmpty,
             parts.allSatisfy({
-                $0.shape.dropFirst() == first.shape.dropFirst() && $0.numbers.dtype == first.numbers.dtype
+                $0.shape.dropFirst() == first.shape.dropFirst() && $0.dtype == first.dtype
             })
         else { throw .shape("[tensor] cannot put shapes \(parts.map(\.shape)) behind each other") }
         let size = parts.reduce(0) { $0 + $1.shape[0] }
@@ -109,7 +126,7 @@ package struct Tensor: Sendable, Hashable {
     /// - Throws: `ModditError.unsupported` for other tensors.
     func floats() throws(ModditError) -> [Float] {
         guard case .float32(let values) = numbers else {
-            throw .unsupported("[tensor] got \(numbers.dtype.rawValue) numbers, want float32")
+            throw .unsupported("[tensor] got \(dtype.rawValue) numbers, want float32")
         }
         return values
     }
