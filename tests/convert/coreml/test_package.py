@@ -15,6 +15,7 @@ from convert.coreml.package import AUTHOR, LICENSE, MODEL_FILE, WEIGHT_FILE
 from moddit import __version__
 from moddit.manifest import Manifest, read_manifest
 from tests.convert.coreml.bundles import make_bundle, quick_garbage
+from tests.tiny import save_pipeline
 
 SHARING: Final = 1.02  # weights of all functions, over those of one: graphs differ, weights are stored once
 IOS18: Final = 9  # version of the specification
@@ -157,6 +158,18 @@ class TestPrecision:
             if operation.type in ("linear", "gelu", "layer_norm", "scaled_dot_product_attention"):
                 wanted = "fp32" if operation.outputs[0].name.endswith("_router") else "fp16"
                 assert dtype_of(operation.outputs[0]) == wanted, operation.outputs[0].name
+
+
+@pytest.mark.parametrize(("head_width", "dtype"), [(8, "fp32"), (16, "fp16")])
+def test_attention_of_t5_is_one_operation(tmp_path: Path, head_width: int, dtype: str) -> None:
+    """Its queries are multiplied by what the operation divides them by, in a dtype that holds the factor."""
+    source = save_pipeline(tmp_path / "source", text_encoder={"d_kv": head_width})
+    found = [item for _, item in operations(read(make_bundle(source, tmp_path / "bundle"), "TextEncoder"))]
+    attention = [item for item in found if item.type == "scaled_dot_product_attention"]
+    assert [item.inputs["attn_mask"].arguments[0].name for item in attention] == ["attention_bias"] * 2  # layers
+    assert not {item.type for item in found} & {"matmul", "softmax"}
+    factors = [item.outputs[0] for item in found if item.outputs[0].name.endswith("_q_unscaled")]
+    assert [dtype_of(item) for item in factors] == [dtype] * 2
 
 
 class TestRouting:
