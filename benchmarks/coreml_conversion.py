@@ -3,7 +3,7 @@
     python -m benchmarks.coreml_conversion [--hf-path FOLDER] [--size HxW] [--compress none ...] [--json FILE]
 
 Conversion and verification are a fresh process each; their memory is the largest resident set. For the true size of
-PixArt-Sigma-XL-2 with T5-XXL, `python -m benchmarks.random_checkpoint FOLDER` writes random weights.
+PixArt-Sigma-XL-2 with T5-XXL, `python -m benchmarks.random_pixart FOLDER` writes random weights.
 """
 
 from __future__ import annotations

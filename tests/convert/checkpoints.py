@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.random_checkpoint import save_random
+from benchmarks.random_pixart import save_random
 from convert.cli import main
 from moddit.conditioning import Text
 from moddit.configurations import find_configuration

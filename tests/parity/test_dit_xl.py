@@ -15,7 +15,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from benchmarks.coreml_conversion import run_metered
-from benchmarks.random_checkpoint import write_random
+from benchmarks.random_pixart import write_random
 from mlx_moddit.load import load_bundle
 from moddit.manifest import read_manifest
 from moddit.models.dit import DiTSpec

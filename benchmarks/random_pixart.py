@@ -1,6 +1,6 @@
 """A PixArt-Sigma checkpoint with random weights, as a diffusers folder: for what only needs the true size.
 
-    python -m benchmarks.random_checkpoint FOLDER       # PixArt-Sigma-XL-2 with T5-XXL, 11 GB
+    python -m benchmarks.random_pixart FOLDER       # PixArt-Sigma-XL-2 with T5-XXL, 11 GB
 
 Weights are drawn so that layers keep the size of what passes through them: 1 / sqrt(inputs), as T5 initialises its own.
 T5 does not divide the scores of attention by the root of a head's width, and draws its queries smaller by that instead.

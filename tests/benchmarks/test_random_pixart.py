@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
 
-from benchmarks.random_checkpoint import save_random
+from benchmarks.random_pixart import save_random
 from moddit.checkpoint.description import Description, describe
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.conditioning import Text
