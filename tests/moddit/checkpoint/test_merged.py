@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from benchmarks.coreml_conversion import run_metered
+from benchmarks.conversion import run_metered
 from moddit.checkpoint.merged import Addition, MergedTensor
 from moddit.checkpoint.safetensors import FileTensor, read_tensors
 from moddit.checkpoint.stored import Rows
@@ -125,6 +125,4 @@ def test_memory(large: Path, rows: int) -> None:
 
 def _peak(path: Path, kind: str, rows: int) -> int:
     """Measure the largest resident set of a fresh process that reads a tensor, bytes."""
-    cost = run_metered(sys.executable, "-c", READER, str(path), kind, str(rows))
-    assert cost.status == 0
-    return cost.peak_bytes
+    return run_metered([sys.executable, "-c", READER, str(path), kind, str(rows)])[1]
