@@ -114,8 +114,8 @@ def block_name(layer: int) -> str:
 def kept_layer(operation: str) -> int | None:
     """Tell of which layer an operation gives the tokens that are kept; None for other operations.
 
-    Such an operation gives either the indices of the tokens, (B, K) integers that ascend, or with `onehot` routing 1
-    for each token that is kept, (B, N) floats.
+    The last output of such an operation is either the indices of the tokens, (B, K) integers in any order, or with
+    `onehot` routing 1 for each token that is kept, (B, N) floats.
     """
     match = _KEPT.fullmatch(operation)
     return None if match is None else int(match[1])

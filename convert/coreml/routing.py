@@ -2,11 +2,14 @@
 
 Scores and their ranking are float32 in every form. Two forms select the same tokens and give the same values:
 
-- ROWS: top-k, gather and scatter of rows. Core ML does not say how its top-k breaks ties; in float32 they are rare.
-- ONEHOT: ranks by comparing all pairs of scores, then moves tokens by products with matrices of zeros and ones. No
-  top-k, sort, gather or scatter, for which the Neural Engine has no place; but N^2 comparisons, exact only up to
-  MAX_ONEHOT_TOKENS. Scores, comparisons and sinusoid are float32 here too, which the Neural Engine does not compute:
-  Core ML has to run these elsewhere, in every layer. How much that costs, nobody has measured.
+- ROWS: top-k, gather and scatter of rows, in the order in which top-k gives them: a block treats tokens alike in any
+  order. Core ML does not say which of equal scores its top-k prefers: where the last score kept equals the first left
+  out, the other token may be kept. Equal scores that are both kept or both left out do not matter.
+- ONEHOT: ranks by comparing all pairs of scores, of equal ones the lower index first, then moves tokens by products
+  with matrices of zeros and ones. No top-k, gather or scatter, for which the Neural Engine has no place; but N^2
+  comparisons, exact only up to MAX_ONEHOT_TOKENS. Scores, comparisons and sinusoid are float32 here too, which the
+  Neural Engine does not compute: Core ML has to run these elsewhere, in every layer. How much that costs, nobody has
+  measured.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ Constant = Callable[[str, Callable[[], Array]], Var]  # adds a constant of this 
 class Kept:
     """The tokens that a block processes, and the way back to their places."""
 
-    tokens: Var  # (B, K, C), in ascending order of their index
+    tokens: Var  # (B, K, C), in any order
     gates: tuple[Var, ...]  # at most one, (B, K, 1), that multiplies the MLP
     put_back: Callable[[Var], Var]  # processed tokens (B, K, C) -> (B, N, C), the others unchanged
 
@@ -86,13 +89,10 @@ def gate(scores: Var, dtype: str, name: str) -> Var:
 
 def _select_rows(x: Var, scores: Var, count: int, name: str) -> Kept:
     batch, tokens, width = x.shape
-    _, best = mb.topk(
+    chosen, kept = mb.topk(  # scores and indices, (B, K) each
         x=scores, k=count, axis=1, ascending=False, sort=False, return_indices=True, output_indices_dtype="int32",
-        name=name + "_topk",
+        name=name + KEPT,
     )  # fmt: skip
-    order = mb.argsort(x=best, axis=1, ascending=True, name=name + "_order")
-    kept = mb.gather_along_axis(x=best, indices=order, axis=1, name=name + KEPT)  # (B, K), ascending
-    chosen = mb.gather_along_axis(x=scores, indices=kept, axis=1, name=name + "_kept_scores")
     if batch > 1:
         starts = np.arange(batch, dtype=np.int32)[:, None] * tokens
         kept = mb.add(x=kept, y=starts, name=name + "_rows")

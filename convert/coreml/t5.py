@@ -6,6 +6,7 @@ are added to it (`o`, `wo`); everything between is float16. Weights are stored i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -60,16 +61,30 @@ def _attention_layer(spec: T5Spec, weights: Weights, x: Var, bias: Var, layer: i
     name, tensor = f"block{layer:02}_attention", f"encoder.block.{layer}.layer.0."
     normed = cast(_rms_norm(spec, weights, x, tensor + "layer_norm", name + "_norm"), "fp16", name + "_norm_fp16")
     queries, keys, values = (
-        split_heads(
-            linear(weights, normed, f"{tensor}SelfAttention.{part}", f"{name}_{part}"), spec.num_heads, f"{name}_{part}"
-        )
-        for part in "qkv"
+        linear(weights, normed, f"{tensor}SelfAttention.{part}", f"{name}_{part}") for part in "qkv"
     )
-    scores = mb.matmul(x=queries, y=keys, transpose_y=True, name=name + "_scores")
-    shares = mb.softmax(x=mb.add(x=scores, y=bias, name=name + "_biased"), axis=-1, name=name + "_softmax")
-    mixed = cast(merge_heads(mb.matmul(x=shares, y=values, name=name + "_mixed"), name), "fp32", name + "_mixed_fp32")
+    mixed = mb.scaled_dot_product_attention(
+        query=split_heads(_unscale(queries, spec.d_kv, name + "_q"), spec.num_heads, name + "_q"),
+        key=split_heads(keys, spec.num_heads, name + "_k"),
+        value=split_heads(values, spec.num_heads, name + "_v"),
+        attn_mask=bias,
+        name=name + "_sdpa",
+    )
+    mixed = cast(merge_heads(mixed, name), "fp32", name + "_mixed_fp32")
     branch = linear(weights, mixed, tensor + "SelfAttention.o", name + "_o")
     return mb.add(x=x, y=branch, name=name + "_residual")
+
+
+def _unscale(queries: Var, width: int, name: str) -> Var:
+    """Multiply by the root of a head's width, by which Core ML's attention divides and T5's does not.
+
+    Of T5 v1.1 it is 8. Where it is no whole number, float16 does not hold it, and the product is float32.
+
+    Shapes: queries (1, L, inner) float16 -> the same
+    """
+    root = math.sqrt(width)
+    wide = queries if root.is_integer() else cast(queries, "fp32", name + "_fp32")
+    return cast(mb.mul(x=wide, y=number(wide, root), name=name + "_unscaled"), "fp16", name + "_unscaled_fp16")
 
 
 def _feed_forward_layer(spec: T5Spec, weights: Weights, x: Var, layer: int) -> Var:

@@ -183,8 +183,8 @@ def _run_packages(packages: Packages, case: Case) -> tuple[NDArray[np.float32], 
     def watch(name: str, values: tuple[Tensor, ...]) -> None:
         layer = kept_layer(name)
         if layer is not None:
-            is_onehot = values[0].is_floating_point()  # 1 for the tokens kept
-            rows = (row.nonzero().flatten() if is_onehot else row for row in values[0])
+            is_onehot = values[-1].is_floating_point()  # 1 for the tokens kept
+            rows = (row.nonzero().flatten() if is_onehot else row for row in values[-1])
             kept[layer] = tuple(frozenset(row.tolist()) for row in rows)
 
     return packages.run(case.role, case.function, case.inputs, watch), kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +14,12 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
+from benchmarks.conversion import run_metered
+from benchmarks.random_pixart import write_random
 from mlx_moddit.load import load_bundle
 from moddit.manifest import read_manifest
 from moddit.models.dit import DiTSpec
 from tests import tiny
-from tests.convert.test_large import METER, write_random
 from tests.parity.bridge import relative_error, to_nchw
 
 MEMORY_LIMIT: Final = 500_000_000  # bytes, of the whole process
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads(path.read_text()) | XL
     path.write_text(json.dumps(config))
     tensors = DiTSpec.from_diffusers(config, "test").tensors(has_routers=False)
-    write_random(path.parent / "diffusion_pytorch_model.safetensors", tensors, scale=0.02)
+    write_random(path.parent / "diffusion_pytorch_model.safetensors", tensors, "F32")
     return folder
 
 
@@ -49,10 +49,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_conversion_takes_little_memory_and_a_step_is_that_of_diffusers(source: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     command = [sys.executable, "-m", "convert", "mlx", "--hf-path", str(source), "--out", str(bundle)]
-    result = subprocess.run(
-        [sys.executable, "-c", METER, *command, "--dtype", "float32"], capture_output=True, text=True, check=True
-    )
-    peak = int(result.stdout) * (1 if sys.platform == "darwin" else 1024)
+    _, peak = run_metered([*command, "--dtype", "float32"])
     print(f"peak {peak / 1e6:.0f} MB")
     assert peak < MEMORY_LIMIT
     assert read_manifest(bundle).components["transformer"].parameters > 675_000_000

@@ -67,11 +67,6 @@ def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
     return result
 
 
-@operation("softmax")
-def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    return x.softmax(axis)
-
-
 @operation("layer_norm", mixed=("gamma", "beta", "epsilon"))
 def layer_norm(
     x: Tensor,

@@ -35,11 +35,6 @@ def topk(
     return (values, indices) if return_indices else (values,)
 
 
-@operation("argsort", dtypes=("int32",))
-def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    return x.argsort(dim=axis, descending=not ascending, stable=True)
-
-
 @operation("gather")
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """Take slices of `x` along `axis`.
@@ -53,17 +48,6 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
     rows = _check_indices(indices, x.shape[axis])
     taken = x.index_select(axis, rows.reshape(-1))
     return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
-
-
-@operation("gather_along_axis")
-def gather_along_axis(
-    x: Tensor,
-    indices: Tensor,
-    axis: int = 0,
-    validate_indices: bool = False,  # noqa: ARG001 - they are checked in any case
-) -> Tensor:
-    _check_others(x, indices, axis)
-    return x.gather(axis, _check_indices(indices, x.shape[axis]))
 
 
 @operation("scatter")
@@ -94,10 +78,3 @@ def _check_indices(indices: Tensor, size: int) -> Tensor:
     if indices.numel() and not (indices.min() >= 0 and indices.max() < size):
         raise ValueRangeError(f"indices are in {int(indices.min())}..{int(indices.max())}, want them in 0..{size - 1}")
     return indices.long()
-
-
-def _check_others(x: Tensor, indices: Tensor, axis: int) -> None:
-    axis %= x.dim()
-    wanted = (*x.shape[:axis], indices.shape[axis], *x.shape[axis + 1 :]) if indices.dim() == x.dim() else x.shape
-    if indices.shape != wanted:
-        raise FormatError(f"indices have shape {list(indices.shape)}, want {list(wanted)} but for axis {axis}")

@@ -84,11 +84,12 @@ class TestOptions:
             {"transformer": {"attention_bias": False, "out_channels": 4, "patch_size": 1, "sample_size": 8}},
             {"transformer": {"interpolation_scale": 1, "num_layers": 1, "norm_eps": 1e-5}},
             {"text_encoder": {"gated": False, "relative_attention_num_buckets": 8}},
+            {"text_encoder": {"d_kv": 16}},
             {"vae": {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.1}},
             {"vae": {"mid_block_add_attention": False, "block_out_channels": (8,), "layers_per_block": 2,
                      "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}},
         ],
-        ids=["plain-transformer", "one-layer", "relu", "bare-vae", "flat-vae"],
+        ids=["plain-transformer", "one-layer", "relu", "whole-root", "bare-vae", "flat-vae"],
     )  # fmt: skip
     def test_architectures(self, tmp_path: Path, components: dict[str, Any]) -> None:
         source = save_pipeline(tmp_path / "source", **components)

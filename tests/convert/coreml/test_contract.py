@@ -71,10 +71,10 @@ def test_operations_that_tell_which_tokens_are_kept(bundle: Path, graphs: Graphs
         model = Model_pb2.Model()
         model.ParseFromString((bundle / path / MODEL_FILE).read_bytes())
         for operation in block(model, graphs.step_functions[-1].function).operations:
-            name = operation.outputs[0].name
+            (name,) = operation.attributes["name"].immediateValue.tensor.strings.values
             layer = contract.kept_layer(name)
             if layer is not None:
-                assert name == contract.block_name(layer) + contract.KEPT
+                assert (name, operation.type) == (contract.block_name(layer) + contract.KEPT, "topk")
                 found.append(layer)
     assert found == [layer for layer, row in enumerate(PLAN) if row[region] < 10]
     assert contract.kept_layer("block03_kept_scores") is None

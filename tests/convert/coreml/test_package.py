@@ -15,6 +15,7 @@ from convert.coreml.package import AUTHOR, LICENSE, MODEL_FILE, WEIGHT_FILE
 from moddit import __version__
 from moddit.manifest import Manifest, read_manifest
 from tests.convert.coreml.bundles import make_bundle, quick_garbage
+from tests.tiny import save_pipeline
 
 SHARING: Final = 1.02  # weights of all functions, over those of one: graphs differ, weights are stored once
 IOS18: Final = 9  # version of the specification
@@ -122,16 +123,14 @@ def find_package(manifest: Manifest, path: str) -> Any:
 class TestPrecision:
     @pytest.mark.parametrize("package", ["Transformer1of2", "Transformer2of2"])
     def test_what_is_float32(self, bundle: Path, package: str) -> None:
-        wide = re.compile(
-            r"block\d\d_(router|router_input|scores|kept_scores|topk_0|sigmoid)|.*_(angles|cos|sin|sinusoid)"
-        )
+        wide = re.compile(r"block\d\d_(router|router_input|scores|kept_0|sigmoid)|.*_(angles|cos|sin|sinusoid)")
         names = set()
         for _, operation in operations(read(bundle, package)):
             for output in operation.outputs:
                 if operation.type != "const" and wide.fullmatch(output.name):
                     assert dtype_of(output) == "fp32", output.name
                     names.add(re.sub(r"block\d\d_", "", output.name))
-        assert names >= {"router", "scores", "kept_scores", "topk_0", "sigmoid"}
+        assert names >= {"router", "scores", "kept_0", "sigmoid"}
         if package == "Transformer1of2":
             assert names >= {"timestep_angles", "timestep_cos", "timestep_sin", "timestep_sinusoid"}
 
@@ -183,12 +182,26 @@ class TestPrepared:
             assert slices == {f"block{layer:02}_text_{part}" for layer in layers for part in ("keys", "values")}
 
 
+@pytest.mark.parametrize(("head_width", "dtype"), [(8, "fp32"), (16, "fp16")])
+def test_attention_of_t5_is_one_operation(tmp_path: Path, head_width: int, dtype: str) -> None:
+    """Its queries are multiplied by what the operation divides them by, in a dtype that holds the factor."""
+    source = save_pipeline(tmp_path / "source", text_encoder={"d_kv": head_width})
+    found = [item for _, item in operations(read(make_bundle(source, tmp_path / "bundle"), "TextEncoder"))]
+    attention = [item for item in found if item.type == "scaled_dot_product_attention"]
+    assert [item.inputs["attn_mask"].arguments[0].name for item in attention] == ["attention_bias"] * 2  # layers
+    assert not {item.type for item in found} & {"matmul", "softmax"}
+    factors = [item.outputs[0] for item in found if item.outputs[0].name.endswith("_q_unscaled")]
+    assert [dtype_of(item) for item in factors] == [dtype] * 2
+
+
 class TestRouting:
     MOVING: Final = {"topk", "gather", "scatter", "gather_along_axis", "argsort", "one_hot", "gather_nd"}
 
     def test_rows(self, bundle: Path) -> None:
-        names = {output.name for _, item in operations(read(bundle, "Transformer2of2")) for output in item.outputs}
-        assert {"block02_router", "block02_topk_0", "block02_gather", "block02_gate", "block02_scatter"} <= names
+        found = [item for _, item in operations(read(bundle, "Transformer2of2"))]
+        names = {output.name for item in found for output in item.outputs}
+        assert {"block02_router", "block02_kept_0", "block02_gather", "block02_gate", "block02_scatter"} <= names
+        assert {item.type for item in found} & self.MOVING == {"topk", "gather", "scatter"}
 
     def test_onehot_moves_tokens_by_products_alone(self, onehot: Path) -> None:
         """The Neural Engine may still not have all of it: `test_onehot_ranks_in_float32`."""

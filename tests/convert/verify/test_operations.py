@@ -148,13 +148,11 @@ def test_products_and_norms(tmp_path: Path) -> None:
         mean, variance = array.mean(axes, keepdims=True), array.var(axes, keepdims=True)
         return (array - mean) / np.sqrt(variance + epsilon)
 
-    powers = np.exp(x - x.max(1, keepdims=True))
     expected = {
         "linear": x @ weight.T + bias,
         "linear_plain": x @ weight.T,
         "matmul": x @ y.transpose(0, 2, 1),
         "matmul_left": x.transpose(0, 2, 1) @ x,
-        "softmax": powers / powers.sum(1, keepdims=True),
         "layer_norm": norm(x, (2,), 1e-2) * gamma + beta,
         "layer_norm_plain": norm(x, (2,), 1e-6),
         "layer_norm_two": norm(x, (1, 2), 1e-5) * wide,
@@ -169,7 +167,6 @@ def test_products_and_norms(tmp_path: Path) -> None:
         mb.linear(x=x, weight=weight, name="linear_plain")
         mb.matmul(x=x, y=y, transpose_y=True, name="matmul")
         mb.matmul(x=x, y=x, transpose_x=True, name="matmul_left")
-        mb.softmax(x=x, axis=1, name="softmax")
         mb.layer_norm(x=x, axes=[-1], gamma=gamma, beta=beta, epsilon=1e-2, name="layer_norm")
         mb.layer_norm(x=x, axes=[2], epsilon=1e-6, name="layer_norm_plain")
         mb.layer_norm(x=x, axes=[1, 2], gamma=wide, name="layer_norm_two")
@@ -240,8 +237,6 @@ def test_ranking(tmp_path: Path) -> None:
             np.array([[0, 0, 1, 0, 1, 0], [1, 1, 0, 1, 0, 1]]),
         ],
         "unsorted": [np.array([[3, 3], [5, 5]], np.float32), np.array([[2, 0], [4, 2]])],
-        "ascending": np.array([[5, 1, 3, 0, 2, 4], [0, 1, 3, 5, 2, 4]]),
-        "descending": np.array([[0, 2, 4, 3, 1, 5], [2, 4, 0, 1, 3, 5]]),
     }
 
     def build(x: Any) -> Any:
@@ -250,9 +245,7 @@ def test_ranking(tmp_path: Path) -> None:
         mb.topk(x=x, k=2, return_indices=False, name="values")
         mb.topk(x=x, k=1, output_indices_dtype="uint16", name="narrow")
         mb.topk(x=x, k=2, axis=0, name="columns")
-        mb.topk(x=x, k=2, sort=False, name="unsorted")
-        mb.argsort(x=x, ascending=True, name="ascending")
-        return mb.argsort(x=x, axis=-1, name="descending")
+        return mb.topk(x=x, k=2, sort=False, name="unsorted")[0]
 
     check(tmp_path, build, {"x": x}, expected)
 
@@ -266,8 +259,7 @@ def test_half(tmp_path: Path) -> None:
         mb.rsqrt(x=mb.square(x=x))
         mb.upsample_nearest_neighbor(x=x, scale_factor_height=2.0, scale_factor_width=2.0, name="upsample")
         mb.conv(x=x, weight=np.ones((1, 2, 1, 1), np.float16), pad_type="valid", name="conv")
-        mb.topk(x=x, k=1, name="topk")
-        return mb.softmax(x=x)
+        return mb.topk(x=x, k=1, name="topk")[0]
 
     wide = x.astype(np.float32)
     expected = {
@@ -280,9 +272,7 @@ def test_half(tmp_path: Path) -> None:
 
 def test_gather_and_scatter(tmp_path: Path) -> None:
     x, rows = draw(2, 5, 3), np.array([4, 0, 2], np.int32)
-    updates, lanes = draw(2, 3, 3, seed=1), np.array([[[0, 4, 2]] * 2, [[1, 0, 3]] * 2], np.int32)
-    lanes[:, 1] = (lanes[:, 1] + 1) % 5
-    batched = np.array([[1, 1], [4, 0]], np.int32)
+    updates, batched = draw(2, 3, 3, seed=1), np.array([[1, 1], [4, 0]], np.int32)
     update = x.copy()
     update[:, rows] = updates
     expected = {
@@ -290,19 +280,17 @@ def test_gather_and_scatter(tmp_path: Path) -> None:
         "gather_matrix": x[:, batched],
         "gather_single": x[:, 3],
         "gather_batch": np.stack([x[0][[1, 1]], x[1][[4, 0]]]),
-        "gather_along": np.take_along_axis(x, lanes, 1),
         "update": update,
     }
 
-    def build(x: Any, rows: Any, updates: Any, lanes: Any) -> Any:
+    def build(x: Any, rows: Any, updates: Any) -> Any:
         mb.gather(x=x, indices=rows, axis=1, name="gather")
         mb.gather(x=x, indices=batched, axis=-2, name="gather_matrix")
         mb.gather(x=x, indices=np.int32(3), axis=1, name="gather_single")
         mb.gather(x=x, indices=batched, axis=1, batch_dims=1, name="gather_batch")
-        mb.gather_along_axis(x=x, indices=lanes, axis=1, name="gather_along")
         return mb.scatter(data=x, indices=rows, updates=updates, axis=-2, mode="update", name="update")
 
-    check(tmp_path, build, {"x": x, "rows": rows, "updates": updates, "lanes": lanes}, expected)
+    check(tmp_path, build, {"x": x, "rows": rows, "updates": updates}, expected)
 
 
 @pytest.mark.parametrize(
@@ -449,4 +437,4 @@ def test_arguments_of_the_wrong_kind(tmp_path: Path) -> None:
         ({"x": (x,), "axis": (torch.zeros(2, dtype=torch.int32),)}, "argument axis: got 2 numbers, want one"),
     ):
         with pytest.raises(FormatError, match=message):
-            OPERATIONS["softmax"].evaluate(arguments)
+            OPERATIONS["topk"].evaluate(arguments)

@@ -69,7 +69,8 @@ def repeat(model: Any, name: str, copy: str, **inputs: str) -> None:
     index = next(place for place, item in enumerate(operations) if item.outputs[0].name == name)
     operations.insert(index + 1, operations[index])
     added = operations[index + 1]
-    added.outputs[0].name = copy
+    for number, output in enumerate(added.outputs):
+        output.name = f"{copy}_{number}" if len(added.outputs) > 1 else copy
     added.attributes["name"].immediateValue.tensor.strings.values[0] = copy
     for parameter, value in inputs.items():
         added.inputs[parameter].arguments[0].name = value
@@ -98,14 +99,22 @@ def gather_elsewhere(model: Any) -> None:
     values[:] = list(reversed(values))
 
 
+def gate_in_another_order(model: Any) -> None:
+    """Gate the tokens by the right scores, but from the largest to the least."""
+    repeat(model, find(model, "block01_kept_0").inputs["sort"].arguments[0].name, "is_sorted")
+    repeat(model, "block01_kept_0", "sorted", sort="is_sorted")
+    constant_of(model, "sorted_0", "sort").bools.values[0] = True
+    rewire("block01_sigmoid", "x", "sorted_0")(model)
+
+
 def keep_the_least(model: Any) -> None:
-    constant_of(model, "block01_topk_0", "ascending").bools.values[0] = True
+    constant_of(model, "block01_kept_0", "ascending").bools.values[0] = True
 
 
 PLANTED: Final[dict[str, Callable[[Any], None]]] = {
     "scatter into other rows": put_back_elsewhere,
     "gather other rows": gather_elsewhere,
-    "scores in another order than the tokens": rewire("block01_kept_scores", "indices", "block01_order"),
+    "scores in another order than the tokens": gate_in_another_order,
     "dropped gate": rewire("block01_ff_residual", "y", "block01_ff_gated"),
     "dropped gate of the modulation": rewire("block01_attn1_residual", "y", "block01_attn1_to_out"),
     "the least scores": keep_the_least,
@@ -148,11 +157,11 @@ def test_exact_gelu(package: str, tmp_path: Path) -> None:
 
 def test_a_capacity_that_contradicts_the_shapes(bundle: Path) -> None:
     def change(model: Any) -> None:
-        constant_of(model, "block01_topk_0", "k").ints.values[0] -= 1
+        constant_of(model, "block01_kept_0", "k").ints.values[0] -= 1
 
     edit(bundle / TRANSFORMER, change)
     refresh_manifest(bundle)
-    with pytest.raises(FormatError, match="block01_topk"):
+    with pytest.raises(FormatError, match="block01_kept"):
         verify(bundle)
 
 

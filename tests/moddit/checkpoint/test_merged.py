@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +14,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
+from benchmarks.conversion import run_metered
 from moddit.checkpoint.merged import Addition, MergedTensor
 from moddit.checkpoint.safetensors import FileTensor, read_tensors
 from moddit.checkpoint.stored import Rows
 from moddit.errors import FormatError, ValueRangeError
-from tests.convert.test_large import METER
 
 TOLERANCE: Final = 1e-5  # of sums of 3 products of the order of 1, in float32
 SIDE: Final = 4096  # of a float32 matrix of 64 MiB
@@ -126,6 +125,4 @@ def test_memory(large: Path, rows: int) -> None:
 
 def _peak(path: Path, kind: str, rows: int) -> int:
     """Measure the largest resident set of a fresh process that reads a tensor, bytes."""
-    command = [sys.executable, "-c", METER, sys.executable, "-c", READER, str(path), kind, str(rows)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(result.stdout) * (1 if sys.platform == "darwin" else 1024)
+    return run_metered([sys.executable, "-c", READER, str(path), kind, str(rows)])[1]
