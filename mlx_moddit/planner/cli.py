@@ -19,6 +19,7 @@ from moddit.configurations import CONFIGURATIONS, find_configuration
 from moddit.errors import UnsupportedError
 from moddit.manifest import read_manifest
 from moddit.paths import expand
+from moddit.quantization import BITS
 from moddit.request import DEFAULT_STEPS, Request
 
 GB: Final = 1e9
@@ -40,7 +41,7 @@ _DTYPES: Final = ("float16", "bfloat16", "float32")
 )
 @click.option("--align", type=click.IntRange(1, 1024), help="Round what is kept to a multiple that kernels like.")
 @click.option("--dtype", type=click.Choice(_DTYPES), default="float16", show_default=True, help="Weights of --config.")
-@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantise the weights of --config.")
+@click.option("--bits", type=click.Choice(list(map(str, BITS))), help="Quantise the weights of --config.")
 @click.option(
     "--record", "records", multiple=True, metavar="FILE", help="Benchmark of this machine to go by; repeatable."
 )
@@ -81,7 +82,7 @@ def _ask(options: dict[str, Any]) -> Asked:
 def _write(facts: dict[str, Any]) -> Iterator[str]:
     height, width = facts["size"]
     total = sum(facts["bundle_bytes"].values())
-    stored = facts["dtype"] if facts["bits"] is None else f"{facts['bits']}-bit"
+    stored = facts["dtype"] if facts["bits"] is None else f"{facts['bits']:g}-bit"
     yield (
         f"{facts['model']}: {facts['parameters'] / 1e6:,.0f} M parameters, {total / GB:.2f} GB as a bundle in "
         f"{stored}; {height}x{width} pixels, {facts['steps']} steps, batch {facts['batch']}, "

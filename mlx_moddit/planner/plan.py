@@ -12,13 +12,14 @@ from mlx_moddit.planner.chips import Chip, gpu_bytes
 from mlx_moddit.planner.latency import Drawing, Range, Rates, chip_rates
 from moddit.bins import Size
 from moddit.manifest import Manifest
+from moddit.quantization import mean_bits
 from moddit.request import DEFAULT_VAE_TILE_SIZE
 from moddit.routing import RoutingPlan, capacity, snap
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
 PROMPT_TOKENS: Final = 60  # of a usual text
-BITS: Final = (None, 8, 4)
+BITS: Final = (8, 4)  # that may make it fit
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Asked:
         return self.manifest.components["transformer"].dtype or "float32"
 
     @property
-    def bits(self) -> int | None:
+    def bits(self) -> float | None:
         """Of its weights, where they are quantised."""
-        quantization = self.manifest.components["transformer"].quantization
-        return None if quantization is None else quantization.bits
+        weights = self.manifest.spec.transformer.tensors(has_routers=self.manifest.tokens.has_routers)
+        return mean_bits(self.manifest.components["transformer"].quantization, weights)
 
     def memory(self, *, has_bfloat16: bool) -> dict[str, int]:
         """Estimate the peak of each stage on a Mac's GPU, bytes."""
@@ -80,14 +81,13 @@ def imagine(
 
 def variants(asked: Asked, *, has_bfloat16: bool) -> Iterator[Variant]:
     """List ways to run a model, from what was asked to what needs least."""
-    for bits in BITS:
-        if asked.bits is not None and (bits is None or bits > asked.bits):
-            continue
+    spec, tokens = asked.manifest.spec, asked.manifest.tokens
+    fewer = [bits for bits in BITS if asked.bits is None or bits < asked.bits]
+    for bits in (asked.bits, *fewer):
         chosen = asked
-        if bits != asked.bits:
-            spec = asked.manifest.spec
-            chosen = replace(asked, manifest=imagine_manifest(spec, asked.manifest.tokens, asked.dtype, bits))
-        words = f"{chosen.dtype}" if bits is None else f"{bits}-bit"
+        if bits in fewer:
+            chosen = replace(asked, manifest=imagine_manifest(spec, tokens, asked.dtype, int(bits)))
+        words = asked.dtype if bits is None else f"{bits:g}-bit"
         memory = chosen.memory(has_bfloat16=has_bfloat16)
         yield Variant(words, memory["all_in_memory"])
         if memory["all_in_memory_strips"] < memory["all_in_memory"]:

@@ -11,13 +11,13 @@ from moddit.manifest import (
     Component,
     Manifest,
     Provenance,
-    Quantization,
     describe_file,
     fingerprint,
     read_manifest,
     verify_files,
     write_manifest,
 )
+from moddit.quantization import Quantization
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
 from tests.moddit.specs import LABEL, TEXT
@@ -30,7 +30,7 @@ def make_bundle(folder, spec):
     for name in spec.components:
         (folder / f"{name}.bin").write_bytes(name.encode())
         components[name] = Component((describe_file(folder, f"{name}.bin"),), "float16", 7)
-    quantized = Quantization(4, 64, "affine", ("proj_out.weight",))
+    quantized = (Quantization(8, 64, "affine", ("proj_out.weight",)), Quantization(4, 32, "mxfp4", ("x.weight",)))
     components["transformer"] = Component(components["transformer"].files, "float16", 7, quantized)
     provenance = Provenance("somewhere", "0" * 64, {"moddit": "0"}, "2026-01-01T00:00:00Z")
     manifest = Manifest(fingerprint(spec, POLICY, components), "mlx", spec, POLICY, components, None, provenance)
@@ -98,8 +98,8 @@ def test_not_json(bundle):
     ("change", "error", "message"),
     [
         (lambda value: value.update(format="other"), FormatError, "not a moddit bundle"),
-        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 4"),
-        (lambda value: value.update(format_version=3), FormatError, "got 3, want 4; convert the checkpoint again"),
+        (lambda value: value.update(format_version=99), FormatError, "format_version is unknown, got 99, want 5"),
+        (lambda value: value.update(format_version=4), FormatError, "got 4, want 5; convert the checkpoint again"),
         (lambda value: value.update(more=1), FormatError, "'more'"),
         (lambda value: value.update(graphs={}), FormatError, "manifest.json: graphs lacks 'compute_units'"),
         (lambda value: value["components"].pop("vae"), FormatError, "components"),

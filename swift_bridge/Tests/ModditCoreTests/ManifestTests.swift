@@ -54,7 +54,7 @@ struct ManifestTests {
             ])
         #expect(chain.graphs?.trainedPlan.keepTenths == [[5, 4, 9], [3, 4, 10], [3, 3, 10]])
         #expect(chain.graphs?.routing == .onehot)
-        #expect(chain.components["transformer"]?.quantization?.tensors == ["proj_out.weight"])
+        #expect(chain.components["transformer"]?.quantization.first?.tensors == ["proj_out.weight"])
     }
 
     @Test(arguments: [
@@ -98,7 +98,7 @@ struct ManifestTests {
     /// Each kind of change, and the kind and a part of the error it must give; `RefusalTests` has all that is refused.
     @Test(arguments: [
         ("format", JSON.string("other"), "format", "m: not a moddit bundle, want \"format\": 'moddit'"),
-        ("format_version", .integer(3), "format", "m: format_version is unknown, got 3, want 4"),
+        ("format_version", .integer(4), "format", "m: format_version is unknown, got 4, want 5"),
         ("backend", .string("tflite"), "unsupported", "m: backend is 'tflite', want mlx or coreml; convert"),
         ("backend", .string("mlx"), "format", "m: backend is 'mlx' with graphs, want 'mlx' without"),
         ("fingerprint", .string("0"), "format", "m: fingerprint is '0', want 64 hexadecimal digits"),
