@@ -18,7 +18,7 @@ from convert.conversion import Conversion, check_out, convert
 from convert.coreml.choices import Choices as CoreMLChoices
 from convert.coreml.choices import Routing
 from convert.coreml.compress import Scheme
-from convert.mlx.options import choose, storage_options
+from convert.mlx.options import storage_options, take_choices
 from convert.options import checkpoint_options, output_options, source_option
 from convert.verify.command import command as verify_command
 from moddit.bins import Size, parse_size
@@ -85,8 +85,7 @@ def mlx_command(**options: Any) -> None:
     Without --hf-path it converts the checkpoint that comes with moddit. The summary goes to standard output, progress
     to standard error.
     """
-    storage = {name: options.pop(name) for name in ("dtype", "quantize", "q_bits", "q_group_size", "q_mode")}
-    _convert(mlx_writer(choose(**storage)), **options)
+    _convert(mlx_writer(take_choices(options)), **options)
 
 
 @command.command("coreml")

@@ -29,6 +29,7 @@ from mlx_moddit.pipeline import Generation, Pipeline, default_dtype, spread_seed
 from mlx_moddit.planner.cli import plan
 from mlx_moddit.report import Report, SavedPicture, versions
 from mlx_moddit.routes import draw_routes
+from mlx_moddit.sensitivity.cli import sensitivity
 from mlx_moddit.stages import Encoded, Stage, Step
 from moddit.bounds import JSON_BYTES, PICTURES, PROMPT
 from moddit.conditioning import Label, Text
@@ -153,6 +154,7 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
 
 main.add_command(benchmark)
 main.add_command(plan)
+main.add_command(sensitivity)
 
 
 @dataclass(frozen=True)

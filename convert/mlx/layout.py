@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.mlx.quantize import quantize
+from convert.mlx.recipe import Recipe
 from moddit.checkpoint.parts import Part
 from moddit.checkpoint.precision import DTYPES, cast, widen
 from moddit.checkpoint.stored import ITEM_BYTES, StoredTensor
@@ -27,7 +28,7 @@ class Choices:
     """What a user chooses."""
 
     dtype: str = "float16"  # of the large tensors, a key of DTYPES
-    packing: Packing | None = None  # of the matrices of transformer and text encoder
+    recipe: Recipe | None = None  # for the matrices of transformer and text encoder, which otherwise stay whole
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,19 @@ def plan_slots(component: str, part: Part, choices: Choices) -> list[Slot]:
 
     Tensors of four-byte numbers come first, and scales and biases of two bytes come in pairs, scales of one byte in
     fours (`Packing.fits`), so that every tensor is aligned to its own numbers.
+
+    Raises:
+        InputError: as `Recipe.choose`.
     """
-    slots = [_plan_slot(component, name, part, choices) for name in part.wanted]
+    dtype, packings = DTYPES[choices.dtype], {}
+    if choices.recipe is not None and component not in UNCOMPRESSED:
+        packings = choices.recipe.choose(component, part.wanted, ITEM_BYTES[dtype])
+    slots = [_plan_slot(name, part, dtype, packings.get(name)) for name in part.wanted]
     return sorted(slots, key=lambda slot: slot.packing is None and ITEM_BYTES[slot.dtype] < 4)
 
 
-def _plan_slot(component: str, name: str, part: Part, choices: Choices) -> Slot:
+def _plan_slot(name: str, part: Part, dtype: str, packing: Packing | None) -> Slot:
     info, source = part.wanted[name], part.tensors[name]
-    dtype = DTYPES[choices.dtype]
     if is_precise(name, part.wanted) and ITEM_BYTES[dtype] < 4:
         dtype = source.dtype
-    packing = None if component in UNCOMPRESSED else choices.packing
-    return Slot(name, info, source, dtype, packing if packing and packing.fits(info) else None)
+    return Slot(name, info, source, dtype, packing)

@@ -7,15 +7,18 @@ from typing import Any, Final
 import click
 
 from convert.mlx.layout import Choices
+from convert.mlx.recipe import Mixed, Uniform
 from convert.options import add_options
 from moddit.checkpoint.precision import DTYPES
+from moddit.paths import expand
 from moddit.quantization import AFFINE, BITS, MODES, MXFP4, Packing
+from moddit.sensitivity import QuantReport
 
 _DEFAULTS: Final = {AFFINE: Packing(8, 64, AFFINE), MXFP4: Packing(4, 32, MXFP4)}
 
 
 def storage_options(command: Any) -> Any:
-    """Add what `choose` takes."""
+    """Add what `take_choices` takes."""
     return add_options(
         command,
         click.option(
@@ -35,29 +38,57 @@ def storage_options(command: Any) -> Any:
         click.option(
             "--q-mode",
             type=click.Choice(list(_DEFAULTS)),
-            default=AFFINE,
-            show_default=True,
-            help="Integers with scale and bias for each group, or floats of 4 bits with a power of two; with -q.",
+            help=f"Integers with scale and bias for each group, or floats of 4 bits with a power of two; with -q. "
+            f"[default: {AFFINE}]",
+        ),
+        click.option(
+            "--target-bpw",
+            type=click.FloatRange(1, 16),
+            metavar="BITS",
+            help="Mean bits of a weight, scales included, in place of --q-bits: products that matter more get more.",
+        ),
+        click.option(
+            "--quant-report",
+            metavar="FILE",
+            help="What `mlx_moddit sensitivity` found to matter; with --target-bpw.",
         ),
     )
 
 
-def choose(*, dtype: str, quantize: bool, q_bits: str | None, q_group_size: str | None, q_mode: str) -> Choices:
-    """Make the choices of what the options say.
+def take_choices(options: dict[str, Any]) -> Choices:
+    """Take the options of `storage_options` out of others, and make the choices of what they say.
 
     Raises:
         click.UsageError: options that do not go together.
+        InputError: there is no such report, or it is damaged.
     """
-    given = {"--q-bits": q_bits, "--q-group-size": q_group_size, "--q-mode": None if q_mode == AFFINE else q_mode}
-    if not quantize:
-        vain = [name for name, value in given.items() if value is not None]
-        if vain:
-            raise click.UsageError(f"{vain[0]} says how to quantise, which is not asked for; add -q")
+    dtype, is_quantised = options.pop("dtype"), options.pop("quantize")
+    uniform = {name: options.pop(name) for name in ("q_bits", "q_group_size", "q_mode")}
+    mixed = {name: options.pop(name) for name in ("target_bpw", "quant_report")}
+    said = [name for name, value in (uniform | mixed).items() if value is not None]
+    if not is_quantised:
+        if said:
+            raise click.UsageError(f"{_flag(said[0])} says how to quantise, which is not asked for; add -q")
         return Choices(dtype)
-    usual, mode = _DEFAULTS[q_mode], MODES[q_mode]
-    bits = _allowed("--q-bits", q_bits, mode.bits, usual.bits, q_mode)
-    group_size = _allowed("--q-group-size", q_group_size, mode.group_sizes, usual.group_size, q_mode)
-    return Choices(dtype, Packing(bits, group_size, q_mode))
+    if not any(mixed.values()):
+        return Choices(dtype, Uniform(_packing(**uniform)))
+    if said != list(mixed):
+        raise click.UsageError(f"got {' and '.join(map(_flag, said))}, want {' and '.join(map(_flag, mixed))} alone")
+    path = expand(mixed["quant_report"])
+    return Choices(dtype, Mixed(QuantReport.read(path), str(path), mixed["target_bpw"]))
+
+
+def _packing(q_bits: str | None, q_group_size: str | None, q_mode: str | None) -> Packing:
+    usual = _DEFAULTS[q_mode or AFFINE]
+    mode = MODES[usual.mode]
+    bits = _allowed("--q-bits", q_bits, mode.bits, usual.bits, usual.mode)
+    return Packing(
+        bits, _allowed("--q-group-size", q_group_size, mode.group_sizes, usual.group_size, usual.mode), usual.mode
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _allowed(option: str, given: str | None, allowed: tuple[int, ...], usual: int, mode: str) -> int:
