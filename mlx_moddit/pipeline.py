@@ -171,8 +171,10 @@ class Pipeline:
 class Generation:
     """Evaluate and measure the stages of a run; iterating yields each picture when it is finished.
 
-    Each step is handed to the device before the step before it is awaited, so that the device does not wait for Python;
-    only where memory is short one is finished before the next begins.
+    While the device computes a step, Python builds the graph of the next; only where memory is short it waits. The next
+    is submitted when the step is done, not before: MLX submits no more than ten command buffers ahead
+    (`MAX_ACTIVE_TASKS` in its transforms.cpp), so that submitting a step takes until it is nearly computed, and what is
+    awaited then would be told as the time of the step before.
     """
 
     def __init__(
@@ -218,13 +220,12 @@ class Generation:
 
     def _take(self, stage: Stage) -> None:
         """Compute a stage, or begin to."""
-        ready, self._waiting = self._waiting, None
-        if isinstance(stage, Step) and not stage.is_last and not self._pipeline.low_ram:
+        if self._waiting is not None:
+            self._finish(self._waiting)
+        self._waiting = stage if isinstance(stage, Step) and not stage.is_last and not self._pipeline.low_ram else None
+        if self._waiting is not None:
             mx.async_eval(stage.arrays)
-            self._waiting = stage
-        if ready is not None:
-            self._finish(ready)
-        if self._waiting is None:
+        else:
             self._finish(stage)
 
     def _finish(self, stage: Stage) -> None:

@@ -176,8 +176,8 @@ class Sources:
             )
         return PIPELINES[kind]
 
-    def check(self) -> None:
-        """Raise if a place is not there, or a component in none of them."""
+    def check_places(self) -> None:
+        """Raise if a place is not there."""
         for place in filter(None, (self.main, self.base)):
             if not os.path.exists(place):  # which is false too where the system refuses the name
                 raise MissingError(f"[source] {place}: no such folder")
@@ -185,6 +185,10 @@ class Sources:
                 raise FormatError(f"[source] {place}: neither a file nor a folder, want one of them")
         if self.base is not None and not self.base.is_dir():
             raise FormatError(f"[source] {self.base}: --base is a file, want a pipeline's folder")
+
+    def check(self) -> None:
+        """Raise if a place is not there, or a component in none of them."""
+        self.check_places()
         components = self.pipeline().components
         _ = (self.transformer, *map(self.component, components[1:]))
 
@@ -237,16 +241,10 @@ class SourceFiles:
     paths: dict[str, Path] = field(default_factory=dict)
     states: dict[Path, tuple[int, int, int]] = field(default_factory=dict)  # when they were first read
 
-    def add(self, *paths: Path) -> None:
-        """Name files after where they are: "transformer/config.json", "base/vae/config.json"."""
+    def add(self, *paths: Path, within: str | None = None) -> None:
+        """Name files after where they are: "transformer/config.json", "base/vae/config.json"; or as within a folder."""
         for path in paths:
-            self.paths[self._label(path)] = path
-            self.states.setdefault(path, file_state(path))
-
-    def add_lora(self, index: int, lora: LoraSource, *paths: Path) -> None:
-        """Name the files of an adapter, with its strength."""
-        for path in paths:
-            self.paths[f"lora{index}@{lora.scale:g}/{path.name}"] = path
+            self.paths[self._label(path) if within is None else f"{within}/{path.name}"] = path
             self.states.setdefault(path, file_state(path))
 
     def _label(self, path: Path) -> str:

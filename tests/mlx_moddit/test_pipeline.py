@@ -143,6 +143,24 @@ def test_on_stage_sees_finished_stages_in_order(pipeline: Pipeline) -> None:
     assert stages[-1].pixels.shape == (32, 32, 3)
 
 
+def test_a_step_is_submitted_when_the_one_before_is_done(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Submitting takes until a step is nearly computed: what is finished only then is told another step's time."""
+    seen: list[str] = []
+    submit = mx.async_eval
+
+    def log(arrays: Any) -> None:
+        seen.append("submitted")
+        submit(arrays)
+
+    def look(stage: Stage) -> None:
+        if isinstance(stage, Step):
+            seen.append(f"step {stage.index}")
+
+    monkeypatch.setattr(mx, "async_eval", log)
+    pipeline.generate(PROMPT, steps=STEPS, on_stage=look)
+    assert seen == ["submitted", "step 0", "submitted", "step 1", "step 2"]  # nothing is built beside the last one
+
+
 def test_result_measures_every_stage(routed_bundle: Path) -> None:
     result = Pipeline.load(routed_bundle).generate(PROMPT, steps=STEPS, seed=[1, 2])
     assert [cost.name for cost in result.costs] == ["load", "encode", "prepare", "denoise", "decode"]
