@@ -18,13 +18,11 @@ from convert.conversion import Conversion, check_out, convert
 from convert.coreml.choices import Choices as CoreMLChoices
 from convert.coreml.choices import Routing
 from convert.coreml.compress import Scheme
-from convert.mlx.layout import Choices as MLXChoices
-from convert.mlx.quantize import BITS, GROUP_SIZES
+from convert.mlx.options import storage_options, take_choices
 from convert.options import checkpoint_options, output_options, source_option
 from convert.verify.command import command as verify_command
 from moddit.bins import Size, parse_size
 from moddit.checkpoint.hub import find_checkpoint
-from moddit.checkpoint.precision import DTYPES
 from moddit.errors import ModditError, ValueRangeError
 from moddit.paths import expand
 from moddit.signals import end_on_stop
@@ -79,36 +77,15 @@ def command() -> None:
 
 @command.command("mlx")
 @checkpoint_options
-@click.option(
-    "--dtype",
-    type=click.Choice(list(DTYPES)),
-    default="float16",
-    show_default=True,
-    help="Of the large weights; norms, embeddings, modulation, routers and the final projection keep theirs.",
-)
-@click.option("-q", "--quantize", is_flag=True, help="Quantise the matrices of transformer and text encoder.")
-@click.option(
-    "--q-bits",
-    type=click.Choice(list(map(str, BITS))),
-    default="8",
-    show_default=True,
-    help="Bits of a weight; with -q.",
-)
-@click.option(
-    "--q-group-size",
-    type=click.Choice(list(map(str, GROUP_SIZES))),
-    default="64",
-    show_default=True,
-    help="Weights that share a scale; with -q.",
-)
+@storage_options
 @output_options("mlx_model")
-def mlx_command(dtype: str, quantize: bool, q_bits: str, q_group_size: str, **common: Any) -> None:
+def mlx_command(**options: Any) -> None:
     """Convert a checkpoint to a bundle for MLX.
 
     Without --hf-path it converts the checkpoint that comes with moddit. The summary goes to standard output, progress
     to standard error.
     """
-    _convert(mlx_writer(MLXChoices(dtype, int(q_bits) if quantize else None, int(q_group_size))), **common)
+    _convert(mlx_writer(take_choices(options)), **options)
 
 
 @command.command("coreml")

@@ -46,7 +46,7 @@ def source_option(**settings: Any) -> Decorator:
 
 def checkpoint_options(command: Any) -> Any:
     """Add --from, `hf_path`, and what else `find_checkpoint` takes, under the names that it has there."""
-    return _add(
+    return add_options(
         command,
         source_option(default=SOURCES[0], show_default=True),
         click.option(
@@ -92,7 +92,7 @@ def checkpoint_options(command: Any) -> Any:
 
 def output_options(folder: str) -> Decorator:
     """Add `out`, which is `folder` if it is not given, `overwrite` and `as_json`."""
-    return lambda command: _add(
+    return lambda command: add_options(
         command,
         click.option(
             "--out",
@@ -107,7 +107,7 @@ def output_options(folder: str) -> Decorator:
     )
 
 
-def _add(command: Any, *options: Decorator) -> Any:
+def add_options(command: Any, *options: Decorator) -> Any:
     """Add options in the order in which help lists them."""
     for option in reversed(options):
         command = option(command)

@@ -112,13 +112,12 @@ def _graph_lines(graphs: Graphs | None) -> list[str]:
 
 
 def _component(component: Component) -> dict[str, Any]:
-    quantization = component.quantization
     return {
         "parameters": component.parameters,
         "bytes": sum(file.bytes for file in component.files),
         "files": len(component.files),
         "dtype": component.dtype,
-        "quantization": quantization and {**asdict(quantization), "tensors": len(quantization.tensors)},
+        "quantization": [{**asdict(item), "tensors": len(item.tensors)} for item in component.quantization],
     }
 
 
@@ -127,8 +126,8 @@ def _component_text(component: Mapping[str, Any]) -> str:
     if component["dtype"] is None:
         return f"{'':22}{size:>10}"
     text = f"{component['parameters']:>11,} parameters{size:>10}  {component['dtype']}"
-    if component["quantization"] is not None:
-        text += ", {tensors} tensors in {bits} bits by {group_size}".format(**component["quantization"])
+    for item in component["quantization"]:
+        text += ", {tensors} tensors in {bits} bits ({mode}) by {group_size}".format(**item)
     return text
 
 

@@ -32,6 +32,7 @@ from mlx_moddit.planner.cli import plan
 from mlx_moddit.ranks import Ranks, name_some
 from mlx_moddit.report import Report, SavedPicture, slowest, versions
 from mlx_moddit.routes import draw_routes
+from mlx_moddit.sensitivity.cli import sensitivity
 from mlx_moddit.stages import Encoded, Stage, Step
 from moddit.bounds import PROMPT
 from moddit.conditioning import Label, Text
@@ -156,6 +157,7 @@ def info(model: str | None, height: int | None, width: int | None, vae_tile_size
 
 main.add_command(benchmark)
 main.add_command(plan)
+main.add_command(sensitivity)
 
 
 def _generate(options: dict[str, Any], ranks: Ranks) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -14,8 +15,9 @@ from moddit.bins import Size
 from moddit.conditioning import Text
 from moddit.contract import TEXT_ENCODER
 from moddit.cost import activation_bytes
-from moddit.manifest import WITHOUT_TENSORS, Component, Manifest, Quantization
+from moddit.manifest import WITHOUT_TENSORS, Component, Manifest
 from moddit.models.vae import VAESpec
+from moddit.quantization import Packing, packings
 from moddit.tensors import Tensors, is_precise
 
 ITEM_BYTES: Final = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -105,19 +107,17 @@ def _encode_bytes(manifest: Manifest, compute: Compute) -> int:
         return 0
     item, tensors = manifest.components[TEXT_ENCODER], text.encoder.tensors()
     alive = {name: info for name, info in tensors.items() if not _BLOCK.match(name) or name.startswith(_FIRST_BLOCK)}
-    dtype = (compute.dtype if item.quantization is None else None) or item.dtype or "float32"
-    return tensor_bytes(alive, dtype, item.quantization)
+    dtype = (None if item.quantization else compute.dtype) or item.dtype or "float32"
+    return tensor_bytes(alive, dtype, packings(item.quantization))
 
 
-def tensor_bytes(tensors: Tensors, dtype: str, quantization: Quantization | None) -> int:
+def tensor_bytes(tensors: Tensors, dtype: str, packed: Mapping[str, Packing]) -> int:
     """Count the bytes of tensors as a bundle has them whose large ones are of `dtype`, of a checkpoint in float32."""
-    packed = frozenset(quantization.tensors) if quantization else frozenset()
     total = 0
     for name, info in tensors.items():
         count, itemsize = math.prod(info.shape), ITEM_BYTES[dtype]
         if name in packed:
-            assert quantization is not None
-            total += count * quantization.bits // 8 + 2 * itemsize * count // quantization.group_size
+            total += int(count * packed[name].bits_per_weight(itemsize)) // 8
         else:
             total += count * (ITEM_BYTES["float32"] if is_precise(name, tensors) else itemsize)
     return total
@@ -201,6 +201,6 @@ def _weights(manifest: Manifest, compute: Compute) -> dict[str, int]:
 
 def _weight_bytes(item: Component, dtype: str | None) -> int:
     """Count the bytes of a component's weights in memory; quantised ones stay as they are stored."""
-    if dtype is None or item.quantization is not None:
+    if dtype is None or item.quantization:
         return sum(info.bytes for info in item.files)
     return item.parameters * ITEM_BYTES[dtype]

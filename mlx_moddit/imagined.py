@@ -6,12 +6,13 @@ import math
 from typing import Final
 
 from mlx_moddit.estimate import tensor_bytes
-from moddit.manifest import Component, FileInfo, Manifest, Provenance, Quantization
+from moddit.manifest import Component, FileInfo, Manifest, Provenance
+from moddit.quantization import AFFINE, Packing, group
 from moddit.spec import ModelSpec
 from moddit.tensors import UNCOMPRESSED, Tensors
 from moddit.tokens import TokenPolicy
 
-GROUP_SIZE: Final = 64  # numbers that share a scale, as `convert` writes them
+GROUP_SIZE: Final = 64  # weights that share a scale, as `convert` writes them where nothing else is asked for
 _NOTHING: Final = "0" * 64
 
 
@@ -22,22 +23,22 @@ def imagine_manifest(spec: ModelSpec, tokens: TokenPolicy, dtype: str, bits: int
         spec: of the model.
         tokens: policy, which says whether there are routers.
         dtype: of the weights, "float16", "bfloat16" or "float32"; those that are always precise stay float32.
-        bits: of the linear layers of transformer and text encoder; None leaves them as they are.
+        bits: of the linear layers of transformer and text encoder, in affine mode; None leaves them as they are.
     """
     tensors = spec.tensors(has_routers=tokens.has_routers)
+    packing = None if bits is None else Packing(bits, GROUP_SIZE, AFFINE)
     components = {
-        name: _component(name, tensors.get(name), dtype, None if name in UNCOMPRESSED else bits)
+        name: _component(name, tensors.get(name), dtype, None if name in UNCOMPRESSED else packing)
         for name in spec.components
     }
     made = Provenance("random weights", _NOTHING, {}, "2026-01-01T00:00:00Z")
     return Manifest(_NOTHING, "mlx", spec, tokens, components, None, made)
 
 
-def _component(name: str, tensors: Tensors | None, dtype: str, bits: int | None) -> Component:
+def _component(name: str, tensors: Tensors | None, dtype: str, packing: Packing | None) -> Component:
     if tensors is None:
         return Component((FileInfo(name, 0, _NOTHING),))
-    packed = tuple(key for key, info in tensors.items() if info.role.is_quantisable and not info.shape[1] % GROUP_SIZE)
-    quantization = Quantization(bits, GROUP_SIZE, "affine", packed) if bits and packed else None
+    packed = {key: packing for key, info in tensors.items() if packing is not None and packing.fits(info)}
     parameters = sum(math.prod(info.shape) for info in tensors.values())
-    size = tensor_bytes(tensors, dtype, quantization)
-    return Component((FileInfo(f"{name}.safetensors", size, _NOTHING),), dtype, parameters, quantization)
+    size = tensor_bytes(tensors, dtype, packed)
+    return Component((FileInfo(f"{name}.safetensors", size, _NOTHING),), dtype, parameters, group(packed))

@@ -127,8 +127,7 @@ def _routing(facts: dict[str, Any]) -> list[str]:
 
 
 def _component(item: Component) -> dict[str, Any]:
-    quantization = item.quantization
     stored = item.dtype or ""
-    if quantization is not None:
-        stored = f"{quantization.bits}-bit in groups of {quantization.group_size}, rest {stored}"
+    if item.quantization:
+        stored = f"{', '.join(packing.words for packing in item.quantization)}, rest {stored}"
     return {"parameters": item.parameters, "bytes": sum(info.bytes for info in item.files), "stored_as": stored}

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,13 +18,17 @@ UNFUSED_QUERIES: Final = 8
 
 M3_GENERATION: Final = 15  # in the names of Apple's GPUs, such as applegpu_g13s of an M1 Max
 
+JOINED: Final = {"to_qkv": ("to_q", "to_k", "to_v")}  # layers that become one, by its name
+
 Linear = nn.Linear | nn.QuantizedLinear
 F = TypeVar("F", bound=Callable[..., mx.array])
 
 
 def compute_dtype(layer: Linear) -> mx.Dtype:
     """Find the dtype a model computes in from one of its large linear layers, quantised or not."""
-    return layer.scales.dtype if isinstance(layer, nn.QuantizedLinear) else layer.weight.dtype
+    if isinstance(layer, nn.QuantizedLinear):
+        return layer.scales.dtype if "biases" in layer else layer.dtype  # which `load` has told those without biases
+    return layer.weight.dtype
 
 
 def without_overflow(dtype: mx.Dtype) -> mx.Dtype:
@@ -154,6 +158,12 @@ def join(layers: Sequence[Linear]) -> Linear:
     return first
 
 
+def _layout(layer: Linear) -> tuple[Any, ...]:
+    """Give what has to be alike in layers that are joined."""
+    packing = (layer.group_size, layer.bits, layer.mode) if isinstance(layer, nn.QuantizedLinear) else ()
+    return (frozenset(layer.parameters()), *packing)
+
+
 class Attention(nn.Module):
     """Multi-head attention under diffusers' names. Keys and values may be computed once and used many times.
 
@@ -170,8 +180,8 @@ class Attention(nn.Module):
 
     def join_projections(self) -> None:
         """Compute queries, keys and values in one product from now on: `self_attend` is all that still works."""
-        parts = [self.to_q, self.to_k, self.to_v]
-        if len({frozenset(part.parameters()) for part in parts}) == 1:
+        parts = [self[name] for name in JOINED["to_qkv"]]
+        if len({_layout(part) for part in parts}) == 1:
             self.to_qkv = join(parts)
             del self.to_q, self.to_k, self.to_v
 

@@ -6,10 +6,10 @@ gone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,7 +23,8 @@ from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.conditioning import Text
 from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError, MissingError, UnsupportedError
-from moddit.manifest import MANIFEST_NAME, Component, Manifest, Quantization, read_manifest, verify_files
+from moddit.manifest import MANIFEST_NAME, Component, Manifest, read_manifest, verify_files
+from moddit.quantization import MXFP4, Packing, packings, part_name
 from moddit.spec import ModelSpec
 from moddit.tensors import Role, TensorInfo, check_names, is_precise
 from moddit.tokens import TokenPolicy
@@ -102,16 +103,15 @@ class Bundle:
         component = self.manifest.components[name]
         where = f"{self.folder} ({name})"
         weights = self._weights(name, wanted)
-        quantization = component.quantization
-        _check(weights, wanted, quantization, where)
-        if quantization is not None:
-            _quantise(model, quantization)
+        packed = packings(component.quantization)
+        _check(weights, wanted, packed, where)
         if component.dtype not in DTYPES:
             raise FormatError(f"[load] {where}: dtype {component.dtype!r} is unknown, want one of {', '.join(DTYPES)}")
         stored, asked = DTYPES[component.dtype], self.dtype
         if is_wide and (stored if asked is None else asked) == mx.float16 and has_bfloat16():
             asked = mx.bfloat16  # in place of float32 activations, for which every product would widen its weights
         weights = {key: _cast(key, array, wanted, asked, stored) for key, array in weights.items()}
+        _quantise(model, packed, stored if asked is None else asked)
         model.load_weights(list(weights.items()), strict=True)
         return model
 
@@ -164,50 +164,57 @@ def _read_files(folder: Path, component: Component, name: str) -> dict[str, mx.a
     return weights
 
 
-def _quantise(model: nn.Module, quantization: Quantization) -> None:
-    names, shape = frozenset(quantization.tensors), (quantization.group_size, quantization.bits)
-    nn.quantize(model, *shape, mode=quantization.mode, class_predicate=lambda path, _: f"{path}.weight" in names)
+def _quantise(model: nn.Module, packed: Mapping[str, Packing], dtype: mx.Dtype) -> None:
+    """Make layers for the quantised weights; those whose weights do not tell are told what they compute in."""
+
+    def choose(path: str, _: nn.Module) -> Any:
+        packing = packed.get(f"{path}.weight")
+        return packing is not None and asdict(packing)
+
+    nn.quantize(model, class_predicate=choose)
+    for layer in model.modules():
+        if isinstance(layer, nn.QuantizedLinear) and layer.mode == MXFP4:
+            layer.dtype = dtype
 
 
 def _check(
-    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], quantization: Quantization | None, where: str
+    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], packed: Mapping[str, Packing], where: str
 ) -> None:
-    """Check names, shapes and dtypes, those of quantised tensors by the quantization of the manifest."""
+    """Check names, shapes and dtypes, those of quantised tensors by how the manifest says they are packed."""
     shapes = {name: _canonical_shape(array, wanted.get(name)) for name, array in weights.items()}
-    if quantization is not None:
-        _check_quantised(weights, wanted, quantization, where)
-        for name in quantization.tensors:
-            del shapes[_part(name, "scales")], shapes[_part(name, "biases")]
-            shapes[name] = wanted[name].shape
+    allowed = dict.fromkeys(weights, tuple(DTYPES.values()))
+    for name, packing in packed.items():
+        parts = _check_quantised(weights, wanted, name, packing, where)
+        for key in parts:
+            del shapes[key]
+        shapes[name] = wanted[name].shape
+        allowed[name] = (mx.uint32,)
+        if packing.mode == MXFP4:
+            allowed[part_name(name, "scales")] = (mx.uint8,)
     check_names(shapes, wanted, where, MANIFEST_NAME)
-    packed = frozenset(quantization.tensors) if quantization is not None else frozenset()
-    allowed = {True: (mx.uint32,), False: tuple(DTYPES.values())}
-    wrong = [name for name, array in weights.items() if array.dtype not in allowed[name in packed]]
+    wrong = [name for name, array in weights.items() if array.dtype not in allowed[name]]
     if wrong:
         report = ", ".join(f"{name} {weights[name].dtype}" for name in sorted(wrong))
-        raise FormatError(f"[load] {where}: wrong dtypes, want floats (uint32 where quantised), got {report}")
+        raise FormatError(
+            f"[load] {where}: wrong dtypes, want floats (where quantised uint32, scales of {MXFP4} uint8), got {report}"
+        )
 
 
 def _check_quantised(
-    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], quantization: Quantization, where: str
-) -> None:
-    for name in quantization.tensors:
-        info = wanted.get(name)
-        if info is None or not info.role.is_quantisable or info.shape[1] % quantization.group_size:
-            raise FormatError(
-                f"[load] {where}: the manifest quantises {name!r}, which cannot be; convert the checkpoint again"
-            )
-        rows, columns = info.shape
-        groups = (rows, columns // quantization.group_size)
-        shapes = {
-            name: (rows, columns * quantization.bits // 32),
-            _part(name, "scales"): groups,
-            _part(name, "biases"): groups,
-        }
-        for key, shape in shapes.items():
-            if key not in weights or weights[key].shape != shape:
-                found = weights[key].shape if key in weights else "nothing"
-                raise FormatError(f"[load] {where}: quantised tensor {key!r} is damaged, got {found}, want {shape}")
+    weights: Mapping[str, mx.array], wanted: Mapping[str, TensorInfo], name: str, packing: Packing, where: str
+) -> Iterable[str]:
+    """Check what is stored of a matrix; return its names."""
+    info = wanted.get(name)
+    if info is None or not packing.fits(info):
+        raise FormatError(
+            f"[load] {where}: the manifest quantises {name!r}, which cannot be; convert the checkpoint again"
+        )
+    parts = packing.parts(name, info.shape)
+    for key, shape in parts.items():
+        if key not in weights or weights[key].shape != shape:
+            found = weights[key].shape if key in weights else "nothing"
+            raise FormatError(f"[load] {where}: quantised tensor {key!r} is damaged, got {found}, want {shape}")
+    return parts
 
 
 def _canonical_shape(array: mx.array, info: TensorInfo | None) -> tuple[int, ...]:
@@ -218,14 +225,10 @@ def _canonical_shape(array: mx.array, info: TensorInfo | None) -> tuple[int, ...
     return tuple(array.shape)
 
 
-def _part(name: str, part: str) -> str:
-    return f"{name.removesuffix('weight')}{part}"
-
-
 def _cast(
     name: str, array: mx.array, wanted: Mapping[str, TensorInfo], asked: mx.Dtype | None, stored: mx.Dtype
 ) -> mx.array:
-    if array.dtype == mx.uint32:
+    if array.dtype in (mx.uint32, mx.uint8):
         return array
     if name not in wanted:  # scales and biases of a quantised tensor decide what MLX computes in
         return array.astype(stored if asked is None else asked)

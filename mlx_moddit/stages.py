@@ -102,7 +102,7 @@ class Models:
         self.bundle = bundle
         self.low_ram = low_ram
         self._tokenizer: PromptTokenizer | None = None
-        self._models: dict[str, nn.Module] = {}
+        self.loaded: dict[str, nn.Module] = {}  # by component
 
     def stages(self, requests: Sequence[Request], *, routes: bool = False) -> Generator[Stage, None, None]:
         """Yield the stages of a run in order, each before its arrays are evaluated.
@@ -201,14 +201,14 @@ class Models:
 
     def _model(self, name: str, build: Callable[[], Any], *, is_streamed: bool = False) -> Generator[Stage, None, Any]:
         """Give a component that is in memory, or build it; one that is streamed reads its weights while it runs."""
-        if name in self._models:
-            return self._models[name]
+        if name in self.loaded:
+            return self.loaded[name]
         model = build()
         # The VAE's encoder is never used here, so it is never read.
         read = model.decoder if isinstance(model, AutoencoderKL) else model
         yield Loaded(() if is_streamed else tuple(dict(tree_flatten(read.parameters())).values()), name)
         if not self.low_ram:
-            self._models[name] = model
+            self.loaded[name] = model
         return model
 
     def _free(self, results: Arrays) -> None:

@@ -20,6 +20,7 @@ FILES: Final = 10_000  # of one component
 FILE_BYTES: Final = 1 << 46
 PARAMETERS: Final = 1 << 46
 TENSORS: Final = 100_000  # listed by name
+QUANTIZATIONS: Final = 64  # of one component
 
 # Texts, in characters
 NAME: Final = 256

@@ -16,8 +16,7 @@ from moddit.bounds import (
     FILE_BYTES,
     FILES,
     PARAMETERS,
-    TENSORS,
-    WIDTH,
+    QUANTIZATIONS,
     Name,
     RelativePath,
     Sha256,
@@ -27,6 +26,7 @@ from moddit.bounds import (
 )
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.graphs import Graphs, GraphsRecord
+from moddit.quantization import MODES, Quantization, packings
 from moddit.record import Origin, decode, escape, quote, read_json, system_errors
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelRecord, ModelSpec
@@ -38,9 +38,6 @@ MANIFEST_NAME: Final = "manifest.json"
 BACKENDS: Final = ("mlx", "coreml")
 WITHOUT_TENSORS: Final = ("tokenizer",)
 DTYPES: Final = ("float16", "bfloat16", "float32")
-# Bits of the modes of quantisation.
-MODES: Final[Mapping[str, tuple[int, ...]]] = {"affine": (4, 8), "symmetric": (4, 8), "palette": (4, 6)}
-AFFINE_GROUPS: Final = (32, 64, 128)
 ADVICE: Final = "convert the checkpoint again"
 _READ_SIZE: Final = 1 << 20  # bytes
 
@@ -57,33 +54,16 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
-class Quantization:
-    """Fewer bits for the tensors listed by name; the others stay as they are."""
-
-    bits: Annotated[int, Meta(ge=1, le=16)]
-    group_size: Annotated[int, Meta(ge=0, le=WIDTH)]  # that share a scale (0: a whole row), or rows with one palette
-    mode: Annotated[str, choice(*MODES)]  # "affine" (mlx), "symmetric" or "palette" (coreml)
-    tensors: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=TENSORS)]
-
-    def __post_init__(self) -> None:
-        if self.bits not in MODES[self.mode]:
-            raise UnsupportedError(
-                f"[manifest] quantization of mode {self.mode} has {self.bits} bits, want one of {MODES[self.mode]}"
-            )
-        if self.mode == "affine" and self.group_size not in AFFINE_GROUPS:
-            raise UnsupportedError(f"[manifest] group_size is {self.group_size}, want one of {AFFINE_GROUPS}")
-        if len(set(self.tensors)) < len(self.tensors):
-            raise FormatError("[manifest] quantization lists tensors twice")
-
-
-@dataclass(frozen=True)
 class Component:
     """One component of a bundle."""
 
     files: Annotated[tuple[FileInfo, ...], Meta(min_length=1, max_length=FILES)]
     dtype: DType | None = None  # of its large tensors; None for files that are not tensors
     parameters: Annotated[int, Meta(ge=0, le=PARAMETERS)] = 0
-    quantization: Quantization | None = None
+    quantization: Annotated[tuple[Quantization, ...], Meta(max_length=QUANTIZATIONS)] = ()
+
+    def __post_init__(self) -> None:
+        packings(self.quantization)  # which lists no tensor twice
 
 
 @dataclass(frozen=True)
@@ -173,9 +153,10 @@ class Manifest:
                 f"[manifest] {where}: backend is {self.backend!r} with{'out' if self.graphs is None else ''} graphs, "
                 'want "mlx" without or "coreml" with them'
             )
-        for name in self.components:
-            if self.components[name].dtype is None and name not in WITHOUT_TENSORS:
+        for name, component in self.components.items():
+            if component.dtype is None and name not in WITHOUT_TENSORS:
                 raise FormatError(f"[manifest] {where}: components.{name}.dtype is null, want {' or '.join(DTYPES)}")
+            self._check_quantization(name, component, where)
         if self.graphs is not None:
             self._check_plan(self.graphs.trained_plan, where)
             self.graphs.check(self.spec, self.tokens.plan, f"{where}.graphs")
@@ -188,6 +169,14 @@ class Manifest:
                 f"[manifest] {where}: components are {', '.join(map(quote, sorted(self.components)))}, want exactly "
                 f"{', '.join(map(quote, sorted(wanted)))}; {ADVICE}"
             )
+
+    def _check_quantization(self, name: str, component: Component, where: str) -> None:
+        place = f"[manifest] {where}: components.{name}.quantization"
+        wrong = [item.mode for item in component.quantization if MODES[item.mode].backend != self.backend]
+        if wrong:
+            raise UnsupportedError(f"{place} has mode {wrong[0]!r}, which backend {self.backend!r} cannot have")
+        if self.backend == "coreml" and len(component.quantization) > 1:
+            raise UnsupportedError(f"{place} has {len(component.quantization)} packings, want at most 1 for 'coreml'")
 
     def _check_plan(self, plan: RoutingPlan, where: str) -> None:
         layers, timesteps = self.spec.transformer.num_layers, self.spec.scheduler.num_train_timesteps

@@ -27,12 +27,13 @@ from moddit.graphs import (
     step_features,
     vae_function,
 )
-from moddit.manifest import Component, FileInfo, Manifest, Provenance, Quantization, fingerprint
+from moddit.manifest import Component, FileInfo, Manifest, Provenance, fingerprint
 from moddit.models.dit import DiTSpec
 from moddit.models.pixart import PixArtSpec
 from moddit.models.t5 import T5Spec
 from moddit.models.transformer import TransformerSpec
 from moddit.models.vae import VAESpec
+from moddit.quantization import Quantization
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.spec import ModelSpec
@@ -73,7 +74,7 @@ class Case:
     trained_plan: RoutingPlan | None = None  # by default the policy's
     compute_units: str = "cpuAndGPU"
     routing: str = "rows"
-    quantization: Quantization | None = None
+    quantization: tuple[Quantization, ...] = ()
 
 
 CASES: Final = {
@@ -106,7 +107,7 @@ CASES: Final = {
         trained_plan=TRAINED_PLAN,
         compute_units="all",
         routing="onehot",
-        quantization=Quantization(4, 16, "palette", ("proj_out.weight",)),
+        quantization=(Quantization(4, 16, "palette", ("proj_out.weight",)),),
     ),
 }
 

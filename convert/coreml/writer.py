@@ -31,7 +31,8 @@ from moddit.contract import PREPARE, TEXT_ENCODER, package_names, size_name
 from moddit.errors import ValueRangeError
 from moddit.files import check_space
 from moddit.graphs import ROLES, Graphs, Package, StepFunction, package_roles
-from moddit.manifest import Component, Quantization, describe_file
+from moddit.manifest import Component, describe_file
+from moddit.quantization import Quantization
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 
@@ -182,8 +183,8 @@ def _components(
     return components
 
 
-def _quantization(scheme: Scheme, weights: Weights) -> Quantization | None:
+def _quantization(scheme: Scheme, weights: Weights) -> tuple[Quantization, ...]:
     if not weights.compressed:
-        return None
+        return ()
     size = GROUP if scheme.is_palette else BLOCK if scheme is Scheme.INT4 else 0
-    return Quantization(scheme.bits, size, "palette" if scheme.is_palette else "symmetric", weights.compressed)
+    return (Quantization(scheme.bits, size, "palette" if scheme.is_palette else "symmetric", weights.compressed),)

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.mlx.quantize import quantize
+from convert.mlx.recipe import Recipe
 from moddit.checkpoint.parts import Part
 from moddit.checkpoint.precision import DTYPES, cast, widen
 from moddit.checkpoint.stored import ITEM_BYTES, StoredTensor
+from moddit.quantization import MXFP4, Packing
 from moddit.tensors import UNCOMPRESSED, Role, TensorInfo, is_precise
 
 _CHUNK_VALUES: Final = 1 << 22  # converted at a time: 16 MiB in float32
@@ -26,8 +28,7 @@ class Choices:
     """What a user chooses."""
 
     dtype: str = "float16"  # of the large tensors, a key of DTYPES
-    bits: int | None = None  # quantise to these
-    group_size: int = 64
+    recipe: Recipe | None = None  # for the matrices of transformer and text encoder, which otherwise stay whole
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,17 @@ class Slot:
     name: str
     info: TensorInfo
     source: StoredTensor
-    dtype: str  # in the file; of scales and biases if quantised
-    bits: int | None = None
-    group_size: int = 0
+    dtype: str  # in the file; of scales and biases in affine mode
+    packing: Packing | None = None
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         """What the file holds of it, in order."""
         shape = self.info.shape
-        if self.bits is None:
+        if self.packing is None:
             return ((self.name, self.dtype, (shape[0], *shape[2:], shape[1]) if self._is_transposed else shape),)
-        rows, columns = shape
-        stem, groups = self.name.removesuffix("weight"), (rows, columns // self.group_size)
-        return (
-            (self.name, "U32", (rows, columns * self.bits // 32)),
-            (f"{stem}scales", self.dtype, groups),
-            (f"{stem}biases", self.dtype, groups),
-        )
+        (words, *others), scale = self.packing.parts(self.name, shape).items(), self._scale_dtype
+        return ((words[0], "U32", words[1]), *((name, scale, shape) for name, shape in others))
 
     @property
     def nbytes(self) -> int:
@@ -71,15 +66,19 @@ class Slot:
         for first in range(0, rows, step):
             raw = self.source.read(first, min(rows, first + step))
             array = cast(raw, self.source, self.dtype)
-            if self.bits is None:
+            if self.packing is None:
                 yield np.ascontiguousarray(np.moveaxis(array, 1, -1) if self._is_transposed else array), raw.nbytes
                 continue
-            words, *rest = quantize(widen(array, self.dtype), self.dtype, bits=self.bits, group_size=self.group_size)
+            words, *rest = quantize(widen(array, self.dtype), self.dtype, self.packing)
             held.append(rest)
             yield words, raw.nbytes
-        for kind in (0, 1):
-            for parts in held:
-                yield parts[kind], 0
+        for parts in zip(*held, strict=True):
+            for part in parts:
+                yield part, 0
+
+    @property
+    def _scale_dtype(self) -> str:
+        return "U8" if self.packing is not None and self.packing.mode == MXFP4 else self.dtype
 
     @property
     def _is_transposed(self) -> bool:
@@ -90,22 +89,21 @@ class Slot:
 def plan_slots(component: str, part: Part, choices: Choices) -> list[Slot]:
     """Decide how each tensor of a component is stored.
 
-    Tensors of four-byte numbers come first, and scales and biases of two bytes come in pairs, so that every tensor is
-    aligned to its own numbers.
+    Tensors of four-byte numbers come first, and scales and biases of two bytes come in pairs, scales of one byte in
+    fours (`Packing.fits`), so that every tensor is aligned to its own numbers.
+
+    Raises:
+        InputError: as `Recipe.choose`.
     """
-    slots = [_plan_slot(component, name, part, choices) for name in part.wanted]
-    return sorted(slots, key=lambda slot: slot.bits is None and ITEM_BYTES[slot.dtype] < 4)
+    dtype, packings = DTYPES[choices.dtype], {}
+    if choices.recipe is not None and component not in UNCOMPRESSED:
+        packings = choices.recipe.choose(component, part.wanted, ITEM_BYTES[dtype])
+    slots = [_plan_slot(name, part, dtype, packings.get(name)) for name in part.wanted]
+    return sorted(slots, key=lambda slot: slot.packing is None and ITEM_BYTES[slot.dtype] < 4)
 
 
-def _plan_slot(component: str, name: str, part: Part, choices: Choices) -> Slot:
+def _plan_slot(name: str, part: Part, dtype: str, packing: Packing | None) -> Slot:
     info, source = part.wanted[name], part.tensors[name]
-    dtype = DTYPES[choices.dtype]
     if is_precise(name, part.wanted) and ITEM_BYTES[dtype] < 4:
         dtype = source.dtype
-    is_quantised = (
-        choices.bits is not None
-        and component not in UNCOMPRESSED
-        and info.role.is_quantisable
-        and info.shape[-1] % choices.group_size == 0
-    )
-    return Slot(name, info, source, dtype, *((choices.bits, choices.group_size) if is_quantised else ()))
+    return Slot(name, info, source, dtype, packing)

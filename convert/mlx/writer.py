@@ -15,7 +15,8 @@ from convert.output import Written
 from moddit.checkpoint.description import Description
 from moddit.checkpoint.safetensors import format_header
 from moddit.files import check_space
-from moddit.manifest import Component, FileInfo, Quantization
+from moddit.manifest import Component, FileInfo
+from moddit.quantization import group
 
 BACKEND: Final = "mlx"
 SHARD_BYTES: Final = 1 << 30  # a file holds at least one tensor, and more while they fit in this
@@ -53,8 +54,7 @@ def _write_component(
     for number, shard in enumerate(shards, 1):
         suffix = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         files.append(_write_file(folder, f"{name}/model{suffix}.safetensors", _encode(shard, advance)))
-    packed = tuple(slot.name for slot in slots if slot.bits is not None)
-    quantization = Quantization(choices.bits, choices.group_size, "affine", packed) if choices.bits and packed else None
+    quantization = group({slot.name: slot.packing for slot in slots if slot.packing is not None})
     return Component(tuple(files), choices.dtype, parameters, quantization)
 
 

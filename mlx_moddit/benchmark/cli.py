@@ -20,6 +20,7 @@ from moddit.errors import UnsupportedError
 from moddit.files import new_file
 from moddit.metadata import DTYPE_NAMES
 from moddit.paths import expand
+from moddit.quantization import BITS
 
 
 @click.command()
@@ -29,7 +30,7 @@ from moddit.paths import expand
 @click.option("--encoder", is_flag=True, help="Measure the text encoder of --config too, which is large.")
 @click.option("--keep", type=click.FloatRange(0.1, 1), help="Tokens kept in every layer.  [default: the model's plan]")
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Precision to compute in.  [default: as generate]")
-@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantise the weights of --config.")
+@click.option("--bits", type=click.Choice(list(map(str, BITS))), help="Quantise the weights of --config.")
 @click.option("--size", "sizes", multiple=True, metavar="HxW", help="Pixels; repeatable.  [default: the model's]")
 @click.option("--arm", "arms", type=click.Choice(ARMS), multiple=True, help="Repeatable.  [default: all it has]")
 @click.option("--steps", type=click.IntRange(2), default=Job.steps, show_default=True, help="Denoising steps.")

@@ -12,8 +12,8 @@ import mlx.nn as nn
 
 from mlx_moddit.imagined import imagine_manifest
 from mlx_moddit.load import DTYPES, Bundle
-from moddit.manifest import Quantization
 from moddit.models.t5 import T5Spec
+from moddit.quantization import Packing, packings, part_name
 from moddit.spec import ModelSpec
 from moddit.tensors import Role, TensorInfo, is_precise
 from moddit.tokens import TokenPolicy
@@ -62,11 +62,11 @@ class RandomBundle(Bundle):
         return DTYPES[self.manifest.components["transformer"].dtype or "float32"]
 
     def _weights(self, name: str, wanted: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
-        quantization = self.manifest.components[name].quantization
+        packed = packings(self.manifest.components[name].quantization)
         weights: dict[str, mx.array] = {}
         for key, info in wanted.items():
-            if quantization is not None and key in quantization.tensors:
-                weights |= _packed(key, info, quantization, self._stored)
+            if key in packed:
+                weights |= _packed(key, info, packed[key], self._stored)
             else:
                 dtype = mx.float32 if is_precise(key, wanted) else self._stored
                 weights[key] = (SCALE * mx.random.normal(_layout(info))).astype(dtype)
@@ -94,9 +94,12 @@ def _layout(info: TensorInfo) -> tuple[int, ...]:
     return info.shape
 
 
-def _packed(name: str, info: TensorInfo, quantization: Quantization, dtype: mx.Dtype) -> dict[str, mx.array]:
-    rows, columns = info.shape
-    stem = name.removesuffix("weight")
-    scales = mx.full((rows, columns // quantization.group_size), SCALE / 2**quantization.bits, dtype)
-    numbers = mx.random.randint(0, 2**31, (rows, columns * quantization.bits // 32)).astype(mx.uint32)
-    return {name: numbers, f"{stem}scales": scales, f"{stem}biases": -scales * 2 ** (quantization.bits - 1)}
+def _packed(name: str, info: TensorInfo, packing: Packing, dtype: mx.Dtype) -> dict[str, mx.array]:
+    words, *groups = packing.parts(name, info.shape).values()
+    scales = mx.full(groups[0], SCALE / 2**packing.bits, dtype)
+    numbers = mx.random.randint(0, 2**31, words).astype(mx.uint32)
+    return {
+        name: numbers,
+        part_name(name, "scales"): scales,
+        part_name(name, "biases"): -scales * 2 ** (packing.bits - 1),
+    }

@@ -29,6 +29,7 @@ from moddit.configurations import find_configuration
 from moddit.errors import ModditError, UnsupportedError
 from moddit.memory import ProcessPeak, take_peak
 from moddit.metadata import STORED
+from moddit.quantization import mean_bits
 from moddit.request import Request
 from moddit.routing import RoutingPlan, snap
 from moddit.samplers import build_table
@@ -197,13 +198,13 @@ def _arm(job: Job, bundle: Bundle, request: Request, text_tokens: int) -> Arm:
     table = build_table(bundle.spec.scheduler, request.sampler, request.steps)
     regions = policy.plan.schedule(table.timesteps)
     batch = len(request.rows(bundle.spec))
-    quantization = bundle.manifest.components["transformer"].quantization
+    weights = spec.tensors(has_routers=bundle.manifest.tokens.has_routers)
     return Arm(
         name=job.name or job.arm,
         runtime="mlx",
         device="cpu" if mx.default_device() == mx.cpu else "gpu",
         dtype=_dtype_name(bundle),
-        bits=None if quantization is None else quantization.bits,
+        bits=mean_bits(bundle.manifest.components["transformer"].quantization, weights),
         height=request.height,
         width=request.width,
         batch=batch,

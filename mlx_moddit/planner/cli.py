@@ -18,6 +18,7 @@ from moddit.benchmark.table import markdown
 from moddit.bins import Size, parse_size
 from moddit.configurations import CONFIGURATIONS
 from moddit.paths import expand
+from moddit.quantization import BITS
 from moddit.request import DEFAULT_STEPS, Request
 
 GB: Final = 1e9
@@ -50,7 +51,7 @@ _DTYPES: Final = ("float16", "bfloat16", "float32")
     help="What if layers kept multiples of N tokens; no runtime does.",
 )
 @click.option("--dtype", type=click.Choice(_DTYPES), help="Of the weights.  [default: the bundle's, or float16]")
-@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantise the weights.  [default: as the bundle]")
+@click.option("--bits", type=click.Choice(list(map(str, BITS))), help="Quantise the weights.  [default: as the bundle]")
 @click.option(
     "--record", "records", multiple=True, metavar="FILE", help="Benchmark of this machine to go by; repeatable."
 )
@@ -86,7 +87,7 @@ def _ask(options: dict[str, Any]) -> Asked:
 def _write(facts: dict[str, Any]) -> Iterator[str]:
     height, width = facts["size"]
     total = sum(facts["bundle_bytes"].values())
-    stored = facts["dtype"] if facts["bits"] is None else f"{facts['bits']}-bit"
+    stored = facts["dtype"] if facts["bits"] is None else f"{facts['bits']:g}-bit"
     yield (
         f"{facts['model']}: {facts['parameters'] / 1e6:,.0f} M parameters, {total / GB:.2f} GB as a bundle in "
         f"{stored}; {height}x{width} pixels, {facts['steps']} steps, batch {facts['batch']}, "

@@ -13,13 +13,14 @@ from mlx_moddit.planner.latency import Drawing, Range, Rates, chip_rates
 from mlx_moddit.planner.model import Download
 from moddit.bins import Size
 from moddit.manifest import Manifest
+from moddit.quantization import AFFINE, MODES, mean_bits
 from moddit.request import DEFAULT_VAE_TILE_SIZE
 from moddit.routing import RoutingPlan, snap
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
 PROMPT_TOKENS: Final = 60  # of a usual text
-BITS: Final = (None, 8, 4)
+BITS: Final = (8, 4)  # that may make it fit
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Asked:
         return self.manifest.components["transformer"].dtype or "float32"
 
     @property
-    def bits(self) -> int | None:
+    def bits(self) -> float | None:
         """Of its weights, where they are quantised."""
-        quantization = self.manifest.components["transformer"].quantization
-        return None if quantization is None else quantization.bits
+        weights = self.manifest.spec.transformer.tensors(has_routers=self.manifest.tokens.has_routers)
+        return mean_bits(self.manifest.components["transformer"].quantization, weights)
 
     @property
     def tokens(self) -> int:
@@ -116,7 +117,9 @@ def change(asked: Asked, *, keep: float | None = None, dtype: str | None = None,
     tokens = manifest.tokens if keep is None else _keeping(manifest.spec, keep)
     if dtype is None and bits is None:
         return replace(asked, manifest=replace(manifest, tokens=tokens))
-    return replace(asked, manifest=imagine_manifest(manifest.spec, tokens, dtype or asked.dtype, bits or asked.bits))
+    if bits is None and (mean := asked.bits) is not None:
+        bits = min(MODES[AFFINE].bits, key=lambda count: abs(count - mean))
+    return replace(asked, manifest=imagine_manifest(manifest.spec, tokens, dtype or asked.dtype, bits))
 
 
 def align(asked: Asked, multiple: int) -> Asked:
@@ -128,11 +131,10 @@ def align(asked: Asked, multiple: int) -> Asked:
 
 def variants(asked: Asked, *, has_bfloat16: bool) -> Iterator[Variant]:
     """List ways to run a model, from what was asked to what needs least."""
-    for bits in BITS:
-        if asked.bits is not None and (bits is None or bits > asked.bits):
-            continue
-        chosen = asked if bits == asked.bits else change(asked, bits=bits)
-        words = f"{chosen.dtype}" if bits is None else f"{bits}-bit"
+    fewer = [bits for bits in BITS if asked.bits is None or bits < asked.bits]
+    for bits in (asked.bits, *fewer):
+        chosen = change(asked, bits=int(bits)) if bits in fewer else asked
+        words = asked.dtype if bits is None else f"{bits:g}-bit"
         memory = chosen.memory(has_bfloat16=has_bfloat16)
         yield Variant(words, memory["all_in_memory"])
         if memory["all_in_memory_strips"] < memory["all_in_memory"]:

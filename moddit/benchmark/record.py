@@ -101,7 +101,7 @@ class Arm:
     runtime: Annotated[str, choice(*RUNTIMES)]
     device: Name  # that computes: "gpu", "cpu", or the compute units of Core ML
     dtype: Name
-    bits: Annotated[int, Meta(ge=1, le=16)] | None  # of the weights, where they are quantised
+    bits: Annotated[float, Meta(ge=1, le=16)] | None  # of the weights, in the mean, where they are quantised
     height: Side | None  # pixels; None for a text encoder
     width: Side | None
     batch: Batch

@@ -57,7 +57,7 @@ def _arms(record: BenchmarkRecord) -> str:
     rows: list[tuple[str, ...]] = [header]
     for number, arm in enumerate(record.arms):
         found = stage_spreads(record, number)
-        stored = arm.dtype if arm.bits is None else f"{arm.bits}-bit"
+        stored = arm.dtype if arm.bits is None else f"{arm.bits:g}-bit"
         picture = picture_seconds(record, number)
         process = peak_bytes(record, number, "footprint_peak_bytes") or peak_bytes(record, number, "process_peak_bytes")
         operations = next((trial.operations for trial in trials_of(record, number) if trial.operations), {})

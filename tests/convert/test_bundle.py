@@ -25,6 +25,7 @@ from moddit.checkpoint.safetensors import read_tensors
 from moddit.checkpoint.stored import ITEM_BYTES
 from moddit.manifest import read_manifest, verify_files
 from moddit.models.pixart import PixArtSpec
+from moddit.quantization import Packing
 from moddit.tensors import PRECISE_ROLES, Role
 from tests.convert.checkpoints import TEXT_ENCODER, TRANSFORMER, VAE, convert, edit_json, edit_weights
 from tests.tiny import KINDS, save_pipeline
@@ -92,7 +93,9 @@ class TestTensors:
         assert tensors["proj_out.bias"].dtype == tensors["adaln_single.linear.bias"].dtype == "F32"
         assert tensors["transformer_blocks.0.ff.net.2.bias"].dtype == tensors["pos_embed.proj.bias"].dtype == "BF16"
 
-    @pytest.mark.parametrize("options", [(), ("-q", "--q-bits", "4", "--q-group-size", "32")])
+    @pytest.mark.parametrize(
+        "options", [(), ("-q", "--q-bits", "3", "--q-group-size", "32"), ("-q", "--q-mode", "mxfp4")]
+    )
     def test_numbers_are_aligned(self, wide: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
         convert(wide, tmp_path / "bundle", *options)
         for path in (tmp_path / "bundle").glob("*/*.safetensors"):
@@ -121,24 +124,33 @@ class TestTensors:
 
 
 class TestQuantised:
-    @pytest.mark.parametrize("bits", [4, 8])
-    def test_equals_quantising_with_mlx(self, wide: Path, tmp_path: Path, bits: int) -> None:
+    @pytest.mark.parametrize(
+        ("options", "packing"),
+        [
+            ((), Packing(8, 64, "affine")),
+            (("--q-bits", "3"), Packing(3, 64, "affine")),
+            (("--q-bits", "5", "--q-group-size", "32"), Packing(5, 32, "affine")),
+            (("--q-bits", "6"), Packing(6, 64, "affine")),
+            (("--q-mode", "mxfp4"), Packing(4, 32, "mxfp4")),
+        ],
+        ids=str,
+    )
+    def test_equals_quantising_with_mlx(
+        self, wide: Path, tmp_path: Path, options: tuple[str, ...], packing: Packing
+    ) -> None:
         convert(wide, tmp_path / "exact")
-        convert(wide, tmp_path / "packed", "-q", "--q-bits", str(bits))
-        choices = read_manifest(tmp_path / "packed").components["transformer"].quantization
-        assert choices is not None
-        assert (choices.bits, choices.group_size, choices.mode) == (bits, 64, "affine")
+        convert(wide, tmp_path / "packed", "-q", *options)
+        (choices,) = read_manifest(tmp_path / "packed").components["transformer"].quantization
+        assert choices.packing == packing
         exact, packed = (
             mx.load(str(tmp_path / name / "transformer/model.safetensors")) for name in ("exact", "packed")
         )
         assert isinstance(exact, dict)
         assert isinstance(packed, dict)
         for name in choices.tensors:
-            stem = name.removesuffix("weight")
-            wanted = dict(
-                zip((name, f"{stem}scales", f"{stem}biases"), mx.quantize(exact.pop(name), 64, bits), strict=True)
-            )
-            for key, array in wanted.items():
+            matrix = exact.pop(name)
+            parts = mx.quantize(matrix, packing.group_size, packing.bits, packing.mode)
+            for key, array in zip(packing.parts(name, matrix.shape), parts, strict=True):
                 assert array.dtype == packed[key].dtype
                 assert mx.array_equal(packed.pop(key), array), key
         assert packed.keys() == exact.keys()
@@ -147,9 +159,8 @@ class TestQuantised:
         convert(wide, tmp_path / "bundle", "-q", "--q-group-size", "32")
         manifest = read_manifest(tmp_path / "bundle")
         for name, component in manifest.components.items():
-            choices = component.quantization
-            assert (choices is None) == (name in ("vae", "tokenizer"))
-            if choices is not None:
+            assert (component.quantization == ()) == (name in ("vae", "tokenizer"))
+            for choices in component.quantization:
                 wanted = manifest.spec.tensors(has_routers=True)[name]
                 linear = [key for key, info in wanted.items() if info.role is Role.LINEAR and info.shape[1] % 32 == 0]
                 assert sorted(choices.tensors) == sorted(linear)
@@ -158,7 +169,7 @@ class TestQuantised:
     def test_groups_that_never_fit_leave_no_recipe(self, source: Path, tmp_path: Path) -> None:
         convert(source, tmp_path / "bundle", "-q", "--q-group-size", "128")
         components = read_manifest(tmp_path / "bundle").components
-        assert {component.quantization for component in components.values()} == {None}
+        assert {component.quantization for component in components.values()} == {()}
 
 
 class TestSources:

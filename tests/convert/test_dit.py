@@ -54,8 +54,7 @@ class TestTensors:
         source = save_dit_pipeline(tmp_path / "source", attention_head_dim=32)
         assert convert(source, tmp_path / "bundle", "-q") == 0
         manifest = read_manifest(tmp_path / "bundle")
-        choices = manifest.components["transformer"].quantization
-        assert choices is not None
+        (choices,) = manifest.components["transformer"].quantization
         parts = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
         wanted = {f"transformer_blocks.{layer}.{part}.weight" for layer in range(3) for part in parts}
         assert set(choices.tensors) == wanted

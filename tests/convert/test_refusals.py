@@ -398,6 +398,26 @@ class TestCommand:
         assert main(arguments) == 2
         assert "Usage: python -m convert" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--q-bits", "5"), "--q-bits says how to quantise, which is not asked for; add -q"),
+            (("--q-group-size", "32"), "--q-group-size says how to quantise"),
+            (("--q-mode", "mxfp4"), "--q-mode says how to quantise"),
+            (("-q", "--q-bits", "7"), "'7' is not one of '3', '4', '5', '6', '8'"),
+            (("-q", "--q-group-size", "16"), "'16' is not one of '32', '64', '128'"),
+            (("-q", "--q-mode", "nvfp4"), "'nvfp4' is not one of 'affine', 'mxfp4'"),
+            (("-q", "--q-mode", "mxfp4", "--q-bits", "8"), "--q-mode mxfp4 takes --q-bits 4, got 8"),
+            (("-q", "--q-mode", "mxfp4", "--q-group-size", "64"), "--q-mode mxfp4 takes --q-group-size 32, got 64"),
+        ],
+    )
+    def test_what_mlx_cannot_quantise_is_refused(
+        self, source: Path, tmp_path: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["mlx", "--hf-path", str(source), "--out", str(tmp_path / "bundle"), *options]) == 2
+        assert message in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
     def test_without_a_path_it_converts_the_embedded_checkpoint(
         self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

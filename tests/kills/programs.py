@@ -181,6 +181,11 @@ class Programs:
     def coreml_conversion(self) -> tuple[str, ...]:
         return (*self.conversion, "--to", "coreml", "--max-sequence-length", "16")
 
+    @cached_property
+    def mlx(self) -> str:
+        _run("convert", *self.conversion, "--out", self.scratch / "mlx")
+        return str(self.scratch / "mlx")
+
     def make_converter(self, name: str) -> Program:
         conversion = {
             "convert": self.conversion,
@@ -194,14 +199,21 @@ class Programs:
 
     def make_generator(self, name: str) -> Program:
         starts = self._starts(name)
-        _run("convert", *self.conversion, "--out", self.scratch / "mlx")
         size = ("--height", "32", "--width", "32")
-        command = ("generate", "--model", str(self.scratch / "mlx"), *size, "--overwrite")
+        command = ("generate", "--model", self.mlx, *size, "--overwrite")
         _run("mlx_moddit", *command, "--prompt", "a", "--steps", "1", "--output", starts["old"] / "a.png")
         options = (*command, "--prompt", "a red circle", "--steps", "2", "--output", "{folder}/a.png")
         return Program(
             name, "mlx_moddit", options, "a.png", ("a.png",), starts, self._undisturbed(name), lambda _: None
         )
+
+    def make_measurer(self, name: str) -> Program:
+        starts = self._starts(name)
+        (starts["old"] / "report.json").write_text("{}")
+        command = ("sensitivity", "--model", self.mlx, "--size", "32x32", "--steps", "1", "--num-images", "1")
+        options = (*command, "--quant-report", "{folder}/report.json", "--overwrite")
+        units = ("report.json",)
+        return Program(name, "mlx_moddit", options, units[0], units, starts, self._undisturbed(name), lambda _: None)
 
     def make_finetuner(self, name: str) -> Program:
         starts = self._starts(name)
@@ -241,6 +253,7 @@ _MAKERS: Final[Mapping[str, Callable[[Programs, str], Program]]] = {
     "coreml": Programs.make_converter,
     "coreml verified": Programs.make_converter,
     "generate": Programs.make_generator,
+    "sensitivity": Programs.make_measurer,
     "finetune": Programs.make_finetuner,
     "verify": Programs.make_verifier,
 }

@@ -16,7 +16,7 @@ from tests.kills.programs import STARTS, Program, Programs
 
 pytestmark = needs_linux
 
-QUICK = ("convert", "generate")
+QUICK = ("convert", "generate", "sensitivity")
 SLOW = ("coreml", "finetune", "verify")  # seconds a run
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,6 @@ from moddit.manifest import (
     Component,
     Manifest,
     Provenance,
-    Quantization,
     describe_file,
     fingerprint,
     read_manifest,
@@ -26,6 +26,7 @@ from moddit.manifest import (
 from moddit.models.pixart import PixArtSpec
 from moddit.models.t5 import T5Spec
 from moddit.models.vae import VAESpec
+from moddit.quantization import Packing, group
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.spec import ModelSpec
@@ -34,14 +35,13 @@ from moddit.tokens import TokenPolicy
 from tests.parity.bridge import ALIASES, to_mlx
 from tests.tiny import MAX_TOKENS
 
-GROUP_SIZE: Final = 32
 MODELS: Final = ("transformer", "text_encoder", "vae")
 
 
-def write_bundle(source: Path, folder: Path, *, bits: int | None = None) -> Path:
-    """Write a float32 bundle; with `bits`, the transformer's and text encoder's large products are quantised."""
+def write_bundle(source: Path, folder: Path, *packings: Packing) -> Path:
+    """Write a float32 bundle; large products of the transformer and text encoder take turns with the packings."""
     spec, policy = _describe(source)
-    components = {name: _write_model(source, folder, name, spec, bits) for name in MODELS}
+    components = {name: _write_model(source, folder, name, spec, packings) for name in MODELS}
     (folder / "tokenizer").mkdir()
     shutil.copy(source / "tokenizer" / "tokenizer.json", folder / "tokenizer")
     components["tokenizer"] = Component((describe_file(folder, "tokenizer/tokenizer.json"),))
@@ -100,23 +100,21 @@ def _describe(source: Path) -> tuple[ModelSpec, TokenPolicy]:
     return spec, TokenPolicy.topk(RoutingPlan.from_json(plan, "transformer"))
 
 
-def _write_model(source: Path, folder: Path, name: str, spec: ModelSpec, bits: int | None) -> Component:
+def _write_model(source: Path, folder: Path, name: str, spec: ModelSpec, packings: Sequence[Packing]) -> Component:
     tensors: dict[str, mx.array] = {}
     for file in sorted((source / name).glob("*.safetensors")):
         tensors |= {key: to_mlx(value) for key, value in load_file(file).items()}
     tensors = {key: value for key, value in tensors.items() if key not in ALIASES and not key.endswith("keep_ratio")}
-    quantization = None
-    if bits is not None and name != "vae":
-        wanted = wanted_tensors(spec, name, routed=True)
-        names = [key for key in tensors if wanted[key].role.is_quantisable and wanted[key].shape[1] % GROUP_SIZE == 0]
-        quantization = Quantization(bits, GROUP_SIZE, "affine", tuple(names))
-        for key in names:
-            packed = mx.quantize(tensors.pop(key), GROUP_SIZE, bits)
-            stem = key.removesuffix("weight")
-            tensors |= dict(zip((key, stem + "scales", stem + "biases"), packed, strict=True))
+    packed: dict[str, Packing] = {}
+    if packings and name != "vae":
+        wanted, turns = wanted_tensors(spec, name, routed=True), cycle(packings)
+        packed = {key: next(turns) for key in tensors if packings[0].fits(wanted[key])}
+        for key, packing in packed.items():
+            parts = mx.quantize(tensors[key], packing.group_size, packing.bits, packing.mode)
+            tensors |= dict(zip(packing.parts(key, tensors[key].shape), parts, strict=True))
     (folder / name).mkdir(parents=True)
     mx.save_safetensors(str(folder / name / "model.safetensors"), tensors)
-    return Component((describe_file(folder, f"{name}/model.safetensors"),), "float32", 0, quantization)
+    return Component((describe_file(folder, f"{name}/model.safetensors"),), "float32", 0, group(packed))
 
 
 def _load(path: Path) -> dict[str, mx.array]:

@@ -10,7 +10,8 @@ from mlx_moddit.estimate import Compute
 from mlx_moddit.info import describe, write
 from mlx_moddit.pipeline import Pipeline
 from moddit.errors import ShapeError
-from moddit.manifest import Quantization, read_manifest
+from moddit.manifest import read_manifest
+from moddit.quantization import Quantization
 from tests.mlx_moddit.conftest import PLAN
 
 CPU = Compute(is_gpu=False, dtype="float32")
@@ -38,10 +39,16 @@ def test_facts_of_a_dense_bundle(dense_bundle: Path) -> None:
 
 def test_quantised_components_say_so(dense_bundle: Path, stored_dtype: str) -> None:
     manifest = read_manifest(dense_bundle)
-    part = replace(manifest.components["transformer"], quantization=Quantization(4, 64, "affine", ()))
+    mixed = (
+        Quantization(8, 64, "affine", ("a",)),
+        Quantization(4, 64, "affine", ("b",)),
+        Quantization(4, 32, "mxfp4", ("c",)),
+    )
+    part = replace(manifest.components["transformer"], quantization=mixed)
     manifest = replace(manifest, components={**manifest.components, "transformer": part})
     facts = describe(manifest, CPU, height=32, width=32)
-    assert facts["components"]["transformer"]["stored_as"] == f"4-bit in groups of 64, rest {stored_dtype}"
+    said = f"8-bit in groups of 64, 4-bit in groups of 64, mxfp4 in groups of 32, rest {stored_dtype}"
+    assert facts["components"]["transformer"]["stored_as"] == said
 
 
 def test_sizes_that_the_model_cannot_make_are_refused(dense_bundle: Path) -> None:

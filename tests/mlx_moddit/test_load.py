@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,12 +17,15 @@ from mlx_moddit.t5 import T5Encoder
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from moddit.manifest import read_manifest, write_manifest
 from moddit.models.t5 import T5Spec
+from moddit.quantization import Packing
 from moddit.tensors import PRECISE_ROLES
 from scripts.golden_manifests import make_bundles
 from tests.mlx_moddit.bundles import MODELS, edit_tensors, refresh_manifest, wanted_tensors, write_bundle
 from tests.tiny import save_pipeline
 
 QUANTISED_ERROR = 0.02  # 8 bits leave about 1/256 of a group's range in every weight
+EIGHT = Packing(8, 32, "affine")
+MXFP4 = Packing(4, 32, "mxfp4")
 WIDTH = 64  # a multiple of the group size, so that the transformer can be quantised
 QUANTISABLE = {"num_attention_heads": 2, "attention_head_dim": 32, "cross_attention_dim": WIDTH}
 
@@ -143,11 +146,22 @@ class TestDtype:
 
 
 class TestQuantised:
-    @pytest.mark.parametrize(("bits", "tolerance"), [(8, QUANTISED_ERROR), (4, 20 * QUANTISED_ERROR)])
+    @pytest.mark.parametrize(
+        ("packings", "tolerance"),
+        [
+            ([EIGHT], QUANTISED_ERROR),
+            ([Packing(6, 32, "affine")], 5 * QUANTISED_ERROR),
+            ([Packing(5, 32, "affine")], 10 * QUANTISED_ERROR),
+            ([Packing(4, 32, "affine")], 20 * QUANTISED_ERROR),
+            ([Packing(3, 32, "affine")], 40 * QUANTISED_ERROR),
+            ([MXFP4], 30 * QUANTISED_ERROR),
+        ],
+        ids=str,
+    )
     def test_runs_near_the_exact_model(
-        self, source: Path, bundle: Path, tmp_path: Path, bits: int, tolerance: float
+        self, source: Path, bundle: Path, tmp_path: Path, packings: list[Packing], tolerance: float
     ) -> None:
-        packed = load_bundle(write_bundle(source, tmp_path / "packed", bits=bits))
+        packed = load_bundle(write_bundle(source, tmp_path / "packed", *packings))
         exact = load_bundle(bundle)
         found, wanted = (np.array(each.text_encoder()(mx.array([[4, 9, 5, 1]]))) for each in (packed, exact))
         assert 0 < np.abs(found - wanted).max() < tolerance * np.abs(wanted).max()
@@ -157,23 +171,44 @@ class TestQuantised:
         output = packed.transformer()(mx.ones((1, 4, 4, 4)), 0, conditions, conditions.start())
         assert bool(mx.isfinite(output).all())
 
+    def test_each_layer_has_its_own_packing(self, source: Path, tmp_path: Path) -> None:
+        packings = (EIGHT, Packing(3, 32, "affine"), MXFP4)
+        packed = load_bundle(write_bundle(source, tmp_path / "packed", *packings))
+        assert {item.packing for item in packed.manifest.components["transformer"].quantization} == set(packings)
+        model = packed.transformer()
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.QuantizedLinear)]
+        assert {(layer.bits, layer.group_size, layer.mode) for layer in layers} == {astuple(each) for each in packings}
+        conditions = model.prepare([mx.zeros((2, 32))], [500.0], 4, 4)
+        assert bool(mx.isfinite(model(mx.ones((1, 4, 4, 4)), 0, conditions, conditions.start())).all())
+
     @pytest.mark.usefixtures("m1")
+    @pytest.mark.parametrize("packing", [EIGHT, MXFP4], ids=str)
     @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16, mx.float32])
-    def test_dtype_reaches_the_scales(self, source: Path, tmp_path: Path, dtype: mx.Dtype) -> None:
-        packed = load_bundle(write_bundle(source, tmp_path / "packed", bits=8), dtype)
+    def test_dtype_reaches_the_activations(
+        self, source: Path, tmp_path: Path, packing: Packing, dtype: mx.Dtype
+    ) -> None:
+        packed = load_bundle(write_bundle(source, tmp_path / "packed", packing), dtype)
         model = packed.transformer()
         assert model.dtype == dtype
         assert packed.text_encoder()(mx.array([[4, 1]])).dtype == (mx.bfloat16 if dtype == mx.bfloat16 else mx.float32)
 
     def test_scales_follow_the_stored_dtype(self, source: Path, tmp_path: Path) -> None:
-        folder = write_bundle(source, tmp_path / "packed", bits=8)  # scales are stored in float32
+        folder = write_bundle(source, tmp_path / "packed", EIGHT)  # scales are stored in float32
         manifest = read_manifest(folder)
         half = {name: replace(component, dtype="float16") for name, component in manifest.components.items()}
         write_manifest(folder, replace(manifest, components=half))
         assert load_bundle(folder).transformer().dtype == mx.float16
 
+    def test_refuses_scales_of_another_mode(self, source: Path, tmp_path: Path) -> None:
+        folder = write_bundle(source, tmp_path / "packed", MXFP4)
+        edit_tensors(folder, "transformer", {"transformer_blocks.0.ff.net.2.scales": mx.ones((WIDTH, 8))})
+        with pytest.raises(
+            FormatError, match=r"scales of mxfp4 uint8\), got transformer_blocks\.0\.ff\.net\.2\.scales"
+        ):
+            load_bundle(folder).transformer()
+
     def test_refuses_missing_scales(self, source: Path, tmp_path: Path) -> None:
-        folder = write_bundle(source, tmp_path / "packed", bits=8)
+        folder = write_bundle(source, tmp_path / "packed", EIGHT)
         edit_tensors(folder, "transformer", {"transformer_blocks.0.attn1.to_q.scales": None})
         with pytest.raises(FormatError, match=r"attn1\.to_q\.scales' is damaged, got nothing"):
             load_bundle(folder).transformer()

@@ -11,13 +11,13 @@ from moddit.manifest import (
     Component,
     Manifest,
     Provenance,
-    Quantization,
     describe_file,
     fingerprint,
     read_manifest,
     verify_files,
     write_manifest,
 )
+from moddit.quantization import Quantization
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
 from tests.moddit.specs import LABEL, TEXT
@@ -30,7 +30,7 @@ def make_bundle(folder, spec):
     for name in spec.components:
         (folder / f"{name}.bin").write_bytes(name.encode())
         components[name] = Component((describe_file(folder, f"{name}.bin"),), "float16", 7)
-    quantized = Quantization(4, 64, "affine", ("proj_out.weight",))
+    quantized = (Quantization(8, 64, "affine", ("proj_out.weight",)), Quantization(4, 32, "mxfp4", ("x.weight",)))
     components["transformer"] = Component(components["transformer"].files, "float16", 7, quantized)
     provenance = Provenance("somewhere", "0" * 64, {"moddit": "0"}, "2026-01-01T00:00:00Z")
     manifest = Manifest(fingerprint(spec, POLICY, components), "mlx", spec, POLICY, components, None, provenance)

@@ -18,8 +18,10 @@ package enum Bounds {
     package static let fileBytes = 70_368_744_177_664
     /// Numbers of a component.
     package static let parameters = 70_368_744_177_664
-    /// Quantised tensors of a component.
+    /// Tensors of one item of `quantization`.
     package static let tensors = 100_000
+    /// Items of `quantization` of a component.
+    package static let quantizations = 64
     /// Characters of a name.
     package static let name = 256
     /// Characters of a path.

@@ -21,7 +21,7 @@ enum Info {
                 "bytes": .integer(component.bytes),
                 "dtype": component.dtype.map { .string($0.rawValue) } ?? .null,
                 "parameters": .integer(component.parameters),
-                "bits": component.quantization.map { .integer($0.bits) } ?? .null,
+                "bits": component.bits.map { .integer($0) } ?? .null,
             ])
         }
         return .object([
@@ -59,7 +59,7 @@ enum Info {
         let ratio = String(format: "%.3f", tokens.plan.meanKeepRatio)
         let parts = spec.components.map { name -> [String] in
             let part = manifest.components[name]
-            let bits = part?.quantization.map { ", \($0.bits) bits" } ?? ""
+            let bits = part?.bits.map { ", \($0) bits" } ?? ""
             return [name, megabytes(part?.bytes ?? 0), "\(part?.parameters ?? 0)", (part?.dtype?.rawValue ?? "") + bits]
         }
         let functions = (manifest.graphs?.stepFunctions ?? []).map { item in

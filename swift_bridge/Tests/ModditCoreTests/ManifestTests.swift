@@ -54,7 +54,7 @@ struct ManifestTests {
             ])
         #expect(chain.graphs?.trainedPlan.keepTenths == [[5, 4, 9], [3, 4, 10], [3, 3, 10]])
         #expect(chain.graphs?.routing == .onehot)
-        #expect(chain.components["transformer"]?.quantization?.tensors == ["proj_out.weight"])
+        #expect(chain.components["transformer"]?.quantization.first?.tensors == ["proj_out.weight"])
     }
 
     @Test(arguments: [

@@ -62,8 +62,7 @@ class TestManifest:
             assert second.function(name).outputs == {"prediction": latents}
 
     def test_compression_spares_what_is_precise(self, manifest: Manifest) -> None:
-        choices = manifest.components["transformer"].quantization
-        assert choices is not None
+        (choices,) = manifest.components["transformer"].quantization
         assert "transformer_blocks.0.attn1.to_q.weight" in choices.tensors
         precise = ("router", "proj_out", "pos_embed", "norm1.", "class_embedder", "timestep_embedder")
         assert not [tensor for tensor in choices.tensors if any(part in tensor for part in precise)]

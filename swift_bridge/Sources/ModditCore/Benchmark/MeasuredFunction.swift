@@ -82,7 +82,7 @@ extension Manifest {
         }
         return BenchmarkArm(
             name: name, units: units, dtype: component?.dtype?.rawValue ?? "unknown",
-            bits: component?.quantization?.bits, size: size, batch: batch, tokens: tokens,
+            bits: component?.bits, size: size, batch: batch, tokens: tokens,
             textTokens: role.component == "vae" ? nil : spec.textTokens, keptTokens: kept, flops: flops)
     }
 }

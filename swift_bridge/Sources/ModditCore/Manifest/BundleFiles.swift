@@ -18,22 +18,41 @@ struct FileInfo: Sendable, Hashable {
     }
 }
 
-/// Fewer bits for the tensors listed by name; the others stay as they are.
+/// Fewer bits for the tensors listed by name; those that none of a component lists stay as they are.
 package struct Quantization: Sendable, Hashable {
     /// How the numbers of tensors are made smaller.
     enum Mode: String, Sendable, CaseIterable {
         /// A scale and a bias for each group.
         case affine
+        /// Floats of 4 bits, and a power of two for each group.
+        case mxfp4
         /// A scale for each group.
         case symmetric
         /// A table of values for each group of rows.
         case palette
 
         /// Bits that a number may have.
-        var bits: [Int] { self == .palette ? [4, 6] : [4, 8] }
-    }
+        var bits: [Int] {
+            switch self {
+            case .affine: [3, 4, 5, 6, 8]
+            case .mxfp4: [4]
+            case .symmetric: [4, 8]
+            case .palette: [4, 6]
+            }
+        }
 
-    private static let affineGroups = [32, 64, 128]
+        /// Sizes that a group may have; nil for any.
+        var groupSizes: [Int]? {
+            switch self {
+            case .affine: [32, 64, 128]
+            case .mxfp4: [32]
+            case .symmetric, .palette: nil
+            }
+        }
+
+        /// The runtime whose bundles may have it.
+        var backend: Backend { groupSizes == nil ? .coreml : .mlx }
+    }
 
     /// Bits of a number.
     package let bits: Int
@@ -54,11 +73,9 @@ package struct Quantization: Sendable, Hashable {
         guard mode.bits.contains(bits) else {
             throw .unsupported(try object["bits"].message("of mode \(mode.rawValue) is \(bits)", want: "\(mode.bits)"))
         }
-        guard mode != .affine || Self.affineGroups.contains(groupSize) else {
-            throw .unsupported(try object["group_size"].message("is \(groupSize)", want: "\(Self.affineGroups)"))
-        }
-        guard Set(tensors.map { ExactText($0) }).count == tensors.count else {
-            throw try object["tensors"].format("lists tensors twice", want: "each once")
+        if let sizes = mode.groupSizes, !sizes.contains(groupSize) {
+            let found = "of mode \(mode.rawValue) is \(groupSize)"
+            throw .unsupported(try object["group_size"].message(found, want: "\(sizes)"))
         }
     }
 }
@@ -82,7 +99,10 @@ package struct Component: Sendable, Hashable {
     /// Number of parameters.
     package let parameters: Int
     /// How tensors are stored in fewer bits.
-    package let quantization: Quantization?
+    package let quantization: [Quantization]
+
+    /// Bits of its quantised tensors, which are the same for all in a bundle for Core ML; nil where none are.
+    package var bits: Int? { quantization.first?.bits }
 
     /// Bytes of all its files.
     package var bytes: Int {
@@ -98,7 +118,12 @@ package struct Component: Sendable, Hashable {
         files = try object["files"].list(1...Bounds.files, FileInfo.init)
         dtype = try object.optional("dtype", choice)
         parameters = try object["parameters"].integer(in: 0...Bounds.parameters)
-        quantization = try object.optional("quantization") { item throws(ModditError) in try Quantization(item) }
+        let quantized = try object["quantization"]
+        quantization = try quantized.list(0...Bounds.quantizations, Quantization.init)
+        let names = quantization.flatMap(\.tensors)
+        guard Set(names.map { ExactText($0) }).count == names.count else {
+            throw quantized.format("lists tensors twice", want: "each once")
+        }
     }
 }
 

@@ -62,7 +62,7 @@ package struct Manifest: Sendable {
         let spec = try ModelSpec(object["spec"])
         self.spec = spec
         tokens = try TokenPolicy(object["tokens"])
-        components = try Self.readComponents(object["components"], spec.components)
+        components = try Self.readComponents(object["components"], spec.components, backend)
         graphs = try object.optional("graphs") { item throws(ModditError) in try Graphs(item, roles: spec.roles) }
         provenance = try Provenance(object["provenance"])
         for plan in [tokens.plan, graphs?.trainedPlan].compactMap({ $0 }) { try Self.check(plan, spec, field) }
@@ -110,13 +110,24 @@ package struct Manifest: Sendable {
     }
 
     private static func readComponents(
-        _ field: JSONField, _ names: [String]
+        _ field: JSONField, _ names: [String], _ backend: Backend
     ) throws(ModditError) -> [String: Component] {
         let object = try JSONObject(field, names)
         var components: [String: Component] = [:]
         for name in names { components[name] = try Component(object[name]) }
         for name in names where !withoutTensors.contains(name) && components[name]?.dtype == nil {
             throw try object[name].format("has dtype null", want: "the dtype of its tensors")
+        }
+        for name in names {
+            let quantization = components[name]?.quantization ?? []
+            if let wrong = quantization.first(where: { $0.mode.backend != backend }) {
+                let found = "has a quantization of mode \(wrong.mode.rawValue)"
+                throw .unsupported(try object[name].message(found, want: "one that backend \(backend.rawValue) has"))
+            }
+            if backend == .coreml, quantization.count > 1 {
+                let found = "has \(quantization.count) items of quantization"
+                throw .unsupported(try object[name].message(found, want: "at most 1"))
+            }
         }
         return components
     }

@@ -1,0 +1,1 @@
+"""What a picture loses with each product of a model in fewer bits."""
