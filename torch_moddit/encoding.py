@@ -168,7 +168,7 @@ class Encoding:
     cut: Cut
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     text_dtype: torch.dtype | str = "auto"  # of the text encoder; "auto" is that of its file
-    batch_size: int = 8  # pictures or captions
+    batch_size: int = 2  # pictures or captions
     workers: int = 0  # processes that read pictures
     skip_damaged: bool = False
     progress: bool = True  # bars, where the output is a terminal
@@ -224,29 +224,36 @@ class Encoding:
             for shard, path in absent:
                 height, width = (side // spec.vae.downscale for side in shard.size)
                 means = [torch.empty(0, spec.vae.latent_channels, height, width)]
-                stds, names, skipped = [*means], [], {}
-                for sample, found in self._cut(shard):
-                    if isinstance(found, FormatError):
-                        skipped[sample.name] = str(found)
-                    else:
-                        names.append(sample.name)
-                        for pixels in found.to(self.device).split(self.batch_size):
-                            posterior = vae.encode(pixels).latent_dist
-                            means.append((posterior.mean * spec.vae.scaling_factor).cpu())
-                            stds.append((posterior.std * spec.vae.scaling_factor).cpu())
-                    bar.update()
+                stds = [*means]
+                names: list[str] = []
+                skipped: dict[str, str] = {}
+                for kept, damaged in self._cut(shard):
+                    if kept:
+                        posterior = vae.encode(torch.cat(list(kept.values())).to(self.device)).latent_dist
+                        means.append((posterior.mean * spec.vae.scaling_factor).cpu())
+                        stds.append((posterior.std * spec.vae.scaling_factor).cpu())
+                    names += kept
+                    skipped |= damaged
+                    bar.update(len(kept) + len(damaged))
                 write_latents(path, torch.cat(means), torch.cat(stds), names, skipped)
 
-    def _cut(self, shard: Shard) -> Iterator[tuple[Sample, Tensor | FormatError]]:
-        """Cut the pictures of a shard; raises FormatError for a damaged one, or gives it if those are skipped."""
-        views = DataLoader(
-            _Views(shard, self.cut), batch_size=None, num_workers=self.workers, worker_init_fn=ignore_interrupts
-        )
-        for sample, found in zip(shard.samples, views, strict=True):
+    def _cut(self, shard: Shard) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+        """Cut the pictures of a shard, some at a time, and tell why others cannot be, by name; raises FormatError for a
+        damaged one, unless those are skipped.
+        """
+        for found in DataLoader(
+            _Views(shard, self.cut),
+            batch_size=self.batch_size,
+            collate_fn=dict,
+            num_workers=self.workers,
+            worker_init_fn=ignore_interrupts,
+        ):
             raise_if_stopped()
-            if isinstance(found, FormatError) and not self.skip_damaged:
-                raise _advise(found)
-            yield sample, found
+            damaged = {name: error for name, error in found.items() if isinstance(error, FormatError)}
+            if damaged and not self.skip_damaged:
+                raise _advise(next(iter(damaged.values())))
+            kept = {name: views for name, views in found.items() if name not in damaged}
+            yield kept, {name: str(error) for name, error in damaged.items()}
 
     @torch.no_grad()
     def _encode_captions(self, plan: Plan, spec: ModelSpec) -> None:
@@ -285,8 +292,8 @@ class Encoding:
         return Report(pictures, self.cut.views, len(plan.buckets), plan.enlarged, empty, {**plan.skipped, **skipped})
 
 
-class _Views(Dataset["Tensor | FormatError"]):
-    """The pictures of a shard, cut; or why one is none."""
+class _Views(Dataset[tuple[str, "Tensor | FormatError"]]):
+    """The pictures of a shard with their names, cut; or why one is none."""
 
     def __init__(self, shard: Shard, cut: Cut) -> None:
         self.shard, self.cut = shard, cut
@@ -294,11 +301,12 @@ class _Views(Dataset["Tensor | FormatError"]):
     def __len__(self) -> int:
         return len(self.shard.samples)
 
-    def __getitem__(self, index: int) -> Tensor | FormatError:
+    def __getitem__(self, index: int) -> tuple[str, Tensor | FormatError]:
+        sample = self.shard.samples[index]
         try:
-            return self.cut.views_of(self.shard.samples[index], self.shard.size)
+            return sample.name, self.cut.views_of(sample, self.shard.size)
         except FormatError as error:
-            return error
+            return sample.name, error
 
 
 def _advise(error: FormatError) -> FormatError:

@@ -57,7 +57,7 @@ _DTYPES: Final[Mapping[str, torch.dtype | str]] = {
 @click.option("--crops", type=click.IntRange(1, 64), default=1, help="Of each picture: the centre, others anywhere.")
 @click.option("--flip", is_flag=True, help="Encode each crop mirrored, too.")
 @click.option("--shard-size", type=click.IntRange(1, 1 << 20), default=256, help="Pictures of one file.")
-@click.option("--batch-size", type=click.IntRange(1, 4096), default=8, help="Pictures or captions encoded at once.")
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=2, help="Pictures or captions encoded at once.")
 @click.option("--workers", type=click.IntRange(0, 256), default=0, help="Processes that read pictures.")
 @click.option("--text-dtype", type=click.Choice(list(_DTYPES)), default="auto", help="Of the text encoder.")
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged pictures out, and list them at the end.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from torch_moddit import cli, encoding, prepare
 from torch_moddit.encoding import Cut, Encoding, Report
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.pictures import fit, to_pixels
+from torch_moddit.pipeline import load_component
 from torch_moddit.samples import list_samples
 from torch_moddit.shards import Encoders, Shards
 
@@ -170,7 +173,7 @@ def test_the_command_tells_what_it_did(model: Path, tmp_path: Path) -> None:
         if name == "1.png":
             save_noise(images / "1.png", (40, 36))
     (images / "1.png").write_bytes(b"no picture")
-    result = run_command(prepare.command, *arguments, tmp_path / "whole", "--skip-damaged", "--flip")
+    result = run_command(prepare.command, *arguments, tmp_path / "whole", "--skip-damaged", "--flip", "--workers", 1)
     assert result.stdout == f"{tmp_path / 'whole'}\n"
     told = result.stderr.splitlines()
     assert [line.split(":")[0] for line in told[:2]] == ["left out 1.png", "left out 2.png"]
@@ -214,6 +217,28 @@ def test_what_was_encoded_stays(model: Path, tmp_path: Path, monkeypatch: pytest
     encode(model, images, tmp_path / "whole", cut=cut)
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_one_encoder_is_in_memory_and_the_text_encoder_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.save_pipeline(tmp_path / "model", routed=False, dtype="float16")
+    loaded: dict[str, tuple[torch.dtype, Callable[[], object]]] = {}
+    real = load_component
+
+    def load(sources: Sources, name: str, *dtype: Any) -> Any:
+        part = real(sources, name, *dtype)
+        assert all(alive() is None for _, alive in loaded.values())
+        if isinstance(part, torch.nn.Module):
+            loaded[name] = next(part.parameters()).dtype, weakref.ref(part)
+        return part
+
+    monkeypatch.setattr(encoding, "load_component", load)
+    encode(model, save_pictures(tmp_path / "images"), tmp_path / "data")
+    assert {name: dtype for name, (dtype, _) in loaded.items()} == {
+        "vae": torch.float32,
+        "text_encoder": torch.float16,
+    }
 
 
 def test_another_dataset_is_not_mixed_in(model: Path, tmp_path: Path) -> None:
