@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from moddit.checkpoint.hub import Checkpoint
 from moddit.checkpoint.sources import file_state
 from moddit.errors import FormatError, MissingError
 from moddit.files import check_folder, new_folder, recover
-from moddit.manifest import Manifest, Provenance, fingerprint, write_manifest
-
-_READ_SIZE: Final = 1 << 20  # bytes
+from moddit.manifest import Manifest, Provenance, fingerprint, hash_file, write_manifest
 
 R = TypeVar("R")
 Progress = Callable[[str, int], Callable[[int], object]]  # (what, bytes in all) -> told how many more are done
@@ -109,17 +107,13 @@ def hash_source(
     """
     lines = []
     for name, path in sorted(files.items()):
-        digest = hashlib.sha256()
         try:
-            with path.open("rb") as file:
-                while chunk := file.read(_READ_SIZE):
-                    digest.update(chunk)
-                    advance(len(chunk))
+            digest = hash_file(path, advance)
         except FileNotFoundError:
             raise MissingError(f"[source] {path}: the file has gone; start again") from None
         except OSError as error:
             raise FormatError(f"[source] {path}: cannot be read ({error.strerror})") from None
         if file_state(path) != states[path]:
             raise FormatError(f"[source] {path}: has changed during the conversion; start again")
-        lines.append(f"{digest.hexdigest()}  {name}\n")
+        lines.append(f"{digest}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()

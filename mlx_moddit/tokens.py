@@ -52,10 +52,6 @@ class TokenRun:
         return self._keep(self, block, x, layer, self.capacities[step][layer])
 
 
-def _keep_all(_: TokenRun, __: Any, x: mx.array, ___: int, ____: int) -> Kept:
-    return Kept(x, (), lambda processed: processed)
-
-
 def _keep_best(run: TokenRun, block: Any, x: mx.array, layer: int, count: int) -> Kept:
     """Keep the `count` tokens that the block's router scores highest."""
     scores = score(block.router.weight, x)
@@ -81,7 +77,7 @@ def _keep_first(_: TokenRun, __: Any, x: mx.array, ___: int, count: int) -> Kept
 
 
 KEEPERS: Final[Mapping[str, Callable[[TokenRun, Any, mx.array, int, int], Kept]]] = {
-    DENSE: _keep_all,
+    DENSE: _keep_first,  # all of them
     TOPK: _keep_best,
     FIRST: _keep_first,
 }

@@ -1,7 +1,8 @@
 """Published models by name, for what needs no weights: planning a download, and timing with random numbers.
 
-Source: the configurations beside the weights of PixArt-Sigma-XL-2-1024-MS, PixArt-XL-2-1024-MS and DiT-XL-2-256. Models
-of one family for other sizes differ in how positions are scaled, which costs nothing; any size can be asked of these.
+Source: the configurations beside the weights of PixArt-Sigma-XL-2-1024-MS, PixArt-XL-2-1024-MS and DiT-XL-2-256, as far
+as they differ from the defaults of diffusers and transformers. Models of one family for other sizes differ in how
+positions are scaled, which costs nothing; any size can be asked of these.
 """
 
 from __future__ import annotations
@@ -20,74 +21,33 @@ from moddit.record import quote
 from moddit.samplers import NoiseSchedule
 from moddit.spec import ModelSpec
 
-_T5_XXL: Final = T5Spec(
-    vocab_size=32128,
-    d_model=4096,
-    d_kv=64,
-    d_ff=10240,
-    num_layers=24,
-    num_heads=64,
-    relative_attention_num_buckets=32,
-    relative_attention_max_distance=128,
-    is_gated=True,
-    dense_act_fn="gelu_new",
-    layer_norm_epsilon=1e-6,
+_T5_XXL: Final = T5Spec.from_transformers(
+    {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"},
+    "T5 v1.1 XXL",
 )
-_VAE: Final = VAESpec(
-    in_channels=3,
-    out_channels=3,
-    latent_channels=4,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    norm_num_groups=32,
-    scaling_factor=0.18215,  # of Stable Diffusion; SDXL's is the same network with 0.13025
-    shift_factor=0.0,
-    use_quant_conv=True,
-    use_post_quant_conv=True,
-    mid_block_add_attention=True,
+_VAE: Final = VAESpec.from_diffusers(  # of Stable Diffusion; SDXL's is the same network with another scaling_factor
+    {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": 4 * ("DownEncoderBlock2D",),
+        "up_block_types": 4 * ("UpDecoderBlock2D",),
+        "layers_per_block": 2,
+    },
+    "the VAE of Stable Diffusion",
 )
-# The size XL of both families: latents of four channels and their variance, in patches of two.
-_XL: Final[Mapping[str, Any]] = {
-    "num_layers": 28,
-    "num_attention_heads": 16,
-    "attention_head_dim": 72,
-    "in_channels": 4,
-    "out_channels": 8,
-    "patch_size": 2,
-    "attention_bias": True,
-}
-_SIGMA: Final = PixArtSpec(
-    **_XL,
-    sample_size=128,
-    cross_attention_dim=1152,
-    caption_channels=4096,
-    interpolation_scale=2.0,
-    norm_eps=1e-6,
-    use_additional_conditions=False,
+_SIGMA: Final = PixArtSpec.from_diffusers(
+    {"_class_name": PixArtSpec.DIFFUSERS_CLASS, "caption_channels": 4096, "use_additional_conditions": False},
+    "PixArt-Sigma-XL-2-1024-MS",
 )
-_DIT: Final = DiTSpec(
-    **_XL,
-    sample_size=32,
-    num_classes=1000,
-    norm_eps=1e-5,
-)
+_DIT: Final = DiTSpec.from_diffusers({"_class_name": DiTSpec.DIFFUSERS_CLASS, "out_channels": 8}, "DiT-XL-2-256")
 # The smaller models of the same paper (arXiv 2212.09748, table 1), whose weights nobody published.
 _SMALLER: Final = {"s": (12, 6), "b": (12, 12), "l": (24, 16)}  # layers, heads of 64 channels
-_SCHEDULE: Final = NoiseSchedule(
-    num_train_timesteps=1000,
-    beta_schedule="linear",
-    beta_start=0.0001,
-    beta_end=0.02,
-    prediction_type="epsilon",
-    timestep_spacing="linspace",
-    steps_offset=0,
-    set_alpha_to_one=True,
-    sampler="dpmpp-2m",
-)
+_SCHEDULE: Final = NoiseSchedule.from_diffusers({"_class_name": "DPMSolverMultistepScheduler"}, "PixArt")
+_DDIM: Final = NoiseSchedule.from_diffusers({"_class_name": "DDIMScheduler", "clip_sample": False}, "DiT")
 
 
 def _dit(transformer: DiTSpec) -> ModelSpec:
-    return ModelSpec(transformer, Label(()), _VAE, replace(_SCHEDULE, timestep_spacing="leading", sampler="ddim"))
+    return ModelSpec(transformer, Label(()), _VAE, _DDIM)
 
 
 CONFIGURATIONS: Final[Mapping[str, ModelSpec]] = {

@@ -19,7 +19,7 @@ def router_flops(spec: TransformerSpec, tokens: int) -> int:
 
 def dense_flops(spec: TransformerSpec, tokens: int, text_tokens: int) -> int:
     """Count the FLOPs of a step in which every block processes every token, for a batch of one."""
-    return count_flops(step_operations(spec, TokenPolicy.dense(spec.num_layers, 1), 0, tokens, text_tokens))
+    return step_flops(spec, TokenPolicy.dense(spec.num_layers, 1), 0, tokens, text_tokens)
 
 
 def blocks_flops(spec: TransformerSpec, policy: TokenPolicy, region: int, tokens: int, text_tokens: int) -> int:
@@ -49,9 +49,7 @@ def _routing_operations(policy: TokenPolicy, kept: int, tokens: int, width: int)
 
 def step_flops(spec: TransformerSpec, policy: TokenPolicy, region: int, tokens: int, text_tokens: int) -> int:
     """Count the FLOPs of one forward pass: the blocks, patch embedding and final projection, for a batch of one."""
-    patch = spec.patch_size * spec.patch_size
-    ends = 2 * tokens * spec.hidden_size * patch * (spec.in_channels + spec.out_channels)
-    return blocks_flops(spec, policy, region, tokens, text_tokens) + ends
+    return count_flops(step_operations(spec, policy, region, tokens, text_tokens))
 
 
 def kept_flops_share(

@@ -228,11 +228,8 @@ def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_file():
             continue
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
+        with _opened(path) as descriptor:
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _swap(partial: Path, target: Path) -> Path | None:
@@ -286,17 +283,11 @@ def _leftovers(folder: Path, name: str | None) -> list[tuple[Path, Path, str]]:
 def _is_dead(partial: Path) -> bool:
     """Say whether nobody is writing this any more. Where the file system has no locks, nobody can know."""
     try:
-        descriptor = os.open(partial, os.O_RDONLY)
+        with _opened(partial) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)
+    return True
 
 
 # Folders that this process is writing, and the descriptors of their locks: what it writes whole within one needs no
@@ -307,8 +298,7 @@ _OWNED: Final[dict[tuple[int, int], int]] = {}
 @contextmanager
 def _owned(folder: Path, operation: int) -> Iterator[None]:
     """Hold the lock of a folder for as long as its writer lives."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened(folder, os.O_DIRECTORY) as descriptor:
         _lock(descriptor, operation)
         key = _identity(folder)
         _OWNED[key] = descriptor
@@ -316,8 +306,6 @@ def _owned(folder: Path, operation: int) -> Iterator[None]:
             yield
         finally:
             del _OWNED[key]
-    finally:
-        os.close(descriptor)
 
 
 def _disown() -> None:
@@ -336,10 +324,17 @@ def _locked(folder: Path) -> Iterator[None]:
     if _identity(folder) in _OWNED:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened(folder, os.O_DIRECTORY) as descriptor:
         _lock(descriptor, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    """Give the descriptor of a file or folder, to sync or to lock."""
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 

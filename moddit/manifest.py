@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -231,12 +231,13 @@ def describe_file(folder: Path, path: str) -> FileInfo:
     return FileInfo(path=path, bytes=file.stat().st_size, sha256=hash_file(file))
 
 
-def hash_file(path: Path) -> str:
-    """Hash a file with SHA-256, hexadecimal."""
+def hash_file(path: Path, advance: Callable[[int], object] = lambda _: None) -> str:
+    """Hash a file with SHA-256, hexadecimal; `advance` is told how many more bytes are done."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_READ_SIZE):
             digest.update(chunk)
+            advance(len(chunk))
     return digest.hexdigest()
 
 

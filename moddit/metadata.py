@@ -44,13 +44,7 @@ class Metadata:
 
     def to_json(self) -> dict[str, Any]:
         """Write the version of this format first."""
-        return {
-            "version": METADATA_VERSION,
-            "settings": self.settings.to_json(),
-            "model": asdict(self.model),
-            "dtype": self.dtype,
-            "versions": dict(self.versions),
-        }
+        return {"version": METADATA_VERSION, **asdict(self), "settings": self.settings.to_json()}
 
     @classmethod
     def from_text(cls, text: str, where: str) -> Self:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Final, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from moddit.bounds import TIMESTEPS, Timesteps, choice
 from moddit.errors import UnsupportedError, ValueRangeError
-from moddit.models.config import check_implemented
+from moddit.models.config import ComponentSpec, check_implemented
 from moddit.record import Origin, decode, quote
 
 Array = TypeVar("Array", bound=Any)  # numpy, torch or mlx
@@ -81,7 +81,7 @@ _FIXED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(ComponentSpec):
     """How a model was trained to denoise, and how its checkpoint asks to be sampled."""
 
     num_train_timesteps: Timesteps
@@ -128,13 +128,14 @@ class NoiseSchedule:
             )
         sampler = SCHEDULER_CLASSES[found]
         config = {**_DEFAULTS[sampler], **config}
-        _check_config(config, sampler, where)
+        check_implemented(config, _FIXED_EVERYWHERE | _FIXED[sampler], where, component="samplers")
+        if sampler == "dpmpp-2m" and config.get("variance_type") in _LEARNED_VARIANCES:
+            raise UnsupportedError(
+                f"[samplers] {where}: variance_type = {config['variance_type']!r} is not implemented, want null: the "
+                "pipelines of PixArt drop a learned variance before the scheduler sees it"
+            )
         config = {**DEFAULTS, **config, "sampler": sampler}
         return decode({field.name: config[field.name] for field in fields(cls)}, cls, Origin("samplers", where))
-
-    def to_json(self) -> dict[str, Any]:
-        """Write every field."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTab
         raise UnsupportedError(f"[samplers] sampler = {sampler!r} is not implemented, want {wanted}")
     if not 1 <= steps <= schedule.num_train_timesteps:
         raise ValueRangeError(f"[samplers] steps out of range, got {steps}, want 1..{schedule.num_train_timesteps}")
-    timesteps = _TIMESTEPS[sampler](schedule, steps)
+    timesteps = _timesteps(schedule, sampler, steps)
     inside = timesteps[0] < schedule.num_train_timesteps and timesteps[-1] >= 0
     if len(timesteps) != steps or not inside or not np.all(np.diff(timesteps) < 0):
         raise ValueRangeError(
@@ -203,36 +204,23 @@ def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTab
     return _TABLES[sampler](schedule, timesteps, steps)
 
 
-def _dpm_timesteps(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
-    # Port of diffusers/schedulers/scheduling_dpmsolver_multistep.py, set_timesteps: one more, the last dropped.
+def _timesteps(schedule: NoiseSchedule, sampler: str, steps: int) -> NDArray[np.float64]:
+    """List the timesteps of a run, noisy first.
+
+    Port of set_timesteps in diffusers/schedulers/scheduling_{ddim,dpmsolver_multistep,euler_discrete}.py: where they do
+    not begin at the end, DPM-Solver++ takes one more and drops the last; Euler does not round those of "linspace".
+    """
     total = schedule.num_train_timesteps
-    if schedule.timestep_spacing == "linspace":
-        return np.linspace(0, total - 1, steps + 1).round()[:0:-1]
+    if schedule.timestep_spacing == "trailing":
+        return np.arange(total, 0, -total / steps).round() - 1
+    count = steps + 1 if sampler == "dpmpp-2m" else steps
     if schedule.timestep_spacing == "leading":
-        return (np.arange(steps + 1.0) * (total // (steps + 1)))[:0:-1] + schedule.steps_offset
-    return _trailing(schedule, steps)
-
-
-def _ddim_timesteps(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
-    # Port of diffusers/schedulers/scheduling_ddim.py, set_timesteps.
-    total = schedule.num_train_timesteps
-    if schedule.timestep_spacing == "linspace":
-        return np.linspace(0, total - 1, steps).round()[::-1]
-    if schedule.timestep_spacing == "leading":
-        return (np.arange(float(steps)) * (total // steps))[::-1] + schedule.steps_offset
-    return _trailing(schedule, steps)
-
-
-def _euler_timesteps(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
-    # Port of diffusers/schedulers/scheduling_euler_discrete.py, set_timesteps: as DDIM, but linspace is not rounded.
-    if schedule.timestep_spacing == "linspace":
-        return np.linspace(0, schedule.num_train_timesteps - 1, steps, dtype=np.float32)[::-1].astype(np.float64)
-    return _ddim_timesteps(schedule, steps)
-
-
-def _trailing(schedule: NoiseSchedule, steps: int) -> NDArray[np.float64]:
-    total = schedule.num_train_timesteps
-    return np.arange(total, 0, -total / steps).round() - 1
+        rising = np.arange(float(count)) * (total // count) + schedule.steps_offset
+    elif sampler == "euler":
+        rising = np.linspace(0, total - 1, count, dtype=np.float32).astype(np.float64)
+    else:
+        rising = np.linspace(0, total - 1, count).round()
+    return rising[::-1][:steps]
 
 
 def _noise_levels(schedule: NoiseSchedule, timesteps: NDArray[np.float64]) -> list[float]:
@@ -307,22 +295,8 @@ def _euler_table(schedule: NoiseSchedule, timesteps: NDArray[np.float64], _: int
     return SamplerTable("euler", init_scale, tuple(rows))
 
 
-_TIMESTEPS: Final[dict[str, Callable[[NoiseSchedule, int], NDArray[np.float64]]]] = {
-    "dpmpp-2m": _dpm_timesteps,
-    "ddim": _ddim_timesteps,
-    "euler": _euler_timesteps,
-}
 _TABLES: Final[dict[str, Callable[[NoiseSchedule, NDArray[np.float64], int], SamplerTable]]] = {
     "dpmpp-2m": _dpm_table,
     "ddim": _ddim_table,
     "euler": _euler_table,
 }
-
-
-def _check_config(config: Mapping[str, Any], sampler: str, where: str) -> None:
-    check_implemented(config, _FIXED_EVERYWHERE | _FIXED[sampler], where, component="samplers")
-    if sampler == "dpmpp-2m" and config.get("variance_type") in _LEARNED_VARIANCES:
-        raise UnsupportedError(
-            f"[samplers] {where}: variance_type = {config['variance_type']!r} is not implemented, want null: the "
-            "pipelines of PixArt drop a learned variance before the scheduler sees it"
-        )

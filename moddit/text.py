@@ -16,17 +16,14 @@ def printable(text: str) -> str:
     Returns:
         the same text if it has nothing of the kind, in any script; else with Python's escapes.
     """
-    return "".join(character if _is_shown(character) else _escape(character) for character in text)
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in _ESCAPED or character in _TURNING
+        else character
+        for character in text
+    )
 
 
 def printable_lines(text: str) -> str:
     """As `printable`, of a message that may have several lines."""
     return "\n".join(map(printable, text.split("\n")))
-
-
-def _is_shown(character: str) -> bool:
-    return unicodedata.category(character) not in _ESCAPED and character not in _TURNING
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

@@ -62,12 +62,7 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
-@click.option(
-    "--target",
-    type=click.FloatRange(0.1, 1.0),
-    default=_FIELDS["target"].default,
-    help="Mean keep ratio over layers and regions.",
-)
+@_setting("target", "Mean keep ratio over layers and regions.")
 @_setting("regions", "Regions of timesteps.")
 @_setting("learning_rate", "Of the transformer.")
 @_setting("router_rate", "Learning rate of the routers.")

@@ -50,15 +50,7 @@ def teller(spec: ModelSpec, components: Components) -> Callable[[Any], Item]:
     return _TELLERS[spec.conditioning.KIND](spec, components)
 
 
-def _tell_text(spec: ModelSpec, components: Components) -> Callable[[str], Item]:
-    return partial(tokenize, components["tokenizer"], max_tokens=spec.text_tokens)
-
-
-def _tell_label(_: ModelSpec, __: Components) -> Callable[[int], Item]:
-    return lambda number: {"labels": torch.tensor(number)}
-
-
 _TELLERS: Final[Mapping[str, Callable[[ModelSpec, Components], Callable[[Any], Item]]]] = {
-    Text.KIND: _tell_text,
-    Label.KIND: _tell_label,
+    Text.KIND: lambda spec, components: partial(tokenize, components["tokenizer"], max_tokens=spec.text_tokens),
+    Label.KIND: lambda _, __: lambda number: {"labels": torch.tensor(number)},
 }

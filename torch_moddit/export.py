@@ -93,9 +93,7 @@ def write_transformer(
     if keep_ratio is not None:
         for layer, row in enumerate(keep_ratio.detach().to("cpu", torch.float32)):
             tensors[KEEP_RATIO.format(layer=layer)] = row.clone()
-    shards = split_torch_state_dict_into_shards(
-        tensors, filename_pattern=WEIGHTS.format(suffix="{suffix}"), max_shard_size=max_shard_size
-    )
+    shards = split_torch_state_dict_into_shards(tensors, filename_pattern=WEIGHTS, max_shard_size=max_shard_size)
     for name, members in shards.filename_to_tensors.items():
         write_tensors(folder / name, {member: tensors[member] for member in members}, {"format": "pt"})
     if shards.is_sharded:

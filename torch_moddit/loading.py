@@ -22,7 +22,7 @@ def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float3
     Raises InputError if it is damaged, incomplete, of another architecture, or its weights are NaN or infinite.
     """
     found = describe_transformer(as_sources(source))
-    tensors = {name: to_torch(tensor) for name, tensor in found.read.part.tensors.items()}
+    tensors = {name: to_torch(tensor) for name, tensor in found.part.tensors.items()}
     kind = TRANSFORMERS[found.spec.ARCHITECTURE]
     transformer = kind.make(found.spec)
     model = kind(transformer, found.policy)

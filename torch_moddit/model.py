@@ -26,7 +26,7 @@ from moddit.errors import MissingError, ShapeError
 from moddit.models.transformer import TransformerSpec
 from moddit.routing import capacity
 from moddit.tokens import TokenPolicy
-from torch_moddit.tokens import SCORERS, BinUse, PlanRouting, Routing, keep
+from torch_moddit.tokens import SCORERS, BinUse, Routing, follow_plan, keep
 
 Context = Mapping[str, Tensor]  # what the samples are conditioned on, by name, the batch first
 # What of a sample of a dataset a model is conditioned on, with its name in the context.
@@ -159,11 +159,11 @@ class RoutedTransformer(nn.Module, ABC):
             raise MissingError(f"[model] the context has {sorted(context)}, but no {' and no '.join(missing)}")
         tokens = self.transformer.pos_embed(latents)  # (B, N, C)
         told = self.tell(timestep, context, tokens.dtype)
-        routing = routing or PlanRouting(self.policy.plan)
         plan = self.policy.plan
+        routing = routing or follow_plan(plan)
         regions = [plan.region(value) for value in timestep.tolist()] if plan.regions > 1 else [0] * len(timestep)
         for layer, block in enumerate(self.blocks):
-            uses = routing.bins(layer, regions)
+            uses = routing(layer, regions)
             scores, gates = SCORERS[self.policy.name](block, tokens, self.generator)
             chosen = None if forced is None else forced[layer]
             inputs = _present(told, tokens=tokens, scores=scores, gates=gates, forced=chosen)

@@ -74,7 +74,7 @@ class ReferencePipeline:
     def request(
         self, prompt: str = "", negative_prompt: str = "", *, label: int | str | None = None, **settings: Any
     ) -> Request:
-        """Complete a request by what the model has; raises as `Request.complete` and `class_number`."""
+        """Complete a request by what the model has; raises as `Request.complete` and `ModelSpec.number`."""
         number = None if label is None else self.spec.number(label)
         return Request.complete(self.spec, prompt, negative_prompt=negative_prompt, label=number, **settings)
 
@@ -114,7 +114,9 @@ class ReferencePipeline:
         spec = self.spec
         height, width = request.generated_size(spec)
         rows = request.rows(spec)
-        context = {**self.encode(rows), **self._size_context(height, width, len(rows))}
+        sizes = spec.transformer.size_features(height, width)
+        told = {name: torch.tensor([values] * len(rows), device=self.device) for name, values in sizes.items()}
+        context = {**self.encode(rows), **told}
         shape = (1, spec.transformer.latent_channels, height // spec.vae.downscale, width // spec.vae.downscale)
         noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(request.seed))
         noise = noise.to(self.device, next(self.model.parameters()).dtype)
@@ -149,10 +151,6 @@ class ReferencePipeline:
                 f"{(request.height, request.width)}; it loses a pixel to rounding at this size, choose another"
             )
         return picture
-
-    def _size_context(self, height: int, width: int, rows: int) -> dict[str, Tensor]:
-        sizes = self.spec.transformer.size_features(height, width)
-        return {name: torch.tensor([values] * rows, device=self.device) for name, values in sizes.items()}
 
 
 def read_schedule(scheduler: Any) -> NoiseSchedule:

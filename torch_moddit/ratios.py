@@ -44,7 +44,7 @@ HALF_BIN: Final = 0.499 / DENOMINATOR  # a frozen ratio stays this near to its b
 class KeepRatios(nn.Module):
     """The learnable keep ratios of a model, `values` [layers][regions] in 0.1..1 (float32), which start at 1.
 
-    A `Routing` for a `RoutedTransformer`: a mix of two bins until `freeze`, the bins of the plan after it.
+    `bins` is a `Routing` for a `RoutedTransformer`: a mix of two bins until `freeze`, the bins of the plan after it.
     """
 
     frozen: Tensor  # [layers][regions] int64 tenths; zeros until `freeze`
@@ -89,7 +89,7 @@ class KeepRatios(nn.Module):
         return self
 
     def bins(self, layer: int, regions: Sequence[int]) -> list[BinUse]:
-        """Implement `Routing`; each keep ratio runs once, on all samples that need it."""
+        """Say at which keep ratios a layer runs; each runs once, on all samples that need it."""
         if self._table is None:
             self.read()
         assert self._table is not None

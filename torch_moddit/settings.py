@@ -12,13 +12,14 @@ from typing import Any, Final
 from moddit.bounds import REGIONS
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR
-from torch_moddit.ratios import check_target
+from torch_moddit.ratios import MIN_RATIO, check_target
 
 MOST_STEPS: Final = 10**8
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("steps", "log_every", "save_every", "keep_checkpoints"), (1, MOST_STEPS)),
     "batch_size": (1, 65_536),
+    "target": (MIN_RATIO, 1.0),
     "accumulation": (1, 4096),
     "regions": (1, REGIONS),
     "warmup": (0, MOST_STEPS),

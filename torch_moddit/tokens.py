@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +26,13 @@ class BinUse:
     weight: Tensor | None  # share of each sample's outcome, (S,); None for the whole of it
 
 
-class Routing(Protocol):
-    """What decides how many tokens a block keeps of each sample."""
-
-    def bins(self, layer: int, regions: Sequence[int]) -> list[BinUse]:
-        """List the keep ratios at which `layer` runs, given each sample's region of timesteps."""
+# The keep ratios at which a layer runs, given each sample's region of timesteps.
+Routing = Callable[[int, Sequence[int]], list[BinUse]]
 
 
-class PlanRouting:
+def follow_plan(plan: RoutingPlan) -> Routing:
     """Run each block at the one keep ratio that a plan gives the sample's region."""
-
-    def __init__(self, plan: RoutingPlan) -> None:
-        self.plan = plan
-
-    def bins(self, layer: int, regions: Sequence[int]) -> list[BinUse]:
-        tenths = [self.plan.keep_tenths[layer][region] for region in regions]
-        return group_rows(tenths)
+    return lambda layer, regions: group_rows([plan.keep_tenths[layer][region] for region in regions])
 
 
 def group_rows(tenths: Sequence[int]) -> list[BinUse]:
@@ -95,10 +86,6 @@ def select_tokens(scores: Tensor, count: int) -> Tensor:
 Scored = tuple[Tensor | None, Tensor | None]  # scores, and what of them gates the MLP, (B, N) each
 
 
-def _score_none(_: Any, __: Tensor, ___: torch.Generator | None) -> Scored:
-    return None, None
-
-
 def _score_learned(block: Any, tokens: Tensor, _: torch.Generator | None) -> Scored:
     with torch.autocast(tokens.device.type, enabled=False):
         scores = nn.functional.linear(tokens.float(), block.router.weight.float()).squeeze(-1)
@@ -112,7 +99,7 @@ def _score_random(_: Any, tokens: Tensor, generator: torch.Generator | None) -> 
 
 # How each policy scores a block's tokens, float32: (block, tokens (B, N, C), source of random scores).
 SCORERS: Final[Mapping[str, Callable[[Any, Tensor, torch.Generator | None], Scored]]] = {
-    DENSE: _score_none,
+    DENSE: lambda *_: (None, None),
     TOPK: _score_learned,
     RANDOM: _score_random,
 }

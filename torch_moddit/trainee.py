@@ -30,7 +30,7 @@ class Trainee(nn.Module):
     def forward(self, latents: Tensor, timestep: Tensor, context: Context) -> Tensor:
         if self.ratios is None:
             return self.model(latents, timestep, context)
-        output = self.model(latents, timestep, context, routing=self.ratios.read())
+        output = self.model(latents, timestep, context, routing=self.ratios.read().bins)
         # frozen ratios stay part of the graph, because distributed training waits for every gradient
         return output + 0.0 * self.ratios.values.sum()
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from moddit.bounds import CLASSES, Name
 from moddit.checkpoint.foreign import check_config, check_merged
-from moddit.checkpoint.parts import ReadPart, read_part
+from moddit.checkpoint.parts import Part, read_part
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.checkpoint.sources import SourceFiles, Sources
 from moddit.checkpoint.tokenizer import read_tokenizer
@@ -30,7 +30,7 @@ class ReadConditioning:
     """A conditioning, with the components that only it has."""
 
     conditioning: Conditioning
-    parts: Mapping[str, ReadPart] = field(default_factory=dict)
+    parts: Mapping[str, Part] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -57,7 +57,7 @@ def read_text(sources: Sources, files: SourceFiles, _: TransformerSpec) -> ReadC
     return ReadConditioning(text, {TEXT_ENCODER: part}, {"tokenizer": tokenizer.text})
 
 
-def _read_t5(sources: Sources, files: SourceFiles) -> tuple[T5Spec, ReadPart]:
+def _read_t5(sources: Sources, files: SourceFiles) -> tuple[T5Spec, Part]:
     folder = sources.component(TEXT_ENCODER)
     config = read_json(folder / "config.json")
     check_config(config, str(folder / "config.json"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moddit.checkpoint.conditioning import CONDITIONINGS
-from moddit.checkpoint.parts import Part, ReadPart, read_part
+from moddit.checkpoint.parts import Part, read_part
 from moddit.checkpoint.sources import SourceFiles, Sources
 from moddit.checkpoint.transformer import Transformer, read_transformer
 from moddit.checkpoint.weights import DIFFUSERS, read_config
@@ -53,16 +53,16 @@ def describe(sources: Sources) -> Description:
     transformer = read_transformer(sources, files, scheduler, vae.downscale)
     told = CONDITIONINGS[pipeline.conditioning.KIND](sources, files, transformer.spec)
     spec = ModelSpec(transformer.spec, told.conditioning, vae, scheduler)
-    read = {"transformer": transformer.read, **told.parts, "vae": vae_part}
+    parts = {"transformer": transformer.part, **told.parts, "vae": vae_part}
     return Description(
         spec,
         transformer.policy,
-        {name: part.part for name, part in read.items()},
+        parts,
         told.documents,
         files.paths,
         files.states,
-        {f"{name}/{key}": reason for name, part in read.items() for key, reason in part.unused.items()},
-        tuple(note for part in read.values() for note in part.notes),
+        {f"{name}/{key}": reason for name, part in parts.items() for key, reason in part.unused.items()},
+        tuple(note for part in parts.values() for note in part.notes),
     )
 
 
@@ -95,7 +95,7 @@ def _read_config(path: Path, sources: Sources, files: SourceFiles, classes: Iter
     return config
 
 
-def _read_vae(sources: Sources, files: SourceFiles) -> tuple[VAESpec, ReadPart]:
+def _read_vae(sources: Sources, files: SourceFiles) -> tuple[VAESpec, Part]:
     spec = read_vae_spec(sources, files)
     part = read_part("vae", sources.component("vae"), DIFFUSERS, spec.tensors(), sources, files)
     if spec.shift_factor:

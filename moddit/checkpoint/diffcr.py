@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from moddit.checkpoint.precision import check_dtypes, is_finite, widen
@@ -27,23 +26,15 @@ _ROUTER: Final = re.compile(r"transformer_blocks\.(\d+)\.router\.weight")
 _KEEP_RATIO: Final = re.compile(r"transformer_blocks\.(\d+)\.keep_ratio")
 
 
-@dataclass(frozen=True)
-class Learned:
-    """The learned keep ratios of a checkpoint."""
-
-    unused: Mapping[str, str]  # their names, with the reason why no bundle holds them
-    notes: tuple[str, ...]
-
-
-def take_policy(config: dict[str, Any], layers: int, timesteps: int, where: str) -> TokenPolicy:
-    """Take the plan out of a transformer's configuration; without one the model is dense, over so many timesteps.
+def read_policy(config: Mapping[str, Any], layers: int, timesteps: int, where: str) -> TokenPolicy:
+    """Read the plan in a transformer's configuration; without one the model is dense, over so many timesteps.
 
     Raises FormatError, ShapeError or ValueRangeError if it is damaged, or has another number of layers.
     """
     if PLAN_KEY not in config:
         return TokenPolicy.dense(layers, timesteps)
     where = f"{where}, {PLAN_KEY!r}"
-    plan = RoutingPlan.from_json(config.pop(PLAN_KEY), where)
+    plan = RoutingPlan.from_json(config[PLAN_KEY], where)
     if plan.layers != layers:
         raise ShapeError(
             f"[routing] {where}: keep_tenths has {plan.layers} layers, want {layers}, the transformer's num_layers"
@@ -69,8 +60,11 @@ def check_dense(tensors: Mapping[str, StoredTensor], where: str) -> None:
         )
 
 
-def take_keep_ratios(tensors: dict[str, StoredTensor], plan: RoutingPlan) -> Learned:
+def take_keep_ratios(tensors: dict[str, StoredTensor], plan: RoutingPlan) -> tuple[dict[str, str], tuple[str, ...]]:
     """Take the learned ratios out of `tensors`, checked against the plan, which alone counts for inference.
+
+    Returns:
+        their names, with the reason why no bundle holds them; and what a user should know, one sentence each.
 
     Raises:
         ShapeError: ratios of other layers or regions than the plan's, or of some layers only.
@@ -78,7 +72,7 @@ def take_keep_ratios(tensors: dict[str, StoredTensor], plan: RoutingPlan) -> Lea
     """
     found = {int(match[1]): tensors.pop(match[0]) for match in filter(None, map(_KEEP_RATIO.fullmatch, list(tensors)))}
     if not found:
-        return Learned({}, ())
+        return {}, ()
     rows = []
     for layer, tensor in sorted(found.items()):
         if layer >= plan.layers or tensor.shape != (plan.regions,):
@@ -94,7 +88,7 @@ def take_keep_ratios(tensors: dict[str, StoredTensor], plan: RoutingPlan) -> Lea
     moved = [str(layer) for layer, row in enumerate(rows) if tuple(map(snap, row)) != plan.keep_tenths[layer]]
     note = f"keep_ratio of layers {', '.join(moved)} snaps to other tenths than the plan in config.json, which counts"
     unused = {tensor.name: "training only; the plan has its value in tenths" for tensor in found.values()}
-    return Learned(unused, (note,) if moved else ())
+    return unused, (note,) if moved else ()
 
 
 def _read_ratios(tensor: StoredTensor) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import InputError, MissingError, UnsupportedError
 
 _ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -48,22 +49,22 @@ def check_merged(folder: Path) -> None:
         )
 
 
-def check_tensors(dtypes: Mapping[str, str], where: str) -> None:
-    """Raise UnsupportedError if tensors, by name with their dtypes, are an adapter's or quantised."""
-    adapter = next(filter(_ADAPTER.search, dtypes), None)
+def check_tensors(tensors: Mapping[str, StoredTensor], where: str) -> None:
+    """Raise UnsupportedError if tensors are an adapter's or quantised."""
+    adapter = next(filter(_ADAPTER.search, tensors), None)
     if adapter is not None:
         raise UnsupportedError(
             f"[source] {where}: an adapter (LoRA), not a model, since it has {adapter!r}; pass it with --lora, and the "
             "model that it was trained on with --hf-path"
         )
-    for name, dtype in dtypes.items():
+    for name, tensor in tensors.items():
         tool = next((tool for end, tool in _QUANTISED.items() if name.endswith(end)), None)
-        if dtype in _FLOATS_OF_EIGHT_BITS:
+        if tensor.dtype in _FLOATS_OF_EIGHT_BITS:
             tool = "fp8"
         if tool is not None:
             raise UnsupportedError(
-                f"[source] {where}: quantised by {tool}, since it has {name!r} in {dtype}; convert the original, "
-                "with -q or --compress"
+                f"[source] {where}: quantised by {tool}, since it has {name!r} in {tensor.dtype}; convert the "
+                "original, with -q or --compress"
             )
 
 

@@ -16,20 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from moddit.checkpoint.foreign import ADAPTER_FILES
 from moddit.checkpoint.lora_names import REFUSED, TEXT_ENCODER, Layer, Layers, Piece, split_name
 from moddit.checkpoint.lora_strength import read_strengths
-from moddit.checkpoint.merged import Addition, MergedTensor, check_dtype
+from moddit.checkpoint.merged import Addition, MergedTensor
+from moddit.checkpoint.precision import DTYPE_NAMES, check_dtypes
 from moddit.checkpoint.safetensors import FileTensor, read_tensors
 from moddit.checkpoint.stored import Rows, StoredTensor
+from moddit.checkpoint.weights import PICKLE_SUFFIXES
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.tensors import TensorInfo
 
-DIFFUSERS_FILE: Final = "pytorch_lora_weights.safetensors"
-PEFT_FILE: Final = "adapter_model.safetensors"
-PEFT_CONFIG: Final = "adapter_config.json"
+PEFT_CONFIG, PEFT_FILE, DIFFUSERS_FILE = ADAPTER_FILES
 # The layer that a routed checkpoint holds doubled, against its gate: see torch_moddit.model.
 _MLP_END: Final = re.compile(r"transformer_blocks\.\d+\.ff\.net\.2\.(weight|bias)")
-_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 _NAMED: Final = 3  # names in a message, of perhaps hundreds
 
 _Pieces = dict[Piece, FileTensor]
@@ -56,7 +56,7 @@ class Lora:
         for name, addition in self.additions.items():
             if name not in tensors:
                 raise MissingError(f"[lora] {self.files[0]}: changes {name}, which the checkpoint does not have")
-            check_dtype(tensors[name])
+            check_dtypes("lora", {tensors[name].name: tensors[name]}, DTYPE_NAMES)
             gain = mlp_gain if _MLP_END.fullmatch(name) else 1.0
             merged[name] = MergedTensor.of(tensors[name], replace(addition, strength=addition.strength * gain))
         return merged
@@ -97,7 +97,7 @@ def _find_files(path: Path) -> tuple[Path, Path | None]:
     """Find the weights, and peft's configuration if it belongs to them."""
     if path.is_dir():
         path = _find_weights(path)
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLE_SUFFIXES:
         raise UnsupportedError(
             f"[lora] {path}: is a pickle, which may run code, want .safetensors; load it with torch.load(..., "
             "weights_only=True) and save it with safetensors.torch.save_file"
@@ -114,7 +114,7 @@ def _find_weights(folder: Path) -> Path:
     there = [folder / name for name in (DIFFUSERS_FILE, PEFT_FILE) if (folder / name).is_file()]
     if len(there) > 1:
         raise UnsupportedError(f"[lora] {folder}: has {DIFFUSERS_FILE} and {PEFT_FILE}; name the one that you mean")
-    there += sorted(file for file in folder.iterdir() if file.suffix in _PICKLES)
+    there += sorted(file for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if not there:
         names = _listing(sorted(file.name for file in folder.iterdir()), "entries")
         raise MissingError(
@@ -138,7 +138,7 @@ def _group(tensors: Mapping[str, FileTensor], file: Path) -> dict[str, _Pieces]:
         if other is not tensor:
             raise FormatError(f"[lora] {file}: {other.name!r} and {name!r} are both {piece.value} of one layer")
         if piece is not Piece.ALPHA:
-            check_dtype(tensor)
+            check_dtypes("lora", {name: tensor}, DTYPE_NAMES)
     if not found:
         raise FormatError(
             f"[lora] {file}: has no adapters, got {_listing(whole, 'tensors')}; perhaps it is a whole model, which is "
@@ -170,14 +170,14 @@ def _check_kind(tensors: Mapping[str, FileTensor], file: Path) -> None:
 
 
 def _find_layers(found: Iterable[str], layers: Layers, file: Path) -> dict[str, Layer]:
-    known = {module: layers.find(module) for module in found}
-    missing = [module for module, layer in known.items() if layer is None]
+    known = {module: layer for module in found if (layer := layers.find(module))}
+    missing = [module for module in found if module not in known]
     if missing:
         raise UnsupportedError(
             f"[lora] {file}: the transformer has no such layers: {_listing(missing, 'layers')}, want names such as "
             f"{'transformer_blocks.0.attn1.to_q'!r}; the LoRA was made for another model"
         )
-    return {module: layer for module, layer in known.items() if layer is not None}
+    return known
 
 
 def _check_pairs(found: Mapping[str, _Pieces], file: Path) -> None:

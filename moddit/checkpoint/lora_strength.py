@@ -129,10 +129,13 @@ def read_strengths(path: Path, config: Path | None, alphas: Mapping[str, FileTen
         ValueRangeError: an alpha is NaN or infinite.
     """
     metadata = _read_metadata(path)
-    fields: Mapping[str, Any] | None = None
+    fields: Any = None
     where = f"{path}, {METADATA!r}"
     if metadata.get(METADATA):
-        fields = _component(_parse_object(metadata[METADATA], where))
+        fields = _parse(metadata[METADATA])
+        if not isinstance(fields, dict):
+            raise FormatError(f"[lora] {where} is not a JSON object; save the LoRA again")
+        fields = _component(fields)
     elif config is not None:
         fields, where = read_json(config), str(config)
     peft = None if fields is None else PeftConfig.from_json(fields, where)
@@ -186,13 +189,6 @@ def _patterns(fields: Mapping[str, Any], key: str, where: str) -> Patterns:
 
 def _first_match(patterns: Patterns, layer: str, otherwise: float) -> float:
     return next((value for pattern, value in patterns if pattern.match(layer)), otherwise)
-
-
-def _parse_object(text: str, where: str) -> Mapping[str, Any]:
-    value = _parse(text)
-    if not isinstance(value, dict):
-        raise FormatError(f"[lora] {where} is not a JSON object; save the LoRA again")
-    return value
 
 
 def _parse(text: str) -> object:

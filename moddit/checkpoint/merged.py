@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from moddit.checkpoint.precision import DTYPE_NAMES, check_dtypes, check_finite, widen
+from moddit.checkpoint.precision import check_finite, widen
 from moddit.checkpoint.stored import StoredTensor
 from moddit.errors import ValueRangeError
 
@@ -28,15 +28,11 @@ class Addition:
     down: StoredTensor | None  # A: (rank, in), of a convolution (rank, in, height, width)
     strength: float
 
-    def read_down(self) -> NDArray[np.float32] | None:
-        """Read A, (rank, in * height * width); raises ValueRangeError unless finite, and as `StoredTensor.read`."""
-        return None if self.down is None else _read_finite(self.down).reshape(self.down.shape[0], -1)
-
     def rows(self, first: int, last: int, down: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """Compute the rows first..last of what is added, with what `read_down` returned; of B only these are read.
+        """Compute the rows first..last of what is added, with all of A; of B only these are read.
 
         Shapes:
-            down (rank, in) -> (last - first, in); without it -> (last - first,)
+            down (rank, in * height * width) -> (last - first, in * height * width); without it -> (last - first,)
 
         Raises:
             ValueRangeError: B or the product is not finite.
@@ -71,7 +67,8 @@ class MergedTensor(StoredTensor):
         rows, *rest = self.shape
         last = rows if last is None else last
         merged = np.empty((last - first, *rest), np.float32)
-        down = self.addition.read_down()
+        matrix = self.addition.down
+        down = None if matrix is None else _read_finite(matrix).reshape(matrix.shape[0], -1)
         step = max(1, _CHUNK_BYTES // max(1, _FLOAT_BYTES * math.prod(rest)))
         for start in range(first, last, step):
             stop = min(last, start + step)
@@ -79,11 +76,6 @@ class MergedTensor(StoredTensor):
             change = self.addition.rows(start, stop, down).reshape(part.shape)
             np.add(part, change, out=merged[start - first : stop - first])
         return merged
-
-
-def check_dtype(tensor: StoredTensor) -> None:
-    """Raise UnsupportedError if numbers cannot be added: they are neither float32, float16 nor bfloat16."""
-    check_dtypes("lora", {tensor.name: tensor}, DTYPE_NAMES)
 
 
 def _read_finite(tensor: StoredTensor, first: int = 0, last: int | None = None) -> NDArray[np.float32]:

@@ -106,43 +106,35 @@ def rename(tensors: Mapping[str, StoredTensor], where: str) -> Original:
 
 def _take(original: Original, name: str, tensor: StoredTensor) -> bool:
     """Put one tensor where it belongs; say whether it is known."""
+    match = _BLOCK.fullmatch(name)
+    if match and match[2] in (_RATIO, _BINS):
+        (original.ratios if match[2] == _RATIO else original.bins)[int(match[1])] = tensor
+        original.unused[name] = "the plan has its value in tenths"
+        return True
     if name in _UNUSED:
         original.unused[name] = _UNUSED[name]
         if name == "pos_embed":
             original.position = tensor
         return True
-    if name == "final_layer.scale_shift_table":
-        original.tensors["scale_shift_table"] = tensor
-        return True
-    module, _, kind = name.rpartition(".")
-    if module in MODULES and kind in _KINDS:
-        original.tensors[f"{MODULES[module]}.{kind}"] = tensor
-        return True
-    match = _BLOCK.fullmatch(name)
-    return match is not None and _take_of_block(original, int(match[1]), match[2], name, tensor)
-
-
-def _take_of_block(original: Original, layer: int, rest: str, name: str, tensor: StoredTensor) -> bool:
-    block = f"transformer_blocks.{layer}."
-    if rest == "scale_shift_table":
-        original.tensors[block + rest] = tensor
-        return True
-    if rest in (_RATIO, _BINS):
-        (original.ratios if rest == _RATIO else original.bins)[layer] = tensor
-        original.unused[name] = "the plan has its value in tenths"
-        return True
-    module, _, kind = rest.rpartition(".")
-    if module not in BLOCK_MODULES or kind not in _KINDS:
-        return False
-    targets = BLOCK_MODULES[module]
-    rows = tensor.shape[0] if tensor.shape else 0
-    if rows % len(targets):
-        raise ShapeError(f"[transformer] {tensor.path}: {name!r} has {rows} rows, want {len(targets)} equal parts")
-    part = rows // len(targets)
+    targets = _targets(name)
+    rows, count = tensor.shape[0] if tensor.shape else 0, max(1, len(targets))
+    if rows % count:
+        raise ShapeError(f"[transformer] {tensor.path}: {name!r} has {rows} rows, want {count} equal parts")
     for index, target in enumerate(targets):
-        own = tensor if len(targets) == 1 else Rows.of(tensor, index * part, (index + 1) * part)
-        original.tensors[f"{block}{target}.{kind}"] = own
-    return True
+        own = tensor if count == 1 else Rows.of(tensor, index * rows // count, (index + 1) * rows // count)
+        original.tensors[target] = own
+    return bool(targets)
+
+
+def _targets(name: str) -> tuple[str, ...]:
+    """List the canonical tensors that one of the file holds, first rows first; none if no table knows it."""
+    match = _BLOCK.fullmatch(name)
+    block, rest = (f"transformer_blocks.{int(match[1])}.", match[2]) if match else ("", name)
+    if rest == ("scale_shift_table" if match else "final_layer.scale_shift_table"):
+        return (f"{block}scale_shift_table",)
+    module, _, kind = rest.rpartition(".")
+    found = BLOCK_MODULES.get(module, ()) if match else filter(None, [MODULES.get(module)])
+    return tuple(f"{block}{target}.{kind}" for target in found) if kind in _KINDS else ()
 
 
 @dataclass(frozen=True)

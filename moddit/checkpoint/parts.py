@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moddit.checkpoint.foreign import check_tensors
 from moddit.checkpoint.names import canonical_tensors
 from moddit.checkpoint.precision import DOUBLE, SingleTensor, check_dtypes
 from moddit.checkpoint.sources import SourceFiles, Sources
@@ -23,6 +22,8 @@ class Part:
 
     wanted: Tensors
     tensors: Mapping[str, StoredTensor]  # the same names
+    unused: Mapping[str, str]  # tensors that no bundle holds, with the reason
+    notes: tuple[str, ...]  # what a user should know, one sentence each
 
     @property
     def parameters(self) -> int:
@@ -33,22 +34,10 @@ class Part:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-@dataclass(frozen=True)
-class ReadPart:
-    """A component's weights as they were found."""
-
-    part: Part
-    unused: Mapping[str, str]  # tensors that no bundle holds, with the reason
-    notes: tuple[str, ...] = ()  # what a user should know, one sentence each
-
-
-def read_part(
-    name: str, folder: Path, naming: Naming, wanted: Tensors, sources: Sources, files: SourceFiles
-) -> ReadPart:
+def read_part(name: str, folder: Path, naming: Naming, wanted: Tensors, sources: Sources, files: SourceFiles) -> Part:
     """Read the weights of a component in its library's layout; raises as `read_weights` and `finish_part`."""
     weights = read_weights(folder, naming, sources.variant)
     files.add(*weights.files)
-    check_tensors({key: tensor.dtype for key, tensor in weights.tensors.items()}, str(folder))
     tensors, unused = canonical_tensors(name, weights.tensors, str(folder))
     return finish_part(name, folder, tensors, wanted, unused, weights.notes)
 
@@ -60,7 +49,7 @@ def finish_part(
     wanted: Tensors,
     unused: Mapping[str, str],
     notes: tuple[str, ...],
-) -> ReadPart:
+) -> Part:
     """Check a component's tensors, and leave out what is not of the model, as diffusers and transformers do.
 
     If a wanted tensor is missing, nothing is left out: the names that are there may say why. `unused` and `notes` are
@@ -83,4 +72,4 @@ def finish_part(
     check_names({name: tensor.shape for name, tensor in tensors.items()}, wanted, str(place), "config.json", files)
     check_dtypes(component, tensors)
     single = {name: SingleTensor.of(tensor) if tensor.dtype == DOUBLE else tensor for name, tensor in tensors.items()}
-    return ReadPart(Part(wanted, single), unused, notes)
+    return Part(wanted, single, unused, notes)

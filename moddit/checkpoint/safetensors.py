@@ -7,7 +7,6 @@ Source: https://github.com/huggingface/safetensors, README, "Format".
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -63,11 +62,13 @@ class FileTensor(StoredTensor):
         row_bytes = math.prod(rest) * ITEM_BYTES[self.dtype]
         where = f"[safetensors] {self.path}: tensor {self.name!r}"
         try:
-            with open(self.path, "rb", buffering=0, opener=open_regular) as file:
+            with open(self.path, "rb", opener=open_regular) as file:
                 file.seek(self.offset + first * row_bytes)
-                _fill(file, array, where)
+                done = file.readinto(array.reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise FormatError(f"{where} cannot be read ({error.strerror}); {_ADVICE}") from None
+        if done < array.nbytes:
+            raise FormatError(f"{where} ends early, got {done} bytes of {array.nbytes}; {_ADVICE}")
         return array if self.shape else array.reshape(())
 
 
@@ -125,16 +126,6 @@ def format_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
-
-
-def _fill(file: io.FileIO, array: NDArray[Any], where: str) -> None:
-    view = memoryview(array.reshape(-1).view(np.uint8).data)
-    done = 0
-    while done < len(view):
-        count = file.readinto(view[done:])
-        if not count:
-            raise FormatError(f"{where} ends early, got {done} bytes of {len(view)}; {_ADVICE}")
-        done += count
 
 
 def _check_length(length: int, size: int, where: Origin) -> None:

@@ -237,16 +237,10 @@ class SourceFiles:
     paths: dict[str, Path] = field(default_factory=dict)
     states: dict[Path, tuple[int, int, int]] = field(default_factory=dict)  # when they were first read
 
-    def add(self, *paths: Path) -> None:
-        """Name files after where they are: "transformer/config.json", "base/vae/config.json"."""
+    def add(self, *paths: Path, within: str | None = None) -> None:
+        """Name files after where they are: "transformer/config.json", "base/vae/config.json"; or as within a folder."""
         for path in paths:
-            self.paths[self._label(path)] = path
-            self.states.setdefault(path, file_state(path))
-
-    def add_lora(self, index: int, lora: LoraSource, *paths: Path) -> None:
-        """Name the files of an adapter, with its strength."""
-        for path in paths:
-            self.paths[f"lora{index}@{lora.scale:g}/{path.name}"] = path
+            self.paths[self._label(path) if within is None else f"{within}/{path.name}"] = path
             self.states.setdefault(path, file_state(path))
 
     def _label(self, path: Path) -> str:

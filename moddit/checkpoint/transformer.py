@@ -10,18 +10,16 @@ from typing import Any, Final
 from moddit.checkpoint import original
 from moddit.checkpoint.diffcr import (
     MLP_GAIN,
-    PLAN_KEY,
     ROUTED_CLASS,
     ROUTED_NORM_TYPE,
-    Learned,
     check_dense,
     check_timesteps,
+    read_policy,
     take_keep_ratios,
-    take_policy,
 )
 from moddit.checkpoint.foreign import check_config, check_tensors
 from moddit.checkpoint.lora import read_lora
-from moddit.checkpoint.parts import ReadPart, finish_part
+from moddit.checkpoint.parts import Part, finish_part
 from moddit.checkpoint.sources import TRANSFORMER, LoraSource, SourceFiles, Sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.checkpoint.weights import DIFFUSERS, Weights, read_config, read_file, read_weights
@@ -45,7 +43,7 @@ class Transformer:
 
     spec: TransformerSpec
     policy: TokenPolicy
-    read: ReadPart
+    part: Part
 
 
 def read_transformer(
@@ -68,40 +66,39 @@ def _read_base(
     Only our own routed models have them doubled: those of DiffCR's authors start from the dense model's.
     """
     place = sources.transformer
-    if not place.is_dir():
-        tensors = read_file(place)
+    if place.is_dir():
+        path = place / "config.json"
+        config = read_config(path)
+        routed = _routed_classes(ARCHITECTURES.values())  # which indices of before do not name
+        if place != sources.main and config.get("_class_name") not in routed:
+            known = sources.known_pipeline
+            kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
+            sources.name_class(TRANSFORMER, config, _classes(kinds))
+        check_config(config, str(path))
+        weights = read_weights(place, DIFFUSERS, sources.variant)
+        files.add(path, *weights.files)
+    else:
+        path, weights = place, Weights(read_file(place), (place,))
         files.add(place)
-        check_tensors({name: tensor.dtype for name, tensor in tensors.items()}, str(place))
-        if original.find_prefix(tensors) is not None:
-            return _read_original(place, tensors, sources, scheduler, downscale), 1.0
-        found = _read_named(place, _config_of_file(sources, place, files), Weights(tensors, (place,)), scheduler)
-        return found, MLP_GAIN if found.policy.has_routers else 1.0
-    path = place / "config.json"
-    config = read_config(path)
-    routed = _routed_classes(ARCHITECTURES.values())  # which indices of before do not name
-    if place != sources.main and config.get("_class_name") not in routed:
-        known = sources.known_pipeline
-        kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
-        sources.name_class(TRANSFORMER, config, _classes(kinds))
-    check_config(config, str(path))
-    weights = read_weights(place, DIFFUSERS, sources.variant)
-    files.add(path, *weights.files)
-    check_tensors({name: tensor.dtype for name, tensor in weights.tensors.items()}, str(place))
+        check_tensors(weights.tensors, str(place))
+        if original.find_prefix(weights.tensors) is not None:
+            return _read_original(place, weights.tensors, sources, scheduler, downscale), 1.0
+        config = _config_of_file(sources, place, files)
     found = _read_named(path, config, weights, scheduler)
     return found, MLP_GAIN if found.policy.has_routers else 1.0
 
 
 def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceFiles, gain: float) -> Transformer:
-    part, notes = found.read.part, found.read.notes
+    part, notes = found.part, found.part.notes
     for index, source in enumerate(loras):
         lora = read_lora(source.path, source.scale, part.wanted)
-        files.add_lora(index, source, *lora.files)
+        files.add(*lora.files, within=f"lora{index}@{source.scale:g}")
         part = replace(part, tensors=lora.merge(part.tensors, mlp_gain=gain))
         notes = (*notes, f"{source.path} is merged into {len(lora.additions)} tensors at {source.scale:g}")
     if loras and gain != 1:
         doubled = f"the last layers of the MLPs take {gain:g} times an adapter, as they have in routed models"
         notes = (*notes, doubled)
-    return replace(found, read=replace(found.read, part=part, notes=notes))
+    return replace(found, part=replace(part, notes=notes))
 
 
 def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]) -> TransformerSpec:
@@ -109,29 +106,18 @@ def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]
 
     The names of the tensors say what it leaves open. Raises InputError, naming `where` and the key.
     """
-    config = plain_config(config)
-    for kind in ARCHITECTURES.values():
-        if config.get("_class_name") == kind.DIFFUSERS_CLASS:
-            return kind.from_diffusers(kind.complete(config, names), where)
-    check_implemented(config, {"_class_name": _classes(ARCHITECTURES.values())}, where, required=("_class_name",))
-    raise UnsupportedError(
-        f"[spec] {where}: norm_type = {quote(config.get('norm_type'))} of a {_OLD_CLASS} is not implemented, want "
-        f"{' or '.join(kind.NORM_TYPE for kind in ARCHITECTURES.values())}"
-    )
-
-
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a configuration the class name and kind of blocks that diffusers has today, if it is of an architecture."""
-    config = dict(config)
     name, norm_type = config.get("_class_name"), config.get("norm_type")
     for kind in ARCHITECTURES.values():
-        if name == ROUTED_CLASS + kind.DIFFUSERS_CLASS:
-            config["_class_name"] = kind.DIFFUSERS_CLASS
-            if norm_type == ROUTED_NORM_TYPE + kind.NORM_TYPE:
-                config["norm_type"] = kind.NORM_TYPE
-        if (name, norm_type) == (_OLD_CLASS, kind.NORM_TYPE):
-            config["_class_name"] = kind.DIFFUSERS_CLASS
-    return config
+        own, routed = {"_class_name": kind.DIFFUSERS_CLASS}, ROUTED_CLASS + kind.DIFFUSERS_CLASS
+        if (name, norm_type) == (routed, ROUTED_NORM_TYPE + kind.NORM_TYPE):
+            own["norm_type"] = kind.NORM_TYPE
+        if name in (kind.DIFFUSERS_CLASS, routed) or (name, norm_type) == (_OLD_CLASS, kind.NORM_TYPE):
+            return kind.from_diffusers(kind.complete({**config, **own}, names), where)
+    check_implemented(config, {"_class_name": _classes(ARCHITECTURES.values())}, where, required=("_class_name",))
+    raise UnsupportedError(
+        f"[spec] {where}: norm_type = {quote(norm_type)} of a {_OLD_CLASS} is not implemented, want "
+        f"{' or '.join(kind.NORM_TYPE for kind in ARCHITECTURES.values())}"
+    )
 
 
 def _routed_classes(kinds: Iterable[type[TransformerSpec]]) -> tuple[str, ...]:
@@ -147,20 +133,16 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     """Read a transformer under diffusers' names; `where` is its configuration, or the single file without one."""
     holder = where.parent if where.suffix == ".json" else where
     tensors = dict(weights.tensors)
-    plan_value = {PLAN_KEY: config.pop(PLAN_KEY)} if PLAN_KEY in config else {}
     spec = read_spec(config, str(where), tensors)
-    policy = take_policy(plan_value, spec.num_layers, _timesteps(scheduler), str(where))
-    learned = Learned({}, ())
+    policy = read_policy(config, spec.num_layers, _timesteps(scheduler), str(where))
     if policy.is_dense:
         check_dense(tensors, str(holder))
-    else:
-        if scheduler is not None:
-            check_timesteps(policy.plan, scheduler.num_train_timesteps, str(where))
-        learned = take_keep_ratios(tensors, policy.plan)
+    elif scheduler is not None:
+        check_timesteps(policy.plan, scheduler.num_train_timesteps, str(where))
+    unused, notes = take_keep_ratios(tensors, policy.plan)
     wanted = spec.tensors(has_routers=policy.has_routers)
-    notes = (*weights.notes, *learned.notes)
-    read = finish_part("transformer", holder, tensors, wanted, learned.unused, notes)
-    return Transformer(spec, policy, read)
+    part = finish_part("transformer", holder, tensors, wanted, unused, (*weights.notes, *notes))
+    return Transformer(spec, policy, part)
 
 
 def _config_of_file(sources: Sources, place: Path, files: SourceFiles) -> dict[str, Any]:
@@ -179,7 +161,7 @@ def _config_of_file(sources: Sources, place: Path, files: SourceFiles) -> dict[s
 
 def _read_original(
     place: Path,
-    tensors: dict[str, StoredTensor],
+    tensors: Mapping[str, StoredTensor],
     sources: Sources,
     scheduler: NoiseSchedule | None,
     downscale: int | None,

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from moddit import record
 from moddit.bounds import JSON_BYTES
-from moddit.checkpoint.foreign import explain_folder
+from moddit.checkpoint.foreign import check_tensors, explain_folder
 from moddit.checkpoint.pickled import read_pickle
 from moddit.checkpoint.safetensors import read_tensors
 from moddit.checkpoint.stored import StoredTensor
@@ -98,6 +98,7 @@ def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> We
     Raises:
         MissingError: no weight files, or one that the index names is absent.
         FormatError: a damaged file or index.
+        UnsupportedError: as `check_tensors`.
     """
     for tried in dict.fromkeys((variant, None)):
         found = [path for path in _candidates(folder, naming, tried) if path.is_file() or path.is_symlink()]
@@ -107,7 +108,9 @@ def read_weights(folder: Path, naming: Naming, variant: str | None = None) -> We
             notes = (
                 () if tried == variant else (f"{folder.name} has no variant {variant!r}: its plain weights are used",)
             )
-            return _open(found[0], [path for path in found[1:] if path.is_file()], notes)
+            weights = _open(found[0], [path for path in found[1:] if path.is_file()], notes)
+            check_tensors(weights.tensors, str(folder))
+            return weights
     raise explain_folder(folder, naming.safe)
 
 

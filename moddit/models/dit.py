@@ -5,33 +5,40 @@ Source: diffusers `models/transformers/dit_transformer_2d.py`, `models/normaliza
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from moddit.bounds import Channels, Classes, Epsilon, Heads, HeadWidth, Layers, Patch, Side
 from moddit.contract import LABELS, TIMESTEP, TOKENS
-from moddit.models.config import EXPORT_AGAIN, Config, check_implemented
 from moddit.models.transformer import (
     SampleShapes,
     StepFeatures,
     TransformerSpec,
     attention_operations,
     block_tensors,
-    embedding_tensors,
     mlp_operations,
 )
 from moddit.operations import Operation, matmul, normalise
-from moddit.record import Keys, Origin, decode
 from moddit.tensors import Role, TensorInfo, Tensors, linear, timestep_embedding
 
 FREQ_SHIFT: Final = 1  # of the timestep's sinusoid (diffusers' downscale_freq_shift)
 NORM_EPS: Final = 1e-6  # of the norms before attention and output, whatever norm_eps says
-DIT_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
-    "_class_name": ("DiTTransformer2DModel",),
-    "activation_fn": ("gelu-approximate",),
-    "norm_elementwise_affine": (False,),
-    "norm_type": ("ada_norm_zero",),
-}
+
+
+@dataclass(frozen=True)
+class _Config:
+    """`transformer/config.json` of a DiTTransformer2DModel."""
+
+    num_attention_heads: Heads = 16
+    attention_head_dim: HeadWidth = 72
+    in_channels: Channels = 4
+    out_channels: Channels | None = None
+    num_layers: Layers = 28
+    attention_bias: bool = True
+    sample_size: Side = 32
+    patch_size: Patch = 2
+    num_embeds_ada_norm: Classes = 1000
+    norm_eps: Epsilon = 1e-5
 
 
 @dataclass(frozen=True)
@@ -44,26 +51,19 @@ class DiTSpec(TransformerSpec):
     NORM_TYPE: ClassVar[str] = "ada_norm_zero"
     OUTPUT: ClassVar[str] = "proj_out_2"
     TITLE: ClassVar[str] = "DiT"
+    CONFIG: ClassVar[type[Any]] = _Config
 
     num_classes: Classes  # without the one that stands for no class
     attention_bias: bool
     norm_eps: Epsilon  # of the norm before the MLP; the others have 1e-6
 
-    def __post_init__(self) -> None:
-        self.check_dimensions()
-
     @classmethod
-    def from_diffusers(cls, config: Config, where: str) -> DiTSpec:
-        check_implemented(config, DIT_IMPLEMENTED, where, required=("_class_name",))
-        found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
-        read = {field.name: getattr(found, field.name) for field in fields(cls) if field.name != "num_classes"}
-        outputs = found.in_channels if found.out_channels is None else found.out_channels
-        values = read | {"out_channels": outputs, "num_classes": found.num_embeds_ada_norm}
-        return decode(values, cls, Origin("spec", where))
+    def derive(cls, config: _Config) -> dict[str, Any]:
+        return {"out_channels": config.in_channels, "num_classes": config.num_embeds_ada_norm}
 
     def tensors(self, *, has_routers: bool) -> Tensors:
         hidden = self.hidden_size
-        tensors = embedding_tensors(self)
+        tensors = self.embedding_tensors()
         for layer in range(self.num_layers):
             norm = f"transformer_blocks.{layer}.norm1."
             tensors |= timestep_embedding(norm + "emb.timestep_embedder", hidden, role=Role.BLOCK_MODULATION)
@@ -101,19 +101,3 @@ class DiTSpec(TransformerSpec):
 
     def sample_shapes(self) -> SampleShapes:
         return {"labels": ()}
-
-
-@dataclass(frozen=True)
-class _Config:
-    """`transformer/config.json` of a DiTTransformer2DModel."""
-
-    num_attention_heads: Heads = 16
-    attention_head_dim: HeadWidth = 72
-    in_channels: Channels = 4
-    out_channels: Channels | None = None
-    num_layers: Layers = 28
-    attention_bias: bool = True
-    sample_size: Side = 32
-    patch_size: Patch = 2
-    num_embeds_ada_norm: Classes = 1000
-    norm_eps: Epsilon = 1e-5

@@ -6,8 +6,8 @@ Source: diffusers `models/transformers/pixart_transformer_2d.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Self
 
 from moddit.bounds import Channels, Epsilon, Heads, HeadWidth, Layers, Patch, Scale, Side, Width
 from moddit.contract import (
@@ -22,7 +22,7 @@ from moddit.contract import (
     TOKENS,
 )
 from moddit.errors import ShapeError, UnsupportedError
-from moddit.models.config import EXPORT_AGAIN, Config, check_implemented
+from moddit.models.config import Config
 from moddit.models.transformer import (
     SampleShapes,
     Shapes,
@@ -30,23 +30,32 @@ from moddit.models.transformer import (
     TransformerSpec,
     attention_operations,
     block_tensors,
-    embedding_tensors,
     mlp_operations,
 )
 from moddit.operations import Operation, activate, matmul, normalise
-from moddit.record import Keys, Origin, decode
 from moddit.tensors import Role, TensorInfo, Tensors, linear, timestep_embedding
 
-# Keys whose other values change the computation; keys that no model here reads are ignored, as in diffusers.
-PIXART_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {
-    "_class_name": ("PixArtTransformer2DModel",),
-    "activation_fn": ("gelu-approximate",),
-    "norm_elementwise_affine": (False,),
-    "norm_type": ("ada_norm_single",),
-    "attention_type": ("default", None),
-}
 _CONDITIONS: Final = "adaln_single.emb.resolution_embedder."
 _MICRO_CONDITIONED: Final = 128  # latent pixels: a model of this size has conditions unless it says otherwise
+
+
+@dataclass(frozen=True)
+class _Config:
+    """`transformer/config.json` of a PixArtTransformer2DModel."""
+
+    caption_channels: Width  # without it diffusers has no text projection
+    num_attention_heads: Heads = 16
+    attention_head_dim: HeadWidth = 72
+    in_channels: Channels = 4
+    out_channels: Channels | None = 8
+    num_layers: Layers = 28
+    cross_attention_dim: Width = 1152
+    attention_bias: bool = True
+    sample_size: Side = 128
+    patch_size: Patch = 2
+    norm_eps: Epsilon = 1e-6
+    interpolation_scale: Scale | None = None
+    use_additional_conditions: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class PixArtSpec(TransformerSpec):
     OUTPUT: ClassVar[str] = "proj_out"
     TITLE: ClassVar[str] = "PixArt"
     HAS_BINS: ClassVar[bool] = True
+    CONFIG: ClassVar[type[Any]] = _Config
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"attention_type": ("default", None)}
 
     cross_attention_dim: Width
     caption_channels: Width
@@ -74,7 +85,7 @@ class PixArtSpec(TransformerSpec):
                 f"[spec] cross_attention_dim is not the hidden size, "
                 f"got {self.cross_attention_dim}, want {self.hidden_size}"
             )
-        self.check_dimensions()
+        super().__post_init__()
 
     @classmethod
     def complete(cls, config: Config, names: Mapping[str, object]) -> Config:
@@ -89,19 +100,8 @@ class PixArtSpec(TransformerSpec):
         return {**config, "use_additional_conditions": is_sized and is_conditioned}
 
     @classmethod
-    def from_diffusers(cls, config: Config, where: str) -> PixArtSpec:
-        """Read `transformer/config.json`; raises InputError, naming `where` and the key."""
-        check_implemented(config, PIXART_IMPLEMENTED, where, required=("_class_name",))
-        found = decode(config, _Config, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
-        # diffusers' own defaults where the configuration leaves them open
-        derived = {
-            "out_channels": found.in_channels,
-            "interpolation_scale": float(max(found.sample_size // 64, 1)),
-            "use_additional_conditions": found.sample_size == 128,
-        }
-        read = {field.name: getattr(found, field.name) for field in fields(cls)}
-        values = {name: derived[name] if value is None else value for name, value in read.items()}
-        spec = decode(values, cls, Origin("spec", where))
+    def from_diffusers(cls, config: Config, where: str) -> Self:
+        spec = super().from_diffusers(config, where)
         if spec.use_additional_conditions and spec.hidden_size % 3:
             raise ShapeError(
                 f"[spec] {where}: the hidden size {spec.hidden_size} is not a multiple of 3, as resolution and aspect "
@@ -109,9 +109,17 @@ class PixArtSpec(TransformerSpec):
             )
         return spec
 
+    @classmethod
+    def derive(cls, config: _Config) -> dict[str, Any]:
+        return {
+            "out_channels": config.in_channels,
+            "interpolation_scale": float(max(config.sample_size // 64, 1)),
+            "use_additional_conditions": config.sample_size == _MICRO_CONDITIONED,
+        }
+
     def tensors(self, *, has_routers: bool) -> Tensors:
         hidden = self.hidden_size
-        tensors: Tensors = {"scale_shift_table": TensorInfo((2, hidden), Role.MODULATION)} | embedding_tensors(self)
+        tensors: Tensors = {"scale_shift_table": TensorInfo((2, hidden), Role.MODULATION)} | self.embedding_tensors()
         for layer in range(self.num_layers):
             table = f"transformer_blocks.{layer}.scale_shift_table"
             tensors[table] = TensorInfo((6, hidden), Role.MODULATION)
@@ -175,22 +183,3 @@ class PixArtSpec(TransformerSpec):
     @property
     def position_scale(self) -> float:
         return self.interpolation_scale
-
-
-@dataclass(frozen=True)
-class _Config:
-    """`transformer/config.json` of a PixArtTransformer2DModel."""
-
-    caption_channels: Width  # without it diffusers has no text projection
-    num_attention_heads: Heads = 16
-    attention_head_dim: HeadWidth = 72
-    in_channels: Channels = 4
-    out_channels: Channels | None = 8
-    num_layers: Layers = 28
-    cross_attention_dim: Width = 1152
-    attention_bias: bool = True
-    sample_size: Side = 128
-    patch_size: Patch = 2
-    norm_eps: Epsilon = 1e-6
-    interpolation_scale: Scale | None = None
-    use_additional_conditions: bool | None = None

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from moddit.bounds import Channels, Heads, HeadWidth, Layers, Patch, Side
 from moddit.embeddings import position_embedding
 from moddit.errors import ShapeError, UnsupportedError
-from moddit.models.config import ComponentSpec, Config
+from moddit.models.config import EXPORT_AGAIN, ComponentSpec, Config, check_implemented
 from moddit.operations import Operation, activate, attend, combine, count_flops, matmul
-from moddit.tensors import ROUTER, Role, TensorInfo, Tensors, linear
+from moddit.record import Keys, Origin, decode
+from moddit.tensors import ROUTER, Role, TensorInfo, Tensors, conv, linear
 
 OUTPUT_NORM_EPS: Final = 1e-6  # diffusers' `norm_out`, which does not follow the configuration's norm_eps
 
@@ -49,7 +50,11 @@ class _Dimensions(ComponentSpec):
 
 
 class TransformerSpec(_Dimensions, ABC):
-    """Dimensions of a denoising transformer over patches of a latent."""
+    """Dimensions of a denoising transformer over patches of a latent.
+
+    Raises ShapeError for sizes that do not divide, UnsupportedError for channels that are neither a prediction nor one
+    with a variance.
+    """
 
     ARCHITECTURE: ClassVar[str]  # its name in a bundle
     CONDITIONING: ClassVar[str]  # kind of what it is conditioned on
@@ -58,11 +63,25 @@ class TransformerSpec(_Dimensions, ABC):
     OUTPUT: ClassVar[str]  # name of the final projection
     TITLE: ClassVar[str]  # for people
     HAS_BINS: ClassVar[bool] = False  # trained at the sizes of `moddit.bins`
+    CONFIG: ClassVar[type[Any]]  # record of `transformer/config.json`, with diffusers' defaults
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # what further keys may be that change the computation
 
     attention_bias: bool
     norm_eps: float
     caption_channels: int  # only of a model that is conditioned on a text
     num_classes: int  # only of a model that is conditioned on a label
+
+    def __post_init__(self) -> None:
+        if self.sample_size % self.patch_size:
+            raise ShapeError(f"[spec] sample_size {self.sample_size} is not a multiple of patch_size {self.patch_size}")
+        if self.hidden_size % 4:
+            raise ShapeError(f"[spec] the hidden size {self.hidden_size} is not a multiple of 4, as positions need")
+        latent = self.latent_channels
+        if self.out_channels not in (latent, 2 * latent):
+            raise UnsupportedError(
+                f"[spec] out_channels = {self.out_channels} is not implemented, want in_channels {latent}, "
+                "or twice that with a variance"
+            )
 
     @classmethod
     def complete(cls, config: Config, names: Mapping[str, object]) -> Config:  # noqa: ARG003 # some need them
@@ -70,9 +89,25 @@ class TransformerSpec(_Dimensions, ABC):
         return config
 
     @classmethod
-    @abstractmethod
     def from_diffusers(cls, config: Config, where: str) -> Self:
         """Read `transformer/config.json`; raises InputError, naming `where` and the key."""
+        implemented = {
+            "_class_name": (cls.DIFFUSERS_CLASS,),
+            "activation_fn": ("gelu-approximate",),
+            "norm_elementwise_affine": (False,),
+            "norm_type": (cls.NORM_TYPE,),
+            **cls.FIXED,
+        }
+        check_implemented(config, implemented, where, required=("_class_name",))
+        found = decode(config, cls.CONFIG, Origin("spec", where, EXPORT_AGAIN), Keys.ANY)
+        read, derived = {field.name: getattr(found, field.name, None) for field in fields(cls)}, cls.derive(found)
+        values = {name: derived[name] if value is None else value for name, value in read.items()}
+        return decode(values, cls, Origin("spec", where))
+
+    @classmethod
+    @abstractmethod
+    def derive(cls, config: Any) -> dict[str, Any]:
+        """Give the fields that a configuration has by another name, or leaves open, as diffusers fills them in."""
 
     @abstractmethod
     def tensors(self, *, has_routers: bool) -> Tensors:
@@ -133,32 +168,9 @@ class TransformerSpec(_Dimensions, ABC):
             raise ShapeError(f"[spec] latent size {height}x{width} is not made of whole patches of {self.patch_size}")
         return (height // self.patch_size) * (width // self.patch_size)
 
-    def check_dimensions(self) -> None:
-        """Check what the fields of every architecture have to fulfil.
-
-        Raises:
-            ShapeError: sizes that do not divide.
-            UnsupportedError: channels that are neither a prediction nor one with a variance.
-        """
-        if self.sample_size % self.patch_size:
-            raise ShapeError(f"[spec] sample_size {self.sample_size} is not a multiple of patch_size {self.patch_size}")
-        if self.hidden_size % 4:
-            raise ShapeError(f"[spec] the hidden size {self.hidden_size} is not a multiple of 4, as positions need")
-        latent = self.latent_channels
-        if self.out_channels not in (latent, 2 * latent):
-            raise UnsupportedError(
-                f"[spec] out_channels = {self.out_channels} is not implemented, want in_channels {latent}, "
-                "or twice that with a variance"
-            )
-
-
-def embedding_tensors(spec: TransformerSpec) -> Tensors:
-    """List the tensors of the patch embedding."""
-    shape = (spec.hidden_size, spec.in_channels, spec.patch_size, spec.patch_size)
-    return {
-        "pos_embed.proj.weight": TensorInfo(shape, Role.CONV),
-        "pos_embed.proj.bias": TensorInfo((spec.hidden_size,), Role.BIAS),
-    }
+    def embedding_tensors(self) -> Tensors:
+        """List the tensors of the patch embedding."""
+        return conv("pos_embed.proj", self.hidden_size, self.in_channels, self.patch_size)
 
 
 def block_tensors(spec: TransformerSpec, layer: int, attentions: tuple[str, ...], *, has_routers: bool) -> Tensors:

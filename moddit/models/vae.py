@@ -156,16 +156,12 @@ def _attention_operations(pixels: int, width: int) -> list[Operation]:
 
 def _resnets(block: str, width_in: int, width_out: int, count: int) -> Tensors:
     tensors: Tensors = {}
-    for index in range(count):
-        tensors |= _resnet(f"{block}resnets.{index}.", width_in if index == 0 else width_out, width_out)
-    return tensors
-
-
-def _resnet(name: str, width_in: int, width_out: int) -> Tensors:
-    tensors = _norm(name + "norm1", width_in) | conv(name + "conv1", width_out, width_in, 3)
-    tensors |= _norm(name + "norm2", width_out) | conv(name + "conv2", width_out, width_out, 3)
-    if width_in != width_out:
-        tensors |= conv(name + "conv_shortcut", width_out, width_in, 1)
+    for name in (f"{block}resnets.{index}." for index in range(count)):
+        tensors |= _norm(name + "norm1", width_in) | conv(name + "conv1", width_out, width_in, 3)
+        tensors |= _norm(name + "norm2", width_out) | conv(name + "conv2", width_out, width_out, 3)
+        if width_in != width_out:
+            tensors |= conv(name + "conv_shortcut", width_out, width_in, 1)
+        width_in = width_out
     return tensors
 
 

@@ -316,7 +316,7 @@ def test_dense_lora_on_a_routed_checkpoint(tmp_path: Path) -> None:
 
     save_checkpoint(tmp_path / "routed", RoutedPixArt.from_dense(tiny.make_transformer(), policy))
     sources = Sources(tmp_path / "routed", loras=(LoraSource(tmp_path / "lora", SCALE),))
-    merged = describe_transformer(sources).read.part.tensors
+    merged = describe_transformer(sources).part.tensors
     check({name: tensor for name, tensor in merged.items() if "router" not in name}, _without_routers(routed))
     loaded = load_checkpoint(sources)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from tests import tiny
 from torch_moddit.model import BlockTrace
 from torch_moddit.pixart import RoutedPixArt
 from torch_moddit.ratios import KeepRatios
-from torch_moddit.tokens import BinUse
+from torch_moddit.tokens import BinUse, Routing
 from torch_moddit.tokens import select_tokens as rank
 
 # The operations are the same; matrix products at differently aligned addresses may differ in the last bit.
@@ -240,7 +240,7 @@ def test_gradients_reach_routers_ratios_and_weights() -> None:
     plan = RoutingPlan.uniform(3, 4, 10)
     model = RoutedPixArt.from_dense(tiny.make_transformer(), TokenPolicy.topk(plan))
     ratios = KeepRatios(3, 4)
-    model(**inputs("sigma"), routing=ratios).square().mean().backward()
+    model(**inputs("sigma"), routing=ratios.bins).square().mean().backward()
     assert ratios.values.grad is not None
     assert bool((ratios.values.grad != 0).all())  # at 1, where bins must differ to give one
     for parameter in model.parameters():
@@ -252,24 +252,19 @@ def test_mix_of_bins_is_linear_in_the_ratio() -> None:
     model = routed_model("sigma", RoutingPlan.uniform(3, 1, 10), num_layers=3)
     values = {**inputs("sigma"), "timestep": torch.tensor([5, 6, 7, 8])}
 
-    class OneLayer:
-        """All layers whole but the last, which runs at the uses given."""
-
-        def __init__(self, uses: list[BinUse]) -> None:
-            self.uses = uses
-
-        def bins(self, layer: int, regions: object) -> list[BinUse]:
-            return self.uses if layer == 2 else [BinUse(10, None, None)]
+    def last_layer(uses: list[BinUse]) -> Routing:
+        """Run all layers whole but the last, which runs at the uses given."""
+        return lambda layer, _: uses if layer == 2 else [BinUse(10, None, None)]
 
     with torch.no_grad():
         blocks: dict[int, list[BlockTrace]] = {3: [], 4: []}
         for tenths, traces in blocks.items():
-            model(**values, routing=OneLayer([BinUse(tenths, None, None)]), on_block=traces.append)
+            model(**values, routing=last_layer([BinUse(tenths, None, None)]), on_block=traces.append)
         ratios = KeepRatios(3, 1)
         ratios.values[2] = 0.37
         outputs: list[Tensor] = []
         handle = model.transformer.norm_out.register_forward_pre_hook(lambda _, given: outputs.append(given[0]))
-        model(**values, routing=OneLayer(ratios.bins(2, [0, 0, 0, 0])))
+        model(**values, routing=last_layer(ratios.bins(2, [0, 0, 0, 0])))
         handle.remove()
     wanted = 0.3 * blocks[3][-1].output + 0.7 * blocks[4][-1].output
     torch.testing.assert_close(outputs[0], wanted, rtol=1e-5, atol=1e-5)

@@ -56,7 +56,7 @@ def test_ratios_snap_to_the_nearest_candidate(tmp_path: Path, router: str) -> No
     assert found.policy.has_routers
     assert found.policy.plan.keep_tenths == tuple(tuple(map(expected_tenths, row)) for row in ratios.tolist())
     assert found.policy.plan.num_train_timesteps == 1000
-    assert {"blocks.0.diff_mod_ratio", "blocks.0.kept_ratio_candidate"} <= found.read.unused.keys()
+    assert {"blocks.0.diff_mod_ratio", "blocks.0.kept_ratio_candidate"} <= found.part.unused.keys()
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
