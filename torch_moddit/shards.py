@@ -194,7 +194,7 @@ class Shards(Dataset[Item]):
         if encoders is not None:
             _compare(folder, record.encoders, encoders)
         _check_files(folder, record, spec)
-        shards = [[_Shard.read(folder, name, bucket, spec) for name in bucket.names] for bucket in record.buckets]
+        shards = [_read_bucket(folder, bucket, spec) for bucket in record.buckets]
         self.buckets = [sum(map(len, part)) for part in shards]
         self._shards = [shard for part in shards for shard in part]
         self._ends = list(accumulate(map(len, self._shards)))
@@ -244,6 +244,19 @@ class _Shard:
             return {**item, "labels": self.numbers[row], **self.sizes}
         start = int(self.numbers[row - 1]) if row else 0
         return {**item, **_told(_rows(self.text, start, int(self.numbers[row]))), **self.sizes}
+
+
+def _read_bucket(folder: Path, bucket: Bucket, spec: TransformerSpec) -> list[_Shard]:
+    """Read the shards of one size, whose samples may come into one batch."""
+    shards = [_Shard.read(folder, name, bucket, spec) for name in bucket.names]
+    first, *others = [{name: tensor.shape[1:] for name, tensor in shard.views.items()} for shard in shards]
+    for shard, shapes in zip(shards[1:], others, strict=True):
+        if shapes != first:
+            path = shard.views["latents"].path
+            raise ShapeError(
+                f"[data] {path}: has samples of shapes {shapes}, want {first} as in its first shard; {_ADVICE}"
+            )
+    return shards
 
 
 def _read_views(path: Path, spec: TransformerSpec) -> dict[str, FileTensor]:

@@ -99,6 +99,14 @@ def test_what_does_not_fit_is_refused(
         Shards(folder, SPEC)
 
 
+@pytest.mark.parametrize("tensors", [{"latents": (4, 4, 8, 4)}, {"latents": (4, 4, 8, 8)}])
+def test_shards_of_one_size_have_samples_of_one_shape(tensors: dict[str, tuple[int, ...]], folder: Path) -> None:
+    name = "16x16-00002.latents.safetensors"
+    save_file({key: torch.zeros(shape).half() for key, shape in tensors.items()}, folder / name)
+    with pytest.raises(ShapeError, match=rf"{name}: has samples of shapes .* as in its first shard"):
+        Shards(folder, SPEC)
+
+
 def test_labels_are_those_of_the_model(tmp_path: Path) -> None:
     model = tiny.save_dit_pipeline(tmp_path / "model", routed=False)
     folder = save_shards(tmp_path / "data", model)
