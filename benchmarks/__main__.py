@@ -41,12 +41,14 @@ def run(folder: Path, trials: int, delay: float, only: tuple[str, ...]) -> None:
 @click.option("--folder", type=click.Path(path_type=Path), default=RECORDS, help="Where the records are.")
 @click.option("--output", type=click.Path(path_type=Path), default=REPORT, help="File to write.")
 def report(folder: Path, output: Path) -> None:
-    """Write the tables of all records, beside the published times of other programs; README gets a summary."""
+    """Write tables and plots of all records, beside the published times of other programs; README gets a summary."""
+    made = write_report(folder)
+    plots = {output.with_name(name): text for name, text in made.plots.items()}
     readme = update_readme(README.read_text(encoding="utf-8"), write_summary(folder))
-    for path, text in ((output, write_report(folder)), (README, readme)):
+    for path, text in {output: made.text, **plots, README: readme}.items():
         with new_file(path, overwrite=True) as file:
             file.write(text.encode())
-    click.echo(f"{output}\n{README}")
+        click.echo(path)
 
 
 @main.command()

@@ -12,20 +12,16 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conversion import run_metered
 from convert.coreml.compress import Scheme
 
 HEADER = (
     "| compression | transformer MB | text encoder MB | seconds | peak RSS MB | exact error | fp16 mean | fp16 p99.9 "
     "| rerouted | picture fp32 dB | picture fp16 dB |"
-)
-_METER = (
-    "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=sys.stderr); "
-    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
 )
 
 
@@ -60,9 +56,7 @@ def measure(scheme: Scheme, options: list[str], folder: Path, *, verify: bool) -
     out = folder / scheme.value
     command = [sys.executable, "-m", "convert", "--from", "hf-checkpoint", "--to", "coreml", "--out", str(out)]
     command += ["--compress", scheme.value, *options]
-    start = time.perf_counter()
-    result = subprocess.run([sys.executable, "-c", _METER, *command], stdout=subprocess.PIPE, text=True, check=True)
-    seconds = time.perf_counter() - start
+    seconds, peak = run_metered(command)
     if verify:
         subprocess.run([sys.executable, "-m", "convert", "verify", str(out)], stdout=sys.stderr, check=True)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -70,9 +64,8 @@ def measure(scheme: Scheme, options: list[str], folder: Path, *, verify: bool) -
         name: sum(file["bytes"] for file in component["files"]) / 1e6
         for name, component in manifest["components"].items()
     }
-    unit = 1 if sys.platform == "darwin" else 1024
     report = json.loads((out / "parity.json").read_text())
-    return Row(scheme, megabytes, seconds, int(result.stdout) * unit / 1e6, report)
+    return Row(scheme, megabytes, seconds, peak / 1e6, report)
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""One trial of diffusers' own transformer in PyTorch, as `mlx_moddit.benchmark.trial` of ours: dense, or with ToMe.
+"""One trial of diffusers' own transformer in PyTorch, as `mlx_moddit.benchmark.trial` of ours.
+
+It is dense, or merges tokens (ToMe), or reuses the blocks behind the first (first-block cache).
 
 It reads a job from its input and writes what it measured to its output, both as JSON. Weights are random.
 """
@@ -6,14 +8,15 @@ It reads a job from its input and writes what it measured to its output, both as
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import CacheMixin, FirstBlockCacheConfig, PixArtTransformer2DModel, apply_first_block_cache
 from torch import Tensor
 
 from moddit.benchmark.record import Arm, Stage
@@ -22,6 +25,7 @@ from moddit.cost import dense_flops
 from moddit.memory import take_peak
 
 TOME: Final = "tome"
+FIRST_BLOCK_CACHE: Final = "first-block cache"
 _EXTRA: Final = {"resolution": None, "aspect_ratio": None}
 
 
@@ -30,7 +34,7 @@ class Job:
     """What to measure."""
 
     name: str  # of the arm
-    method: str  # "dense" or "tome"
+    method: str  # "dense", "tome" or "first-block cache"
     config: str
     layers: int
     merged: float  # share of the tokens that ToMe merges before self-attention
@@ -49,6 +53,9 @@ def build(job: Job) -> PixArtTransformer2DModel:
     if job.method == TOME:
         for block in model.transformer_blocks:
             block.attn1.forward = merge_tokens(block.attn1.forward, job.merged)
+    if job.method == FIRST_BLOCK_CACHE:
+        # How many steps of a picture may be reused depends on what it shows; measured is one that is, whatever changed.
+        apply_first_block_cache(model, FirstBlockCacheConfig(threshold=math.inf))
     return model
 
 
@@ -97,13 +104,15 @@ def run(job: Job) -> dict[str, Any]:
     text = torch.randn(job.batch, job.text_tokens, spec.caption_channels)
     take_peak()
     laps = []
-    for step in range(job.steps):
-        timestep = torch.full((job.batch,), 999 - step)
-        start = time.perf_counter()
-        model(latents, encoder_hidden_states=text, timestep=timestep, added_cond_kwargs=_EXTRA)
-        laps.append(time.perf_counter() - start)
+    with CacheMixin.cache_context(model, "both"):  # PixArt's pipelines open none; without a cache it does nothing
+        for step in range(job.steps):
+            timestep = torch.full((job.batch,), 999 - step)
+            start = time.perf_counter()
+            model(latents, encoder_hidden_states=text, timestep=timestep, added_cond_kwargs=_EXTRA)
+            laps.append(time.perf_counter() - start)
     peak = take_peak()
     tokens = spec.tokens(*sides)
+    blocks = 1 if job.method == FIRST_BLOCK_CACHE else spec.num_layers  # that a step computes, but for the first step
     arm = Arm(
         name=job.name,
         runtime="torch",
@@ -117,8 +126,8 @@ def run(job: Job) -> dict[str, Any]:
         tokens=tokens,
         text_tokens=job.text_tokens,
         keep=None,
-        kept_tokens=float(tokens),
-        step_flops=float(job.batch * dense_flops(spec, tokens, job.text_tokens)),
+        kept_tokens=tokens * blocks / spec.num_layers,
+        step_flops=float(job.batch * dense_flops(replace(spec, num_layers=blocks), tokens, job.text_tokens)),
     )
     stages = [
         Stage(name, tuple(seconds), None, peak.resident, peak.footprint)

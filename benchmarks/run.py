@@ -9,7 +9,9 @@ from typing import Any, Final
 
 import mlx.core as mx
 
-from benchmarks.peer import TOME
+from benchmarks.conversion import PROGRAMS, QUANTISED
+from benchmarks.conversion import Job as ConversionJob
+from benchmarks.peer import FIRST_BLOCK_CACHE, TOME
 from benchmarks.peer import Job as PeerJob
 from mlx_moddit.benchmark.command import ARMS, Choices, Turn, measure
 from mlx_moddit.benchmark.trial import Job
@@ -20,6 +22,7 @@ from moddit.files import new_file
 from moddit.record import quote
 
 PEER: Final = "benchmarks.peer"
+CONVERSION: Final = "benchmarks.conversion"
 KEEPS: Final = (0.8, 0.7, 0.5)
 
 
@@ -33,7 +36,8 @@ class Suite:
 
 def suites() -> dict[str, Suite]:
     """List what this machine can measure: true models on a GPU, a few of their layers on a CPU."""
-    return _gpu_suites() if mx.default_device() != mx.cpu else _cpu_suites()
+    found = _gpu_suites() if mx.default_device() != mx.cpu else _cpu_suites()
+    return {**found, "conversion": _conversion()}
 
 
 def run_everything(folder: Path, *, trials: int, delay: float, only: Sequence[str]) -> Iterator[Path]:
@@ -103,15 +107,26 @@ def _cpu_suites() -> dict[str, Suite]:
 
 
 def _peers() -> Suite:
-    """Two layers of PixArt XL at 512 pixels: diffusers, diffusers with ToMe, ours dense and routed.
+    """Two layers of PixArt XL at 512 pixels: diffusers, with ToMe, with a first-block cache, ours dense and routed.
 
     Quantised weights are for GPUs: on a CPU a step in 4 bits takes 17 times as long as one in float32.
     """
     size: dict[str, Any] = {"config": "pixart-sigma-xl", "layers": 2, "height": 512, "width": 512, "steps": 6}
     peers = [
         Turn(asdict(PeerJob(name, method, merged=merged, text_tokens=33, batch=1, **size)), PEER)
-        for name, method, merged in (("diffusers", "dense", 0.0), ("diffusers with ToMe 0.5", TOME, 0.5))
+        for name, method, merged in (
+            ("diffusers", "dense", 0.0),
+            ("diffusers with ToMe 0.5", TOME, 0.5),
+            ("diffusers with first-block cache", FIRST_BLOCK_CACHE, 0.0),
+        )
     ]
     ours: dict[str, Any] = {**size, "guidance_scale": 1.0, "decodes": False}
     routed = [Turn(_job(arm="routed", name=f"routed {keep}", keep=keep, **ours)) for keep in KEEPS]
     return Suite([*peers, Turn(_job(**ours)), *routed], {"layers": 2})
+
+
+def _conversion() -> Suite:
+    """Convert a whole DiT-XL/2 for MLX, in float16 and in 4 bits, against what only copies, and loads and saves, it."""
+    programs = [*((program, None) for program in PROGRAMS), ("convert", QUANTISED)]
+    jobs = [ConversionJob(program, bits, "dit-xl-2", 28) for program, bits in programs]
+    return Suite([Turn(asdict(job), CONVERSION) for job in jobs], {})

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import mlx.core as mx
@@ -23,26 +23,25 @@ from mlx_moddit.console import exit_on_error
 from mlx_moddit.embedded import embedded_bundle
 from mlx_moddit.estimate import Compute
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
+from mlx_moddit.job import STDIN, Job
 from mlx_moddit.layers import has_bfloat16
-from mlx_moddit.names import DEFAULT_PATTERN, default_names, file_key, name_files
-from mlx_moddit.pipeline import Generation, Pipeline, default_dtype, spread_seeds
+from mlx_moddit.memory import StageCost
+from mlx_moddit.names import DEFAULT_PATTERN
+from mlx_moddit.pipeline import Picture, Pipeline, default_dtype
 from mlx_moddit.planner.cli import plan
-from mlx_moddit.report import Report, SavedPicture, versions
+from mlx_moddit.ranks import Ranks, name_some
+from mlx_moddit.report import Report, SavedPicture, slowest, versions
 from mlx_moddit.routes import draw_routes
 from mlx_moddit.stages import Encoded, Stage, Step
-from moddit.bounds import JSON_BYTES, PICTURES, PROMPT
+from moddit.bounds import PROMPT
 from moddit.conditioning import Label, Text
-from moddit.errors import FormatError, ValueRangeError
+from moddit.errors import ModditError, UnsupportedError, ValueRangeError
 from moddit.manifest import read_manifest
 from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES, STORED, Metadata, ModelReference
 from moddit.paths import expand
-from moddit.record import Origin, read_bytes
-from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, Request, choose_tile
+from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, Request
 from moddit.samplers import SAMPLERS
-from moddit.spec import ModelSpec
-
-STDIN: Final = "-"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -110,14 +109,18 @@ def main() -> None:
 def generate(**options: Any) -> None:
     """Generate pictures of a prompt, or of a class.
 
-    Every PNG tells how it was made, for --config-from.
+    Every PNG tells how it was made, for --config-from. Processes that `mlx.launch` starts share the pictures.
     """
     with exit_on_error():
         subjects = [options[name] for name in ("prompt", "prompt_file") if options[name] is not None]
         subjects += [options["labels"]] if options["labels"] else []
         if len(subjects) > 1 or not (subjects or options["config_from"]):
             raise click.UsageError("Give one of --prompt, --prompt-file and --label, or --config-from.")
-        report = _generate(options)
+        ranks = Ranks.join()
+    with exit_on_error(ranks.label):
+        report = _generate(options, ranks)
+    if not ranks.is_first:
+        return
     if options["as_json"]:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:
@@ -155,17 +158,9 @@ main.add_command(benchmark)
 main.add_command(plan)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The pictures of one run and where they go."""
-
-    requests: tuple[Request, ...]
-    paths: tuple[Path, ...]
-    route_paths: tuple[Path, ...] | None
-    overwrite: bool
-
-
-def _generate(options: dict[str, Any]) -> Report:
+def _generate(options: dict[str, Any], ranks: Ranks) -> Report:
+    if options["prompt_file"] == STDIN and not ranks.is_alone:
+        raise UnsupportedError("[prompts] -: ranks cannot share standard input, want a file that each can read")
     repeated = None if options["config_from"] is None else read_metadata(expand(options["config_from"]))
     chosen, dtype = options["model"], options["dtype"]
     if repeated is not None:
@@ -178,97 +173,80 @@ def _generate(options: dict[str, Any]) -> Report:
             f"[metadata] {options['config_from']} was made with another model than "
             f"{chosen or 'the embedded one'} is now; name the one to use with --model"
         )
-    job = _plan(options, pipeline, repeated)
-    check_outputs((*job.paths, *(job.route_paths or ())), overwrite=job.overwrite)
+    job = Job.plan(options, pipeline.bundle.spec, repeated)
+    check_outputs(job.files, overwrite=job.overwrite)  # of all ranks: none has begun before they agree
     metadata = Metadata(job.requests[0], reference, pipeline.dtype, versions())
-    with _Progress(job.requests, pipeline.bundle.spec.text_tokens) as progress:
-        run = pipeline.run(job.requests, routes=job.route_paths is not None, on_stage=progress)
-        saved = _save(run, job, metadata)
-    device = str(mx.default_device())
-    return Report(saved, run.costs, peak_rss_bytes(), reference, pipeline.dtype, device, metadata.versions)
+    with ranks.watch(job.files):
+        facts = {"model": reference.fingerprint, "dtype": pipeline.dtype, "versions": dict(metadata.versions)}
+        ranks.agree({**facts, "prompts or settings": job.digest})
+        shares = ranks.gather(_draw(pipeline, job, metadata, ranks))
+    return _report(pipeline, job, shares, metadata, ranks)
+
+
+def _draw(pipeline: Pipeline, job: Job, metadata: Metadata, ranks: Ranks) -> dict[str, Any]:
+    """Draw the pictures of this rank; return what `_report` needs to know of them, as JSON can tell it.
+
+    Where there are others, an error does not keep them from drawing theirs.
+    """
+    mine = job.part(ranks.parts(len(job.requests))[ranks.rank])
+    steps: list[tuple[float, ...]] = []  # seconds of those of each picture that was written
+    with _Progress(mine.requests, pipeline.bundle.spec.text_tokens, ranks) as progress:
+        run = pipeline.run(mine.requests, routes=mine.route_paths is not None, on_stage=progress)
+        try:
+            for index, picture in enumerate(run):
+                _save(picture, mine.part(slice(index, index + 1)), metadata)
+                steps.append(picture.step_seconds)
+        except ModditError as error:
+            if ranks.is_alone:
+                raise
+            ranks.say(f"error: {error}")
+    return {"steps": steps, "costs": [asdict(cost) for cost in run.costs], "peak_rss_bytes": peak_rss_bytes()}
+
+
+def _report(
+    pipeline: Pipeline, job: Job, shares: Sequence[Mapping[str, Any]], metadata: Metadata, ranks: Ranks
+) -> Report:
+    """Put what all ranks did together; raise ModditError where pictures are missing, which the first rank tells."""
+    pictures: list[SavedPicture] = []
+    missing: list[Path] = []
+    for share, part in zip(shares, map(job.part, ranks.parts(len(job.requests))), strict=True):
+        routes = part.route_paths or (None,) * len(part.paths)
+        written = zip(part.paths, routes, part.requests, map(tuple, share["steps"]), strict=False)
+        pictures += [SavedPicture(*fields) for fields in written]
+        missing += part.paths[len(share["steps"]) :]
+    if missing and not ranks.is_first:
+        sys.exit(1)
+    if missing:
+        raise ModditError(f"[ranks] {len(missing)} of {len(job.paths)} pictures are missing: {name_some(missing)}")
+    return Report(
+        tuple(pictures),
+        slowest([StageCost(**cost) for share in shares for cost in share["costs"]]),
+        max(share["peak_rss_bytes"] for share in shares),
+        metadata.model,
+        pipeline.dtype,
+        str(mx.default_device()),
+        metadata.versions,
+    )
 
 
 def _folder(model: str | None) -> Path:
     return embedded_bundle() if model is None else expand(model)
 
 
-def _plan(options: dict[str, Any], pipeline: Pipeline, repeated: Metadata | None) -> _Job:
-    """Work out requests and names of all pictures: from options, then the repeated picture, then defaults."""
-    names = ("negative_prompt", "steps", "guidance_scale", "height", "width", "sampler", "resolution_binning")
-    values = {} if repeated is None else repeated.settings.to_json()
-    values |= {name: options[name] for name in names if options[name] is not None}
-    subjects = _subjects(options, pipeline.bundle.spec) or [{name: values.get(name) for name in ("prompt", "label")}]
-    seeds = spread_seeds(options["seeds"] or [values.get("seed", 0)], options["num_images"])
-    given = {name: values[name] for name in names if name in values} | {"vae_tile_size": _tile(options, repeated)}
-    if len(subjects) * len(seeds) > PICTURES:
-        raise ValueRangeError(f"[prompts] got {len(subjects)} for {len(seeds)} seeds, want at most {PICTURES} pictures")
-    complete = [Request.complete(pipeline.bundle.spec, **subject, **given) for subject in subjects]
-    requests = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
-    output, routes = options["output"], options["save_routes"]
-    job = _Job(
-        requests=requests,
-        paths=default_names(requests) if output is None else name_files(output, requests),
-        route_paths=None if routes is None else name_files(routes, requests),
-        overwrite=options["overwrite"],
-    )
-    routes_keys = set(map(file_key, job.route_paths or ()))
-    for path in job.paths:
-        if file_key(path) in routes_keys:
-            raise ValueRangeError(f"[output] --save-routes and --output name the same file, {path}")
-    return job
-
-
-def _tile(options: dict[str, Any], repeated: Metadata | None) -> int | None:
-    """Choose the VAE's tiles; a picture that was made with tiles is repeated with them."""
-    default = None if repeated is None else repeated.settings.vae_tile_size
-    return choose_tile(options["vae_tiling"], options["vae_tile_size"], default)
-
-
-def _subjects(options: dict[str, Any], spec: ModelSpec) -> list[dict[str, Any]]:
-    """List what to draw, as the arguments of a request."""
-    if options["labels"]:
-        return [{"label": spec.number(label)} for label in options["labels"]]
-    return [{"prompt": prompt} for prompt in _prompts(options)]
-
-
-def _prompts(options: dict[str, Any]) -> list[str]:
-    file = options["prompt_file"]
-    if file is None:
-        return [] if options["prompt"] is None else [options["prompt"]]
-    try:
-        if file == STDIN:
-            text = sys.stdin.read(JSON_BYTES + 1)
-        else:
-            origin = Origin("prompts", file)
-            text = read_bytes(expand(file), origin, absent="want one prompt a line", most=JSON_BYTES).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"[prompts] {file}: cannot read it ({error}), want UTF-8 text") from None
-    if len(text) > JSON_BYTES:
-        raise FormatError(f"[prompts] {file}: too long, want at most {JSON_BYTES} characters")
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise FormatError(f"[prompts] {file}: no prompts in it, want one a line")
-    return prompts
-
-
-def _save(run: Generation, job: _Job, metadata: Metadata) -> tuple[SavedPicture, ...]:
-    saved = []
-    for index, picture in enumerate(run):
-        save_picture(
-            job.paths[index], picture.image, replace(metadata, settings=picture.request), overwrite=job.overwrite
-        )
-        routes = None if job.route_paths is None else job.route_paths[index]
-        if routes is not None:
-            save_image(routes, draw_routes(picture.image, picture.routes), overwrite=job.overwrite)
-        saved.append(SavedPicture(job.paths[index], routes, picture.request, picture.step_seconds))
-    return tuple(saved)
+def _save(picture: Picture, job: Job, metadata: Metadata) -> None:
+    """Write the files of a job of one picture."""
+    (path,) = job.paths
+    save_picture(path, picture.image, replace(metadata, settings=picture.request), overwrite=job.overwrite)
+    for routes in job.route_paths or ():
+        save_image(routes, draw_routes(picture.image, picture.routes), overwrite=job.overwrite)
 
 
 class _Progress:
     """A bar on stderr for each picture, where stderr is a terminal, and warnings about texts that were cut."""
 
-    def __init__(self, requests: Sequence[Request], max_tokens: int):
+    def __init__(self, requests: Sequence[Request], max_tokens: int, ranks: Ranks):
         self._requests = requests
+        self._ranks = ranks  # only the first shows its bars
         self._max_tokens = max_tokens
         self._bar: tqdm[Any] = tqdm(disable=True)  # of the picture that is drawn
 
@@ -280,12 +258,13 @@ class _Progress:
 
     def __call__(self, stage: Stage) -> None:
         if isinstance(stage, Encoded) and max(stage.tokens) >= self._max_tokens:
-            click.echo(f"warning: a text fills all {self._max_tokens} tokens; what is beyond them is ignored", err=True)
+            self._ranks.say(f"warning: a text fills all {self._max_tokens} tokens; what is beyond them is ignored")
         if not isinstance(stage, Step):
             return
         if stage.index == 0:
             label = f"picture {stage.picture + 1}/{len(self._requests)}, seed {self._requests[stage.picture].seed}"
-            self._bar = tqdm(total=stage.total, desc=label, unit="step", file=sys.stderr, disable=None)
+            shown = None if self._ranks.is_first else True
+            self._bar = tqdm(total=stage.total, desc=label, unit="step", file=sys.stderr, disable=shown)
         self._bar.update()
         if stage.is_last:
             self._bar.close()

@@ -13,10 +13,10 @@ from moddit.text import printable_lines
 
 
 @contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Print one line for what a user or a file caused, and exit."""
+def exit_on_error(label: str = "") -> Iterator[None]:
+    """Print one line for what a user or a file caused, after the label of this process, and exit."""
     try:
         yield
     except ModditError as error:
-        click.echo(f"error: {printable_lines(str(error))}", err=True)
+        click.echo(f"{label}error: {printable_lines(str(error))}", err=True)
         sys.exit(1)

@@ -127,16 +127,23 @@ def load_bundle(folder: Path | str, dtype: mx.Dtype | None = None) -> Bundle:
 
     Raises:
         MissingError: no manifest, or a file it lists is absent.
-        FormatError: another version or backend, or a file of another size than the manifest says.
+        FormatError: another version, or a file of another size than the manifest says.
+        UnsupportedError: another backend.
     """
     folder = Path(folder)
+    manifest = read_own_manifest(folder)
+    verify_files(folder, manifest)
+    return Bundle(folder, manifest, dtype)
+
+
+def read_own_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a bundle for MLX; raises as `load_bundle`."""
     manifest = read_manifest(folder)
     if manifest.backend != BACKEND:
         raise UnsupportedError(
             f"[load] {folder}: bundle is for {manifest.backend!r}, want {BACKEND!r}; convert with --to {BACKEND}"
         )
-    verify_files(folder, manifest)
-    return Bundle(folder, manifest, dtype)
+    return manifest
 
 
 def _read_files(folder: Path, component: Component, name: str) -> dict[str, mx.array]:

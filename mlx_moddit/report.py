@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -38,7 +38,7 @@ class SavedPicture:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run of `mlx_moddit generate`."""
+    """A whole run of `mlx_moddit generate`; of several ranks it has the longest times and the largest peaks."""
 
     pictures: tuple[SavedPicture, ...]
     costs: tuple[StageCost, ...]
@@ -72,6 +72,16 @@ class Report:
         if steps:
             facts = f"{len(steps)} steps, median {median(steps) * 1e3:.1f} ms a step, {facts}"
         return "\n".join([*align(rows), facts])
+
+
+def slowest(costs: Iterable[StageCost]) -> tuple[StageCost, ...]:
+    """Give the longest time and the largest peak of each stage, of processes that ran at once."""
+    found: dict[str, StageCost] = {}
+    for cost in costs:
+        other = found.get(cost.name, cost)
+        seconds, peak = max(cost.seconds, other.seconds), max(cost.peak_bytes, other.peak_bytes)
+        found[cost.name] = StageCost(cost.name, seconds, peak)
+    return tuple(found.values())
 
 
 def versions() -> dict[str, str]:

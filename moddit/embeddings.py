@@ -44,10 +44,13 @@ def position_embedding(
     Shapes:
         -> (height * width, channels), row by row
     """
-    rows, columns = (_positions(count, base_size, interpolation_scale) for count in (height, width))
-    grid_columns, grid_rows = np.meshgrid(columns, rows, indexing="xy")
-    halves = [_axis_embedding(grid.reshape(-1), channels // 2) for grid in (grid_columns, grid_rows)]
-    return np.concatenate(halves, axis=-1).astype(np.float32)
+    # each coordinate once, not each patch: sines of float64 are what takes time here
+    rows, columns = (
+        _axis_embedding(_positions(count, base_size, interpolation_scale), channels // 2) for count in (height, width)
+    )
+    shape = (height, width, channels // 2)
+    halves = [np.broadcast_to(part, shape) for part in (columns, rows[:, None])]
+    return np.concatenate(halves, axis=-1).reshape(height * width, channels)
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> NDArray[np.int32]:
@@ -73,7 +76,7 @@ def _positions(count: int, base_size: int, interpolation_scale: float) -> NDArra
     return indices / np.float32(count / base_size) / np.float32(interpolation_scale)
 
 
-def _axis_embedding(positions: NDArray[np.float32], channels: int) -> NDArray[np.float64]:
+def _axis_embedding(positions: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
     frequencies = 1.0 / MAX_PERIOD ** (np.arange(channels // 2, dtype=np.float64) / (channels / 2.0))
     angles = np.outer(positions.astype(np.float64), frequencies)
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)

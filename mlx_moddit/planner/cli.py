@@ -11,13 +11,12 @@ import click
 from mlx_moddit.console import exit_on_error
 from mlx_moddit.planner.calibration import calibrate
 from mlx_moddit.planner.chips import CHIPS, find_chip
-from mlx_moddit.planner.plan import Asked, aligned, describe, imagine
+from mlx_moddit.planner.model import find_model
+from mlx_moddit.planner.plan import Asked, align, change, describe
 from moddit.benchmark.record import read_record
 from moddit.benchmark.table import markdown
 from moddit.bins import Size, parse_size
-from moddit.configurations import CONFIGURATIONS, find_configuration
-from moddit.errors import UnsupportedError
-from moddit.manifest import read_manifest
+from moddit.configurations import CONFIGURATIONS
 from moddit.paths import expand
 from moddit.request import DEFAULT_STEPS, Request
 
@@ -26,21 +25,32 @@ _DTYPES: Final = ("float16", "bfloat16", "float32")
 
 
 @click.command()
-@click.option("--model", metavar="DIR", help="Bundle to plan for.")
 @click.option(
-    "--config", type=click.Choice(tuple(CONFIGURATIONS)), help="Published model to plan for, before a download."
+    "--model",
+    metavar="DIR|ID",
+    help="Bundle, diffusers folder with or without weights, or an id on the Hugging Face Hub (owner/name), of which "
+    "only configuration is downloaded.",
 )
+@click.option("--base", metavar="DIR|ID", help="Pipeline that has the components which --model has not.")
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the Hub.")
+@click.option("--variant", metavar="NAME", help="Of the weights to download, such as fp16.  [default: the plain ones]")
+@click.option("--config", type=click.Choice(tuple(CONFIGURATIONS)), help="Published model, without asking the Hub.")
 @click.option("--chip", metavar="NAME", help='Such as "M3 Pro".  [default: all]')
 @click.option("--ram", type=click.FloatRange(1, 4096), help="GB of the machine.  [default: the least of the chip]")
 @click.option("--size", metavar="HxW", help="Pixels.  [default: the model's]")
 @click.option("--steps", type=click.IntRange(1), default=DEFAULT_STEPS, show_default=True, help="Denoising steps.")
 @click.option("--guidance-scale", type=click.FloatRange(0), help="1 or less halves the batch.  [default: the model's]")
 @click.option(
-    "--keep", type=click.FloatRange(0.1, 1), help="Tokens that every layer of --config keeps.  [default: all]"
+    "--keep", type=click.FloatRange(0.1, 1), help="Share of the tokens in every layer.  [default: the model's]"
 )
-@click.option("--align", type=click.IntRange(1, 1024), help="Round what is kept to a multiple that kernels like.")
-@click.option("--dtype", type=click.Choice(_DTYPES), default="float16", show_default=True, help="Weights of --config.")
-@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantise the weights of --config.")
+@click.option(
+    "--align",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="What if layers kept multiples of N tokens; no runtime does.",
+)
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Of the weights.  [default: the bundle's, or float16]")
+@click.option("--bits", type=click.Choice(["4", "8"]), help="Quantise the weights.  [default: as the bundle]")
 @click.option(
     "--record", "records", multiple=True, metavar="FILE", help="Benchmark of this machine to go by; repeatable."
 )
@@ -60,22 +70,17 @@ def plan(**options: Any) -> None:
 
 
 def _ask(options: dict[str, Any]) -> Asked:
-    if (options["model"] is None) == (options["config"] is None):
-        raise UnsupportedError("[plan] want one of --model and --config")
-    manifest = None if options["model"] is None else read_manifest(expand(options["model"]))
-    spec = find_configuration(options["config"]) if manifest is None else manifest.spec
+    places = {name: options[name] for name in ("base", "revision", "variant")}
+    model = find_model(options["model"], options["config"], **places)
+    spec = model.manifest.spec
     size: Size = parse_size(options["size"]) if options["size"] else (spec.default_side, spec.default_side)
     asked = {"height": size[0], "width": size[1], **{name: options[name] for name in ("steps", "guidance_scale")}}
     batch = len(Request.complete(spec, **spec.conditioning.EXAMPLE, **asked).rows(spec))  # refuses what cannot be drawn
-    if manifest is not None:
-        return Asked(manifest.provenance.source, manifest, size, options["steps"], batch)
-    keep = options["keep"]
-    if keep is not None and options["align"] is not None:
-        tokens = spec.transformer.tokens(*(side // spec.vae.downscale for side in size))
-        keep = aligned(keep, tokens, options["align"])
-    bits = None if options["bits"] is None else int(options["bits"])
-    settings = {"keep": keep, "dtype": options["dtype"], "bits": bits, "steps": options["steps"], "batch": batch}
-    return imagine(options["config"], spec, size, **settings)
+    found = Asked(model.name, model.manifest, size, options["steps"], batch, model.download)
+    keep, dtype, bits = (options[name] for name in ("keep", "dtype", "bits"))
+    if any((keep, dtype, bits)):
+        found = change(found, keep=keep, dtype=dtype, bits=None if bits is None else int(bits))
+    return found if options["align"] is None else align(found, options["align"])
 
 
 def _write(facts: dict[str, Any]) -> Iterator[str]:
@@ -87,6 +92,7 @@ def _write(facts: dict[str, Any]) -> Iterator[str]:
         f"{stored}; {height}x{width} pixels, {facts['steps']} steps, batch {facts['batch']}, "
         f"{facts['mean_keep_ratio']:.0%} of the tokens kept."
     )
+    yield from _notes(facts)
     memory = [("memory on a GPU", "GB"), *((name, f"{size / GB:.2f}") for name, size in facts["memory_bytes"].items())]
     yield "\n".join(markdown(memory))
     if "machine" in facts:
@@ -102,6 +108,17 @@ def _write(facts: dict[str, Any]) -> Iterator[str]:
         "benchmark --json FILE` on one, and --record FILE here, do. Reading weights is left out, "
         "which --low-ram does for every picture."
     )
+
+
+def _notes(facts: dict[str, Any]) -> Iterator[str]:
+    download, aligned = facts["download"], facts["aligned"]
+    if download["size"]:
+        source = "as the Hub lists it" if download["is_listed"] else "computed from shapes; the Hub was not asked"
+        yield f"To download: {download['size'] / GB:.2f} GB ({source}), {download['present'] / GB:.2f} GB of it here."
+    if aligned is not None:
+        changes = [f"{after} tokens in place of {before}" for before, after in aligned["capacities"]]
+        changed = f"layers keep {', '.join(changes)} of {aligned['tokens']}" if changes else "changes nothing"
+        yield f"--align {aligned['multiple']}: {changed}."
 
 
 def _chip_rows(chips: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -24,7 +24,10 @@ Work = Mapping[str, float]  # what a stage does, by unit
 SCORES: Final = "scores"  # numbers of attention that are not fused
 WEIGHT_BYTES: Final = "weight_bytes"
 OPERATIONS: Final = "operations"
-UNITS: Final = (MATMUL, CONVOLUTION, ATTENTION, SCORES, NORM, ACTIVATION, ELEMENTWISE, WEIGHT_BYTES, OPERATIONS)
+ONCE: Final = (
+    "once"  # a stage that a picture has once: Python's work, which nothing hides, and what is used first there
+)
+UNITS: Final = (MATMUL, CONVOLUTION, ATTENTION, SCORES, NORM, ACTIVATION, ELEMENTWISE, WEIGHT_BYTES, OPERATIONS, ONCE)
 _COUNTED_BY_FLOPS: Final = frozenset({MATMUL, CONVOLUTION, ATTENTION})
 
 
@@ -59,6 +62,23 @@ LIKELY: Final = Efficiency(matmul=0.61, convolution=0.5, attention=0.5, bandwidt
 BEST: Final = Efficiency(matmul=0.85, convolution=0.75, attention=0.75, bandwidth=0.9)
 WORST: Final = Efficiency(matmul=0.4, convolution=0.25, attention=0.25, bandwidth=0.6)
 _DISPATCH_SECONDS: Final = 2.75e-6  # of a small kernel that depends on the one before (M3 Ultra, mlx issue 4521)
+_ONCE_SECONDS: Final = 5e-3  # on the machine below
+# Seconds for a unit on two cores of an AMD EPYC (Zen 4) with OpenBLAS and mlx 0.32.4, in float32, each operation timed
+# alone: products of matrices 80 GFLOP/s a core, weights of few rows 7 GB/s, softmax 12 ns a score, GELU and SiLU 28 and
+# 16 ns a number, layer norm 3 ns, sums 0.2 to 0.9 ns. Attention is never fused there: the scores of all heads are
+# written and read.
+CPU_RATES: Final[Work] = {
+    MATMUL: 6.5e-12,
+    CONVOLUTION: 8e-12,
+    ATTENTION: 8e-12,
+    SCORES: 12e-9,
+    NORM: 1e-9,
+    ACTIVATION: 12e-9,
+    ELEMENTWISE: 0.3e-9,
+    WEIGHT_BYTES: 1.5e-10,
+    OPERATIONS: 4e-5,
+    ONCE: _ONCE_SECONDS,
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,7 @@ def chip_rates(chip: Chip, itemsize: int) -> Rates:
             ELEMENTWISE: itemsize * move,
             WEIGHT_BYTES: move,
             OPERATIONS: _DISPATCH_SECONDS,
+            ONCE: _ONCE_SECONDS,
         }
 
     return Rates(rates(LIKELY), rates(BEST), rates(WORST))
@@ -145,14 +166,15 @@ class Drawing:
             for region in policy.plan.schedule(timesteps)
         ]
         text = self.spec.conditioning.operations(self.text_tokens)
+        prepared = model.prepare_operations(tokens, self.steps, self.text_tokens)
         decoded = self.spec.vae.decoder_operations(self.height, self.width)
-        found = {
+        once = {
             "encode": count_work(text, batch, self.weight_bytes),
-            "prepare": count_work(model.prepare_operations(self.text_tokens), batch, self.weight_bytes),
-            "step": {unit: mean(work.get(unit, 0.0) for work in steps) for unit in UNITS},
+            "prepare": count_work(prepared, batch, self.weight_bytes),
             "decode": count_work(decoded, 1, self.weight_bytes),
         }
-        return {name: work for name, work in found.items() if work}
+        step = {unit: mean(work.get(unit, 0.0) for work in steps) for unit in UNITS}
+        return {"step": step, **{name: {**work, ONCE: 1.0} for name, work in once.items() if work}}
 
     def seconds(self, rates: Rates) -> dict[str, Range]:
         """Predict each stage, and the whole picture with a model that is in memory."""

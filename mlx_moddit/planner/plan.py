@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from mlx_moddit.estimate import ITEM_BYTES, Compute, estimate_memory
 from mlx_moddit.imagined import imagine_manifest
 from mlx_moddit.planner.chips import Chip, gpu_bytes
 from mlx_moddit.planner.latency import Drawing, Range, Rates, chip_rates
+from mlx_moddit.planner.model import Download
 from moddit.bins import Size
 from moddit.manifest import Manifest
 from moddit.request import DEFAULT_VAE_TILE_SIZE
-from moddit.routing import RoutingPlan, capacity, snap
+from moddit.routing import RoutingPlan, snap
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
@@ -30,6 +31,7 @@ class Asked:
     size: Size
     steps: int
     batch: int
+    download: Download = field(default_factory=Download)
 
     @property
     def dtype(self) -> str:
@@ -41,6 +43,12 @@ class Asked:
         """Of its weights, where they are quantised."""
         quantization = self.manifest.components["transformer"].quantization
         return None if quantization is None else quantization.bits
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a picture."""
+        spec = self.manifest.spec
+        return spec.transformer.tokens(*(side // spec.vae.downscale for side in self.size))
 
     def memory(self, *, has_bfloat16: bool) -> dict[str, int]:
         """Estimate the peak of each stage on a Mac's GPU, bytes."""
@@ -67,15 +75,55 @@ class Variant:
     peak: int  # bytes
 
 
+@dataclass(frozen=True)
+class AlignedPlan(RoutingPlan):
+    """A plan whose capacities are the nearest multiples of a number that kernels like; no runtime rounds them so."""
+
+    multiple: int = 1
+
+    def capacities(self, region: int, tokens: int) -> tuple[int, ...]:
+        found = super().capacities(region, tokens)
+        return tuple(count if count == tokens else min(tokens, self._nearest(count)) for count in found)
+
+    def _nearest(self, count: int) -> int:
+        return max(1, round(count / self.multiple)) * self.multiple
+
+    def changes(self, tokens: int) -> list[tuple[int, int]]:
+        """List the capacities of so many tokens that are others than without, each with what it becomes."""
+        pairs: set[tuple[int, int]] = set()
+        for region in range(self.regions):
+            pairs.update(zip(super().capacities(region, tokens), self.capacities(region, tokens), strict=True))
+        return sorted(pair for pair in pairs if pair[0] != pair[1])
+
+
 def imagine(
     name: str, spec: ModelSpec, size: Size, *, keep: float | None, dtype: str, bits: int | None, steps: int, batch: int
 ) -> Asked:
     """Ask for pictures of a model that is not there; with `keep`, every layer keeps that share of the tokens."""
+    return Asked(name, imagine_manifest(spec, _keeping(spec, keep or 1.0), dtype, bits), size, steps, batch)
+
+
+def _keeping(spec: ModelSpec, keep: float) -> TokenPolicy:
     layers, timesteps = spec.transformer.num_layers, spec.scheduler.num_train_timesteps
-    tokens = TokenPolicy.dense(layers, timesteps)
-    if keep is not None and snap(keep) < snap(1.0):
-        tokens = TokenPolicy.topk(RoutingPlan.uniform(layers, 1, snap(keep), timesteps))
-    return Asked(name, imagine_manifest(spec, tokens, dtype, bits), size, steps, batch)
+    if snap(keep) == snap(1.0):
+        return TokenPolicy.dense(layers, timesteps)
+    return TokenPolicy.topk(RoutingPlan.uniform(layers, 1, snap(keep), timesteps))
+
+
+def change(asked: Asked, *, keep: float | None = None, dtype: str | None = None, bits: int | None = None) -> Asked:
+    """Ask for the same of a model that is stored, or keeps tokens, otherwise; what is None stays."""
+    manifest = asked.manifest
+    tokens = manifest.tokens if keep is None else _keeping(manifest.spec, keep)
+    if dtype is None and bits is None:
+        return replace(asked, manifest=replace(manifest, tokens=tokens))
+    return replace(asked, manifest=imagine_manifest(manifest.spec, tokens, dtype or asked.dtype, bits or asked.bits))
+
+
+def align(asked: Asked, multiple: int) -> Asked:
+    """Round what every layer keeps to multiples of a number."""
+    tokens = asked.manifest.tokens
+    plan = AlignedPlan(tokens.plan.keep_tenths, tokens.plan.num_train_timesteps, multiple)
+    return replace(asked, manifest=replace(asked.manifest, tokens=replace(tokens, plan=plan)))
 
 
 def variants(asked: Asked, *, has_bfloat16: bool) -> Iterator[Variant]:
@@ -83,10 +131,7 @@ def variants(asked: Asked, *, has_bfloat16: bool) -> Iterator[Variant]:
     for bits in BITS:
         if asked.bits is not None and (bits is None or bits > asked.bits):
             continue
-        chosen = asked
-        if bits != asked.bits:
-            spec = asked.manifest.spec
-            chosen = replace(asked, manifest=imagine_manifest(spec, asked.manifest.tokens, asked.dtype, bits))
+        chosen = asked if bits == asked.bits else change(asked, bits=bits)
         words = f"{chosen.dtype}" if bits is None else f"{bits}-bit"
         memory = chosen.memory(has_bfloat16=has_bfloat16)
         yield Variant(words, memory["all_in_memory"])
@@ -98,12 +143,6 @@ def variants(asked: Asked, *, has_bfloat16: bool) -> Iterator[Variant]:
 def choose(asked: Asked, limit: int, *, has_bfloat16: bool) -> Variant | None:
     """Find the first way to run a model in so many bytes."""
     return next((variant for variant in variants(asked, has_bfloat16=has_bfloat16) if variant.peak <= limit), None)
-
-
-def aligned(keep: float, tokens: int, multiple: int) -> float:
-    """Find the keep ratio whose capacity is the nearest multiple of a number that kernels like."""
-    count = capacity(snap(keep), tokens)
-    return max(multiple, round(count / multiple) * multiple) / tokens
 
 
 def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates: Rates | None) -> dict[str, Any]:
@@ -124,7 +163,9 @@ def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates
         "dtype": asked.dtype,
         "bits": asked.bits,
         "mean_keep_ratio": asked.manifest.tokens.plan.mean_keep_ratio,
+        "aligned": _aligned(asked),
         "parameters": sum(item.parameters for item in components.values()),
+        "download": asdict(asked.download),
         "bundle_bytes": {name: sum(info.bytes for info in item.files) for name, item in components.items()},
         "memory_bytes": asked.memory(has_bfloat16=is_new),
         "variants": [{"words": item.words, "peak_bytes": item.peak} for item in variants(asked, has_bfloat16=is_new)],
@@ -132,6 +173,13 @@ def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates
     if rates is not None:
         return {**facts, "machine": _seconds(asked.seconds(rates))}
     return {**facts, "chips": [_chip(asked, chip, memory_gb or chip.memory[0]) for chip in chips]}
+
+
+def _aligned(asked: Asked) -> dict[str, Any] | None:
+    plan = asked.manifest.tokens.plan
+    if not isinstance(plan, AlignedPlan):
+        return None
+    return {"multiple": plan.multiple, "tokens": asked.tokens, "capacities": plan.changes(asked.tokens)}
 
 
 def _chip(asked: Asked, chip: Chip, memory_gb: float) -> dict[str, Any]:

@@ -35,9 +35,10 @@ from moddit.record import Keys, Origin, decode, quote, read_json
 RECORD_VERSION: Final = 1
 THERMAL_STATES: Final = ("nominal", "fair", "serious", "critical", "unknown")
 POWER_SOURCES: Final = ("mains", "battery", "unknown")
-RUNTIMES: Final = ("mlx", "coreml", "torch")
+RUNTIMES: Final = ("mlx", "coreml", "torch", "files")  # "files" copies or converts a model, and draws nothing
 # In the order in which they run. Core ML's load is "cold" with the compilation, of a package that was in no cache.
 STAGES: Final = (
+    "convert",
     "load",
     "load_cold",
     "load_cached",

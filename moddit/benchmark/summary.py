@@ -47,10 +47,9 @@ class Ratio:
 
 @dataclass(frozen=True)
 class RoutingGain:
-    """What routing gains and costs at one size."""
+    """What routing gains and costs in one arm."""
 
-    height: int  # pixels
-    width: int
+    arm: Arm  # that is routed
     seconds: Ratio  # a dense step / a routed one
     flops: float  # the same of FLOPs
     cost: Ratio | None  # (routed - oracle) / routed; None without an oracle
@@ -100,17 +99,22 @@ def peak_bytes(record: BenchmarkRecord, arm: int, field: str) -> int | None:
 
 
 def routing_gains(record: BenchmarkRecord) -> Iterator[RoutingGain]:
-    """Compare routed steps with dense ones, and with as many tokens that are not routed, at every size."""
-    for key, numbers in _sizes(record.arms).items():
+    """Compare routed steps with dense ones, and with as many tokens that are not routed, at every size.
+
+    The oracle is that of the arm named "routed"; others ("routed 0.8") have none.
+    """
+    for numbers in _sizes(record.arms):
         steps = {name: stage_medians(record, number, "step") for name, number in numbers.items()}
-        dense, routed = (record.arms[numbers[name]].step_flops if steps.get(name) else None for name in (DENSE, ROUTED))
-        if not dense or not routed:
-            continue
-        cost = None
-        if steps.get(ORACLE):
-            share = ratio(steps[ORACLE], steps[ROUTED])
-            cost = Ratio(1 - share.value, 1 - share.high, 1 - share.low)
-        yield RoutingGain(*key, ratio(steps[DENSE], steps[ROUTED]), dense / routed, cost)
+        flops = {name: record.arms[number].step_flops for name, number in numbers.items() if steps[name]}
+        for name, number in numbers.items():
+            dense, routed = flops.get(DENSE), flops.get(name)
+            if not name.startswith(ROUTED) or not dense or not routed:
+                continue
+            cost = None
+            if name == ROUTED and steps.get(ORACLE):
+                share = ratio(steps[ORACLE], steps[ROUTED])
+                cost = Ratio(1 - share.value, 1 - share.high, 1 - share.low)
+            yield RoutingGain(record.arms[number], ratio(steps[DENSE], steps[name]), dense / routed, cost)
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
@@ -133,10 +137,10 @@ def unpaired_ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
     return Ratio(median(above) / median(below), float(np.exp(low)), float(np.exp(high)))
 
 
-def _sizes(arms: Iterable[Arm]) -> dict[tuple[int, int], Mapping[str, int]]:
+def _sizes(arms: Iterable[Arm]) -> list[Mapping[str, int]]:
     """Number the arms of each size, height and width, by their names."""
     found: dict[tuple[int, int], dict[str, int]] = {}
     for number, arm in enumerate(arms):
         if arm.height is not None and arm.width is not None:
             found.setdefault((arm.height, arm.width), {})[arm.name] = number
-    return dict(found)
+    return list(found.values())

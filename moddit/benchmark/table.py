@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from moddit.benchmark.record import BenchmarkRecord
+from moddit.benchmark.record import STAGES, BenchmarkRecord
 from moddit.benchmark.summary import (
     Ratio,
     Spread,
@@ -12,6 +12,7 @@ from moddit.benchmark.summary import (
     picture_seconds,
     routing_gains,
     stage_spreads,
+    trials_of,
 )
 
 NONE = "-"
@@ -50,34 +51,39 @@ def _warnings(record: BenchmarkRecord) -> str:
 
 
 def _arms(record: BenchmarkRecord) -> str:
-    header = ("size", "arm", "on", "load s", "encode s", "prepare s", "first step s", "step s", "decode s")
-    rows: list[tuple[str, ...]] = [(*header, "steps/s", "s/picture", "peak GB", "process GB")]
+    """Write a row for each arm, with the columns that any arm has something in."""
+    stages = (f"{name.replace('_', ' ')} s" for name in STAGES)
+    header = ("size", "arm", "on", *stages, "steps/s", "s/picture", "peak GB", "process GB", "operations")
+    rows: list[tuple[str, ...]] = [header]
     for number, arm in enumerate(record.arms):
         found = stage_spreads(record, number)
         stored = arm.dtype if arm.bits is None else f"{arm.bits}-bit"
         picture = picture_seconds(record, number)
         process = peak_bytes(record, number, "footprint_peak_bytes") or peak_bytes(record, number, "process_peak_bytes")
+        operations = next((trial.operations for trial in trials_of(record, number) if trial.operations), {})
         rows.append(
             (
                 NONE if arm.height is None else f"{arm.height}x{arm.width}",
                 arm.name,
                 f"{arm.runtime} {arm.device} {stored}",
-                *(_spread(found.get(name)) for name in ("load", "encode", "prepare", "first_step", "step", "decode")),
+                *(_spread(found.get(name)) for name in STAGES),
                 f"{1 / found['step'].median:.3g}" if "step" in found else NONE,
                 NONE if picture is None else f"{picture:.3g}",
                 _gigabytes(peak_bytes(record, number, "runtime_peak_bytes")),
                 _gigabytes(process),
+                ", ".join(f"{count} {device}" for device, count in operations.items()) or NONE,
             )
         )
-    return "\n".join(markdown(rows))
+    columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {NONE}]
+    return "\n".join(markdown(list(zip(*columns, strict=True))))
 
 
 def _routing(record: BenchmarkRecord) -> str:
-    rows = [("size", "dense / routed, time", "dense / routed, FLOPs", "efficiency", "cost of routing")]
+    rows = [("size", "arm", "dense / routed, time", "dense / routed, FLOPs", "efficiency", "cost of routing")]
     for gain in routing_gains(record):
         cost = NONE if gain.cost is None else _ratio(gain.cost, percent=True)
-        size = f"{gain.height}x{gain.width}"
-        rows.append((size, _ratio(gain.seconds), f"{gain.flops:.3f}", _ratio(gain.efficiency), cost))
+        size = f"{gain.arm.height}x{gain.arm.width}"
+        rows.append((size, gain.arm.name, _ratio(gain.seconds), f"{gain.flops:.3f}", _ratio(gain.efficiency), cost))
     return "\n".join(markdown(rows)) if len(rows) > 1 else ""
 
 

@@ -1,4 +1,7 @@
-"""What a checkpoint is conditioned on: its tokenizer and text encoder, or the names of its classes."""
+"""What a checkpoint is conditioned on: its tokenizer and text encoder, or the names of its classes.
+
+A kind has two readers: of the whole, and of what the configuration files alone say.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,10 @@ def read_text(sources: Sources, files: SourceFiles, _: TransformerSpec) -> ReadC
     """
     tokenizer = read_tokenizer(sources.component("tokenizer"), sources.class_of("tokenizer"))
     files.add(*tokenizer.files)
-    encoder, part = _read_t5(sources, files)
-    text = Text(encoder, sources.max_sequence_length or sources.pipeline().sequence_length)
+    text = configure_text(sources, files, _)
+    encoder, folder = text.encoder, sources.component(TEXT_ENCODER)
+    check_merged(folder)
+    part = read_part(TEXT_ENCODER, folder, TRANSFORMERS, encoder.tensors(), sources, files)
     if tokenizer.size > encoder.vocab_size:
         raise ShapeError(
             f"[tokenizer] {tokenizer.place}: has {tokenizer.size} tokens, the text encoder's vocab_size is "
@@ -57,14 +62,14 @@ def read_text(sources: Sources, files: SourceFiles, _: TransformerSpec) -> ReadC
     return ReadConditioning(text, {TEXT_ENCODER: part}, {"tokenizer": tokenizer.text})
 
 
-def _read_t5(sources: Sources, files: SourceFiles) -> tuple[T5Spec, Part]:
-    folder = sources.component(TEXT_ENCODER)
-    config = read_json(folder / "config.json")
-    check_config(config, str(folder / "config.json"))
-    check_merged(folder)
-    files.add(folder / "config.json")
-    spec = T5Spec.from_transformers(config, str(folder / "config.json"))
-    return spec, read_part(TEXT_ENCODER, folder, TRANSFORMERS, spec.tensors(), sources, files)
+def configure_text(sources: Sources, files: SourceFiles, _: TransformerSpec) -> Text:
+    """Read the configuration of the text encoder; raises as `read_text`."""
+    path = sources.component(TEXT_ENCODER) / "config.json"
+    config = read_json(path)
+    check_config(config, str(path))
+    files.add(path)
+    encoder = T5Spec.from_transformers(config, str(path))
+    return Text(encoder, sources.max_sequence_length or sources.pipeline().sequence_length)
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class _Names:
     id2label: Annotated[Mapping[Name, ClassName], Meta(max_length=CLASSES)] | None = None
 
 
-def read_label(sources: Sources, _: SourceFiles, transformer: TransformerSpec) -> ReadConditioning:
+def configure_label(sources: Sources, _: SourceFiles, transformer: TransformerSpec) -> Label:
     """Read the names of the classes in the pipeline's index, which may have none.
 
     Raises:
@@ -95,8 +100,23 @@ def read_label(sources: Sources, _: SourceFiles, transformer: TransformerSpec) -
     classes = transformer.num_classes
     if names and max(names) >= classes:
         raise ShapeError(f"{where} names class {max(names)}, the transformer has {classes}, want numbers below")
-    return ReadConditioning(Label(tuple(names.get(number, "") for number in range(classes)) if names else ()))
+    return Label(tuple(names.get(number, "") for number in range(classes)) if names else ())
 
 
-Reader = Callable[[Sources, SourceFiles, TransformerSpec], ReadConditioning]
-CONDITIONINGS: Final[Mapping[str, Reader]] = {Text.KIND: read_text, Label.KIND: read_label}
+def read_label(sources: Sources, files: SourceFiles, transformer: TransformerSpec) -> ReadConditioning:
+    """Read what `configure_label` reads, which is all; raises as it."""
+    return ReadConditioning(configure_label(sources, files, transformer))
+
+
+@dataclass(frozen=True)
+class Readers:
+    """How a kind of conditioning is read."""
+
+    whole: Callable[[Sources, SourceFiles, TransformerSpec], ReadConditioning]
+    configuration: Callable[[Sources, SourceFiles, TransformerSpec], Conditioning]
+
+
+CONDITIONINGS: Final[Mapping[str, Readers]] = {
+    Text.KIND: Readers(read_text, configure_text),
+    Label.KIND: Readers(read_label, configure_label),
+}

@@ -10,7 +10,7 @@ from typing import Any
 from moddit.checkpoint.conditioning import CONDITIONINGS
 from moddit.checkpoint.parts import Part, read_part
 from moddit.checkpoint.sources import SourceFiles, Sources
-from moddit.checkpoint.transformer import Transformer, read_transformer
+from moddit.checkpoint.transformer import Transformer, read_configuration, read_transformer
 from moddit.checkpoint.weights import DIFFUSERS, read_config
 from moddit.models.vae import VAE_IMPLEMENTED, VAESpec
 from moddit.record import system_errors
@@ -51,7 +51,7 @@ def describe(sources: Sources) -> Description:
     scheduler = read_scheduler(sources, files)
     vae, vae_part = _read_vae(sources, files)
     transformer = read_transformer(sources, files, scheduler, vae.downscale)
-    told = CONDITIONINGS[pipeline.conditioning.KIND](sources, files, transformer.spec)
+    told = CONDITIONINGS[pipeline.conditioning.KIND].whole(sources, files, transformer.spec)
     spec = ModelSpec(transformer.spec, told.conditioning, vae, scheduler)
     parts = {"transformer": transformer.part, **told.parts, "vae": vae_part}
     return Description(
@@ -64,6 +64,19 @@ def describe(sources: Sources) -> Description:
         {f"{name}/{key}": reason for name, part in parts.items() for key, reason in part.unused.items()},
         tuple(note for part in parts.values() for note in part.notes),
     )
+
+
+@system_errors("source")
+def describe_configuration(sources: Sources) -> tuple[ModelSpec, TokenPolicy]:
+    """Read what the configuration files of a checkpoint say, whose weights need not be there; raises as `describe`."""
+    sources.check_places()
+    files = SourceFiles(sources)
+    pipeline = sources.pipeline()
+    scheduler = read_scheduler(sources, files)
+    transformer, policy = read_configuration(sources, files, scheduler)
+    conditioning = CONDITIONINGS[pipeline.conditioning.KIND].configuration(sources, files, transformer)
+    vae = replace(read_vae_spec(sources, files), shift_factor=0.0)
+    return ModelSpec(transformer, conditioning, vae, scheduler), policy
 
 
 @system_errors("source")

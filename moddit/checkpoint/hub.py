@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.resources
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -18,7 +19,9 @@ from moddit.paths import expand
 EMBEDDED: Final = "checkpoints/shapes64"  # within the package moddit
 _REPOSITORY: Final = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _ALWAYS: Final = ("*.json", "tokenizer/*")  # of the files a conversion may need
+_CONFIGURATIONS: Final = ("model_index.json", "config.json", "*/config.json", "scheduler/*_config.json")
 _KINDS: Final = ("safetensors", "bin")  # of weight files, the better first
+_SUFFIXES: Final = tuple(f".{kind}" for kind in _KINDS)
 _VARIANTS: Final = tuple(f"*.*.{kind}" for kind in _KINDS)  # "model.fp16.bin", "model.fp16-00001-of-00002.safetensors"
 
 
@@ -28,6 +31,17 @@ class Checkpoint:
 
     sources: Sources
     name: str  # for the provenance
+
+
+@dataclass(frozen=True)
+class Survey(Checkpoint):
+    """A checkpoint of which the configuration files are here."""
+
+    # of the folders that the Hub keeps the whole of: bytes of what a conversion downloads, by the names of the files
+    listings: Mapping[Path, Mapping[str, int]]
+
+
+Get = Callable[[str, str | None, str | None], tuple[Path, str]]  # id, revision, variant -> folder, name
 
 
 def find_checkpoint(
@@ -56,11 +70,27 @@ def find_checkpoint(
         MissingError: there is no such folder, or no such repository can be had.
         FormatError, UnsupportedError: a path or revision of a form that is not understood.
     """
-    main = _embedded() if path is None else _find(path, revision, variant)
-    other = None if base is None else _find(base, None, variant)
+    main = _embedded() if path is None else _find(path, revision, variant, _download)
+    other = None if base is None else _find(base, None, variant, _download)
     sources = Sources(main[0], other[0] if other else None, variant, tuple(loras), image_size, max_sequence_length)
     names = [main[1], *([f"base {other[1]}"] if other else []), *(f"lora {lora}" for lora in loras)]
     return Checkpoint(sources, ", ".join(names))
+
+
+def survey_checkpoint(path: str, *, base: str | None, revision: str | None, variant: str | None) -> Survey:
+    """Find a checkpoint, downloading nothing but its configuration; arguments and errors as of `find_checkpoint`."""
+    listings: dict[Path, Mapping[str, int]] = {}
+
+    def look_at(repository: str, revision: str | None, variant: str | None) -> tuple[Path, str]:
+        folder = _snapshot(repository, revision, _CONFIGURATIONS, None)
+        listed = _list(repository, folder.name, variant)
+        if listed is not None:
+            listings[folder] = listed
+        return folder, f"{repository}@{folder.name}"
+
+    main = _find(path, revision, variant, look_at)
+    other = None if base is None else _find(base, None, variant, look_at)
+    return Survey(Sources(main[0], other[0] if other else None, variant), main[1], listings)
 
 
 def _embedded() -> tuple[Path, str]:
@@ -72,8 +102,8 @@ def _embedded() -> tuple[Path, str]:
     return folder, f"moddit/{EMBEDDED}"
 
 
-def _find(text: str, revision: str | None, variant: str | None) -> tuple[Path, str]:
-    """Find a place, downloaded if need be, and name it for the provenance."""
+def _find(text: str, revision: str | None, variant: str | None, get: Get) -> tuple[Path, str]:
+    """Find a place, got from the Hub if need be, and name it for the provenance."""
     path = _local_path(text)
     match = _REPOSITORY.fullmatch(text)
     if os.path.lexists(path) or match is None:
@@ -84,7 +114,7 @@ def _find(text: str, revision: str | None, variant: str | None) -> tuple[Path, s
         return path, text
     if revision is not None and match["revision"] is not None:
         raise FormatError(f"[source] {text}: got a second revision {revision!r}; name one of the two")
-    return _download(match["id"], revision or match["revision"], variant)
+    return get(match["id"], revision or match["revision"], variant)
 
 
 def _local_path(text: str) -> Path:
@@ -99,15 +129,58 @@ def _local_path(text: str) -> Path:
 
 
 def _download(repository: str, revision: str | None, variant: str | None) -> tuple[Path, str]:
-    """Download what a conversion reads: of the kinds of weights, for each component the first that it has."""
+    """Download what a conversion reads."""
+    folders: list[Path] = []
+
+    def take(allowed: tuple[str, ...], variant: str | None) -> Collection[str]:
+        folders.append(_snapshot(repository, revision, allowed, variant))
+        return [path.relative_to(folders[-1]).as_posix() for path in folders[-1].rglob("*") if path.is_file()]
+
+    _take_what_is_read(variant, take)
+    return folders[-1], f"{repository}@{folders[-1].name}"  # snapshots are named by their commit
+
+
+def _list(repository: str, commit: str, variant: str | None) -> Mapping[str, int] | None:
+    """List what `_download` would download, bytes by name; None if the Hub cannot be asked."""
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of the library that it asks with
+
+    try:
+        found = huggingface_hub.HfApi().model_info(repository, revision=commit, files_metadata=True).siblings
+    except (HTTPError, OSError):
+        return None
+    sizes = {item.rfilename: item.size or 0 for item in found or ()}
+    taken: set[str] = set()
+
+    def take(allowed: tuple[str, ...], variant: str | None) -> Collection[str]:
+        ignored = _ignored(variant) or ()
+        taken.update(name for name in sizes if _matches(name, allowed) and not _matches(name, ignored))
+        return taken
+
+    _take_what_is_read(variant, take)
+    return {name: sizes[name] for name in sorted(taken)}
+
+
+def _take_what_is_read(variant: str | None, take: Callable[[tuple[str, ...], str | None], Collection[str]]) -> None:
+    """Take the files that a conversion reads: of the kinds of weights, for each component the first that it has.
+
+    Args:
+        variant: of the weights, as far as there are any.
+        take: takes a repository's files by patterns, those of variants only of the one that is named, and gives the
+            names of all that were taken.
+    """
     first, *others = [(kind, name) for name in dict.fromkeys((variant, None)) for kind in _KINDS]
-    folder = _snapshot(repository, revision, (*_ALWAYS, *_patterns("", *first)), first[1])
+    names = take((*_ALWAYS, *_patterns("", *first)), first[1])
     for kind, name in others:
-        bare = [place for place in WEIGHTED if (folder / place).is_dir() and not _has_weights(folder / place)]
+        bare = [place for place in WEIGHTED if _has(names, place) and not _has(names, place, _SUFFIXES)]
         patterns = tuple(pattern for place in bare for pattern in _patterns(f"{place}/", kind, name))
         if patterns:
-            folder = _snapshot(repository, revision, patterns, name)
-    return folder, f"{repository}@{folder.name}"  # snapshots are named by their commit
+            names = take(patterns, name)
+
+
+def _has(names: Collection[str], folder: str, suffixes: tuple[str, ...] = ("",)) -> bool:
+    """Say whether some names are of a folder, and end so."""
+    return any(name.startswith(f"{folder}/") and name.endswith(suffixes) for name in names)
 
 
 def _patterns(folder: str, kind: str, variant: str | None) -> tuple[str, ...]:
@@ -116,8 +189,18 @@ def _patterns(folder: str, kind: str, variant: str | None) -> tuple[str, ...]:
     return (f"{folder}*.{variant}.{kind}", f"{folder}*.{variant}-*.{kind}")
 
 
-def _has_weights(folder: Path) -> bool:
-    return any(path.suffix.removeprefix(".") in _KINDS for path in folder.iterdir())
+def has_weights(folder: Path) -> bool:
+    """Say whether a component's folder has files of weights."""
+    return any(path.suffix in _SUFFIXES for path in folder.iterdir())
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    """Say whether a file would be taken by one of the patterns that the Hub's client is given."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _ignored(variant: str | None) -> list[str] | None:
+    return list(_VARIANTS) if variant is None else None
 
 
 def _snapshot(repository: str, revision: str | None, allowed: tuple[str, ...], variant: str | None) -> Path:
@@ -129,7 +212,7 @@ def _snapshot(repository: str, revision: str | None, allowed: tuple[str, ...], v
             repository,
             revision=revision,
             allow_patterns=list(allowed),
-            ignore_patterns=list(_VARIANTS) if variant is None else None,
+            ignore_patterns=_ignored(variant),
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()

@@ -176,8 +176,8 @@ class Sources:
             )
         return PIPELINES[kind]
 
-    def check(self) -> None:
-        """Raise if a place is not there, or a component in none of them."""
+    def check_places(self) -> None:
+        """Raise if a place is not there."""
         for place in filter(None, (self.main, self.base)):
             if not os.path.exists(place):  # which is false too where the system refuses the name
                 raise MissingError(f"[source] {place}: no such folder")
@@ -185,6 +185,10 @@ class Sources:
                 raise FormatError(f"[source] {place}: neither a file nor a folder, want one of them")
         if self.base is not None and not self.base.is_dir():
             raise FormatError(f"[source] {self.base}: --base is a file, want a pipeline's folder")
+
+    def check(self) -> None:
+        """Raise if a place is not there, or a component in none of them."""
+        self.check_places()
         components = self.pipeline().components
         _ = (self.transformer, *map(self.component, components[1:]))
 

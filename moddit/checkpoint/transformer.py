@@ -67,16 +67,9 @@ def _read_base(
     """
     place = sources.transformer
     if place.is_dir():
-        path = place / "config.json"
-        config = read_config(path)
-        routed = _routed_classes(ARCHITECTURES.values())  # which indices of before do not name
-        if place != sources.main and config.get("_class_name") not in routed:
-            known = sources.known_pipeline
-            kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
-            sources.name_class(TRANSFORMER, config, _classes(kinds))
-        check_config(config, str(path))
+        path, config = _config_of_folder(sources, place, files)
         weights = read_weights(place, DIFFUSERS, sources.variant)
-        files.add(path, *weights.files)
+        files.add(*weights.files)
     else:
         path, weights = place, Weights(read_file(place), (place,))
         files.add(place)
@@ -86,6 +79,20 @@ def _read_base(
         config = _config_of_file(sources, place, files)
     found = _read_named(path, config, weights, scheduler)
     return found, MLP_GAIN if found.policy.has_routers else 1.0
+
+
+def read_configuration(
+    sources: Sources, files: SourceFiles, scheduler: NoiseSchedule
+) -> tuple[TransformerSpec, TokenPolicy]:
+    """Read a transformer's dimensions and policy where its weights need not be there; raises as `read_transformer`.
+
+    What a configuration leaves to the names of the tensors is as if there were none of these names.
+    """
+    place = sources.transformer
+    if not place.is_dir():
+        raise UnsupportedError(f"[transformer] {place}: a file of weights, want a folder with a config.json")
+    path, config = _config_of_folder(sources, place, files)
+    return _configure(path, config, {}, scheduler)
 
 
 def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceFiles, gain: float) -> Transformer:
@@ -133,16 +140,38 @@ def _read_named(where: Path, config: dict[str, Any], weights: Weights, scheduler
     """Read a transformer under diffusers' names; `where` is its configuration, or the single file without one."""
     holder = where.parent if where.suffix == ".json" else where
     tensors = dict(weights.tensors)
-    spec = read_spec(config, str(where), tensors)
-    policy = read_policy(config, spec.num_layers, _timesteps(scheduler), str(where))
+    spec, policy = _configure(where, config, tensors, scheduler)
     if policy.is_dense:
         check_dense(tensors, str(holder))
-    elif scheduler is not None:
-        check_timesteps(policy.plan, scheduler.num_train_timesteps, str(where))
     unused, notes = take_keep_ratios(tensors, policy.plan)
     wanted = spec.tensors(has_routers=policy.has_routers)
     part = finish_part("transformer", holder, tensors, wanted, unused, (*weights.notes, *notes))
     return Transformer(spec, policy, part)
+
+
+def _configure(
+    where: Path, config: dict[str, Any], names: Mapping[str, object], scheduler: NoiseSchedule | None
+) -> tuple[TransformerSpec, TokenPolicy]:
+    """Read dimensions and policy from a configuration and the names of tensors."""
+    spec = read_spec(config, str(where), names)
+    policy = read_policy(config, spec.num_layers, _timesteps(scheduler), str(where))
+    if scheduler is not None:
+        check_timesteps(policy.plan, scheduler.num_train_timesteps, str(where))
+    return spec, policy
+
+
+def _config_of_folder(sources: Sources, place: Path, files: SourceFiles) -> tuple[Path, dict[str, Any]]:
+    """Read the configuration in a transformer's folder, with the class that the pipeline's index names."""
+    path = place / "config.json"
+    config = read_config(path)
+    routed = _routed_classes(ARCHITECTURES.values())  # which indices of before do not name
+    if place != sources.main and config.get("_class_name") not in routed:
+        known = sources.known_pipeline
+        kinds = ARCHITECTURES.values() if known is None else (known.transformer,)
+        sources.name_class(TRANSFORMER, config, _classes(kinds))
+    check_config(config, str(path))
+    files.add(path)
+    return path, config
 
 
 def _config_of_file(sources: Sources, place: Path, files: SourceFiles) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from moddit.models.transformer import (
     attention_operations,
     block_tensors,
     mlp_operations,
+    timestep_operations,
+    told_operations,
 )
-from moddit.operations import Operation, matmul, normalise
+from moddit.operations import Operation, activate, matmul, normalise
 from moddit.tensors import Role, TensorInfo, Tensors, linear, timestep_embedding
 
 FREQ_SHIFT: Final = 1  # of the timestep's sinusoid (diffusers' downscale_freq_shift)
@@ -89,8 +91,10 @@ class DiTSpec(TransformerSpec):
             *mlp_operations(width, kept),
         ]
 
-    def prepare_operations(self, text_tokens: int) -> list[Operation]:  # noqa: ARG002 # no text
-        return self.num_layers * [matmul(1, self.hidden_size, 6 * self.hidden_size)]
+    def prepare_operations(self, tokens: int, steps: int, text_tokens: int) -> list[Operation]:  # noqa: ARG002 # no text
+        width = self.hidden_size
+        layer = [*timestep_operations(width, steps), activate(steps * width), matmul(steps, width, 6 * width)]
+        return [*told_operations(self, tokens, steps), *self.num_layers * layer, matmul(steps, width, 2 * width)]
 
     def step_features(self, batch: int, tokens: int, text_tokens: int) -> StepFeatures:  # noqa: ARG002 # no text
         return StepFeatures(

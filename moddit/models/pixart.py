@@ -31,8 +31,10 @@ from moddit.models.transformer import (
     attention_operations,
     block_tensors,
     mlp_operations,
+    timestep_operations,
+    told_operations,
 )
-from moddit.operations import Operation, activate, matmul, normalise
+from moddit.operations import Operation, activate, combine, matmul, normalise
 from moddit.tensors import Role, TensorInfo, Tensors, linear, timestep_embedding
 
 _CONDITIONS: Final = "adaln_single.emb.resolution_embedder."
@@ -151,11 +153,13 @@ class PixArtSpec(TransformerSpec):
             *mlp_operations(width, kept),
         ]
 
-    def prepare_operations(self, text_tokens: int) -> list[Operation]:
+    def prepare_operations(self, tokens: int, steps: int, text_tokens: int) -> list[Operation]:
         width = self.hidden_size
+        modulation = [*timestep_operations(width, steps), activate(steps * width), matmul(steps, width, 6 * width)]
         projection = [matmul(text_tokens, self.caption_channels, width), activate(text_tokens * width)]
-        keys_values = 2 * self.num_layers * [matmul(text_tokens, width, width)]
-        return [*projection, matmul(text_tokens, width, width), *keys_values]
+        layer = [*2 * [matmul(text_tokens, width, width)], combine(6 * steps * width)]
+        text = [*projection, matmul(text_tokens, width, width), *self.num_layers * layer]
+        return [*told_operations(self, tokens, steps), *modulation, *text]
 
     def step_features(self, batch: int, tokens: int, text_tokens: int) -> StepFeatures:
         width = self.hidden_size

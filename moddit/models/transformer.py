@@ -19,7 +19,7 @@ from moddit.errors import ShapeError, UnsupportedError
 from moddit.models.config import EXPORT_AGAIN, ComponentSpec, Config, check_implemented
 from moddit.operations import Operation, activate, attend, combine, count_flops, matmul
 from moddit.record import Keys, Origin, decode
-from moddit.tensors import ROUTER, Role, TensorInfo, Tensors, conv, linear
+from moddit.tensors import ROUTER, TIMESTEP_CHANNELS, Role, TensorInfo, Tensors, conv, linear
 
 OUTPUT_NORM_EPS: Final = 1e-6  # diffusers' `norm_out`, which does not follow the configuration's norm_eps
 
@@ -118,8 +118,8 @@ class TransformerSpec(_Dimensions, ABC):
         """List the operations of one block that processes `kept` tokens, without those that are done once a picture."""
 
     @abstractmethod
-    def prepare_operations(self, text_tokens: int) -> list[Operation]:
-        """List what is done once a picture, but for what does not depend on the picture's text."""
+    def prepare_operations(self, tokens: int, steps: int, text_tokens: int) -> list[Operation]:
+        """List what MLX computes once for a picture of so many tokens: the modulations of all steps among it."""
 
     def block_flops(self, kept: int, text_tokens: int) -> int:
         """Count the FLOPs of one block that processes `kept` tokens, for a batch of one."""
@@ -186,6 +186,17 @@ def block_tensors(spec: TransformerSpec, layer: int, attentions: tuple[str, ...]
     if has_routers:
         tensors[ROUTER.format(layer=layer)] = TensorInfo((1, hidden), Role.ROUTER)
     return tensors
+
+
+def told_operations(spec: TransformerSpec, tokens: int, steps: int) -> list[Operation]:
+    """List what it takes to embed positions, and to lay the modulation of each step and layer, and the last, apart."""
+    apart = [combine(6 * spec.hidden_size, 1)] * steps
+    return [combine(tokens * spec.hidden_size, 1), *(spec.num_layers + 1) * apart]
+
+
+def timestep_operations(width: int, steps: int) -> list[Operation]:
+    """List what it takes to embed the timesteps of so many steps."""
+    return [matmul(steps, TIMESTEP_CHANNELS, width), activate(steps * width), matmul(steps, width, width)]
 
 
 def attention_operations(width: int, heads: int, queries: int, keys: int, *, has_keys: bool) -> list[Operation]:

@@ -10,11 +10,13 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import README, RECORDS, REPORT, main
+from benchmarks.plots import draw
 from benchmarks.report import update_readme, write_report, write_summary
 from benchmarks.run import suites
 from mlx_moddit.planner.calibration import cross_validate, samples_of
 from moddit.benchmark.plausible import find_faults
 from moddit.benchmark.record import read_record
+from moddit.benchmark.summary import DENSE, ORACLE, ROUTED
 from moddit.errors import FormatError, MissingError
 from tests.moddit.benchmark.records import record
 
@@ -28,7 +30,10 @@ def test_a_contributed_record_can_be_true(path: Path) -> None:
 
 @pytest.mark.skipif(not list(RECORDS.glob("*.json")), reason="no records yet")
 def test_the_report_is_that_of_the_records() -> None:
-    assert REPORT.read_text(encoding="utf-8") == write_report(RECORDS), "python -m benchmarks report"
+    report = write_report(RECORDS)
+    assert REPORT.read_text(encoding="utf-8") == report.text, "python -m benchmarks report"
+    plots = {path.name: path.read_text(encoding="utf-8") for path in REPORT.parent.glob("benchmarks-*.svg")}
+    assert plots == report.plots, "python -m benchmarks report"
     text = README.read_text(encoding="utf-8")
     assert update_readme(text, write_summary(RECORDS)) == text, "python -m benchmarks report"
 
@@ -40,10 +45,31 @@ def test_a_readme_without_marks_is_left_alone() -> None:
 
 def test_a_report_has_a_table_for_each_record(tmp_path: Path) -> None:
     (tmp_path / "m3.json").write_text(GOOD.write())
-    text = write_report(tmp_path)
+    text = write_report(tmp_path).text
     assert "## m3" in text
     assert "| 512x512 | routed |" in text
     assert "FLUX.2 klein-4B" in text
+
+
+def test_plots_show_every_size_and_gain_and_are_always_the_same() -> None:
+    made = record({"dense": [[2.0]] * 3, "oracle": [[0.9]] * 3, "routed": [[1.0]] * 3, "routed 0.8": [[1.5]] * 3})
+    assert sorted(draw([made])) == ["gains"]  # one size is no line
+    small = tuple(replace(arm, height=256, width=256, tokens=256) for arm in made.arms)
+    trials = tuple(replace(trial, arm=trial.arm + len(small)) for trial in made.trials)
+    made = replace(made, arms=(*made.arms, *small), trials=(*made.trials, *trials))
+    plots = draw([made])
+    assert plots == draw([made])
+    assert sorted(plots) == ["gains", "steps"]
+    assert "pixart-sigma-xl, 28 layers, Apple M3 Pro GPU" in plots["steps"]
+    assert all(f">{word}<" in plots["steps"] for word in (DENSE, ORACLE, ROUTED, "256", "1024"))
+    assert "all that FLOPs promise" in plots["gains"]
+
+
+def test_records_without_routing_have_no_plots(tmp_path: Path) -> None:
+    (tmp_path / "m3.json").write_text(replace(record({"dense": [[2.0]] * 3}), commit="0" * 40).write())
+    report = write_report(tmp_path)
+    assert not report.plots
+    assert "![" not in report.text
 
 
 def test_a_record_that_cannot_be_true_is_not_reported(tmp_path: Path) -> None:

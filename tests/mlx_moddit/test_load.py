@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_moddit.load import load_bundle
+from mlx_moddit.planner.model import find_model
 from mlx_moddit.t5 import T5Encoder
 from moddit.errors import FormatError, MissingError, ShapeError, UnsupportedError
 from moddit.manifest import read_manifest, write_manifest
@@ -228,8 +229,9 @@ class TestBadBundles:
         manifest = next(iter(make_bundles(bundle / "tokenizer" / "tokenizer.json").values()))
         write_manifest(bundle, manifest)
         assert read_manifest(bundle).backend == "coreml"
-        with pytest.raises(UnsupportedError, match="coreml"):
-            load_bundle(bundle)
+        for read in (load_bundle, lambda folder: find_model(str(folder), None)):
+            with pytest.raises(UnsupportedError, match="bundle is for 'coreml', want 'mlx'"):
+                read(bundle)
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"version": "1.0"}'])
     def test_refuses_what_is_not_a_tokenizer(self, bundle: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """FLOP counts against a count made by running PyTorch under its own counter."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from moddit.configurations import find_configuration
-from moddit.cost import blocks_flops, kept_flops_share, router_flops, step_flops
+from moddit.cost import blocks_flops, kept_flops_share, router_flops, step_flops, step_operations
 from moddit.models.dit import DiTSpec
 from moddit.models.pixart import PixArtSpec
 from moddit.models.t5 import T5Spec
@@ -101,3 +102,17 @@ def test_share_of_a_plan(model):
     wanted = (3 * dense + half + 4 * router_flops(spec, tokens)) / (4 * dense)
     assert kept_flops_share(spec, policy, timesteps, tokens, TEXT) == pytest.approx(wanted, rel=1e-12)
     assert blocks_flops(spec, policy, 3, tokens, TEXT) == 3 * (half + router_flops(spec, tokens))
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma-xl", "dit-xl-2"])
+def test_every_matrix_is_read_once_in_what_is_prepared_and_a_step(name: str) -> None:
+    """But for the table of classes, of which a row is taken."""
+    spec = find_configuration(name).transformer
+    prepared = spec.prepare_operations(tokens=1024, steps=20, text_tokens=60)
+    step = step_operations(spec, TokenPolicy.dense(spec.num_layers, 1000), 0, 1024, 60)
+    matrices = {
+        key: math.prod(info.shape)
+        for key, info in spec.tensors(has_routers=False).items()
+        if key.endswith(".weight") and "class_embedder" not in key
+    }
+    assert sum(operation.weights for operation in (*prepared, *step)) == sum(matrices.values())

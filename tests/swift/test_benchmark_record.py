@@ -101,5 +101,17 @@ def test_the_conditions_are_those_of_each_process(record: BenchmarkRecord) -> No
     assert "Measured on battery, thermal state fair" in write_table(record)
 
 
+def test_the_table_has_the_loads_and_the_calls_of_every_function(record: BenchmarkRecord) -> None:
+    head, _, *rows = write_table(record).split("\n\n")[1].splitlines()
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, *rows)]
+    loads = ["load cold s", "load cached s", "first predict s", "predict s"]
+    assert cells[0] == ["size", "arm", "on", *loads, "process GB", "operations"]
+    seconds = ["0.0156 (0.0156-0.0156)", "0.0156 (0.0156-0.0156)", "0.0781 (0.0781-0.0781)", "0.172 (0.172-0.172)"]
+    plan = "1 CPU, 2 GPU, 1 unknown"
+    assert cells[1] == ["-", "text_encoder/encode", "coreml cpuAndGPU float16", *seconds, "0.00", plan]
+    assert [row[1] for row in cells[1:]] == [arm.name for arm in record.arms]
+    assert cells[-1][-1] == "-"
+
+
 def _samples(trial: Trial) -> list[tuple[float, ...]]:
     return [stage.seconds for stage in trial.stages]

@@ -46,6 +46,15 @@ def test_what_routing_gains_and_costs() -> None:
     assert (gain.cost.value, gain.cost.low, gain.cost.high) == pytest.approx((0.2, 0.2, 0.2))
 
 
+def test_every_routed_arm_is_compared_and_one_without_an_oracle_has_no_cost() -> None:
+    steps = {"dense": [[2.0]], "oracle": [[1.0]], "routed": [[1.25]], "routed 0.8": [[1.6]]}
+    one, other = routing_gains(record(steps))
+    assert (one.arm.name, other.arm.name) == ("routed", "routed 0.8")
+    assert (one.seconds.value, other.seconds.value) == pytest.approx((1.6, 1.25))
+    assert one.cost is not None
+    assert other.cost is None
+
+
 def test_a_dense_model_has_nothing_to_compare() -> None:
     assert not list(routing_gains(record({"dense": [[1.0]]})))
     assert "efficiency" not in write_table(record({"dense": [[1.0]]}))
@@ -64,3 +73,15 @@ def test_the_table_tells_what_was_measured() -> None:
     assert "Apple M3 Pro, 18 GPU cores, 18 GB, macOS 26.1; mlx 0.32.4." in table
     assert "| 512x512 | routed | mlx gpu float16 | 1 (1-1)" in table
     assert "+20.0%" in table
+
+
+def test_a_table_has_the_columns_of_what_was_measured() -> None:
+    head = write_table(record({"dense": [[2.0]]})).split("\n\n")[1].splitlines()[0]
+    names = ["size", "arm", "on", "load s", "encode s", "prepare s", "first step s", "step s", "decode s"]
+    assert [cell.strip() for cell in head.strip("|").split("|")] == [
+        *names,
+        "steps/s",
+        "s/picture",
+        "peak GB",
+        "process GB",
+    ]
