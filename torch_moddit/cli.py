@@ -13,37 +13,29 @@ from typing import Any
 import click
 import torch
 from accelerate import PartialState
+from torch.utils.data import Dataset
 from transformers.utils.logging import disable_progress_bar
 
 from moddit.bounds import SIDE
+from moddit.checkpoint.description import describe
 from moddit.checkpoint.hub import find_checkpoint
-from moddit.errors import MissingError, ModditError
-from moddit.paths import expand
-from moddit.signals import Stopped, end_on_stop
+from moddit.conditioning import Label
+from moddit.errors import MissingError
+from moddit.signals import Stopped
 from moddit.spec import ModelSpec
-from moddit.text import printable_lines
-from torch_moddit.conditioning import teller
+from torch_moddit.conditioning import Components, teller
 from torch_moddit.data import Item, PictureFolder
 from torch_moddit.export import check_output, save_checkpoint
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
-from torch_moddit.pipeline import ReferencePipeline
-from torch_moddit.precomputed import Precomputed
+from torch_moddit.options import FOLDER, OUTPUT, PICTURES, column_option, model_options, run
+from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
 from torch_moddit.settings import RANGES, FinetuneConfig, Mode
+from torch_moddit.shards import Encoders, Shards
 from torch_moddit.trainer import finetune
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
-
-
-class _Path(click.Path):
-    """A path in which `~` stands for a home folder."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(expand(str(value)), param, ctx)
-
-
-_FOLDER = _Path(exists=True, file_okay=False, path_type=Path)
 _PIXELS = click.IntRange(min=1, max=SIDE)
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -57,13 +49,13 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 120})
-@click.option("--model", required=True, metavar="FOLDER|ID", help="Checkpoint to start from, as --hf-path of convert.")
-@click.option("--base", metavar="FOLDER|ID", help="Pipeline that has the components which --model has not.")
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the Hub.")
-@click.option("--variant", metavar="NAME", help="Read model.NAME.safetensors where a component has it, such as fp16.")
-@click.option("--images", type=_FOLDER, help="Pictures with captions: metadata.jsonl, or NAME.txt beside NAME.png.")
-@click.option("--latents", type=_FOLDER, help="Instead, latents and text states (see torch_moddit.precomputed).")
-@click.option("--out", "output", type=_Path(path_type=Path), required=True, help="Folder of the run and its result.")
+@model_options
+@click.option("--data", type=FOLDER, help="Dataset that torch_moddit.prepare has made.")
+@click.option(
+    "--images", type=PICTURES, help="Instead, pictures and captions as prepare takes them: slower, but for a few."
+)
+@column_option
+@click.option("--out", "output", type=OUTPUT, required=True, help="Folder of the run and its result.")
 @_setting("steps", "Optimizer steps.")
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
@@ -99,8 +91,9 @@ def command(
     base: str | None,
     revision: str | None,
     variant: str | None,
+    data: Path | None,
     images: Path | None,
-    latents: Path | None,
+    column: str | None,
     output: Path,
     mode: str,
     height: int | None,
@@ -114,25 +107,38 @@ def command(
     The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
     accelerate launch -m torch_moddit.finetune ...
     """
-    if (images is None) == (latents is None):
-        raise click.UsageError("give one of --images and --latents")
+    if (images is None) == (data is None):
+        raise click.UsageError("give one of --data and --images")
+    if images is None and (height or width or column):
+        raise click.UsageError(
+            "--height, --width and --caption-column are for --images; those of --data are what it was made with"
+        )
     check_output(output / "model", overwrite=overwrite)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
     config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
     sources = find_checkpoint(model, base=base, revision=revision, variant=variant).sources
-    reference = ReferencePipeline.load(sources)
+    description = describe(sources)
+    spec = description.spec
+    components: Components = {}
+    if images is None:
+        assert data is not None
+        shards = Shards(data, spec.transformer, Encoders.of(description))
+        dataset: Dataset[Item] = shards
+        null = shards.null
+    else:
+        components = load_components(sources, spec)
+        dataset, null = _read_images(spec, components, images, height, width, column)
     routed = load_checkpoint(sources)
     start: Any = routed if config.mode is Mode.FIXED else _dense(routed, model)
-    dataset, null = _dataset(reference, images, latents, height, width)
     with _resumable(output):
         result = finetune(
             config,
             start,
             dataset,
-            reference.spec.scheduler,
+            spec.scheduler,
             null=null,
-            components=reference.components,
+            components=components,
         )
         if not PartialState().is_main_process:
             return
@@ -148,24 +154,8 @@ def command(
 
 
 def main() -> int:
-    """Run the command of this process's arguments.
-
-    Returns:
-        the exit status: 0, 1 on an error, 2 on wrong usage, 128 + number on a signal that stops a process.
-    """
-    return end_on_stop(_run)
-
-
-def _run() -> int:
-    try:
-        command.main(standalone_mode=False)
-    except ModditError as error:
-        click.echo(f"error: {printable_lines(str(error))}", err=True)
-        return 1
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    return 0
+    """Run the command of this process's arguments; return 0, 1 on an error, 2 on wrong usage."""
+    return run(command)
 
 
 @contextmanager
@@ -187,19 +177,21 @@ def _dense(routed: RoutedTransformer, model: str) -> Any:
     return routed.transformer
 
 
-def _dataset(
-    reference: ReferencePipeline, images: Path | None, latents: Path | None, height: int | None, width: int | None
-) -> tuple[PictureFolder | Precomputed, Item | None]:
-    spec = reference.spec
-    tell = teller(spec, reference.components)
-    null = tell(spec.conditioning.null(spec.transformer))
-    if latents is not None:
-        precomputed = Precomputed(latents, spec.transformer)
-        return precomputed, precomputed.null() or (null if "labels" in null else None)
-    assert images is not None
+def _read_images(
+    spec: ModelSpec, components: Components, images: Path, height: int | None, width: int | None, column: str | None
+) -> tuple[PictureFolder, Item]:
+    tell = teller(spec, components)
     height, width = height or spec.default_side, width or spec.default_side
-    sizes = spec.transformer.size_features(height, width)
-    return PictureFolder(images, partial(_tell_caption, spec, tell), height=height, width=width, sizes=sizes), null
+    folder = PictureFolder(
+        images,
+        partial(_tell_caption, spec, tell),
+        height=height,
+        width=width,
+        sizes=spec.transformer.size_features(height, width),
+        are_classes=spec.conditioning.KIND == Label.KIND,
+        column=column,
+    )
+    return folder, tell(spec.conditioning.null(spec.transformer))
 
 
 def _tell_caption(spec: ModelSpec, tell: Callable[[Any], Item], caption: str) -> Item:

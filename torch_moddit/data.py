@@ -1,64 +1,52 @@
-"""Training data: a folder of pictures with captions; `torch_moddit.precomputed` has latents and text states.
+"""Training data: pictures with captions, encoded in every step, and the order of batches.
+
+`torch_moddit.shards` has what was encoded before.
 
 Every dataset here is a map from an index to a dictionary of tensors, and any other that returns the same keys will do:
 
-    latents (C, H, W)        scaled as the transformer sees them,   or  pixels (3, H, W) in -1..1, for a VAE
+    latents (C, H, W)        scaled as the transformer sees them; with std (C, H, W), a posterior to draw from
+    pixels (3, H, W)         instead, in -1..1, for a VAE
     text (L, D), mask (L,)   text encoder states and 1 for tokens,  or  input_ids (L,), mask (L,), for a text encoder
     labels ()                numbers of classes, for a model of classes instead of text
     resolution (2,), aspect_ratio (1,)   only for transformers with additional conditions
+
+Texts of a batch may differ in length. Where pictures differ in size, a dataset has `buckets`: how many samples of each
+size it has, one size after the other. An IterableDataset, which has no length, gives the same dictionaries.
 """
 
 from __future__ import annotations
 
-import os
-import struct
-import zlib
+import bisect
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Any, Final
 
-import numpy as np
 import torch
-from msgspec import Meta
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
 
-from moddit.bounds import LOG_BYTES, PATH, PIXELS, TEXT, Text
-from moddit.errors import FormatError, InputError, MissingError, ValueRangeError
-from moddit.record import Keys, Origin, decode, escape, open_regular, parse_json, read_bytes
+from moddit.bounds import PIXELS
+from moddit.errors import InputError, MissingError, ValueRangeError
+from torch_moddit.pictures import fit, read_picture, to_pixels
+from torch_moddit.samples import list_samples
 
 SEEDS: Final = 1 << 63  # that torch's generators take
-PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp")
-# Of Pillow's readers, which check little.
-_PICTURE_ERRORS: Final = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error, zlib.error),
-    Image.DecompressionBombError,
-)
+_TEXTS: Final = frozenset({"text", "mask", "input_ids"})  # one entry a token
 
 Item = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A line of `metadata.jsonl`."""
-
-    file_name: Annotated[str, Meta(min_length=1, max_length=PATH)]
-    text: Text
-
-
 class PictureFolder(Dataset[Item]):
-    """Pictures with captions: `metadata.jsonl` with "file_name" and "text" a line, or NAME.txt beside NAME.png.
+    """Pictures with captions of a folder (`torch_moddit.samples`), scaled to cover a size and cropped to its centre.
 
-    The folder is searched for `metadata.jsonl` first, otherwise for pictures with text files, at any depth. Pictures
-    are scaled to cover the wanted size, pixels, and cropped to its centre. `tell` turns a caption into what the model
-    is conditioned on; `sizes` is what it is told about the size (`size_features`).
+    `tell` turns a caption into what the model is conditioned on; `sizes` is what it is told about the size
+    (`size_features`). `are_classes` and `column` are `list_samples`'.
 
     Raises:
         ValueRangeError: too many pixels.
-        MissingError: no pictures, or one without a caption or file, or a line without a name or a text.
-        FormatError: a damaged `metadata.jsonl` or caption; and, when it is asked for, a damaged picture.
+        MissingError, FormatError: as `list_samples`; and, when it is asked for, a damaged picture.
     """
 
     def __init__(
@@ -69,113 +57,140 @@ class PictureFolder(Dataset[Item]):
         height: int,
         width: int,
         sizes: Mapping[str, Sequence[float]],
+        are_classes: bool = False,
+        column: str | None = None,
     ) -> None:
         if height * width > PIXELS:
             raise ValueRangeError(
                 f"[data] height {height} and width {width} are too large, want at most {PIXELS} pixels"
             )
-        self.pairs = read_captions(folder)
+        self.samples = list_samples(folder, are_classes=are_classes, column=column)
         self.tell = tell
         self.height, self.width = height, width
         self.sizes = {name: torch.tensor(values, dtype=torch.float32) for name, values in sizes.items()}
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Item:
-        path, caption = self.pairs[index]
-        picture = fit(read_picture(path), self.height, self.width)
-        pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1)
+        sample = self.samples[index]
+        pixels = to_pixels(fit(read_picture(sample.opener, sample.where), self.height, self.width))
         try:
-            told = self.tell(caption)
+            told = self.tell(sample.caption)
         except InputError as error:
-            raise type(error)(f"{error} (caption of {path})") from None
+            raise type(error)(f"{error} (caption of {sample.where})") from None
         return {"pixels": pixels, **told, **self.sizes}
 
 
 class Batches(Sampler[list[int]]):
-    """Index batches without end, in an order that depends on the seed and the position only, so that any step resumes.
+    """Index batches without end, each of one bucket, in an order that depends on the seed and the position only, so
+    that any step resumes.
 
-    Each epoch is a new permutation; a batch may reach from one epoch into the next. Batches are taken from the number
-    `first` on, each `stride` after the one before it (processes).
+    In each epoch every bucket has a new permutation, and its batches lie as evenly as they can among the others'; a
+    batch may reach from one epoch into the next. Batches are taken from the number `first` on, each `stride` after the
+    one before it (processes).
+
+    Args:
+        buckets: number of samples of each picture size, one size after the other.
+        batch: samples of a batch.
+        seed: of the order.
+        first: number of the first batch.
+        stride: from one batch to the next.
     """
 
-    def __init__(self, count: int, batch: int, seed: int, *, first: int = 0, stride: int = 1) -> None:
-        self.count, self.batch, self.seed = count, batch, seed
+    def __init__(self, buckets: Sequence[int], batch: int, seed: int, *, first: int = 0, stride: int = 1) -> None:
+        self.buckets, self.batch, self.seed = buckets, batch, seed
         self.first, self.stride = first, stride
-        self._epoch = -1
-        self._order: list[int] = []
+        self._starts = [sum(buckets[:index]) for index in range(len(buckets))]
+        self._permutations: dict[int, tuple[int, Tensor]] = {}  # the last of each bucket, with its epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        number = self.first
+        number, begin, plan = self.first, 0, self._plan(0)
         while True:
-            start = number * self.batch
-            yield [self._index(position) for position in range(start, start + self.batch)]
+            if number >= begin + len(plan):
+                epoch = self._epoch(number)
+                begin, plan = self._count(epoch), self._plan(epoch)
+            bucket, place = plan[number - begin]
+            positions = range(place * self.batch, (place + 1) * self.batch)
+            yield [self._index(bucket, position) for position in positions]
             number += self.stride
 
-    def _index(self, position: int) -> int:
-        epoch, offset = divmod(position, self.count)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % SEEDS)
-            self._order = torch.randperm(self.count, generator=generator).tolist()
-            self._epoch = epoch
-        return self._order[offset]
+    def _count(self, epoch: int) -> int:
+        """Count the batches before an epoch."""
+        return sum(count * epoch // self.batch for count in self.buckets)
+
+    def _epoch(self, number: int) -> int:
+        """Find the epoch that a batch is in."""
+        most = (number + len(self.buckets)) * self.batch // sum(self.buckets) + 1
+        return bisect.bisect_right(range(most + 1), number, key=self._count) - 1
+
+    def _plan(self, epoch: int) -> list[tuple[int, int]]:
+        """List the batches of an epoch: its bucket, and its number among all of that bucket."""
+        generator, places = self._generator(epoch, len(self.buckets)), []
+        for bucket, count in enumerate(self.buckets):
+            numbers = range(count * epoch // self.batch, count * (epoch + 1) // self.batch)
+            shifts = torch.rand(len(numbers), generator=generator).tolist()
+            places += [((index + shift) / len(numbers), bucket, numbers[index]) for index, shift in enumerate(shifts)]
+        return [(bucket, number) for _, bucket, number in sorted(places)]
+
+    def _index(self, bucket: int, position: int) -> int:
+        count = self.buckets[bucket]
+        epoch, offset = divmod(position, count)
+        known = self._permutations.get(bucket)
+        if known is None or known[0] != epoch:
+            known = epoch, torch.randperm(count, generator=self._generator(epoch, bucket))
+            self._permutations[bucket] = known
+        return self._starts[bucket] + int(known[1][offset])
+
+    def _generator(self, epoch: int, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + epoch + (stream << 40)) % SEEDS)
 
 
-def fit(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Scale a picture to cover height x width and crop its centre."""
-    scale = max(width / picture.width, height / picture.height)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+class Stream(IterableDataset[Item]):
+    """Samples of a dataset without a length, again from its start where it ends; batches are taken as `Batches` does,
+    and what lies before them is read and dropped.
+    """
+
+    def __init__(self, dataset: IterableDataset[Item], batch: int, *, first: int, stride: int) -> None:
+        self.dataset, self.batch = dataset, batch
+        self.first, self.stride = first, stride
+
+    def __iter__(self) -> Iterator[Item]:
+        """Raises MissingError if the dataset ends before it has begun."""
+        for position, item in enumerate(self._repeat()):
+            after = position // self.batch - self.first
+            if after >= 0 and after % self.stride == 0:
+                yield item
+
+    def _repeat(self) -> Iterator[Item]:
+        while True:
+            is_empty = True
+            for item in self.dataset:
+                is_empty = False
+                yield item
+            if is_empty:
+                raise MissingError("[data] the dataset gives no samples (any more); want one that begins again")
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Read a picture in red, green and blue; raises FormatError if it is none, damaged, too large or unreadable."""
-    try:
-        with open(path, "rb", opener=open_regular) as file, Image.open(file) as picture:
-            return picture.convert("RGB")
-    except _PICTURE_ERRORS as error:
-        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else error
-        raise FormatError(f"[data] {path}: cannot read the picture ({reason}); replace it or take it out") from None
+def count_buckets(dataset: Any) -> list[int] | None:
+    """Count the samples of each picture size, or None for a dataset without a length; raises MissingError if it is
+    empty.
+    """
+    if isinstance(dataset, IterableDataset):
+        return None
+    buckets = list(getattr(dataset, "buckets", None) or [len(dataset)])
+    if not sum(buckets):
+        raise MissingError("[data] the dataset is empty; want one sample at least")
+    return buckets
 
 
-def read_captions(folder: Path) -> list[tuple[Path, str]]:
-    """List the pictures of a folder with their captions, sorted by path; raises as `PictureFolder`."""
-    metadata = folder / "metadata.jsonl"
-    pairs = _read_metadata(metadata) if os.path.lexists(metadata) else _read_side_files(folder)
-    if not pairs:
-        raise MissingError(
-            f"[data] {folder}: no pictures; want metadata.jsonl, or pictures with .txt files beside them"
-        )
-    return pairs
+def collate(items: Sequence[Item]) -> Item:
+    """Make a batch, with texts padded by zeros to the longest."""
+    batch: Item = default_collate([{key: item[key] for key in item.keys() - _TEXTS} for item in items])
+    texts = items[0].keys() & _TEXTS
+    return batch | {key: pad_sequence([item[key] for item in items], batch_first=True) for key in texts}
 
 
-def _read_metadata(path: Path) -> list[tuple[Path, str]]:
-    pairs = []
-    text = read_bytes(path, Origin("data", str(path)), absent="want one picture a line", most=LOG_BYTES)
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        origin = Origin("data", f"{path}:{number}", 'want a JSON object with "file_name" and "text"')
-        row = decode(parse_json(line, origin, strict=False), _Row, origin, Keys.ANY)
-        picture = path.parent / row.file_name
-        if not picture.is_file():
-            raise MissingError(f"[data] {origin.where}: {escape(str(picture))} is not there")
-        pairs.append((picture, row.text))
-    return sorted(pairs)
-
-
-def _read_side_files(folder: Path) -> list[tuple[Path, str]]:
-    pairs = []
-    for picture in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
-        path = picture.with_suffix(".txt")
-        absent = f"want the caption of {picture.name} in it, or metadata.jsonl"
-        content = read_bytes(path, Origin("data", str(path)), absent=absent, most=TEXT)
-        try:
-            pairs.append((picture, content.decode("utf-8").strip()))
-        except UnicodeDecodeError as error:
-            raise FormatError(f"[data] {path}: not UTF-8 ({error}); save the caption again") from None
-    return pairs
+def ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process of the program, to the one that ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

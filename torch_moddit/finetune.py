@@ -9,7 +9,8 @@ From Python:
 
 `dataset` maps an index to a dictionary of tensors, `null` is the empty caption, or the class that is none, under the
 same keys (`torch_moddit.data`): {"latents" (C, H, W), "text" (L, D), "mask" (L,)}, or "input_ids" in place of "text"
-and "labels" () in place of both, or "pixels" in place of "latents"; `components` then encode them.
+and "labels" () in place of both, or "pixels" in place of "latents"; `components` then encode them. An IterableDataset
+gives such dictionaries one after the other.
 `finetune` takes the transformer over (pass a copy to keep it), returns averaged weights with their plan, and calling it
 again with the same configuration resumes from its last checkpoint: a run that was killed ends with the weights of one
 that was not. `stop_after=N` ends a call after N steps, with a checkpoint. The controls are `mode=Mode.UNIFORM` (routers

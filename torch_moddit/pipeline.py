@@ -61,8 +61,7 @@ class ReferencePipeline:
         sources = as_sources(source)
         spec = describe(sources).spec  # the libraries check less, and say less of what they do not read
         model = load_checkpoint(sources, dtype=dtype).to(device)
-        names = [name for name in spec.components if name != "transformer"]
-        components = {name: _load_part(sources, name, dtype) for name in names}
+        components = load_components(sources, spec, dtype)
         for part in components.values():
             if isinstance(part, torch.nn.Module):
                 part.to(device)
@@ -159,8 +158,24 @@ def read_schedule(scheduler: Any) -> NoiseSchedule:
     return NoiseSchedule.from_diffusers({"_class_name": type(scheduler).__name__, **scheduler.config}, "scheduler")
 
 
-def _load_part(sources: Sources, name: str, dtype: torch.dtype) -> Any:
-    """Load one component with the class that the index of its pipeline names, or else the usual one."""
+def load_components(sources: Sources, spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Load what a model has beside its transformer, by name; raises as `load_component`."""
+    return {name: load_component(sources, name, dtype) for name in spec.components if name != "transformer"}
+
+
+def load_component(sources: Sources, name: str, dtype: torch.dtype | str = torch.float32) -> Any:
+    """Load one component with the class that the index of its pipeline names, or else the usual one.
+
+    Args:
+        sources: of the checkpoint.
+        name: of the component.
+        dtype: of its weights; "auto" for that of its file, where transformers loads it.
+
+    Raises:
+        UnsupportedError: the class is of another library.
+        FormatError: the library cannot load it.
+        MissingError: it is not there.
+    """
     folder, variant = sources.component(name), sources.variant
     library_name, class_name = sources.entry(name) or _USUAL[name]
     library = {"diffusers": diffusers, "transformers": transformers}.get(library_name)

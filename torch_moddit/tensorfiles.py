@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import torch
 from torch import Tensor
@@ -33,8 +33,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors of any device and layout, those with the widest items first, so that all are aligned; raises
     OSError.
     """
-    items = sorted(tensors.items(), key=lambda item: -item[1].element_size())
     with path.open("wb") as file:
-        file.write(format_header([(name, _DTYPES[item.dtype], tuple(item.shape)) for name, item in items], metadata))
-        for _, item in items:
-            file.write(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        dump_tensors(file, tensors, metadata)
+
+
+def dump_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """As `write_tensors`, into a file that is open."""
+    items = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    file.write(format_header([(name, _DTYPES[item.dtype], tuple(item.shape)) for name, item in items], metadata))
+    for _, item in items:
+        file.write(item.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

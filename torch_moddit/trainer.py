@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from moddit.contract import TEXT_ENCODER
@@ -27,7 +26,7 @@ from moddit.samplers import NoiseSchedule
 from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
 from torch_moddit.conditioning import Components, make_context
-from torch_moddit.data import SEEDS, Batches, Item
+from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
 from torch_moddit.model import Context, RoutedTransformer
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
@@ -90,9 +89,9 @@ def finetune(
         raise MissingError(
             "[finetune] caption_dropout needs the null condition `null`; pass it, or set the dropout to 0"
         )
-    samples = len(dataset)  # type: ignore[arg-type] # torch's Dataset does not say that it has one
     optimizers = make_optimizers or make_adamw
-    trainer = Trainer(config, model, schedule, components or {}, draw_timesteps, optimizers, on_log, samples)
+    buckets = count_buckets(dataset)
+    trainer = Trainer(config, model, schedule, components or {}, draw_timesteps, optimizers, on_log, buckets)
     with trainer.alone():
         trainer.resume()
         return trainer.train(dataset, null, stop_after)
@@ -110,10 +109,10 @@ class Trainer:
         draw_timesteps: DrawTimesteps | None,
         make_optimizers: MakeOptimizers,
         on_log: Callable[[dict[str, Any]], None] | None,
-        samples: int,
+        buckets: list[int] | None,
     ) -> None:
         self.config = config
-        self.samples = samples  # of the dataset, which decide their order
+        self.buckets = buckets  # samples of each picture size, which decide their order
         self.schedule = schedule
         stratified = partial(draw_stratified, num_train_timesteps=schedule.num_train_timesteps)
         self.draw_timesteps = draw_timesteps or stratified
@@ -197,7 +196,7 @@ class Trainer:
             "config": describe(self.config),
             "schedule": asdict(self.schedule),
             "processes": self.accelerator.num_processes,
-            "samples": self.samples,
+            "samples": None if self.buckets is None else sum(self.buckets),
         }
 
     def save(self) -> None:
@@ -324,31 +323,39 @@ class Trainer:
         context = make_context({key: value.to(device) for key, value in items.items()}, self.components)
         if "text" in context:
             context = {**context, "text": context["text"].float()}
-        latents = batch["latents"].to(device) if "latents" in batch else self._encode_pixels(batch["pixels"], generator)
-        return latents.float(), context
+        posterior = batch if "latents" in batch else self._encode_pixels(batch["pixels"])
+        latents = posterior["latents"].to(device).float()
+        if "std" in posterior:
+            noise = torch.randn(latents.shape, generator=generator).to(device)
+            latents = latents + posterior["std"].to(device).float() * noise
+        return latents, context
 
-    def _encode_pixels(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _encode_pixels(self, pixels: Tensor) -> Item:
         vae: Any = self.components.get("vae")
         if vae is None:
             raise MissingError("[finetune] the dataset gives pixels: pass `components` with a 'vae'")
         encoded = vae.encode(pixels.to(self.accelerator.device, vae.dtype)).latent_dist
-        noise = torch.randn(encoded.mean.shape, generator=generator).to(encoded.mean)
         # without the VAE's shift_factor: diffusers' pipelines decode without it
-        latents: Tensor = (encoded.mean + encoded.std * noise) * vae.config.scaling_factor
-        return latents
+        scale = vae.config.scaling_factor
+        return {"latents": encoded.mean * scale, "std": encoded.std * scale}
 
-    def _loader(self, dataset: Any) -> DataLoader[Item]:
+    def _loader(self, dataset: Dataset[Item]) -> DataLoader[Item]:
         accelerator, config = self.accelerator, self.config
-        first = self.step * config.accumulation * accelerator.num_processes + accelerator.process_index
-        batches = Batches(len(dataset), config.batch_size, config.seed, first=first, stride=accelerator.num_processes)
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=config.workers,
-            worker_init_fn=_ignore_interrupts,
+        stride = accelerator.num_processes
+        first = self.step * config.accumulation * stride + accelerator.process_index
+        load = partial(
+            DataLoader[Item],
+            collate_fn=collate,
+            worker_init_fn=ignore_interrupts,
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator().manual_seed(config.seed % SEEDS),
         )
+        if isinstance(dataset, IterableDataset):  # which each of several workers would read from its start
+            stream = Stream(dataset, config.batch_size, first=first, stride=stride)
+            return load(stream, batch_size=config.batch_size, num_workers=min(config.workers, 1))
+        assert self.buckets is not None
+        batches = Batches(self.buckets, config.batch_size, config.seed, first=first, stride=stride)
+        return load(dataset, batch_sampler=batches, num_workers=config.workers)
 
     def _generator(self, micro: int) -> torch.Generator:
         """Make the source of everything random in one micro-step of this process."""
@@ -417,7 +424,13 @@ def draw_stratified(count: int, generator: torch.Generator, *, num_train_timeste
 
 
 def _replace(values: Tensor, null: Tensor, dropped: Tensor) -> Tensor:
-    """Put the null condition in the place of some samples. Shapes: values (B, ...), null (...), dropped (B,)."""
+    """Put the null condition in the place of some samples, with zeros after the shorter of two texts.
+
+    Shapes: values (B, ...), null (...), dropped (B,)
+    """
+    if null.ndim:
+        inner, length = (0, 0) * (null.ndim - 1), max(null.shape[0], values.shape[1])
+        values, null = (nn.functional.pad(x, (*inner, 0, length - x.shape[-null.ndim])) for x in (values, null))
     return torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), null.to(values.dtype), values)
 
 
@@ -428,11 +441,6 @@ def _take(batches: Iterator[Item]) -> Item:
     except InputError as error:
         kind = type(error)
         raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from None
-
-
-def _ignore_interrupts(_: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to every process of the program, to the one that ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _freeze(module: Any) -> Any:

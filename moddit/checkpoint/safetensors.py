@@ -27,7 +27,14 @@ MAX_HEADER_BYTES: Final = 100_000_000  # the format's own limit
 MAX_COUNT: Final = 1 << 63  # above every size and offset
 ALIGNMENT: Final = 8  # of the first tensor, by padding the header with spaces
 # How the bytes are held in numpy, which has no bfloat16: as its bits.
-NUMPY_DTYPES: Final[Mapping[str, str]] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U32": "<u4"}
+NUMPY_DTYPES: Final[Mapping[str, str]] = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "U32": "<u4",
+}
 _METADATA: Final = "__metadata__"
 _ADVICE: Final = "copy or download the file again"
 

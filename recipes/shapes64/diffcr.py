@@ -8,21 +8,24 @@ and 1e-2 (one seed each).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from moddit.checkpoint.description import describe
+from moddit.checkpoint.sources import Sources
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
 from recipes.shapes64.dense import REGIONS, WORDING_SHARES, LatentSet, draw_timesteps, make_muon, split_matrices
 from recipes.shapes64.pipeline import TRAIN_TIMESTEPS, build_transformer, load_pipeline
 from recipes.shapes64.runs import save_whole, write_folder
-from recipes.shapes64.text import tokenize
+from recipes.shapes64.scenes import SIDE
+from recipes.shapes64.text import WIDTH, tokenize
 from torch_moddit.architectures import dense
 from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode, finetune
@@ -30,11 +33,22 @@ from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.pipeline import read_schedule
 from torch_moddit.pixart import RoutedPixArt
-from torch_moddit.precomputed import Precomputed
+from torch_moddit.shards import (
+    LATENTS,
+    Bucket,
+    DatasetRecord,
+    Shards,
+    shard_file,
+    write_latents,
+    write_null,
+    write_record,
+    write_text,
+)
 from torch_moddit.trainee import Trainee
 
 MODES: Final = {"diffcr": Mode.LEARNED, "uniform": Mode.UNIFORM, "random": Mode.RANDOM}
 TARGET: Final = 0.5  # mean keep ratio of all three
+SHARD: Final = 512  # samples of a file
 STATE: Final = "transformer.pt"  # of the random control, which has no routers and is no checkpoint of the product
 
 
@@ -64,16 +78,19 @@ def write_data(work: Path) -> None:
     null_ids, null_mask = tokenize(pipeline.tokenizer, [""])
 
     @torch.no_grad()
-    def encode(ids: Tensor, mask: Tensor) -> Tensor:
-        states: Tensor = pipeline.text_encoder(ids, attention_mask=mask).last_hidden_state
-        return states.half()
+    def encode(ids: Tensor, mask: Tensor) -> list[Tensor]:
+        states = pipeline.text_encoder(ids, attention_mask=mask).last_hidden_state
+        return [state[:length] for state, length in zip(states, mask.sum(1).tolist(), strict=True)]
 
     def write(folder: Path) -> None:
-        parts = zip(torch.split(ids, 512), torch.split(mask, 512), strict=True)
-        text = torch.cat([encode(*part) for part in parts])
-        save_file({"latents": data.latents.contiguous(), "text": text, "mask": mask}, folder / "data.safetensors")
-        null = {"text": encode(null_ids, null_mask)[0], "mask": null_mask[0]}
-        save_file({name: value.contiguous() for name, value in null.items()}, folder / "null.safetensors")
+        description, parts = describe(Sources(work / "dense")), torch.split(rows, SHARD)
+        bucket = Bucket(SIDE, SIDE, len(parts))
+        write_record(folder, DatasetRecord.of(description, hashlib.sha256(ids.numpy().tobytes()).hexdigest(), [bucket]))
+        for name, part in zip(bucket.names, parts, strict=True):
+            names = list(map(str, part.tolist()))
+            write_latents(shard_file(folder, name, LATENTS), data.latents[part], None, names, {})
+            write_text(shard_file(folder, name, "text"), encode(ids[part], mask[part]), WIDTH)
+        write_null(folder, encode(null_ids, null_mask)[0])
 
     write_folder(work / "finetune-data", write)
 
@@ -81,7 +98,7 @@ def write_data(work: Path) -> None:
 def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
     """Fine-tune the teacher in one of MODES and save the result to `work`/`name`."""
     pipeline = load_pipeline(work / "dense")
-    data = Precomputed(work / "finetune-data", dense(pipeline.transformer, TRAIN_TIMESTEPS).spec)
+    data = Shards(work / "finetune-data", dense(pipeline.transformer, TRAIN_TIMESTEPS).spec)
     config = FinetuneConfig(
         output=work / "runs" / name,
         steps=budget.steps,
@@ -105,7 +122,7 @@ def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
         pipeline.transformer,
         data,
         read_schedule(pipeline.scheduler),
-        null=data.null(),
+        null=data.null,
         draw_timesteps=draw_timesteps,
         make_optimizers=partial(make_optimizers, muon_rate=budget.muon_rate),
         on_log=lambda row: print(f"[{name}]", *(f"{key} {value}" for key, value in row.items()), flush=True),

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from tests import tiny
 from tests.forked import run_forked
 from tests.parity.published.adapters import save_adapter
 from tests.parity.published.original import original_alpha
 from tests.sentencepieces import write_model
+from tests.shards import save_shards
 
 CONVERT: Final = ("convert", "--from", "hf-checkpoint", "--hf-path", "in/model", "--out", "out")
 COREML: Final = ("--to", "coreml", "--max-sequence-length", "16")
 GENERATE: Final = ("mlx_moddit", "generate", "--steps", "1", "--height", "32", "--width", "32", "-o", "a.png")
 FINETUNE: Final = (
     *("torch_moddit.finetune", "--model", "in/model", "--batch-size", "2", "--warmup", "1", "--caption-dropout", "0"),
-    *("--steps", "2", "--save-every", "1", "--height", "16", "--width", "16"),
+    *("--steps", "2", "--save-every", "1"),
 )
+PREPARE: Final = ("torch_moddit.prepare", "--model", "in/model", "--size", "16x16", "--out", "out")
 
 
 def routed(folder: Path) -> None:
@@ -82,22 +83,9 @@ def coreml(folder: Path) -> None:
     _make(folder, "model", *CONVERT, *COREML)
 
 
-def latents(folder: Path) -> None:
-    tiny.save_pipeline(folder / "model", kind="alpha", routed=False)
-    (folder / "data").mkdir()
-    rows = {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)}
-    save_file(rows, folder / "data/0.safetensors")
-    save_file({name: rows[name][0] for name in ("text", "mask")}, folder / "data/null.safetensors")
-
-
-def arrays(folder: Path) -> None:
-    """The same as numpy's files."""
-    import numpy as np
-
-    tiny.save_pipeline(folder / "model", kind="alpha", routed=False)
-    (folder / "data").mkdir()
-    for name, shape in (("latents", (4, 4, 8, 8)), ("text", (4, 16, 32)), ("mask", (4, 16))):
-        np.save(folder / "data" / f"{name}.npy", np.ones(shape, np.float32))
+def shards(folder: Path) -> None:
+    """A dataset of latents and text states."""
+    save_shards(folder / "data", tiny.save_pipeline(folder / "model", kind="alpha", routed=False))
 
 
 def pictures(folder: Path) -> None:
@@ -117,10 +105,19 @@ def captions(folder: Path) -> None:
         (folder / f"data/{index}.txt").write_text("a small blue square")
 
 
+def archive(folder: Path) -> None:
+    """Pictures and captions in a tar file."""
+    captions(folder)
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for path in sorted((folder / "data").iterdir()):
+            tar.add(path, path.name)
+    shutil.rmtree(folder / "data")
+
+
 def run(folder: Path) -> None:
     """A fine-tuning that can be resumed."""
-    latents(folder)
-    _run(folder, *FINETUNE, "--latents", "in/data", "--out", "in/run")
+    shards(folder)
+    _run(folder, *FINETUNE, "--data", "in/data", "--out", "in/run")
     shutil.rmtree(folder / "run/model")
 
 
@@ -128,7 +125,7 @@ MAKERS: Final[Mapping[str, Callable[[Path], None]]] = {
     maker.__name__: maker
     for maker in (
         *(routed, sharded, sentencepiece, labels, original, adapter, mlx, labels_mlx, picture, prompts, coreml),
-        *(latents, arrays, pictures, captions, run),
+        *(shards, pictures, captions, archive, run),
     )
 }
 

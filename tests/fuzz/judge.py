@@ -27,6 +27,7 @@ SIZE: Final = "[request] a picture of"  # what is drawn afterwards may be too la
 KEPT: Final[Mapping[str, re.Pattern[str]]] = {
     "convert": re.compile(r"in/model/(parity\.json|verify-\w+\.png)"),
     "mlx_moddit": re.compile(""),
+    "torch_moddit.prepare": re.compile(r"out(/[\w.-]+(json|safetensors))?"),
     "torch_moddit.finetune": re.compile(r"out(/log\.jsonl|/checkpoints(/\d{8}(/.*)?)?)?"),
 }
 

@@ -13,13 +13,15 @@ import click
 from convert.cli import coreml_command, mlx_command
 from convert.verify.command import command as verify_command
 from mlx_moddit.cli import generate, info
-from tests.fuzz.inputs import CONVERT, COREML, FINETUNE, GENERATE
+from tests.fuzz.inputs import CONVERT, COREML, FINETUNE, GENERATE, PREPARE
 from torch_moddit.cli import command as finetune_command
+from torch_moddit.prepare import command as prepare_command
 
 DRAW: Final = (*GENERATE, "-p", "a red circle", "--model")
 DRAW_CLASS: Final = (*GENERATE, "--label", "1", "--model")
-TRAIN: Final = (*FINETUNE, "--latents", "in/data", "--out", "out")
-TRAIN_ON_PICTURES: Final = (*FINETUNE, "--images", "in/data", "--out", "out")
+TRAIN: Final = (*FINETUNE, "--data", "in/data", "--out", "out")
+TRAIN_ON_PICTURES: Final = (*FINETUNE, "--images", "in/data", "--height", "16", "--width", "16", "--out", "out")
+ENCODE: Final = (*PREPARE, "--images", "in/data")
 DRAW_ALL: Final = (*GENERATE, "-o", "a{index}.png", "--prompt-file", "in/prompts.txt", "--model", "in/model")
 VERIFY: Final = ("convert", "verify", "in/model", "--steps", "1")
 
@@ -57,18 +59,21 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "generate again": Program("picture", (*GENERATE, "--config-from", "in/a.png", "--model", "in/model"), 40, "a.png"),
     "generate from a file": Program("prompts", DRAW_ALL, 10, "*.txt"),
     "verify": Program("coreml", VERIFY, 60),
-    "finetune": Program("latents", TRAIN, 30),
-    "finetune on latents": Program("latents", TRAIN, 30, "data/*"),
-    "finetune on arrays": Program("arrays", TRAIN, 20, "data/*"),
+    "finetune": Program("shards", TRAIN, 30),
+    "finetune on shards": Program("shards", TRAIN, 30, "data/*"),
+    "prepare": Program("pictures", ENCODE, 20, then=(*FINETUNE, "--data", "out", "--out", "b")),
+    "prepare captions": Program("captions", ENCODE, 10, "data/*"),
+    "prepare a tar file": Program("archive", (*PREPARE, "--images", "in/a.tar"), 30, "a.tar"),
     "finetune on pictures": Program("pictures", TRAIN_ON_PICTURES, 20, "data/*"),
     "finetune on captions": Program("captions", TRAIN_ON_PICTURES, 10, "data/*"),
-    "finetune on": Program("run", (*FINETUNE, "--latents", "in/data", "--out", "in/run"), 40, "run/**/*"),
+    "finetune on": Program("run", (*FINETUNE, "--data", "in/data", "--out", "in/run"), 40, "run/**/*"),
     "options of convert": Program("routed", CONVERT, 20, help=mlx_command),
     "options of convert to Core ML": Program("routed", (*CONVERT, *COREML), 8, help=coreml_command),
     "options of generate": Program("mlx", (*DRAW, "in/model"), 30, help=generate),
     "options of info": Program("mlx", ("mlx_moddit", "info", "--model", "in/model"), 8, help=info),
     "options of verify": Program("coreml", VERIFY, 8, help=verify_command),
-    "options of finetune": Program("latents", TRAIN, 20, help=finetune_command),
+    "options of finetune": Program("shards", TRAIN, 20, help=finetune_command),
+    "options of prepare": Program("pictures", ENCODE, 15, help=prepare_command),
 }
 WORDS: Final = (
     *("", " ", "-1", "0", "1", "2", "3", "1.5", "-0.0", "nan", "inf", "-inf", "1e400", "1e-400", "0x10"),

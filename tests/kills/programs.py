@@ -13,12 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-import torch
-from safetensors.torch import save_file
+from PIL import Image
 
 from moddit.manifest import read_manifest, verify_files
 from tests import tiny
 from tests.forked import Event, Outcome, run_forked
+from tests.shards import save_shards
 from torch_moddit.runfiles import LOG, list_checkpoints, read_progress
 from torch_moddit.runstate import read_state
 
@@ -219,12 +219,29 @@ class Programs:
         starts = self._starts(name)
         shutil.copytree(tiny.save_pipeline(self.scratch / "other"), starts["old"] / "run" / "model")
         dense = tiny.save_pipeline(self.scratch / "dense", kind="alpha", routed=False)
-        data = make_data(self.scratch / "data")
-        inputs = ("--model", str(dense), "--latents", str(data), "--batch-size", "2", "--caption-dropout", "0")
+        data = save_shards(self.scratch / "data", dense)
+        inputs = ("--model", str(dense), "--data", str(data), "--batch-size", "2", "--caption-dropout", "0")
         often = ("--warmup", "1", "--steps", "3", "--save-every", "1", "--log-every", "1")
         options = (*inputs, *often, "--out", "{folder}/run", "--overwrite")
         units = ("run/model",)
         return Program(name, "torch_moddit", options, "run", units, starts, self._undisturbed(name), check_run)
+
+    def make_preparer(self, name: str) -> Program:
+        starts = self._starts(name)
+        dense, images = tiny.save_pipeline(self.scratch / "encoders", routed=False), self.scratch / "images"
+        images.mkdir()
+        for index in range(3):
+            Image.new("RGB", (20, 24), (80 * index, 0, 99)).save(images / f"{index}.png")
+            (images / f"{index}.txt").write_text("a red circle")
+        inputs = ("--model", str(dense), "--images", str(images), "--size", "16x16", "--shard-size", "2")
+        _run("torch_moddit.prepare", *inputs, "--out", starts["old"] / "data")
+        shards = [f"data/16x16-0000{index}.{kind}.safetensors" for index in (1, 0) for kind in ("text", "latents")]
+        for shard in shards[:2]:  # the others stay as they are
+            (starts["old"] / shard).unlink()
+        units = (*shards, "data/null.safetensors", "data/dataset.json")
+        options = (*inputs, "--out", "{folder}/data")
+        undisturbed = self._undisturbed(name)
+        return Program(name, "torch_moddit.prepare", options, "data", units, starts, undisturbed, lambda _: None)
 
     def make_verifier(self, name: str) -> Program:
         starts = self._starts(name)
@@ -255,17 +272,9 @@ _MAKERS: Final[Mapping[str, Callable[[Programs, str], Program]]] = {
     "generate": Programs.make_generator,
     "sensitivity": Programs.make_measurer,
     "finetune": Programs.make_finetuner,
+    "prepare": Programs.make_preparer,
     "verify": Programs.make_verifier,
 }
-
-
-def make_data(folder: Path) -> Path:
-    """Make eight samples to train on."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    latents, text = torch.randn(8, 4, 8, 8, generator=generator), torch.randn(8, 16, 32, generator=generator)
-    save_file({"latents": latents, "text": text, "mask": torch.ones(8, 16)}, folder / "0.safetensors")
-    return folder
 
 
 def _run(module: str, *arguments: object) -> None:

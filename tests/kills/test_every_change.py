@@ -17,7 +17,7 @@ from tests.kills.programs import STARTS, Program, Programs
 pytestmark = needs_linux
 
 QUICK = ("convert", "generate", "sensitivity")
-SLOW = ("coreml", "finetune", "verify")  # seconds a run
+SLOW = ("coreml", "finetune", "prepare", "verify")  # seconds a run
 
 
 def list_cases(slow_starts: Sequence[str]) -> list[Any]:

@@ -65,8 +65,8 @@ def test_resumed_training_equals_uninterrupted(tmp_path: Path) -> None:
 def test_smoke_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "recipes.shapes64", "--work", str(tmp_path), "--smoke"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    assert load_checkpoint(tmp_path / "diffcr").plan is not None
-    assert load_checkpoint(tmp_path / "dense").plan is None
+    assert load_checkpoint(tmp_path / "diffcr").policy.has_routers
+    assert load_checkpoint(tmp_path / "dense").policy.is_dense
     assert "| DiffCR |" in (tmp_path / "report" / "shapes64-table.md").read_text()
 
 

@@ -1,22 +1,25 @@
-"""Training data: pictures with captions, precomputed files, the order of batches."""
+"""Training data: pictures with captions, and the order of batches."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from moddit.errors import FormatError, InputError, MissingError, ValueRangeError
+from moddit.errors import FormatError, MissingError, ValueRangeError
 from tests import tiny
 from torch_moddit.conditioning import tokenize
-from torch_moddit.data import Batches, PictureFolder, fit, read_captions
+from torch_moddit.data import Batches, Item, PictureFolder, Stream, collate, count_buckets
 
 TELL = partial(tokenize, tiny.make_tokenizer(), max_tokens=tiny.MAX_TOKENS)
 
@@ -24,16 +27,6 @@ TELL = partial(tokenize, tiny.make_tokenizer(), max_tokens=tiny.MAX_TOKENS)
 def save_picture(path: Path, size: tuple[int, int] = (20, 16), colour: tuple[int, int, int] = (255, 0, 0)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
-
-
-def test_reads_side_files_and_metadata(tmp_path: Path) -> None:
-    save_picture(tmp_path / "b.png")
-    save_picture(tmp_path / "deep" / "a.jpg")
-    (tmp_path / "b.txt").write_text("a red square\n")
-    (tmp_path / "deep" / "a.txt").write_text("a circle")
-    assert [caption for _, caption in read_captions(tmp_path)] == ["a red square", "a circle"]
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "deep/a.jpg", "text": "from metadata"}) + "\n\n")
-    assert read_captions(tmp_path) == [(tmp_path / "deep/a.jpg", "from metadata")]
 
 
 def test_pictures_become_tensors(tmp_path: Path) -> None:
@@ -51,63 +44,14 @@ def test_pictures_become_tensors(tmp_path: Path) -> None:
     assert TELL("")["input_ids"].tolist()[:2] == [1, 0]
 
 
-@pytest.mark.parametrize("size", [(30, 10), (10, 30), (7, 5), (24, 16)])
-def test_pictures_are_covered_and_cropped(size: tuple[int, int]) -> None:
-    assert fit(Image.new("RGB", size), 16, 24).size == (24, 16)
-
-
 def test_refuses_sizes_that_no_memory_holds(tmp_path: Path) -> None:
     with pytest.raises(ValueRangeError, match="height 16384 and width 16384 are too large"):
         PictureFolder(tmp_path, TELL, height=16_384, width=16_384, sizes={})
 
 
-def test_refuses_incomplete_folders(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="no pictures"):
-        read_captions(tmp_path)
-    save_picture(tmp_path / "a.png")
-    with pytest.raises(MissingError, match=r"a\.txt: no such file; want the caption of a\.png in it"):
-        read_captions(tmp_path)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "lost.png", "text": "x"}\n')
-    with pytest.raises(MissingError, match=r"jsonl:1: .*lost\.png is not there"):
-        read_captions(tmp_path)
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
-    with pytest.raises(MissingError, match="jsonl:1: field 'text' is missing; want a JSON object"):
-        read_captions(tmp_path)
-    for line in (
-        "{",
-        "[]",
-        '{"file_name": 5, "text": "x"}',
-        '{"file_name": "a.png", "text": null}',
-        '{"file_name": "a\\u0000", "text": ""}',
-    ):
-        (tmp_path / "metadata.jsonl").write_text(line + "\n")
-        with pytest.raises(InputError, match="jsonl:1"):
-            read_captions(tmp_path)
-
-
 def replace_by_fifo(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
-
-
-@pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl"])
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda path: path.write_bytes(b"\xff red square"),
-        lambda path: path.write_bytes(b"x" * 200_000),
-        lambda path: path.mkdir(),
-        lambda path: os.mkfifo(path),
-        lambda path: path.symlink_to(path.name),
-    ],
-)
-def test_captions_that_are_no_text_are_refused_at_once(
-    name: str, spoil: Callable[[Path], object], tmp_path: Path
-) -> None:
-    save_picture(tmp_path / "a.png")
-    spoil(tmp_path / name)
-    with pytest.raises(InputError, match=name.replace(".", r"\.")):
-        read_captions(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -131,15 +75,77 @@ def test_a_damaged_picture_is_named(workers: int, spoil: Callable[[Path], object
 
 
 def test_batches_resume_anywhere_and_cover_every_epoch() -> None:
-    whole = list(itertools.islice(Batches(10, 4, seed=3), 10))
-    assert list(itertools.islice(Batches(10, 4, seed=3, first=6), 4)) == whole[6:]
+    whole = list(itertools.islice(Batches([10], 4, seed=3), 10))
+    assert list(itertools.islice(Batches([10], 4, seed=3, first=6), 4)) == whole[6:]
     flat = list(itertools.chain.from_iterable(whole))
     assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10))
     assert flat[:10] != flat[10:20]
-    assert flat != list(itertools.chain.from_iterable(itertools.islice(Batches(10, 4, seed=4), 10)))
+    assert flat != list(itertools.chain.from_iterable(itertools.islice(Batches([10], 4, seed=4), 10)))
 
 
 def test_processes_share_the_batches() -> None:
-    whole = list(itertools.islice(Batches(10, 4, seed=3), 6))
-    shares = [list(itertools.islice(Batches(10, 4, seed=3, first=rank, stride=2), 3)) for rank in (0, 1)]
+    whole = list(itertools.islice(Batches([10], 4, seed=3), 6))
+    shares = [list(itertools.islice(Batches([10], 4, seed=3, first=rank, stride=2), 3)) for rank in (0, 1)]
     assert [batch for pair in zip(*shares, strict=True) for batch in pair] == whole
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), st.integers(1, 5), st.integers(0, 40))
+def test_batches_are_of_one_bucket_and_cover_all_alike(buckets: list[int], batch: int, first: int) -> None:
+    epochs = 3 * batch  # after which whole batches have covered every bucket three times
+    count = epochs * sum(buckets) // batch
+    whole = list(itertools.islice(Batches(buckets, batch, seed=3), count))
+    starts = list(itertools.accumulate(buckets, initial=0))
+    places = [{sum(index >= start for start in starts[1:]) for index in indices} for indices in whole]
+    assert all(len(found) == 1 for found in places)
+    seen = Counter(itertools.chain.from_iterable(whole))
+    assert seen == dict.fromkeys(range(sum(buckets)), epochs)
+    assert (
+        list(itertools.islice(Batches(buckets, batch, seed=3, first=first), 5))
+        == (list(itertools.islice(Batches(buckets, batch, seed=3), first + 5))[first:])
+    )
+
+
+def test_batches_of_buckets_are_mixed() -> None:
+    buckets = [int(indices[0] >= 300) for indices in itertools.islice(Batches([300, 100], 4, seed=0), 100)]
+    assert [sum(buckets[start : start + 20]) for start in range(0, 100, 20)] == pytest.approx([5] * 5, abs=1)
+    assert buckets != [int(indices[0] >= 300) for indices in itertools.islice(Batches([300, 100], 4, seed=1), 100)]
+
+
+class Numbers(IterableDataset[Item]):
+    """So many samples, without saying so."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter({"latents": torch.tensor(index)} for index in range(self.count))
+
+
+def take(count: int, **places: int) -> list[int]:
+    stream = Stream(Numbers(10), 4, **{"first": 0, "stride": 1, **places})
+    return [int(item["latents"]) for item in itertools.islice(stream, count)]
+
+
+def test_streams_begin_again_and_resume() -> None:
+    whole = take(48)
+    assert whole == [index % 10 for index in range(48)]
+    assert take(8, first=6) == whole[24:32]
+    assert take(8, first=1, stride=2) == whole[4:8] + whole[12:16]
+    assert count_buckets(Numbers(10)) is None
+    with pytest.raises(MissingError, match="gives no samples"):
+        next(iter(Stream(Numbers(0), 4, first=0, stride=1)))
+    with pytest.raises(MissingError, match="the dataset is empty"):
+        count_buckets([])
+
+
+def test_texts_of_a_batch_are_padded_to_the_longest() -> None:
+    items = [
+        {"latents": torch.ones(2), "text": torch.ones(length, 3), "mask": torch.ones(length), "labels": torch.tensor(1)}
+        for length in (2, 4)
+    ]
+    batch = collate(items)
+    assert batch["text"].shape == (2, 4, 3)
+    assert batch["mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch["text"][0, 2:].abs().sum() == 0
+    assert batch["labels"].tolist() == [1, 1]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moddit.errors import FormatError, MissingError, UnsupportedError, ValueRangeError
+from moddit.errors import MissingError, UnsupportedError, ValueRangeError
 from moddit.routing import RoutingPlan, capacity, select_tokens
 from moddit.tokens import TokenPolicy
 from tests import tiny
@@ -29,7 +29,6 @@ from torch_moddit.finetune import Mode, finetune
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace
 from torch_moddit.pipeline import ReferencePipeline
-from torch_moddit.precomputed import Precomputed
 
 LAST_BIT = 1e-6  # the operations are the same; products at differently aligned addresses may differ in the last bit
 ROUNDING = 5e-5  # float32 sums in another order, on values of about 10
@@ -179,27 +178,6 @@ def test_fine_tunes_from_a_folder_of_pictures(tmp_path: Path) -> None:
     assert found.request(label="tench").label == 0  # names of classes stay in the index
     index = json.loads((tmp_path / "out" / "model" / "model_index.json").read_text())
     assert index["transformer"] == ["torch_moddit", "RoutedDiTTransformer2DModel"]
-
-
-def test_precomputed_latents_have_labels(tmp_path: Path) -> None:
-    np.save(tmp_path / "latents.npy", np.zeros((2, 4, 8, 8), np.float32))
-    np.save(tmp_path / "labels.npy", np.array([3, 207]))
-    spec = RoutedDiT(tiny.make_dit(), TokenPolicy.dense(3, 1000)).spec
-    item = Precomputed(tmp_path, spec)[1]
-    assert item["labels"].dtype == torch.int64
-    assert int(item["labels"]) == 207
-    np.save(tmp_path / "labels.npy", np.array([3.0, 207.0], np.float32))
-    with pytest.raises(FormatError, match=r"labels\.npy: tensor 'labels' is float32, want integers"):
-        Precomputed(tmp_path, spec)
-    for labels, found in (([3, 1001], "3..1001"), ([-1, 0], "-1..0")):
-        np.save(tmp_path / "labels.npy", np.array(labels))
-        with pytest.raises(ValueRangeError, match=rf"labels\.npy: .* has values {found}, want .* 0\.\.1000"):
-            Precomputed(tmp_path, spec)
-    np.save(tmp_path / "labels.npy", np.array([True, False]))
-    with pytest.raises(FormatError, match=r"tensor 'labels' is bool, want integers"):
-        Precomputed(tmp_path, spec)
-    np.save(tmp_path / "labels.npy", np.array([3, 200], np.uint8))
-    assert Precomputed(tmp_path, spec)[1]["labels"].dtype == torch.int64  # as an embedding takes them
 
 
 def test_names_of_classes_survive_a_save_of_a_pipeline(tmp_path: Path) -> None:

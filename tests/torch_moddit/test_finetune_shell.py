@@ -14,7 +14,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import save_file
 
 from moddit.checkpoint.safetensors import read_tensors
 from moddit.errors import (
@@ -24,6 +23,7 @@ from moddit.errors import (
 )
 from moddit.routing import RoutingPlan
 from tests import tiny
+from tests.shards import save_shards
 from torch_moddit import cli
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.pipeline import ReferencePipeline
@@ -107,15 +107,10 @@ def test_a_damaged_picture_is_one_line(tmp_path: Path, dense: Path, workers: int
     assert "\n" not in str(raised.value)
 
 
-def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    save_file(
-        {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)},
-        data / "0.safetensors",
-    )
+def test_shell_trains_on_shards(tmp_path: Path, dense: Path) -> None:
+    data = save_shards(tmp_path / "data", dense)
     code, output = run(
-        *("--model", dense, "--latents", data, "--out", tmp_path / "out", "--steps", 2, "--batch-size", 2),
+        *("--model", dense, "--data", data, "--out", tmp_path / "out", "--steps", 2, "--batch-size", 2),
         *("--mode", "uniform", "--target", 0.3, "--caption-dropout", 0),
     )
     assert code == 0, output
@@ -125,11 +120,8 @@ def test_shell_trains_on_latents(tmp_path: Path, dense: Path) -> None:
 def test_shell_starts_from_a_transformer_and_a_base(tmp_path: Path, dense: Path) -> None:
     """As the paper's own model is published, Sigma 512: a transformer, and a pipeline for the rest."""
     tiny.make_transformer("alpha", seed=8).save_pretrained(tmp_path / "one" / "transformer")
-    data = tmp_path / "data"
-    data.mkdir()
-    tensors = {"latents": torch.randn(4, 4, 8, 8), "text": torch.randn(4, 16, 32), "mask": torch.ones(4, 16)}
-    save_file(tensors, data / "0.safetensors")
-    files = ("--model", tmp_path / "one", "--base", dense, "--latents", data, "--out", tmp_path / "out")
+    data = save_shards(tmp_path / "data", dense)
+    files = ("--model", tmp_path / "one", "--base", dense, "--data", data, "--out", tmp_path / "out")
     code, output = run(*files, "--steps", 1, "--batch-size", 2, "--caption-dropout", 0)
     assert code == 0, output
     found = ReferencePipeline.load(tmp_path / "out" / "model")
@@ -144,7 +136,7 @@ def test_every_path_of_the_shell_may_begin_at_home(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("data", "out/model"):
         (tmp_path / name).mkdir(parents=True)
-    for data in ("--images=~/data", "--latents=~/data"):  # --model and --base are find_checkpoint's
+    for data in ("--images=~/data", "--data=~/data"):  # --model and --base are find_checkpoint's
         with pytest.raises(OutputExistsError, match=re.escape(f"{tmp_path / 'out' / 'model'}: exists")):
             run("--model=~/model", data, "--out=~/out", "--steps=1")
 

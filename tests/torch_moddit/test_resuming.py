@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from moddit.errors import (
     FormatError,
@@ -29,6 +30,8 @@ from torch_moddit.finetune import (
 )
 from torch_moddit.runfiles import list_checkpoints
 from torch_moddit.runstate import read_state, write_state
+
+ROUNDED = 1e-5  # of losses; zeros that count change them by a thousandth (measured)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -48,6 +51,41 @@ def test_killed_and_resumed_reaches_the_same_weights(tmp_path: Path, mode: Mode,
         torch.testing.assert_close(resumed.keep_ratio, whole.keep_ratio, rtol=0, atol=REPEATED)
     strip = [{key: value for key, value in row.items() if key == "step"} for row in read_log(resumed)]
     assert strip == [{"step": step} for step in (2, 4, 6, 8)]
+
+
+class Endless(IterableDataset[Item]):
+    """The samples of `Latents` in order, without a length."""
+
+    def __iter__(self) -> Iterator[Item]:
+        latents = Latents()
+        return (latents[index] for index in range(len(latents)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_without_a_length_resumes_where_it_was(tmp_path: Path, workers: int) -> None:
+    whole = train(configure(tmp_path / "whole"), Endless())
+    config = configure(tmp_path / "parts", workers=workers)
+    assert train(config, Endless(), stop_after=5).step == 5
+    assert difference(train(config, Endless()), whole) <= REPEATED
+    with pytest.raises(ValueRangeError, match=r"another samples \(was null, is 24\)"):
+        train(config)
+
+
+@pytest.mark.parametrize("length", [3, 40])
+def test_the_empty_caption_may_be_shorter_or_longer_than_others(tmp_path: Path, length: int) -> None:
+    """Zeros that the mask leaves out change nothing."""
+    null = {"text": torch.randn(length, 32), "mask": torch.ones(length, dtype=torch.int64)}
+    long = {name: torch.cat([value, value.new_zeros(45 - length, *value.shape[1:])]) for name, value in null.items()}
+    first, second = (
+        finetune(
+            configure(tmp_path / name, steps=2, caption_dropout=0.5, log_every=1),
+            *(tiny.make_transformer(), Latents(), schedule()),
+            null=item,
+        )
+        for name, item in (("first", null), ("second", long))
+    )
+    losses = [[row["loss"] for row in read_log(result)] for result in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], rel=ROUNDED)
 
 
 def test_stops_where_told_and_goes_on(tmp_path: Path) -> None:
