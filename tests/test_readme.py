@@ -70,18 +70,26 @@ def test_commands_for_checkpoints_of_one_s_own(tmp_path: Path, monkeypatch: pyte
         "PixArt-alpha/PixArt-Sigma-XL-2-512-MS": "512",
         "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers": "sigma-folder",
     }
-    own, _ = (text for kind, text in BLOCKS if kind == "bash")
-    for line in own.splitlines():
-        program, flag, module, *arguments = [places.get(word, word) for word in shlex.split(line)]
-        assert (program, flag, module) == ("python", "-m", "convert")
-        assert main(arguments) == 0
-    assert {"sigma-mlx", "sigma512-mlx", "mine-mlx"} <= {path.name for path in tmp_path.iterdir()}
+    own, mixed, _ = (text for kind, text in BLOCKS if kind == "bash")
+    mixed = mixed.replace("sigma-folder", str(whole))  # whose rows are whole groups
+    for line in [*own.splitlines(), *mixed.splitlines()]:
+        words = [places.get(word, word) for word in shlex.split(line)]
+        if words[:3] == ["python", "-m", "convert"]:
+            assert main(words[3:]) == 0
+        else:
+            assert words[:2] == ["mlx_moddit", "sensitivity"]
+            result = CliRunner().invoke(
+                mlx_moddit_cli.main, [*words[1:], "--q-group-size", "32", "--num-images", "1", "--steps", "1"]
+            )
+            assert result.exit_code == 0, result.output
+    made = {"sigma-mlx", "sigma512-mlx", "mine-mlx", "sigma-whole", "sigma.json", "sigma-mixed"}
+    assert made <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_commands_for_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = tiny.save_dit_pipeline(tmp_path / "dit", routed=False)
-    _, classes = (text for kind, text in BLOCKS if kind == "bash")
+    *_, classes = (text for kind, text in BLOCKS if kind == "bash")
     convert, generate = classes.replace("facebook/DiT-XL-2-256", str(source)).splitlines()
     assert main(shlex.split(convert)[3:]) == 0
     result = CliRunner().invoke(mlx_moddit_cli.main, [*shlex.split(generate)[1:], "--steps", "2"])
