@@ -21,6 +21,7 @@ from typing import Any, Final
 from benchmarks.conversion import run_metered
 from convert.coreml.compress import Scheme
 from moddit.benchmark.machine import read_commit, read_machine
+from moddit.contract import TEXT_ENCODER
 
 HEADER: Final = (
     "| compression | transformer MB | text encoder MB | convert s | peak MB | verify s | peak MB | exact: text encoder "
@@ -48,10 +49,10 @@ class Row:
 
     def to_markdown(self) -> str:
         """Write the row of the table; a dash where nothing was measured."""
-        cells = [self.scheme.value, *(f"{self.megabytes[name]:.2f}" for name in ("transformer", "text_encoder"))]
+        cells = [self.scheme.value, *(f"{self.megabytes[name]:.2f}" for name in ("transformer", TEXT_ENCODER))]
         for cost in (self.conversion, self.verification):
             cells += [f"{cost.seconds:.0f}", f"{cost.peak_bytes / 1e6:.0f}"]
-        cells += [f"{self._worst(role, 'exact_error'):.1e}" for role in ("text_encoder", "transformer", "vae")]
+        cells += [f"{self._worst(role, 'exact_error'):.1e}" for role in (TEXT_ENCODER, "transformer", "vae")]
         cells += [f"{self._worst('transformer', key):.1e}" for key in ("rounded_mean", "rounded_p999")]
         cells.append(str(sum(sum(item["flipped_rounded"]) for item in self.report["functions"])))
         picture = self.report["picture"]

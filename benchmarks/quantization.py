@@ -26,6 +26,7 @@ from convert.cli import main as convert
 from mlx_moddit.cli import main as run
 from mlx_moddit.pipeline import Pipeline
 from moddit.benchmark.table import markdown
+from moddit.contract import TEXT_ENCODER
 from moddit.errors import ModditError
 from moddit.files import new_file
 from moddit.manifest import Component, read_manifest
@@ -42,7 +43,7 @@ HELD_OUT: Final = (
     "a large purple triangle in the center on a white background",
     "a small green square on the left on a navy background",
 )
-PARTS: Final = ("transformer", "text_encoder")
+PARTS: Final = ("transformer", TEXT_ENCODER)
 IMAGES: Final = 2  # of each text
 SEED: Final = 100  # the sensitivity is measured with the first ones
 STEPS: Final = 20

@@ -28,6 +28,7 @@ from moddit.checkpoint.hub import EMBEDDED
 from moddit.checkpoint.safetensors import NUMPY_DTYPES, format_header
 from moddit.conditioning import Text
 from moddit.configurations import find_configuration
+from moddit.contract import TEXT_ENCODER
 from moddit.models.t5 import T5Spec
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
@@ -62,7 +63,7 @@ def save_random(folder: Path, spec: ModelSpec, keep_tenths: Sequence[int] = KEEP
     for name, tensors in spec.tensors(has_routers=True).items():
         path = folder / name / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | configurations[name], indent=2))
-        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        stem = "model" if name == TEXT_ENCODER else "diffusion_pytorch_model"
         write_random(folder / name / f"{stem}.safetensors", tensors, dtype, deviations)
     return folder
 
@@ -74,7 +75,7 @@ def _configurations(spec: ModelSpec, encoder: T5Spec, keep_tenths: Sequence[int]
     types = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
     return {
         "transformer": {**spec.transformer.to_json(), "diffcr": plan.to_json()},
-        "text_encoder": {**encoder.to_json(), "is_gated_act": encoder.is_gated},
+        TEXT_ENCODER: {**encoder.to_json(), "is_gated_act": encoder.is_gated},
         "vae": {**spec.vae.to_json(), **types},
     }
 

@@ -132,14 +132,7 @@ def command(
     routed = load_checkpoint(sources)
     start: Any = routed if config.mode is Mode.FIXED else _dense(routed, model)
     with _resumable(output):
-        result = finetune(
-            config,
-            start,
-            dataset,
-            spec.scheduler,
-            null=null,
-            components=components,
-        )
+        result = finetune(config, start, dataset, spec.scheduler, null=null, components=components)
         if not PartialState().is_main_process:
             return
         save_checkpoint(
