@@ -10,10 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import README, RECORDS, REPORT, main
+from benchmarks.accuracy import BOUND, samples_by_machine
 from benchmarks.plots import draw
 from benchmarks.report import update_readme, write_report, write_summary
 from benchmarks.run import suites
-from mlx_moddit.planner.calibration import cross_validate, samples_of
+from mlx_moddit.planner.calibration import by_model, by_size, cross_validate
 from moddit.benchmark.plausible import find_faults
 from moddit.benchmark.record import read_record
 from moddit.benchmark.summary import DENSE, ORACLE, ROUTED
@@ -99,11 +100,13 @@ def test_every_suite_can_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not list(RECORDS.glob("*.json")), reason="no records yet")
-def test_sizes_of_a_machine_are_predicted_by_rates_fitted_on_its_others() -> None:
-    """Three in four steps and decodings within 25 %: of three widths of models, dense and routed, at several sizes."""
+def test_sizes_and_models_of_a_machine_are_predicted_by_rates_fitted_on_its_others() -> None:
+    """Nine in ten steps and decodings within 25 %: of three widths of models, dense and routed, at several sizes."""
     records = [read_record(path) for path in sorted(RECORDS.glob("amd-epyc-*.json"))]
-    samples = [sample for made in records for sample in samples_of(made) if sample.name in ("step", "decode")]
-    errors = [abs(error.share) for error in cross_validate(samples)]
-    assert len(errors) >= 18
-    assert sum(error < 0.25 for error in errors) >= 0.75 * len(errors)
-    assert median(errors) < 0.15
+    (samples,) = samples_by_machine(records).values()
+    assert len({sample.model for sample in samples if sample.name == "step"}) >= 3
+    for group in (by_size, by_model):
+        found = cross_validate(samples, group)
+        errors = [abs(error.share) for error in found if error.sample.name in ("step", "decode")]
+        assert sum(error <= BOUND for error in errors) >= 0.9 * len(errors) >= 0.9 * 30
+        assert median(errors) < 0.15
