@@ -34,14 +34,13 @@ generate:
 	@echo "The picture of \"$(PROMPT)\" is $(PICTURE)"
 
 # All that this machine can check in minutes; `make nightly` adds the rest. The second run of pytest takes a Mac's path,
-# which is that of whoever computes on a GPU: MLX says that it does. On a Mac the first run takes it. Meanwhile the Swift
-# package is built and tested on the core that pytest leaves idle; what that prints comes last. It is done before the second
-# run, which therefore has two workers.
+# which is that of whoever computes on a GPU: MLX says that it does. On a Mac the first run takes it. Both have two workers.
+# Meanwhile the Swift package is built and tested; what that prints comes last.
 test: setup
 	@mkdir -p $(OUT); \
 	$(MAKE) --no-print-directory swift-test >$(SWIFT_LOG) 2>&1 & swift=$$!; \
 	trap 'kill $$swift 2>/dev/null' INT TERM; \
-	$(PY) -m pytest -m "$(QUICK)" $(PYTEST_ARGS) && \
+	$(PY) -m pytest -n 2 -m "$(QUICK)" $(PYTEST_ARGS) && \
 		{ $(IS_MAC) || $(PY) -m pytest -n 2 -m "$(QUICK)" $(AS_GPU) $(PYTEST_ARGS); }; python=$$?; \
 	wait $$swift; swift=$$?; cat $(SWIFT_LOG); \
 	test $$python = 0 && test $$swift = 0
