@@ -50,9 +50,9 @@ class TransformerGraph(ABC):
         self.keeper = Keeper(policy, routing, weights, self.constant)
         self._constants: dict[str, Var] = {}  # of the function under construction
 
-    def prepare(self, inputs: Vars) -> list[Var]:
-        """Compute what the specification says that is prepared, in its order, if something is."""
-        raise NotImplementedError
+    def prepare(self, inputs: Vars) -> list[Var]:  # noqa: ARG002 # of a text
+        """Compute what the specification says that is prepared (`prepare_features`), in its order; here nothing."""
+        return []
 
     @abstractmethod
     def start(self, inputs: Vars) -> Vars:
