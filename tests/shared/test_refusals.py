@@ -144,7 +144,7 @@ def test_the_schema_refuses_nothing_that_is_accepted() -> None:
 def test_the_schema_refuses_types_bounds_and_paths() -> None:
     refused = [case for case in TABLE["cases"] if is_manifest(case) and case["verdict"] == "refuse"]
     found = sum(not SCHEMA.is_valid(make_document(case)) for case in refused)
-    assert found > 0.75 * len(refused)  # the rest is what does not fit together, and whole numbers such as 2.0
+    assert found > 0.79 * len(refused)  # the rest is what does not fit together, and whole numbers such as 2.0
 
 
 @given(data=st.data())
