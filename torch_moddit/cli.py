@@ -25,13 +25,13 @@ from moddit.signals import Stopped
 from moddit.spec import ModelSpec
 from torch_moddit.conditioning import Components, teller
 from torch_moddit.data import Item, PictureFolder
-from torch_moddit.export import check_output, save_checkpoint
+from torch_moddit.export import check_adapter, check_output, save_adapter, save_checkpoint
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import RANGES, FinetuneConfig, Mode
+from torch_moddit.settings import RANGES, FinetuneConfig, Mode, Train
 from torch_moddit.shards import Encoders, Shards
 from torch_moddit.trainer import finetune
 
@@ -60,6 +60,13 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
+@click.option(
+    "--train",
+    type=click.Choice([train.value for train in Train]),
+    default="all",
+    help="Weights of the transformer that are trained: all, adapters beside the blocks' (LoRA), or none but routers.",
+)
+@_setting("lora_rank", "Of the adapters of --train lora.")
 @_setting("target", "Mean keep ratio over layers and regions.")
 @_setting("regions", "Regions of timesteps.")
 @_setting("learning_rate", "Of the transformer.")
@@ -75,8 +82,9 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     "--mixed-precision",
     type=click.Choice(["no", "fp16", "bf16"]),
     default=_FIELDS["mixed_precision"].default,
-    help="Of forward passes.",
+    help="Of forward passes, and of weights that are not trained.",
 )
+@click.option("--use-8bit-adam", is_flag=True, help="Moments of 8 bits, on a CUDA GPU; needs bitsandbytes.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
 @click.option("--height", type=_PIXELS, help="Picture height in pixels, with --images [default: the model's].")
 @click.option("--width", type=_PIXELS, help="Picture width in pixels, with --images [default: the model's].")
@@ -96,13 +104,15 @@ def command(
     column: str | None,
     output: Path,
     mode: str,
+    train: str,
     height: int | None,
     width: int | None,
     dtype: str,
     overwrite: bool,
     **settings: Any,
 ) -> None:
-    """Fine-tune a diffusion transformer with learned token routing; write its pipeline to OUT/model.
+    """Fine-tune a diffusion transformer with learned token routing; write its pipeline to OUT/model, and with
+    --train lora also what it adds to the dense model to OUT/adapter.
 
     The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
     accelerate launch -m torch_moddit.finetune ...
@@ -114,9 +124,10 @@ def command(
             "--height, --width and --caption-column are for --images; those of --data are what it was made with"
         )
     check_output(output / "model", overwrite=overwrite)
+    check_adapter(output / "adapter", overwrite=overwrite)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
-    config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
+    config = FinetuneConfig(output=output, mode=Mode(mode), train=Train(train), **settings)
     sources = find_checkpoint(model, base=base, revision=revision, variant=variant).sources
     description = describe(sources)
     spec = description.spec
@@ -143,6 +154,15 @@ def command(
             dtype=_TYPES[dtype],
             overwrite=overwrite,
         )
+        if result.lora is not None:
+            save_adapter(
+                output / "adapter",
+                result.model,
+                result.lora,
+                keep_ratio=result.keep_ratio,
+                dtype=_TYPES[dtype],
+                overwrite=overwrite,
+            )
     click.echo(output / "model")
 
 

@@ -21,6 +21,7 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "batch_size": (1, 65_536),
     "target": (MIN_RATIO, 1.0),
     "accumulation": (1, 4096),
+    "lora_rank": (1, 4096),
     "regions": (1, REGIONS),
     "warmup": (0, MOST_STEPS),
     "workers": (0, 256),
@@ -32,6 +33,14 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
 }
 # Fields of the configuration that may differ when a run resumes, because no weight depends on them.
 _FREE: Final = ("output", "log_every", "save_every", "workers", "progress")
+
+
+class Train(Enum):
+    """Which of the transformer's weights are trained, beside routers and keep ratios."""
+
+    ALL = "all"
+    LORA = "lora"  # adapters beside the blocks' matrices (`torch_moddit.lora`)
+    ROUTERS = "routers"  # none
 
 
 class Mode(Enum):
@@ -53,6 +62,8 @@ class FinetuneConfig:
     batch_size: int = 32  # samples of one process in one micro-step
     accumulation: int = 1  # micro-steps of one optimizer step
     mode: Mode = Mode.LEARNED
+    train: Train = Train.ALL
+    lora_rank: int = 32
     target: float = 0.5  # mean keep ratio over layers and regions
     regions: int = 4  # of timesteps
     learning_rate: float = 1e-4  # of the transformer
@@ -70,7 +81,8 @@ class FinetuneConfig:
     distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
     caption_dropout: float = 0.1  # share of samples trained on the empty caption
     ema_decay: float = 0.999
-    mixed_precision: str = "no"  # or "fp16", "bf16"
+    mixed_precision: str = "no"  # or "fp16", "bf16"; weights that are not trained are stored in it
+    use_8bit_adam: bool = False  # of bitsandbytes
     gradient_checkpointing: bool = False
     seed: int = 0
     log_every: int = 20  # steps
@@ -88,6 +100,10 @@ class FinetuneConfig:
         if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
             raise ValueRangeError(
                 f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"
+            )
+        if self.train is Train.ROUTERS and self.mode in (Mode.RANDOM, Mode.DENSE):
+            raise ValueRangeError(
+                f"[finetune] train routers got mode {self.mode.value}, which has none; want learned, uniform, fixed"
             )
 
     @property
@@ -120,4 +136,4 @@ def rate_factor(step: int, config: FinetuneConfig) -> float:
 def describe(config: FinetuneConfig) -> dict[str, Any]:
     """Write the fields on which the weights depend as JSON values."""
     values = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    return {**values, "mode": config.mode.value}
+    return {**values, "mode": config.mode.value, "train": config.train.value}

@@ -27,11 +27,12 @@ from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
 from torch_moddit.conditioning import Components, make_context
 from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
+from torch_moddit.lora import take_lora
 from torch_moddit.model import Context, RoutedTransformer
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
-from torch_moddit.settings import FinetuneConfig, describe, rate_factor
-from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
+from torch_moddit.settings import FinetuneConfig, Mode, Train, describe, rate_factor
+from torch_moddit.trainee import MakeOptimizers, TrainedState, make_adamw, make_trainee
 
 SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
@@ -46,6 +47,7 @@ class FinetuneResult:
     step: int
     is_finished: bool
     log: Path
+    lora: dict[str, Tensor] | None = None  # adapters that are merged into the model, by their names in diffusers' files
 
 
 def finetune(
@@ -125,11 +127,14 @@ class Trainer:
                 "not implemented; want each process to hold all of it"
             )
         device = self.accelerator.device
-        self.teacher = self._teacher(model).to(device) if config.distill_weight > 0 else None
+        teacher = self._copy_teacher(model) if self._needs_copy else None
         frozen = components.keys() & {TEXT_ENCODER, "vae"}
         self.components = {name: _freeze(components[name]).to(device) for name in frozen}
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
-        self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
+        self.state = TrainedState(self.trainee)
+        self.frozen = self.state.checksum()
+        self.teacher: Callable[..., Tensor] = self.trainee.predict_untrained if teacher is None else teacher.to(device)
+        self.average = EMAModel(self.trainee.trained(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
         optimizers = make_optimizers(config, self.trainee)
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
@@ -185,7 +190,7 @@ class Trainer:
     @property
     def parts(self) -> dict[str, Any]:
         """What a checkpoint stores; it is the same in every process."""
-        parts = {"trainee": self.trainee, "average": self.average}
+        parts: dict[str, Any] = {"trainee": self.state, "average": self.average}
         parts |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(self.optimizers)}
         return parts if self.accelerator.scaler is None else {**parts, "scaler": self.accelerator.scaler}
 
@@ -194,6 +199,7 @@ class Trainer:
         """What has to be the same when a run is resumed, as JSON has it."""
         return {
             "config": describe(self.config),
+            "frozen_weights": self.frozen,
             "schedule": asdict(self.schedule),
             "processes": self.accelerator.num_processes,
             "samples": None if self.buckets is None else sum(self.buckets),
@@ -206,7 +212,7 @@ class Trainer:
             ValueRangeError: a weight is not finite.
             StorageError: disk full, or no permission.
         """
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.trainee.model.parameters()):
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.trainee.trained()):
             raise self._diverged("weights are")
         folder = self.config.output / CHECKPOINTS / f"{self.step:08d}"
         self.accelerator.wait_for_everyone()
@@ -268,7 +274,8 @@ class Trainer:
             if not accelerator.sync_gradients:
                 return
             loss_scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
-            accelerator.clip_grad_norm_(self.trainee.model.parameters(), config.max_grad_norm)
+            trained = self.trainee.trained()
+            accelerator.clip_grad_norm_(trained, config.max_grad_norm)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -277,7 +284,7 @@ class Trainer:
                     rate = config.ratio_rate * config.ratio_factor(self.step)
                     ratios.follow(config.goal(self.step + 1), rate, loss_scale=loss_scale)
                 ratios.values.grad = None
-            self.average.step(self.trainee.model.parameters())
+            self.average.step(trained)
 
     def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
         """Noise a batch, predict, and compare with the truth and the teacher."""
@@ -293,7 +300,7 @@ class Trainer:
         output = self._predict(self.wrapped, noisy, timesteps, context)
         losses = (output - wanted).square().mean(dim=(1, 2, 3))
         distances = torch.zeros_like(losses)
-        if self.teacher is not None:
+        if self.config.distill_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 told = self._predict(self.teacher, noisy, timesteps, context)
             distances = (output - told).square().mean(dim=(1, 2, 3))
@@ -305,7 +312,13 @@ class Trainer:
         """Predict noise or velocity, without the variance that some models predict beside it."""
         return predict(noisy, *inputs)[:, : noisy.shape[1]].float()
 
-    def _teacher(self, model: nn.Module) -> RoutedTransformer:
+    @property
+    def _needs_copy(self) -> bool:
+        """Whether a teacher is needed that the weights of the trained model do not have in them."""
+        config = self.config
+        return config.distill_weight > 0 and (config.train is Train.ALL or config.mode is Mode.FIXED)
+
+    def _copy_teacher(self, model: nn.Module) -> RoutedTransformer:
         """Copy the model that is trained as it is now."""
         copied = copy.deepcopy(model)
         if not isinstance(copied, RoutedTransformer):
@@ -399,8 +412,8 @@ class Trainer:
         return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
 
     def _result(self) -> FinetuneResult:
-        """Copy the averaged weights into a model of their own, with the final plan."""
-        trained, ratios = self.trainee.model, self.trainee.ratios
+        """Give the model its averaged weights and the final plan; training is over."""
+        model, ratios = self.trainee.model, self.trainee.ratios
         is_finished = self.step >= self.config.steps
         keep_ratio = None
         if ratios is not None:
@@ -408,13 +421,13 @@ class Trainer:
             if is_finished and not final.is_frozen:
                 final.freeze(self.config.target)
             keep_ratio = final.values.detach().cpu().clone()
-        trained.generator = None
-        model = copy.deepcopy(trained).cpu()
-        self.average.copy_to(model.parameters())
+        self.average.copy_to(self.trainee.trained())
+        self.accelerator.free_memory()
+        model.generator = None
         if ratios is not None:
             model.policy = replace(model.policy, plan=final.plan())
-        self.accelerator.free_memory()
-        return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
+        lora = take_lora(model.cpu()) if self.config.train is Train.LORA else None
+        return FinetuneResult(model.float().eval(), keep_ratio, self.step, is_finished, self.log.path, lora)
 
 
 def draw_stratified(count: int, generator: torch.Generator, *, num_train_timesteps: int) -> Tensor:
