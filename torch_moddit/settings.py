@@ -12,7 +12,7 @@ from typing import Any, Final
 from moddit.bounds import REGIONS
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR
-from torch_moddit.ratios import MIN_RATIO, check_target
+from torch_moddit.targets import MIN_RATIO, check_target
 
 MOST_STEPS: Final = 10**8
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.

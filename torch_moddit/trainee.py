@@ -66,7 +66,7 @@ def _route(
 
 
 def make_adamw(config: FinetuneConfig, trainee: Trainee) -> list[torch.optim.Optimizer]:
-    """Make AdamW with rates of their own for transformer and routers; ratios move by `KeepRatios.follow`."""
+    """Make AdamW with rates of their own for transformer and routers; `torch_moddit.movers` moves ratios."""
     routers = trainee.model.router_parameters()
     known = {id(parameter) for parameter in routers}
     weights = [parameter for parameter in trainee.model.parameters() if id(parameter) not in known]

@@ -28,6 +28,7 @@ from torch_moddit.architectures import dense
 from torch_moddit.conditioning import Components, make_context
 from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
 from torch_moddit.model import Context, RoutedTransformer
+from torch_moddit.movers import Projection
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, describe, rate_factor
@@ -129,6 +130,7 @@ class Trainer:
         frozen = components.keys() & {TEXT_ENCODER, "vae"}
         self.components = {name: _freeze(components[name]).to(device) for name in frozen}
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
+        self.mover = None if self.trainee.ratios is None else Projection(self.trainee.ratios)
         self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
         optimizers = make_optimizers(config, self.trainee)
@@ -187,6 +189,7 @@ class Trainer:
         """What a checkpoint stores; it is the same in every process."""
         parts = {"trainee": self.trainee, "average": self.average}
         parts |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(self.optimizers)}
+        parts |= {} if self.mover is None else {"mover": self.mover}
         return parts if self.accelerator.scaler is None else {**parts, "scaler": self.accelerator.scaler}
 
     @property
@@ -249,9 +252,9 @@ class Trainer:
 
     def _before_step(self) -> None:
         """Set the rates, and freeze the ratios when it is time."""
-        config, ratios = self.config, self.trainee.ratios
-        if ratios is not None and not ratios.is_frozen and self.step >= config.freeze_step:
-            ratios.freeze(config.target)
+        config, mover = self.config, self.mover
+        if mover is not None and not mover.ratios.is_frozen and self.step >= config.freeze_step:
+            mover.freeze([config.target])
             # forget weights of other ratios soon: the average starts to warm up again
             self.average.optimization_step = 0
         factor = rate_factor(self.step, config)
@@ -260,7 +263,7 @@ class Trainer:
 
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
         """Add one batch's gradient; after the last one of the step, move the weights."""
-        config, accelerator, ratios = self.config, self.accelerator, self.trainee.ratios
+        config, accelerator, mover = self.config, self.accelerator, self.mover
         generator = self._generator(micro)
         self.trainee.model.generator = generator
         with accelerator.accumulate(self.wrapped):
@@ -272,11 +275,11 @@ class Trainer:
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            if ratios is not None:
-                if not ratios.is_frozen:
+            if mover is not None:
+                if not mover.ratios.is_frozen:
                     rate = config.ratio_rate * config.ratio_factor(self.step)
-                    ratios.follow(config.goal(self.step + 1), rate, loss_scale=loss_scale)
-                ratios.values.grad = None
+                    mover.move([config.goal(self.step + 1)], rate, loss_scale=loss_scale)
+                mover.ratios.values.grad = None
             self.average.step(self.trainee.model.parameters())
 
     def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
@@ -400,19 +403,17 @@ class Trainer:
 
     def _result(self) -> FinetuneResult:
         """Copy the averaged weights into a model of their own, with the final plan."""
-        trained, ratios = self.trainee.model, self.trainee.ratios
+        trained, mover = self.trainee.model, self.mover
         is_finished = self.step >= self.config.steps
-        keep_ratio = None
-        if ratios is not None:
-            final = copy.deepcopy(ratios)
-            if is_finished and not final.is_frozen:
-                final.freeze(self.config.target)
-            keep_ratio = final.values.detach().cpu().clone()
+        if mover is not None and is_finished and not mover.ratios.is_frozen:
+            mover.freeze([self.config.target])
         trained.generator = None
         model = copy.deepcopy(trained).cpu()
         self.average.copy_to(model.parameters())
-        if ratios is not None:
-            model.policy = replace(model.policy, plan=final.plan())
+        keep_ratio = None
+        if mover is not None:
+            model.policy = replace(model.policy, plan=mover.ratios.plan())
+            keep_ratio = mover.ratios.values.detach().cpu().clone()
         self.accelerator.free_memory()
         return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
 

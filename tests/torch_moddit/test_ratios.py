@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from moddit.errors import ValueRangeError
 from moddit.routing import RoutingPlan, snap
-from torch_moddit.ratios import KeepRatios, round_to_budget, upper_bin
+from torch_moddit.movers import Projection
+from torch_moddit.ratios import KeepRatios, upper_bin
 from torch_moddit.settings import FinetuneConfig
+from torch_moddit.targets import round_to_budget
 
 RATIOS = st.floats(0.1, 1.0)
 TABLES = st.integers(1, 4).flatmap(
@@ -62,7 +64,7 @@ def test_every_sample_is_mixed_from_its_own_region() -> None:
 
 @given(TABLES, st.floats(0.1, 1.0))
 def test_rounding_meets_the_target_from_below(table: list[list[float]], target: float) -> None:
-    tenths = round_to_budget(table, target)
+    tenths = round_to_budget(table, [target])
     flat = list(itertools.chain.from_iterable(tenths))
     assert [len(row) for row in tenths] == [len(row) for row in table]
     assert all(1 <= value <= 10 for value in flat)
@@ -71,11 +73,11 @@ def test_rounding_meets_the_target_from_below(table: list[list[float]], target: 
 
 
 def test_rounding_keeps_bins_that_meet_the_target() -> None:
-    assert round_to_budget([[1.0, 0.3], [0.2, 0.5]], 0.5) == [[10, 3], [2, 5]]
+    assert round_to_budget([[1.0, 0.3], [0.2, 0.5]], [0.5]) == [[10, 3], [2, 5]]
 
 
 def test_rounding_keeps_the_order_of_ratios() -> None:
-    tenths = round_to_budget([[0.91, 0.52, 0.33, 0.14]], 0.4)[0]
+    tenths = round_to_budget([[0.91, 0.52, 0.33, 0.14]], [0.4])[0]
     assert tenths == sorted(tenths, reverse=True)
     assert sum(tenths) == 16
 
@@ -83,15 +85,16 @@ def test_rounding_keeps_the_order_of_ratios() -> None:
 @given(TABLES, st.floats(0.1, 1.0))
 def test_frozen_ratios_snap_to_the_plan(table: list[list[float]], target: float) -> None:
     ratios = ratios_of(table)
-    plan = ratios.freeze(target)
+    Projection(ratios).freeze([target])
+    plan = ratios.plan()
     snapped = tuple(tuple(snap(value) for value in row) for row in ratios.values.detach().tolist())
-    assert snapped == plan.keep_tenths == ratios.plan().keep_tenths
+    assert snapped == plan.keep_tenths
     assert ratios.mean == plan.mean_keep_ratio <= target + 1e-6
 
 
 def test_frozen_ratios_run_at_one_bin() -> None:
     ratios = ratios_of([[0.5, 0.9]])
-    ratios.freeze(0.7)
+    ratios.freeze([[5, 9]])
     assert [(use.tenths, use.weight) for use in ratios.bins(0, [0, 0])] == [(5, None)]
     assert [use.tenths for use in ratios.bins(0, [1, 0, 1])] == [5, 9]
 
@@ -100,7 +103,7 @@ def test_frozen_ratios_run_at_one_bin() -> None:
 def test_steps_end_on_the_goal_and_in_range(gradient: list[float], goal: float) -> None:
     ratios = KeepRatios(3, 2)
     ratios.values.grad = torch.tensor(gradient).view(3, 2)
-    ratios.follow(goal, rate=0.1)
+    Projection(ratios).move([goal], 0.1)
     values = ratios.values.detach()
     assert ratios.mean == pytest.approx(goal, abs=1e-5)
     assert 0.1 - 1e-6 <= float(values.min()) <= float(values.max()) <= 1.0
@@ -108,10 +111,11 @@ def test_steps_end_on_the_goal_and_in_range(gradient: list[float], goal: float) 
 
 def test_steps_give_more_to_those_who_gain_more() -> None:
     ratios = KeepRatios(1, 3)
+    mover = Projection(ratios)
     for _ in range(200):
         # worth of more tokens falls as ratios rise; the second gains most
         ratios.values.grad = -torch.tensor([[1.0, 3.0, 0.5]]) * (1.2 - ratios.values.detach())
-        ratios.follow(0.6, rate=0.02)
+        mover.move([0.6], 0.02)
     values = ratios.values.detach()[0]
     worth = torch.tensor([1.0, 3.0, 0.5]) * (1.2 - values)
     assert float(values[1]) > float(values[0]) > float(values[2])
@@ -122,7 +126,7 @@ def test_steps_give_more_to_those_who_gain_more() -> None:
 def test_broken_gradients_move_nothing_but_the_mean() -> None:
     ratios = ratios_of([[0.5, 0.7]])
     ratios.values.grad = torch.tensor([[float("nan"), 1.0]])
-    ratios.follow(0.6, rate=0.1)
+    Projection(ratios).move([0.6], 0.1)
     torch.testing.assert_close(ratios.values.detach(), torch.tensor([[0.5, 0.7]]))
 
 
@@ -140,4 +144,4 @@ def test_upper_bin_is_at_least_two(ratio: float) -> None:
 @pytest.mark.parametrize("target", [0.0, 0.09, 1.1, float("nan")])
 def test_refuses_targets_out_of_range(target: float) -> None:
     with pytest.raises(ValueRangeError, match="target"):
-        round_to_budget([[0.5]], target)
+        round_to_budget([[0.5]], [target])
