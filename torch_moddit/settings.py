@@ -12,14 +12,13 @@ from typing import Any, Final
 from moddit.bounds import REGIONS
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR
-from torch_moddit.targets import MIN_RATIO, check_target
+from torch_moddit.targets import check_target
 
 MOST_STEPS: Final = 10**8
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("steps", "log_every", "save_every", "keep_checkpoints"), (1, MOST_STEPS)),
     "batch_size": (1, 65_536),
-    "target": (MIN_RATIO, 1.0),
     "accumulation": (1, 4096),
     "regions": (1, REGIONS),
     "warmup": (0, MOST_STEPS),
@@ -32,6 +31,9 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
 }
 # Fields of the configuration that may differ when a run resumes, because no weight depends on them.
 _FREE: Final = ("output", "log_every", "save_every", "workers", "progress")
+
+
+Target = float | tuple[float, ...]  # mean keep ratio over layers and regions, or of each region
 
 
 class Mode(Enum):
@@ -53,8 +55,8 @@ class FinetuneConfig:
     batch_size: int = 32  # samples of one process in one micro-step
     accumulation: int = 1  # micro-steps of one optimizer step
     mode: Mode = Mode.LEARNED
-    target: float = 0.5  # mean keep ratio over layers and regions
-    regions: int = 4  # of timesteps
+    target: Target = 0.5
+    regions: int = 4  # of timesteps; 1 for one keep ratio a layer (DiffCR-L)
     learning_rate: float = 1e-4  # of the transformer
     router_rate: float = 1e-3
     ratio_rate: float = 3e-3  # change of a keep ratio in one step at the mean gradient size (torch_moddit.ratios)
@@ -80,27 +82,41 @@ class FinetuneConfig:
     progress: bool = True  # bar on stderr
 
     def __post_init__(self) -> None:
-        check_target(self.target)
+        for target in self.targets:
+            check_target(target)
+        if len(self.targets) not in (1, self.regions):
+            count = len(self.targets)
+            raise ValueRangeError(
+                f"[finetune] target has {count} numbers, want one, or one for each of {self.regions} regions"
+            )
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if not least <= value <= most:  # NaN is in no range
                 raise ValueRangeError(f"[finetune] {name} out of range, got {value}, want {least}..{most}")
-        if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
+        if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not all(
+            math.isclose(tenths, target * DENOMINATOR) for tenths, target in zip(self.tenths, self.targets, strict=True)
+        ):
             raise ValueRangeError(
                 f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"
             )
 
     @property
-    def tenths(self) -> int:
-        return round(self.target * DENOMINATOR)
+    def targets(self) -> tuple[float, ...]:
+        """Mean keep ratio: one over layers and regions, or one of each region over layers."""
+        return self.target if isinstance(self.target, tuple) else (self.target,)
+
+    @property
+    def tenths(self) -> tuple[int, ...]:
+        return tuple(round(target * DENOMINATOR) for target in self.targets)
 
     @property
     def freeze_step(self) -> int:
         return max(1, round(self.freeze_share * self.steps))
 
-    def goal(self, step: int) -> float:
-        """Mean keep ratio after `step` steps: from 1 to the target in equal parts."""
-        return 1.0 - (1.0 - self.target) * min(1.0, step / max(1, round(self.fall_share * self.steps)))
+    def goals(self, step: int) -> tuple[float, ...]:
+        """Mean keep ratio after `step` steps, as `targets`: from 1 to the target in equal parts."""
+        fallen = min(1.0, step / max(1, round(self.fall_share * self.steps)))
+        return tuple(1.0 - (1.0 - target) * fallen for target in self.targets)
 
     def ratio_factor(self, step: int) -> float:
         """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""
@@ -119,5 +135,10 @@ def rate_factor(step: int, config: FinetuneConfig) -> float:
 
 def describe(config: FinetuneConfig) -> dict[str, Any]:
     """Write the fields on which the weights depend as JSON values."""
-    values = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    return {**values, "mode": config.mode.value}
+    return {name: _plain(value) for name, value in asdict(config).items() if name not in _FREE}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value

@@ -58,8 +58,9 @@ def _route(
     if config.mode is Mode.DENSE:
         return dense(model, num_train_timesteps), None
     layers = len(model.transformer_blocks)  # type: ignore[arg-type]
-    tenths = DENOMINATOR if config.mode is Mode.LEARNED else config.tenths
-    plan = RoutingPlan.uniform(layers, config.regions, tenths, num_train_timesteps)
+    tenths = (DENOMINATOR,) if config.mode is Mode.LEARNED else config.tenths
+    row = tenths if len(tenths) == config.regions else tenths * config.regions
+    plan = RoutingPlan((row,) * layers, num_train_timesteps)
     policy = TokenPolicy.random(plan) if config.mode is Mode.RANDOM else TokenPolicy.topk(plan)
     ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
     return routed_class(model).from_dense(model, policy), ratios

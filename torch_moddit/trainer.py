@@ -254,7 +254,7 @@ class Trainer:
         """Set the rates, and freeze the ratios when it is time."""
         config, mover = self.config, self.mover
         if mover is not None and not mover.ratios.is_frozen and self.step >= config.freeze_step:
-            mover.freeze([config.target])
+            mover.freeze(config.targets)
             # forget weights of other ratios soon: the average starts to warm up again
             self.average.optimization_step = 0
         factor = rate_factor(self.step, config)
@@ -278,7 +278,7 @@ class Trainer:
             if mover is not None:
                 if not mover.ratios.is_frozen:
                     rate = config.ratio_rate * config.ratio_factor(self.step)
-                    mover.move([config.goal(self.step + 1)], rate, loss_scale=loss_scale)
+                    mover.move(config.goals(self.step + 1), rate, loss_scale=loss_scale)
                 mover.ratios.values.grad = None
             self.average.step(self.trainee.model.parameters())
 
@@ -406,7 +406,7 @@ class Trainer:
         trained, mover = self.trainee.model, self.mover
         is_finished = self.step >= self.config.steps
         if mover is not None and is_finished and not mover.ratios.is_frozen:
-            mover.freeze([self.config.target])
+            mover.freeze(self.config.targets)
         trained.generator = None
         model = copy.deepcopy(trained).cpu()
         self.average.copy_to(model.parameters())
