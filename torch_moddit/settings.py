@@ -15,6 +15,9 @@ from moddit.routing import DENOMINATOR
 from torch_moddit.targets import check_target
 
 MOST_STEPS: Final = 10**8
+# How far a ratio whose gradient has the mean size could go in all, while ratios are learned, and the most in one step.
+RATIO_PATH: Final = 1.5
+MOST_RATIO_RATE: Final = 0.05  # half a bin
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("steps", "log_every", "save_every", "keep_checkpoints"), (1, MOST_STEPS)),
@@ -59,7 +62,7 @@ class FinetuneConfig:
     regions: int = 4  # of timesteps; 1 for one keep ratio a layer (DiffCR-L)
     learning_rate: float = 1e-4  # of the transformer
     router_rate: float = 1e-3
-    ratio_rate: float = 3e-3  # change of a keep ratio in one step at the mean gradient size (torch_moddit.ratios)
+    ratio_rate: float | None = None  # change of a keep ratio in one step (torch_moddit.movers); None for RATIO_PATH
     weight_decay: float = 0.01  # of the transformer
     beta2: float = 0.99
     max_grad_norm: float = 1.0  # of transformer and routers
@@ -91,8 +94,13 @@ class FinetuneConfig:
             )
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if not least <= value <= most:  # NaN is in no range
+            if value is not None and not least <= value <= most:  # NaN is in no range
                 raise ValueRangeError(f"[finetune] {name} out of range, got {value}, want {least}..{most}")
+        if self.fall_share > self.freeze_share:
+            raise ValueRangeError(
+                f"[finetune] fall_share {self.fall_share} is more than freeze_share {self.freeze_share}: the keep "
+                "ratios would freeze before their mean is the target; want at most as much"
+            )
         if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not all(
             math.isclose(tenths, target * DENOMINATOR) for tenths, target in zip(self.tenths, self.targets, strict=True)
         ):
@@ -115,13 +123,27 @@ class FinetuneConfig:
 
     def goals(self, step: int) -> tuple[float, ...]:
         """Mean keep ratio after `step` steps, as `targets`: from 1 to the target in equal parts."""
-        fallen = min(1.0, step / max(1, round(self.fall_share * self.steps)))
+        fallen = min(1.0, step / max(1, self.fall_steps))
         return tuple(1.0 - (1.0 - target) * fallen for target in self.targets)
 
-    def ratio_factor(self, step: int) -> float:
-        """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""
-        start = round(self.fall_share * self.steps)
-        return min(1.0, max(0.0, (self.freeze_step - step) / max(1, self.freeze_step - start)))
+    @property
+    def fall_steps(self) -> int:
+        return round(self.fall_share * self.steps)
+
+    @property
+    def moving_steps(self) -> float:
+        """Steps at the full ratio rate that those are worth in which ratios are learned."""
+        return (self.fall_steps + self.freeze_step) / 2
+
+    @property
+    def full_ratio_rate(self) -> float:
+        """The ratio rate that was asked for, or the one that lets ratios of a run of any length go equally far."""
+        return min(MOST_RATIO_RATE, RATIO_PATH / self.moving_steps) if self.ratio_rate is None else self.ratio_rate
+
+    def ratio_rate_at(self, step: int) -> float:
+        """Rate of the ratios: full while the goal falls, then linearly to zero until the ratios freeze."""
+        left = (self.freeze_step - step) / max(1, self.freeze_step - self.fall_steps)
+        return self.full_ratio_rate * min(1.0, max(0.0, left))
 
 
 def rate_factor(step: int, config: FinetuneConfig) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,6 +28,7 @@ from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
 from torch_moddit.conditioning import Components, make_context
 from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
+from torch_moddit.doubts import doubts_of_plan, doubts_of_run
 from torch_moddit.model import Context, RoutedTransformer
 from torch_moddit.movers import Projection
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
@@ -34,6 +36,7 @@ from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, describe, rate_factor
 from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
 
+LOGGER: Final = logging.getLogger("torch_moddit")
 SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
 
@@ -167,6 +170,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         batches = iter(self._loader(dataset))
+        self._warn(doubts_of_run(config))
         is_silent = not (config.progress and accelerator.is_main_process)
         self.trainee.train()
         # None: unless it is a terminal
@@ -254,12 +258,20 @@ class Trainer:
         """Set the rates, and freeze the ratios when it is time."""
         config, mover = self.config, self.mover
         if mover is not None and not mover.ratios.is_frozen and self.step >= config.freeze_step:
-            mover.freeze(config.targets)
+            self._freeze_ratios(mover)
             # forget weights of other ratios soon: the average starts to warm up again
             self.average.optimization_step = 0
         factor = rate_factor(self.step, config)
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor
+
+    def _freeze_ratios(self, mover: Projection) -> None:
+        mover.freeze(self.config.targets)
+        self._warn(doubts_of_plan(self.config, mover.ratios.plan()))
+
+    def _warn(self, doubts: list[str]) -> None:
+        for doubt in doubts if self.accelerator.is_main_process else ():
+            LOGGER.warning("warning: [finetune] %s", doubt)
 
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
         """Add one batch's gradient; after the last one of the step, move the weights."""
@@ -277,8 +289,7 @@ class Trainer:
                 optimizer.zero_grad()
             if mover is not None:
                 if not mover.ratios.is_frozen:
-                    rate = config.ratio_rate * config.ratio_factor(self.step)
-                    mover.move(config.goals(self.step + 1), rate, loss_scale=loss_scale)
+                    mover.move(config.goals(self.step + 1), config.ratio_rate_at(self.step), loss_scale=loss_scale)
                 mover.ratios.values.grad = None
             self.average.step(self.trainee.model.parameters())
 
@@ -406,7 +417,7 @@ class Trainer:
         trained, mover = self.trainee.model, self.mover
         is_finished = self.step >= self.config.steps
         if mover is not None and is_finished and not mover.ratios.is_frozen:
-            mover.freeze(self.config.targets)
+            self._freeze_ratios(mover)
         trained.generator = None
         model = copy.deepcopy(trained).cpu()
         self.average.copy_to(model.parameters())

@@ -173,6 +173,7 @@ def test_rates_rise_stay_and_fall(tmp_path: Path) -> None:
         ({"mode": Mode.UNIFORM, "target": 0.45}, "whole tenths"),
         ({"target": (0.5, 0.6)}, "target has 2 numbers, want one, or one for each of 4 regions"),
         ({"target": ()}, "target has 0 numbers"),
+        ({"fall_share": 0.7}, "fall_share 0.7 is more than freeze_share 0.6"),
         ({"target": (0.5, 0.6, 0.7, 1.2)}, "target keep ratio out of range, got 1.2"),
     ],
 )

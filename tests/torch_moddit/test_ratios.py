@@ -17,7 +17,7 @@ from moddit.errors import ShapeError, ValueRangeError
 from moddit.routing import RoutingPlan, snap
 from torch_moddit.movers import Projection
 from torch_moddit.ratios import KeepRatios, upper_bin
-from torch_moddit.settings import FinetuneConfig
+from torch_moddit.settings import RATIO_PATH, FinetuneConfig
 from torch_moddit.targets import project, round_to_budget
 
 RATIOS = st.floats(0.1, 1.0)
@@ -175,6 +175,22 @@ def test_goal_falls_to_the_target() -> None:
     assert goals == [(goal,) for goal in (1.0, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5)]
     config = replace(config, target=(1.0, 0.5), regions=2)
     assert [config.goals(step) for step in (0, 2, 4)] == [(1.0, 1.0), (1.0, 0.75), (1.0, 0.5)]
+
+
+@pytest.mark.parametrize("steps", [300, 2000, 10**6])
+@pytest.mark.parametrize("shares", [(0.35, 0.6), (0.0, 1.0), (0.2, 0.2)])
+def test_ratios_of_runs_of_any_length_go_equally_far(steps: int, shares: tuple[float, float]) -> None:
+    config = FinetuneConfig(Path("out"), steps=steps, fall_share=shares[0], freeze_share=shares[1])
+    some = range(0, config.freeze_step, max(1, config.freeze_step // 1000))
+    path = sum(config.ratio_rate_at(step) for step in some) / len(some) * config.freeze_step
+    assert path == pytest.approx(RATIO_PATH, rel=0.02)
+    assert config.ratio_rate_at(0) == config.full_ratio_rate
+    assert config.ratio_rate_at(config.freeze_step) == 0
+
+
+def test_the_ratio_rate_is_what_was_asked_for_and_moderate_otherwise() -> None:
+    assert FinetuneConfig(Path("out"), steps=2000, ratio_rate=0.3).ratio_rate_at(1) == 0.3
+    assert FinetuneConfig(Path("out"), steps=2).full_ratio_rate == 0.05
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.15, 0.2, 0.95, 1.0])
