@@ -20,7 +20,7 @@ from moddit.bounds import SIDE
 from moddit.checkpoint.description import describe
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.conditioning import Label
-from moddit.errors import MissingError
+from moddit.errors import MissingError, ValueRangeError
 from moddit.signals import Stopped
 from moddit.spec import ModelSpec
 from torch_moddit.conditioning import Components, teller
@@ -31,13 +31,31 @@ from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import RANGES, FinetuneConfig, Mode, Train
+from torch_moddit.settings import RANGES, FinetuneConfig, Mode, Target, Train
 from torch_moddit.shards import Encoders, Shards
+from torch_moddit.targets import check_target
 from torch_moddit.trainer import finetune
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
 _PIXELS = click.IntRange(min=1, max=SIDE)
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class TargetType(click.ParamType[Target]):
+    """One mean keep ratio, or several with commas between them."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+        try:
+            targets = tuple(map(float, str(value).split(",")))
+            for target in targets:
+                check_target(target)
+        except ValueError:
+            self.fail(f"{value!r} is not a number, nor several such as 0.9,0.8,0.7,0.6", param, ctx)
+        except ValueRangeError as error:
+            self.fail(str(error), param, ctx)
+        return targets[0] if len(targets) == 1 else targets
 
 
 def _setting(name: str, text: str) -> Callable[[Any], Any]:
@@ -67,11 +85,18 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     help="Weights of the transformer that are trained: all, adapters beside the blocks' (LoRA), or none but routers.",
 )
 @_setting("lora_rank", "Of the adapters of --train lora.")
-@_setting("target", "Mean keep ratio over layers and regions.")
-@_setting("regions", "Regions of timesteps.")
+@click.option(
+    "--target",
+    type=TargetType(),
+    default=_FIELDS["target"].default,
+    metavar="RATIO[,RATIO...]",
+    help="Mean keep ratio over layers and regions, or of each region, cleanest first.",
+)
+@_setting("regions", "Regions of timesteps, with keep ratios of their own.")
+@click.option("--layerwise", is_flag=True, help="One keep ratio a layer for all timesteps, as DiffCR-L: one region.")
 @_setting("learning_rate", "Of the transformer.")
 @_setting("router_rate", "Learning rate of the routers.")
-@_setting("ratio_rate", "Change of a keep ratio in one step.")
+@_setting("ratio_rate", "Change of a keep ratio in one step [default: by the number of steps].")
 @_setting("warmup", "Steps before the rates are full.")
 @_setting("fall_share", "Share of steps in which the mean falls to the target.")
 @_setting("freeze_share", "Share of steps after which the keep ratios stay.")
@@ -105,6 +130,7 @@ def command(
     output: Path,
     mode: str,
     train: str,
+    layerwise: bool,
     height: int | None,
     width: int | None,
     dtype: str,
@@ -123,6 +149,11 @@ def command(
         raise click.UsageError(
             "--height, --width and --caption-column are for --images; those of --data are what it was made with"
         )
+    if layerwise:
+        source = click.get_current_context().get_parameter_source("regions")
+        if source is click.core.ParameterSource.COMMANDLINE and settings["regions"] != 1:
+            raise click.UsageError("--layerwise is one region; leave out --regions")
+        settings["regions"] = 1
     check_output(output / "model", overwrite=overwrite)
     check_adapter(output / "adapter", overwrite=overwrite)
     if not sys.stderr.isatty():

@@ -116,15 +116,16 @@ def _route(
     if config.mode is Mode.DENSE:
         return dense(model, num_train_timesteps), None
     layers = len(model.transformer_blocks)  # type: ignore[arg-type]
-    tenths = DENOMINATOR if config.mode is Mode.LEARNED else config.tenths
-    plan = RoutingPlan.uniform(layers, config.regions, tenths, num_train_timesteps)
+    tenths = (DENOMINATOR,) if config.mode is Mode.LEARNED else config.tenths
+    row = tenths if len(tenths) == config.regions else tenths * config.regions
+    plan = RoutingPlan((row,) * layers, num_train_timesteps)
     policy = TokenPolicy.random(plan) if config.mode is Mode.RANDOM else TokenPolicy.topk(plan)
     ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
     return routed_class(model).from_dense(model, policy), ratios
 
 
 def make_adamw(config: FinetuneConfig, trainee: Trainee) -> list[torch.optim.Optimizer]:
-    """Make AdamW with rates of their own for transformer and routers; ratios move by `KeepRatios.follow`."""
+    """Make AdamW with rates of their own for transformer and routers; `torch_moddit.movers` moves ratios."""
     routers = trainee.model.router_parameters()
     known = {id(parameter) for parameter in routers}
     weights = [parameter for parameter in trainee.trained() if id(parameter) not in known]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,13 +28,16 @@ from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
 from torch_moddit.conditioning import Components, make_context
 from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
+from torch_moddit.doubts import doubts_of_plan, doubts_of_run
 from torch_moddit.lora import take_lora
 from torch_moddit.model import Context, RoutedTransformer
+from torch_moddit.movers import Projection
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, Mode, Train, describe, rate_factor
 from torch_moddit.trainee import MakeOptimizers, TrainedState, make_adamw, make_trainee
 
+LOGGER: Final = logging.getLogger("torch_moddit")
 SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
 
@@ -134,6 +138,7 @@ class Trainer:
         self.state = TrainedState(self.trainee)
         self.frozen = self.state.checksum()
         self.teacher: Callable[..., Tensor] = self.trainee.predict_untrained if teacher is None else teacher.to(device)
+        self.mover = None if self.trainee.ratios is None else Projection(self.trainee.ratios)
         self.average = EMAModel(self.trainee.trained(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
         optimizers = make_optimizers(config, self.trainee)
@@ -170,6 +175,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         batches = iter(self._loader(dataset))
+        self._warn(doubts_of_run(config))
         is_silent = not (config.progress and accelerator.is_main_process)
         self.trainee.train()
         # None: unless it is a terminal
@@ -192,6 +198,7 @@ class Trainer:
         """What a checkpoint stores; it is the same in every process."""
         parts: dict[str, Any] = {"trainee": self.state, "average": self.average}
         parts |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(self.optimizers)}
+        parts |= {} if self.mover is None else {"mover": self.mover}
         return parts if self.accelerator.scaler is None else {**parts, "scaler": self.accelerator.scaler}
 
     @property
@@ -255,18 +262,26 @@ class Trainer:
 
     def _before_step(self) -> None:
         """Set the rates, and freeze the ratios when it is time."""
-        config, ratios = self.config, self.trainee.ratios
-        if ratios is not None and not ratios.is_frozen and self.step >= config.freeze_step:
-            ratios.freeze(config.target)
+        config, mover = self.config, self.mover
+        if mover is not None and not mover.ratios.is_frozen and self.step >= config.freeze_step:
+            self._freeze_ratios(mover)
             # forget weights of other ratios soon: the average starts to warm up again
             self.average.optimization_step = 0
         factor = rate_factor(self.step, config)
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor
 
+    def _freeze_ratios(self, mover: Projection) -> None:
+        mover.freeze(self.config.targets)
+        self._warn(doubts_of_plan(self.config, mover.ratios.plan()))
+
+    def _warn(self, doubts: list[str]) -> None:
+        for doubt in doubts if self.accelerator.is_main_process else ():
+            LOGGER.warning("warning: [finetune] %s", doubt)
+
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
         """Add one batch's gradient; after the last one of the step, move the weights."""
-        config, accelerator, ratios = self.config, self.accelerator, self.trainee.ratios
+        config, accelerator, mover = self.config, self.accelerator, self.mover
         generator = self._generator(micro)
         self.trainee.model.generator = generator
         with accelerator.accumulate(self.wrapped):
@@ -279,11 +294,10 @@ class Trainer:
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            if ratios is not None:
-                if not ratios.is_frozen:
-                    rate = config.ratio_rate * config.ratio_factor(self.step)
-                    ratios.follow(config.goal(self.step + 1), rate, loss_scale=loss_scale)
-                ratios.values.grad = None
+            if mover is not None:
+                if not mover.ratios.is_frozen:
+                    mover.move(config.goals(self.step + 1), config.ratio_rate_at(self.step), loss_scale=loss_scale)
+                mover.ratios.values.grad = None
             self.average.step(trained)
 
     def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
@@ -413,19 +427,17 @@ class Trainer:
 
     def _result(self) -> FinetuneResult:
         """Give the model its averaged weights and the final plan; training is over."""
-        model, ratios = self.trainee.model, self.trainee.ratios
+        model, mover = self.trainee.model, self.mover
         is_finished = self.step >= self.config.steps
-        keep_ratio = None
-        if ratios is not None:
-            final = copy.deepcopy(ratios)
-            if is_finished and not final.is_frozen:
-                final.freeze(self.config.target)
-            keep_ratio = final.values.detach().cpu().clone()
+        if mover is not None and is_finished and not mover.ratios.is_frozen:
+            self._freeze_ratios(mover)
         self.average.copy_to(self.trainee.trained())
         self.accelerator.free_memory()
         model.generator = None
-        if ratios is not None:
-            model.policy = replace(model.policy, plan=final.plan())
+        keep_ratio = None
+        if mover is not None:
+            model.policy = replace(model.policy, plan=mover.ratios.plan())
+            keep_ratio = mover.ratios.values.detach().cpu().clone()
         lora = take_lora(model.cpu()) if self.config.train is Train.LORA else None
         return FinetuneResult(model.float().eval(), keep_ratio, self.step, is_finished, self.log.path, lora)
 
