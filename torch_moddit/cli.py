@@ -109,7 +109,7 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     default=_FIELDS["mixed_precision"].default,
     help="Of forward passes, and of weights that are not trained.",
 )
-@click.option("--use-8bit-adam", is_flag=True, help="Moments of 8 bits, on a CUDA GPU; needs bitsandbytes.")
+@click.option("--use-8bit-adam", is_flag=True, help="Adam with moments of 8 bits; needs bitsandbytes.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
 @click.option("--height", type=_PIXELS, help="Picture height in pixels, with --images [default: the model's].")
 @click.option("--width", type=_PIXELS, help="Picture width in pixels, with --images [default: the model's].")

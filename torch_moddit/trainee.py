@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from moddit.errors import MissingError, UnsupportedError, ValueRangeError
+from moddit.errors import MissingError, ValueRangeError
 from moddit.routing import DENOMINATOR, RoutingPlan
 from moddit.tokens import TokenPolicy
 from torch_moddit.architectures import dense, routed_class
@@ -133,17 +133,16 @@ def make_adamw(config: FinetuneConfig, trainee: Trainee) -> list[torch.optim.Opt
         {"name": "weights", "params": weights, "lr": config.learning_rate, "weight_decay": config.weight_decay},
         {"name": "routers", "params": routers, "lr": config.router_rate, "weight_decay": 0.0},
     ]
-    adamw = _find_8bit_adam(trainee) if config.use_8bit_adam else torch.optim.AdamW
+    adamw = _find_8bit_adam() if config.use_8bit_adam else torch.optim.AdamW
     return [adamw([group for group in groups if group["params"]], betas=(0.9, config.beta2))]
 
 
-def _find_8bit_adam(trainee: Trainee) -> Any:
-    """Find AdamW with moments of 8 bits; raises MissingError or UnsupportedError where there is none."""
-    device = next(trainee.parameters()).device.type
-    if device != "cuda":
-        raise UnsupportedError(f"[finetune] 8-bit Adam needs a CUDA GPU, but this runs on {device}; leave it out")
+def _find_8bit_adam() -> Any:
+    """Find AdamW with moments of 8 bits; raises MissingError where it is not installed."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise MissingError(f"[finetune] 8-bit Adam needs bitsandbytes ({error}): pip install bitsandbytes") from None
+        raise MissingError(
+            f"[finetune] 8-bit Adam needs bitsandbytes ({error}): pip install 'bitsandbytes>=0.50'"
+        ) from None
     return AdamW8bit

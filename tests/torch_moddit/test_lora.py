@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor
 from moddit.checkpoint.lora import DIFFUSERS_FILE
 from moddit.checkpoint.safetensors import read_tensors
 from moddit.checkpoint.sources import LoraSource, Sources
-from moddit.errors import InputError, UnsupportedError, ValueRangeError
+from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
 from tests import tiny
 from tests.torch_moddit.training import NULL, REPEATED, Latents, configure, difference, read_log, schedule, train
 from torch_moddit.architectures import dense
@@ -26,6 +28,7 @@ from torch_moddit.export import save_adapter, save_checkpoint
 from torch_moddit.finetune import FinetuneResult, Mode, finetune
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.runfiles import list_checkpoints
+from torch_moddit.runstate import read_state
 from torch_moddit.settings import Train
 from torch_moddit.tensorfiles import write_tensors
 from torch_moddit.trainee import Trainee, make_adamw, make_trainee
@@ -153,10 +156,29 @@ def test_half_precision_is_for_what_is_not_trained(tmp_path: Path, train_: Train
     AcceleratorState._reset_state()
 
 
-def test_adam_of_8_bits_is_refused_where_it_does_not_run() -> None:
-    config = configure(Path("unused"), use_8bit_adam=True)
-    with pytest.raises(UnsupportedError, match="8-bit Adam needs a CUDA GPU, but this runs on cpu"):
-        make_adamw(config, make())
+def test_adam_of_8_bits_goes_on_where_it_was(tmp_path: Path) -> None:
+    """One matrix of the tiny model is large enough for it."""
+    config = configure(tmp_path / "whole", use_8bit_adam=True)
+    whole = train(config)
+    config = replace(config, output=tmp_path / "stopped")
+    train(config, stop_after=3)
+    state = read_state(list_checkpoints(config.output)[-1])["optimizer_0"]["state"]
+    assert any(value.dtype == torch.uint8 for value in _tensors(state))
+    assert difference(train(config), whole) <= REPEATED
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _tensors(value)
+
+
+def test_adam_of_8_bits_is_refused_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(MissingError, match="pip install 'bitsandbytes"):
+        make_adamw(configure(Path("unused"), use_8bit_adam=True), make())
 
 
 @pytest.fixture(scope="module")
