@@ -97,6 +97,7 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("learning_rate", "Of the transformer.")
 @_setting("router_rate", "Learning rate of the routers.")
 @_setting("ratio_rate", "Change of a keep ratio in one step [default: by the number of steps].")
+@_setting("ratio_loss", "Coefficient of the paper's loss on the mean keep ratio; 0 projects the mean instead.")
 @_setting("warmup", "Steps before the rates are full.")
 @_setting("fall_share", "Share of steps in which the mean falls to the target.")
 @_setting("freeze_share", "Share of steps after which the keep ratios stay.")

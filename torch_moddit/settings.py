@@ -31,7 +31,7 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("learning_rate", "router_rate", "ratio_rate", "weight_decay"), (0, 10)),
     **dict.fromkeys(("flat_share", "floor", "fall_share", "freeze_share", "caption_dropout"), (0, 1)),
     **dict.fromkeys(("beta2", "ema_decay"), (0, 1)),
-    **dict.fromkeys(("max_grad_norm", "distill_weight"), (0, 10**6)),
+    **dict.fromkeys(("max_grad_norm", "distill_weight", "ratio_loss"), (0, 10**6)),
 }
 # Fields of the configuration that may differ when a run resumes, because no weight depends on them.
 _FREE: Final = ("output", "log_every", "save_every", "workers", "progress")
@@ -74,6 +74,7 @@ class FinetuneConfig:
     learning_rate: float = 1e-4  # of the transformer
     router_rate: float = 1e-3
     ratio_rate: float | None = None  # change of a keep ratio in one step (torch_moddit.movers); None for RATIO_PATH
+    ratio_loss: float = 0.0  # least coefficient of the paper's loss on the mean keep ratio; 0 projects the mean instead
     weight_decay: float = 0.01  # of the transformer
     beta2: float = 0.99
     max_grad_norm: float = 1.0  # of transformer and routers

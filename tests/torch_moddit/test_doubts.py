@@ -49,6 +49,14 @@ def test_a_plan_that_came_out_uniform(target: Any, table: tuple[tuple[int, ...],
     assert not doubts or "the keep ratios came out alike" in doubts[0]
 
 
+@pytest.mark.parametrize(("target", "wanted"), [(0.51, 0), (0.6, 1), ((0.7, 0.3), 0), ((0.7, 0.35), 1)])
+def test_a_mean_beside_the_target(target: Any, wanted: int) -> None:
+    config = configure(Path("out"), target=target, regions=2, ratio_loss=0.3)
+    doubts = doubts_of_plan(config, RoutingPlan(((9, 5), (5, 1))))
+    assert len(doubts) == wanted
+    assert all("train longer, or raise ratio_loss" in doubt for doubt in doubts)
+
+
 @pytest.mark.parametrize("freeze_share", [0.6, 1.0])
 def test_doubts_are_told_once_each(tmp_path: Path, caplog: pytest.LogCaptureFixture, freeze_share: float) -> None:
     train(configure(tmp_path, ratio_rate=0.0, freeze_share=freeze_share))
