@@ -172,6 +172,28 @@ def rate_factor(step: int, config: FinetuneConfig) -> float:
     return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
+# Settings of a purpose, by name; `FinetuneConfig(output=..., steps=..., **PRESETS["mac"])`.
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    # DiffCR's text-to-image (arXiv 2412.16822): ratios are learned to the end, the dense model teaches nothing
+    "paper": {
+        "train": Train.LORA,
+        "lora_rank": 32,
+        "regions": 4,
+        "target": 0.8,
+        "ratio_loss": 0.3,
+        "freeze_share": 1.0,
+        "distill_weight": 0.0,
+    },
+    # little memory; on MPS bfloat16 needs no scaling of the loss, and macOS 14, as moddit does
+    "mac": {"batch_size": 1, "accumulation": 16, "gradient_checkpointing": True, "mixed_precision": "bf16"},
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Give the settings of a preset as JSON and the command line have them."""
+    return {name: _plain(value) for name, value in PRESETS[name].items()}
+
+
 def describe(config: FinetuneConfig) -> dict[str, Any]:
     """Write the fields on which the weights depend as JSON values."""
     return {name: _plain(value) for name, value in asdict(config).items() if name not in _FREE}
