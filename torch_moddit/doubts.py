@@ -17,15 +17,13 @@ MISSED: Final = 0.02  # of a mean keep ratio, beside its target
 def doubts_of_run(config: FinetuneConfig) -> list[str]:
     """Say what about a configuration promises a poor model."""
     doubts = []
-    if config.steps <= config.warmup:
+    if config.steps < config.warmup:
         doubts.append(f"the warm-up of {config.warmup} steps outlasts the run of {config.steps}: rates are never full")
     path = config.full_ratio_rate * config.moving_steps
     if config.mode is Mode.LEARNED and min(config.targets) < 1.0 and path < SHORT_PATH:
-        cause = "steps are too few" if config.ratio_rate is None else f"ratio_rate {config.ratio_rate} is too low"
-        doubts.append(
-            f"{cause} for {config.freeze_step} steps of learning keep ratios: they will hardly differ, which is no "
-            "better than mode uniform"
-        )
+        learning = f"{config.freeze_step} steps, in which keep ratios are learned"
+        cause = "are too few" if config.ratio_rate is None else f"are too few for ratio_rate {config.ratio_rate}"
+        doubts.append(f"{learning}, {cause}: ratios will hardly differ, which is no better than mode uniform")
     return doubts
 
 
