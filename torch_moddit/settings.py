@@ -16,6 +16,8 @@ from torch_moddit.targets import check_target
 
 MOST_STEPS: Final = 10**8
 # How far a ratio whose gradient has the mean size could go in all, while ratios are learned, and the most in one step.
+# On shapes64 the held-out distance to the teacher was .058, .041 and .051 with 0.5, 1.5 and 4 (200 steps of 16 samples,
+# target 0.7, one seed each).
 RATIO_PATH: Final = 1.5
 MOST_RATIO_RATE: Final = 0.05  # half a bin
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
