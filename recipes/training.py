@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from recipes.muon import GroupedMuon
-from recipes.pipeline import TRAIN_TIMESTEPS
-from torch_moddit.finetune import FinetuneConfig
+from recipes.pipeline import TRAIN_TIMESTEPS, build_scheduler
+from torch_moddit.architectures import dense
+from torch_moddit.finetune import FinetuneConfig, FinetuneResult, finetune
+from torch_moddit.pipeline import read_schedule
+from torch_moddit.settings import Train
+from torch_moddit.shards import Shards
 from torch_moddit.trainee import Trainee
 
 REGIONS: Final = 4  # of 250 timesteps each
 # Timesteps where layout is known and form is not: half of the samples are drawn around here.
 MIDDLE: Final = 450.0
 SPREAD: Final = 200.0
+
+
+def train_on(
+    data: Path, config: FinetuneConfig, transformer: nn.Module, *, muon_rate: float, stop_after: int | None = None
+) -> FinetuneResult:
+    """Train a dense transformer of diffusers on a dataset that `torch_moddit.prepare` wrote; the log is printed, too.
+
+    What is not all of the weights is moved by AdamW alone.
+    """
+    shards = Shards(data, dense(transformer, TRAIN_TIMESTEPS).spec)
+    return finetune(
+        config,
+        transformer,
+        shards,
+        read_schedule(build_scheduler()),
+        null=shards.null,
+        draw_timesteps=draw_timesteps,
+        make_optimizers=partial(make_optimizers, muon_rate=muon_rate) if config.train is Train.ALL else None,
+        stop_after=stop_after,
+        on_log=partial(_print, config.output.name),
+    )
 
 
 def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
@@ -51,3 +78,9 @@ def make_optimizers(config: FinetuneConfig, trainee: Trainee, *, muon_rate: floa
         groups.append({"params": routers, "lr": config.router_rate, "weight_decay": 0.0})
     adamw = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
     return [adamw, make_muon(matrices, muon_rate)]
+
+
+def _print(name: str, row: dict[str, Any]) -> None:
+    shown = {key: row[key] for key in ("step", "samples", "loss", "keep_ratio", "seconds")}
+    regions = [round(value, 4) for value in row["diffusion_loss_by_region"]]
+    print(f"[{name}]", *(f"{key} {value:.5g}" for key, value in shown.items()), f"regions {regions}", flush=True)

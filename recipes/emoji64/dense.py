@@ -9,18 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import nn
 
-from recipes.pipeline import SIDE, TRAIN_TIMESTEPS, load_pipeline
-from recipes.training import REGIONS, draw_timesteps, make_optimizers
-from torch_moddit.architectures import dense
-from torch_moddit.finetune import FinetuneConfig, FinetuneResult, Mode, finetune
-from torch_moddit.pipeline import read_schedule
-from torch_moddit.shards import Shards
+from recipes.pipeline import SIDE
+from recipes.training import REGIONS, train_on
+from torch_moddit.finetune import FinetuneConfig, FinetuneResult, Mode
 
 PARTS: Final = {"small": SIDE // 2, "large": SIDE, "final": SIDE}  # parts of the training, and pixels of a side
 
@@ -49,8 +45,6 @@ def train_dense(
     """Train a transformer of diffusers on `work`/data-SIDE, from the last checkpoint in `work`/runs/`name` if there is
     one; `after_chunk` is given the averaged weights now and then, and at the end.
     """
-    schedule = read_schedule(load_pipeline(work / "base").scheduler)
-    data = Shards(work / f"data-{PARTS[name]}", dense(transformer, TRAIN_TIMESTEPS).spec)
     config = FinetuneConfig(
         output=work / "runs" / name,
         steps=settings.steps,
@@ -67,23 +61,13 @@ def train_dense(
         progress=False,
     )
     while True:
-        result = finetune(
+        result = train_on(
+            work / f"data-{PARTS[name]}",
             config,
             transformer,
-            data,
-            schedule,
-            null=data.null,
-            draw_timesteps=draw_timesteps,
-            make_optimizers=partial(make_optimizers, muon_rate=settings.muon_rate),
+            muon_rate=settings.muon_rate,
             stop_after=settings.chunk,
-            on_log=partial(_print, name),
         )
         after_chunk(result)
         if result.is_finished:
             return result
-
-
-def _print(name: str, row: dict[str, Any]) -> None:
-    shown = {key: row[key] for key in ("step", "samples", "loss", "seconds")}
-    regions = [round(value, 4) for value in row["diffusion_loss_by_region"]]
-    print(f"[{name}]", *(f"{key} {value:.5g}" for key, value in shown.items()), f"regions {regions}", flush=True)

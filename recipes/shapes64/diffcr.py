@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,19 +25,16 @@ from recipes.runs import save_whole, write_folder
 from recipes.shapes64.dense import WORDING_SHARES, LatentSet, build
 from recipes.shapes64.scenes import SIDE
 from recipes.text import WIDTH, tokenize
-from recipes.training import REGIONS, draw_timesteps, make_optimizers
-from torch_moddit.architectures import dense
+from recipes.training import REGIONS, train_on
 from torch_moddit.export import save_checkpoint
-from torch_moddit.finetune import FinetuneConfig, Mode, finetune
+from torch_moddit.finetune import FinetuneConfig, Mode
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
-from torch_moddit.pipeline import read_schedule
 from torch_moddit.pixart import RoutedPixArt
 from torch_moddit.shards import (
     LATENTS,
     Bucket,
     DatasetRecord,
-    Shards,
     shard_file,
     write_latents,
     write_null,
@@ -97,8 +93,6 @@ def write_data(work: Path) -> None:
 
 def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
     """Fine-tune the teacher in one of MODES and save the result to `work`/`name`."""
-    pipeline = load_pipeline(work / "dense")
-    data = Shards(work / "finetune-data", dense(pipeline.transformer, TRAIN_TIMESTEPS).spec)
     config = FinetuneConfig(
         output=work / "runs" / name,
         steps=budget.steps,
@@ -117,16 +111,8 @@ def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
         save_every=budget.save_every,
         progress=False,
     )
-    result = finetune(
-        config,
-        pipeline.transformer,
-        data,
-        read_schedule(pipeline.scheduler),
-        null=data.null,
-        draw_timesteps=draw_timesteps,
-        make_optimizers=partial(make_optimizers, muon_rate=budget.muon_rate),
-        on_log=lambda row: print(f"[{name}]", *(f"{key} {value}" for key, value in row.items()), flush=True),
-    )
+    transformer = load_pipeline(work / "dense").transformer
+    result = train_on(work / "finetune-data", config, transformer, muon_rate=budget.muon_rate)
     if MODES[name] is Mode.RANDOM:
         save_whole(result.model.transformer.state_dict(), work / name / STATE)
     else:
