@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
@@ -36,45 +37,41 @@ class Scorer:
         rng = np.random.default_rng(0)
         self.rows = {glyph.name: row for row, glyph in enumerate(glyphs)}
         self.classifier = classifier
-        self.pixels: dict[str, Tensor] = {}  # of each background (G, D)
-        self.features: dict[str, Tensor] = {}
+        self.thumbnails: dict[str, Tensor] = {}  # of each background (G, D)
+        self.directions: dict[str, Tensor] = {}
         for name in BACKGROUNDS:
             middle = to_tensor(np.stack([to_floats(render(glyph, name)) for glyph in glyphs]))
             views = [
                 to_tensor(np.stack([to_floats(render(glyph, name, rng)) for glyph in glyphs])) for _ in range(VIEWS)
             ]
-            self.pixels[name] = _thumbnails(middle)
-            self.features[name] = normalize(
-                torch.stack([self._features(view) for view in [middle, *views]]).sum(0), dim=1
+            self.thumbnails[name] = _thumbnails(middle)
+            self.directions[name] = normalize(
+                torch.stack([self.features(view) for view in [middle, *views]]).sum(0), dim=1
             )
 
-    def rank(self, pictures: Pixels, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-        """Tell for each picture how many glyphs are nearer than the named one, in "pixels" and in "features" (B,)."""
+    def judge(self, pictures: Pixels, scenes: Sequence[Scene]) -> dict[str, NDArray[np.bool_]]:
+        """Say of each picture whether its glyph is among the nearest ("pixels/1", "pixels/5", "features/1",
+        "features/5"), and whether its "background" is the one that was asked for, each (B,).
+        """
         drawn = to_tensor(pictures)
-        thumbnails, features = _thumbnails(drawn), normalize(self._features(drawn), dim=1)
-        ranks: dict[str, list[int]] = {"pixels": [], "features": []}
+        thumbnails, features = _thumbnails(drawn), normalize(self.features(drawn), dim=1)
+        ranks: dict[str, list[int]] = {"pixels": [], "features": []}  # how many glyphs are nearer than the named one
         for row, scene in enumerate(scenes):
-            distances = (self.pixels[scene.background] - thumbnails[row]).square().sum(dim=1)
-            angles = -(self.features[scene.background] @ features[row])
+            distances = (self.thumbnails[scene.background] - thumbnails[row]).square().sum(dim=1)
+            angles = -(self.directions[scene.background] @ features[row])
             for name, values in (("pixels", distances), ("features", angles)):
                 ranks[name].append(int((values < values[self.rows[scene.glyph]]).sum()))
-        return {name: torch.tensor(values) for name, values in ranks.items()}
+        result = {f"{name}/{nearest}": np.array(ranks[name]) < nearest for name in ranks for nearest in NEAREST}
+        right = [read_background(picture) == scene.background for picture, scene in zip(pictures, scenes, strict=True)]
+        return {**result, "background": np.array(right)}
 
     def score(self, pictures: Pixels, scenes: Sequence[Scene]) -> dict[str, float]:
-        """Share of pictures whose glyph is among the nearest ("pixels/1", "pixels/5", "features/1", "features/5"), and
-        whose "background" is the one that was asked for.
-        """
-        ranks = self.rank(pictures, scenes)
-        result = {
-            f"{name}/{nearest}": float((values < nearest).float().mean())
-            for name, values in ranks.items()
-            for nearest in NEAREST
-        }
-        right = [read_background(picture) == scene.background for picture, scene in zip(pictures, scenes, strict=True)]
-        return {**result, "background": float(np.mean(right))}
+        """Share of pictures of which `judge` says so."""
+        return {name: float(values.mean()) for name, values in self.judge(pictures, scenes).items()}
 
     @torch.no_grad()
-    def _features(self, pictures: Tensor) -> Tensor:
+    def features(self, pictures: Tensor) -> Tensor:
+        """Describe pictures as the classifier sees them. Shapes: (B, 3, 64, 64) in -1..1 -> (B, FEATURES)."""
         return torch.cat([self.classifier.features(part) for part in torch.split(pictures, 64)])
 
 
