@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from recipes.shapes64.runs import read_journal
+from recipes.runs import read_journal
 from recipes.shapes64.score import ATTRIBUTES
 
 mpl.use("Agg")

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from recipes.shapes64.runs import write_folder
+from recipes.runs import write_folder
 
 TEACHER: Final = Path("recipes/shapes64/teacher")
 CHECKPOINT: Final = Path("moddit/checkpoints/shapes64")
