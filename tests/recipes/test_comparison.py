@@ -1,0 +1,81 @@
+"""The comparison from training to its tables, in small; and which rows there are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes.comparison.methods import (
+    CONTROL,
+    DENSE,
+    DIFFCR,
+    FAMILIES,
+    FULL,
+    METHODS,
+    Entry,
+    list_entries,
+    list_trainings,
+)
+from recipes.comparison.publish import BEFORE, insert_section
+
+
+def test_every_training_serves_a_row_and_every_row_has_its_training() -> None:
+    trainings = set(list_trainings(FULL))
+    assert {entry.checkpoint for entry in list_entries(FULL)} == trainings | {None}
+    assert {training.family for training in trainings} == set(FAMILIES)
+
+
+def test_one_seed_of_everything_is_trained_before_the_next() -> None:
+    seeds = [training.seed for training in list_trainings(FULL)]
+    assert seeds == sorted(seeds)
+    assert [item.family for item in list_trainings(FULL, ["tome", "uniform"])] == ["uniform"] * 3 * FULL.trainings
+
+
+def test_names_tell_rows_apart() -> None:
+    names = [entry.name for entry in list_entries(FULL)]
+    assert len(set(names)) == len(names)
+
+
+def test_partners_are_trained_alike() -> None:
+    assert Entry("tome", 7, None).partner == Entry(DENSE, 10, None)
+    assert Entry(DIFFCR, 7, 1).partner == Entry(CONTROL, 10, 1)
+    for entry in list_entries(FULL):
+        assert entry.partner.method in METHODS
+
+
+@pytest.mark.slow
+def test_smoke_run_and_what_it_does_not_repeat(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "recipes.comparison", "--world", "shapes64", "--work", str(tmp_path), "--smoke"]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert {row["method"] for row in results["rows"]} == set(METHODS)
+    assert {gain["runtime"] for gain in results["gains"]} == {"torch", "mlx"}
+    assert "DiffCR-LT" in (tmp_path / "report" / "tables.md").read_text()
+    assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
+        *("quality.png", "trajectories.png", "ratios.png", "routes.png"),
+    }
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text(f"# Results\n{BEFORE}")
+    subprocess.run([*command, "--publish", str(tmp_path)], check=True, capture_output=True, timeout=100)
+    assert "## Methods compared on shapes64" in (tmp_path / "docs" / "results.md").read_text()
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
+    assert "[evaluate]" not in again.stdout
+    other = subprocess.run([*command, "--prompts", "2"], check=False, capture_output=True, text=True, timeout=100)
+    assert other.returncode == 1
+    assert "is of 3 prompts, want 2" in other.stderr
+
+
+def test_a_section_takes_the_place_of_an_older_one() -> None:
+    page = f"# Results\n\ntext\n{BEFORE}\nrest\n"
+    once = insert_section(page, "shapes64", "first\n")
+    twice = insert_section(once, "shapes64", "second\n")
+    both = insert_section(twice, "emoji64", "other\n")
+    assert "first" in once
+    assert "first" not in twice
+    places = [both.index(word) for word in ("text", "second", "other", BEFORE, "rest")]
+    assert places == sorted(places)
+    assert both.count("<!-- end -->") == 2
