@@ -43,7 +43,7 @@ class World(ABC):
 
     @abstractmethod
     def prompts(self, count: int) -> list[str]:
-        """Give the first of the held-out prompts, always the same ones."""
+        """Give the first of the held-out prompts, always the same ones; fewer if there are not so many."""
 
     @abstractmethod
     def show(self, prompts: Sequence[str]) -> Pictures:

@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.comparison", description=__doc__)
     parser.add_argument("--world", choices=WORLDS, required=True, help="what the models draw")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything the stages write")
+    parser.add_argument("--world-work", type=Path, help="folder of the world's own recipe (default: WORK/world)")
     parser.add_argument("--smoke", action="store_true", help="a minute's run that checks every stage")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
     parser.add_argument("--only", choices=METHODS, action="append", help="only this method (may be repeated)")
@@ -47,7 +48,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     chosen = {name: getattr(arguments, name) for name in ("prompts", "seeds", "trainings", "steps")}
     scale = replace(SMOKE if arguments.smoke else FULL, **{name: value for name, value in chosen.items() if value})
-    world = WORLDS[arguments.world]()(arguments.work / "world", is_smoke=arguments.smoke)
+    world = WORLDS[arguments.world]()(arguments.world_work or arguments.work / "world", is_smoke=arguments.smoke)
     evaluation = Evaluation(world, arguments.work, scale, arguments.only or ())
     try:
         if arguments.publish:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -62,6 +63,11 @@ class Evaluation:
         self.scale = scale
         self.only = only
 
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The prompts: as many as the scale says, or as there are."""
+        return self.world.prompts(self.scale.prompts)
+
     def entries(self) -> Iterator[Entry]:
         """List the entries whose checkpoints are there."""
         return filter(self._can_open, list_entries(self.scale, self.only))
@@ -111,7 +117,7 @@ class Evaluation:
             for count, seed in missing:
                 row = drawer.measure(count, seed)
                 _write(self._row_path(entry, count, seed), row)
-                share = row["outcomes"][self.world.OUTCOME].count("1") / self.scale.prompts
+                share = row["outcomes"][self.world.OUTCOME].count("1") / len(self.prompts)
                 print(f"[evaluate] {entry.name} {count} steps, seed {seed}: {100 * share:.1f} %", flush=True)
 
     def losses(self, entry: Entry) -> list[float]:
@@ -125,9 +131,9 @@ class Evaluation:
         if not path.exists():
             return False
         count = len(json.loads(path.read_text())["outcomes"][self.world.OUTCOME])
-        if count != self.scale.prompts:
+        if count != len(self.prompts):
             raise ValueRangeError(
-                f"[comparison] {path} is of {count} prompts, want {self.scale.prompts}; ask for as many, or choose "
+                f"[comparison] {path} is of {count} prompts, want {len(self.prompts)}; ask for as many, or choose "
                 "another folder"
             )
         return True
@@ -145,7 +151,7 @@ class Drawer:
     def __init__(self, evaluation: Evaluation, entry: Entry) -> None:
         self.evaluation, self.entry = evaluation, entry
         self.world, self.scale = evaluation.world, evaluation.scale
-        self.prompts = self.world.prompts(self.scale.prompts)
+        self.prompts = evaluation.prompts
         self.pipeline = open_entry(evaluation.folder(entry), entry)
 
     def losses(self) -> list[float]:

@@ -22,7 +22,7 @@ from torch_moddit.loading import load_checkpoint
 
 RESULTS: Final = "results.json"
 FIGURES: Final = ("quality.png", "ratios.png", "trajectories.png", "routes.png")
-_SCALE: Final = ("prompts", "seeds", "trainings", "reference_prompts", "reference_steps")
+_SCALE: Final = ("seeds", "trainings", "reference_prompts", "reference_steps")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Findings:
             "world": self.evaluation.world.NAME,
             "outcome": self.outcome,
             "trained": {name: trained[name] for name in ("steps", "batch_size")},
+            "prompts": len(self.evaluation.prompts),
             "base_steps": scale.steps[0],
             **{name: getattr(scale, name) for name in _SCALE},
             "rows": [self._row(key, group, equal.get(key)) for key, group in self.groups.items()],
@@ -148,7 +149,7 @@ def write_report(evaluation: Evaluation) -> None:
     if routed:
         checkpoint = evaluation.folder(routed[-1])
         draw_ratios(load_checkpoint(checkpoint).policy.plan.keep_tenths, folder / "ratios.png")
-        draw_router_map(checkpoint, evaluation.world.prompts(1)[0], evaluation.scale.steps[0], folder / "routes.png")
+        draw_router_map(checkpoint, evaluation.prompts[0], evaluation.scale.steps[0], folder / "routes.png")
 
 
 def write_tables(results: Mapping[str, Any]) -> str:

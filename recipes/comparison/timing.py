@@ -81,7 +81,7 @@ def _timed(evaluation: Evaluation, runtime: str) -> Iterator[Entry]:
 
 def _turn(evaluation: Evaluation, entry: Entry, runtime: str) -> Turn:
     folder, steps = evaluation.folder(entry), evaluation.scale.steps[0]
-    prompt = evaluation.world.prompts(1)[0]
+    prompt = evaluation.prompts[0]
     if runtime == "torch":
         return Turn(asdict(Job(str(folder), entry.method, entry.tenths, entry.training, prompt, steps)), TRIAL)
     arm = DENSE if entry.how.family is None or entry.tenths == DENOMINATOR else "routed"

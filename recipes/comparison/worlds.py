@@ -14,4 +14,10 @@ def _shapes64() -> type[World]:
     return Shapes64
 
 
-WORLDS: Final[Mapping[str, Callable[[], type[World]]]] = {"shapes64": _shapes64}
+def _emoji64() -> type[World]:
+    from recipes.emoji64.world import Emoji64
+
+    return Emoji64
+
+
+WORLDS: Final[Mapping[str, Callable[[], type[World]]]] = {"shapes64": _shapes64, "emoji64": _emoji64}

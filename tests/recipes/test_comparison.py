@@ -21,6 +21,8 @@ from recipes.comparison.methods import (
     list_trainings,
 )
 from recipes.comparison.publish import BEFORE, insert_section
+from recipes.comparison.worlds import WORLDS
+from recipes.emoji64 import font as fonts
 
 
 def test_every_training_serves_a_row_and_every_row_has_its_training() -> None:
@@ -48,8 +50,11 @@ def test_partners_are_trained_alike() -> None:
 
 
 @pytest.mark.slow
-def test_smoke_run_and_what_it_does_not_repeat(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "recipes.comparison", "--world", "shapes64", "--work", str(tmp_path), "--smoke"]
+@pytest.mark.parametrize("world", WORLDS)
+def test_smoke_run_and_what_it_does_not_repeat(world: str, tmp_path: Path) -> None:
+    if world == "emoji64" and not fonts.INSTALLED.exists():
+        pytest.skip(f"Noto Color Emoji is not installed ({fonts.PACKAGE})")
+    command = [sys.executable, "-m", "recipes.comparison", "--world", world, "--work", str(tmp_path), "--smoke"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     results = json.loads((tmp_path / "report" / "results.json").read_text())
     assert {row["method"] for row in results["rows"]} == set(METHODS)
@@ -61,7 +66,7 @@ def test_smoke_run_and_what_it_does_not_repeat(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "results.md").write_text(f"# Results\n{BEFORE}")
     subprocess.run([*command, "--publish", str(tmp_path)], check=True, capture_output=True, timeout=100)
-    assert "## Methods compared on shapes64" in (tmp_path / "docs" / "results.md").read_text()
+    assert f"## Methods compared on {world}" in (tmp_path / "docs" / "results.md").read_text()
     again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
     assert "[evaluate]" not in again.stdout
     other = subprocess.run([*command, "--prompts", "2"], check=False, capture_output=True, text=True, timeout=100)
