@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib import pyplot as plt
 
-from recipes.comparison.methods import DIFFCR
+from recipes.comparison.methods import BY_PRODUCT, DIFFCR
 from recipes.figures import name_regions, save_figure
 from recipes.runs import read_journal
 from torch_moddit.model import BlockTrace
@@ -56,6 +56,21 @@ def draw_trajectories(runs: Path, path: Path) -> None:
         axes.set(xlabel="step", title=log.parent.name)
     panels[0][0].set(ylabel="mean keep ratio")
     panels[0][0].legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def draw_by_products(rows: Sequence[Mapping[str, Any]], outcome: str, path: Path) -> None:
+    """Draw what one run is worth on its way, beside runs that end there, if there are by-products."""
+    if not any(row["method"] == BY_PRODUCT for row in rows):
+        return
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    for method, style in ((BY_PRODUCT, "o-"), (DIFFCR, "s--")):
+        for steps in dict.fromkeys(row["steps"] for row in rows if row["method"] == method):
+            shown = [row for row in rows if (row["method"], row["steps"]) == (method, steps)]
+            points = sorted((row["keep"], row["scores"][outcome]) for row in shown)
+            axes.plot(*zip(*points, strict=True), style, label=f"{shown[0]['title']}, {steps} steps")
+    axes.set(xlabel="mean keep ratio", ylabel=f"{outcome}, share of pictures")
+    axes.legend(fontsize=7)
     save_figure(figure, path)
 
 

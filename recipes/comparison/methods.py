@@ -13,6 +13,8 @@ from torch_moddit.settings import Mode, Train
 DENSE: Final = "dense"
 CONTROL: Final = "dense-trained"
 DIFFCR: Final = "diffcr-lt"
+BY_PRODUCT: Final = "by-product"
+LONGEST: Final = 5  # tenths that the run falls to whose by-products are drawn
 _WHOLE: Final = (DENOMINATOR,)
 
 
@@ -67,7 +69,7 @@ SMOKE: Final = Scale(
     prompts=3,
     seeds=1,
     trainings=1,
-    keeps=(7,),
+    keeps=(5,),
     steps=(4, 2),
     reference_prompts=2,
     reference_steps=6,
@@ -95,6 +97,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "diffcr-l": Method("DiffCR-L", "diffcr-l", partner=CONTROL),
     "diffcr-lora": Method("DiffCR-LT, LoRA", "diffcr-lora", partner=CONTROL),
     DIFFCR: Method("DiffCR-LT", DIFFCR, partner=CONTROL),
+    BY_PRODUCT: Method("DiffCR-LT, on the way", DIFFCR, keeps=(9, 8, 7, 6), partner=CONTROL),
 }
 
 
@@ -105,10 +108,12 @@ class Training:
     family: str
     tenths: int  # target of the mean keep ratio
     seed: int
+    passed: int | None = None  # tenths that the mean had passed; None at the end
 
     @property
     def name(self) -> str:
-        return f"{self.family}-{self.tenths / DENOMINATOR}-s{self.seed}"
+        passed = "" if self.passed is None else f"-at-{self.passed / DENOMINATOR}"
+        return f"{self.family}-{self.tenths / DENOMINATOR}-s{self.seed}{passed}"
 
 
 @dataclass(frozen=True)
@@ -134,14 +139,17 @@ class Entry:
         if family is None:
             return None
         assert self.training is not None
+        if self.method == BY_PRODUCT:
+            return Training(family, LONGEST, self.training, self.tenths)
         return Training(family, self.tenths, self.training)
 
     @property
     def plain(self) -> Entry:
-        """The method that does nothing to the checkpoint that it was not trained with: its family's own."""
+        """The method that does nothing to the checkpoint that it was not trained with."""
         if self.checkpoint is None:
             return Entry(DENSE, DENOMINATOR, None)
-        return Entry(self.checkpoint.family, self.tenths, self.training)
+        method = self.method if self.method == BY_PRODUCT else self.checkpoint.family
+        return Entry(method, self.tenths, self.training)
 
     @property
     def partner(self) -> Entry:

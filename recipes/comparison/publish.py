@@ -17,6 +17,7 @@ TITLES: Final = {
     "quality.png": "Quality over cost",
     "ratios.png": "Keep ratios by layer and region",
     "trajectories.png": "Keep ratios in training",
+    "by-products.png": "Quality along one run",
     "routes.png": "Tokens kept by layer and step",
 }
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moddit.benchmark.table import markdown
 from moddit.routing import DENOMINATOR
 from recipes.comparison.evaluation import Evaluation, Group, Key, Row, equal_steps, mean_cost
-from recipes.comparison.figures import draw_quality, draw_router_map, draw_trajectories
+from recipes.comparison.figures import draw_by_products, draw_quality, draw_router_map, draw_trajectories
 from recipes.comparison.methods import CONTROL, DENSE, DIFFCR, METHODS, Entry
 from recipes.comparison.significance import Comparison, are_separated, compare, weakest
 from recipes.comparison.timing import read_gains
@@ -21,7 +21,7 @@ from recipes.figures import draw_ratios
 from torch_moddit.loading import load_checkpoint
 
 RESULTS: Final = "results.json"
-FIGURES: Final = ("quality.png", "ratios.png", "trajectories.png", "routes.png")
+FIGURES: Final = ("quality.png", "ratios.png", "trajectories.png", "by-products.png", "routes.png")
 _SCALE: Final = ("seeds", "trainings", "reference_prompts", "reference_steps")
 
 
@@ -144,6 +144,7 @@ def write_report(evaluation: Evaluation) -> None:
     (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     (folder / "tables.md").write_text(write_tables(results))
     draw_quality(results["rows"], results["outcome"], folder / "quality.png")
+    draw_by_products(results["rows"], results["outcome"], folder / "by-products.png")
     draw_trajectories(evaluation.work / "runs", folder / "trajectories.png")
     routed = [entry for entry in evaluation.entries() if entry.method == DIFFCR]
     if routed:

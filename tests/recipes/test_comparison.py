@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from moddit.routing import RoutingPlan
+from moddit.tokens import TokenPolicy
+from recipes.comparison.evaluation import open_entry
 from recipes.comparison.methods import (
+    BY_PRODUCT,
     CONTROL,
     DENSE,
     DIFFCR,
@@ -17,17 +24,23 @@ from recipes.comparison.methods import (
     FULL,
     METHODS,
     Entry,
+    Training,
     list_entries,
     list_trainings,
 )
 from recipes.comparison.publish import BEFORE, insert_section
+from recipes.comparison.training import save_by_products
 from recipes.comparison.worlds import WORLDS
 from recipes.emoji64 import font as fonts
+from tests import tiny
+from torch_moddit.export import write_transformer
+from torch_moddit.pixart import RoutedPixArt
 
 
 def test_every_training_serves_a_row_and_every_row_has_its_training() -> None:
     trainings = set(list_trainings(FULL))
-    assert {entry.checkpoint for entry in list_entries(FULL)} == trainings | {None}
+    taken = {entry.checkpoint for entry in list_entries(FULL)} - {None}
+    assert {replace(training, passed=None) for training in taken if training is not None} == trainings
     assert {training.family for training in trainings} == set(FAMILIES)
 
 
@@ -49,6 +62,23 @@ def test_partners_are_trained_alike() -> None:
         assert entry.partner.method in METHODS
 
 
+def test_what_a_run_leaves_on_its_way_becomes_checkpoints(tmp_path: Path) -> None:
+    teacher = tiny.save_pipeline(tmp_path / "teacher", kind="sigma")
+    plan = RoutingPlan.uniform(3, 4, 8, 1000)
+    model = RoutedPixArt.from_dense(tiny.make_transformer(), TokenPolicy.topk(plan))
+    write_transformer(tmp_path / "run" / "by-products" / "0.8" / "transformer", model)
+    evaluation: Any = SimpleNamespace(
+        world=SimpleNamespace(teacher=lambda: teacher), model=lambda training: tmp_path / training.name
+    )
+    for _ in range(2):  # the second time there is nothing to do
+        save_by_products(evaluation, Training(DIFFCR, 5, 1), tmp_path / "run")
+    entry = Entry(BY_PRODUCT, 8, 1)
+    assert entry.checkpoint is not None
+    pipeline = open_entry(tmp_path / entry.checkpoint.name, entry)
+    assert pipeline.model.policy.plan == plan
+    assert entry.plain == entry
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_smoke_run_and_what_it_does_not_repeat(world: str, tmp_path: Path) -> None:
@@ -57,7 +87,7 @@ def test_smoke_run_and_what_it_does_not_repeat(world: str, tmp_path: Path) -> No
     command = [sys.executable, "-m", "recipes.comparison", "--world", world, "--work", str(tmp_path), "--smoke"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
     results = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert {row["method"] for row in results["rows"]} == set(METHODS)
+    assert {row["method"] for row in results["rows"]} == set(METHODS) - {BY_PRODUCT}
     assert {gain["runtime"] for gain in results["gains"]} == {"torch", "mlx"}
     assert "DiffCR-LT" in (tmp_path / "report" / "tables.md").read_text()
     assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
