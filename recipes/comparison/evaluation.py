@@ -21,6 +21,7 @@ from recipes.comparison.methods import Entry, Scale, Training, list_entries
 from recipes.world import Pictures, World
 from torch_moddit.pipeline import ReferencePipeline
 
+EQUAL: Final = 0.01  # share of FLOPs, such as those of routers, that is no difference
 FIRST_SEED: Final = 1  # of noise; the one whose pictures are compared with those of many steps
 
 
@@ -94,7 +95,7 @@ class Evaluation:
             for training in group:
                 partner = Entry(key.method, key.tenths, training).partner
                 if partner.method != key.method and self._can_open(partner):
-                    self._measure(partner, sorted({1, *equal_steps(key, groups)}))
+                    self._measure(partner, sorted({1, *equal_steps(key, groups)} - {0}))
 
     def groups(self) -> dict[Key, Group]:
         """Read every row that is there, in the order of the table."""
@@ -207,9 +208,9 @@ def equal_steps(key: Key, groups: Mapping[Key, Group]) -> tuple[int, int]:
         if other[:2] == (partner.method, partner.tenths)
     )
     steps = mean_cost(groups[key]) / each
-    if math.isclose(steps, round(steps)):
+    if math.isclose(steps, round(steps), rel_tol=EQUAL):
         return round(steps), round(steps)
-    return max(1, math.floor(steps)), math.ceil(steps)
+    return math.floor(steps), math.ceil(steps)
 
 
 def _read(path: Path) -> Row:

@@ -14,7 +14,7 @@ import pytest
 
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
-from recipes.comparison.evaluation import open_entry
+from recipes.comparison.evaluation import Group, Key, Row, equal_steps, open_entry
 from recipes.comparison.methods import (
     BY_PRODUCT,
     CONTROL,
@@ -114,3 +114,15 @@ def test_a_section_takes_the_place_of_an_older_one() -> None:
     places = [both.index(word) for word in ("text", "second", "other", BEFORE, "rest")]
     assert places == sorted(places)
     assert both.count("<!-- end -->") == 2
+
+
+@pytest.mark.parametrize(
+    ("cost", "steps"), [(7.3, (7, 8)), (7.04, (7, 7)), (10, (10, 10)), (0.4, (0, 1)), (12.95, (13, 13))]
+)
+def test_steps_of_equal_cost(cost: float, steps: tuple[int, int]) -> None:
+    def group(cost: float, count: int) -> Group:
+        return {None: [Row(count, 1, cost, {}, 0.0, None)]}
+
+    key = Key("tome", 7, 20)
+    groups = {Key(DENSE, 10, 20): group(20, 20), Key(DENSE, 10, 10): group(10, 10), key: group(cost, 20)}
+    assert equal_steps(key, groups) == steps
