@@ -1,7 +1,8 @@
-"""What the recipes tell the project's own trainer: which timesteps to draw, and what moves which weights."""
+"""What the recipes tell the project's own trainer: budgets, which timesteps to draw, what moves which weights."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,40 @@ REGIONS: Final = 4  # of 250 timesteps each
 # Timesteps where layout is known and form is not: half of the samples are drawn around here.
 MIDDLE: Final = 450.0
 SPREAD: Final = 200.0
+
+
+@dataclass(frozen=True)
+class FinetuneBudget:
+    """What the fine-tuning of a teacher may spend."""
+
+    steps: int
+    batch: int = 32
+    rate: float = 1e-3  # of AdamW
+    muon_rate: float = 7e-3  # of the blocks' matrices
+    router_rate: float = 1e-3
+    ratio_rate: float = 2e-3
+    fall_share: float = 0.09  # of the steps, in which the mean keep ratio falls to the target
+    freeze_share: float = 0.2  # of the steps, after which the ratios stay
+    save_every: int = 250  # steps
+
+
+def settings(budget: FinetuneBudget) -> dict[str, Any]:
+    """Write a budget, and how every model here is trained, as fields of a `FinetuneConfig`."""
+    return {
+        "steps": budget.steps,
+        "batch_size": budget.batch,
+        "regions": REGIONS,
+        "learning_rate": budget.rate,
+        "router_rate": budget.router_rate,
+        "ratio_rate": budget.ratio_rate,
+        "fall_share": budget.fall_share,
+        "freeze_share": budget.freeze_share,
+        "warmup": min(50, budget.steps),
+        "distill_weight": 1.0,
+        "log_every": min(20, budget.steps),
+        "save_every": budget.save_every,
+        "progress": False,
+    }
 
 
 def train_on(

@@ -17,13 +17,14 @@ from recipes.pipeline import assemble, save_pipeline
 from recipes.runs import Journal
 from recipes.shapes64 import vae
 from recipes.shapes64.dense import DenseSettings, DenseTrainer, encode_set
-from recipes.shapes64.diffcr import FinetuneBudget, train_routed, write_data
+from recipes.shapes64.diffcr import train_routed, write_data
 from recipes.shapes64.evaluate import draw_held_out, evaluate
 from recipes.shapes64.figures import TITLES
 from recipes.shapes64.publish import publish
 from recipes.shapes64.report import evaluate_model, write_report
 from recipes.shapes64.teacher import restore_teacher
 from recipes.shapes64.text import pretrain_text
+from recipes.training import FinetuneBudget
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ and 1e-2 (one seed each).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +24,7 @@ from recipes.runs import save_whole, write_folder
 from recipes.shapes64.dense import WORDING_SHARES, LatentSet, build
 from recipes.shapes64.scenes import SIDE
 from recipes.text import WIDTH, tokenize
-from recipes.training import REGIONS, train_on
+from recipes.training import REGIONS, FinetuneBudget, settings, train_on
 from torch_moddit.export import save_checkpoint
 from torch_moddit.finetune import FinetuneConfig, Mode
 from torch_moddit.loading import load_checkpoint
@@ -46,21 +45,6 @@ MODES: Final = {"diffcr": Mode.LEARNED, "uniform": Mode.UNIFORM, "random": Mode.
 TARGET: Final = 0.5  # mean keep ratio of all three
 SHARD: Final = 512  # samples of a file
 STATE: Final = "transformer.pt"  # of the random control, which has no routers and is no checkpoint of the product
-
-
-@dataclass(frozen=True)
-class FinetuneBudget:
-    """What DiffCR and each control may spend."""
-
-    steps: int
-    batch: int = 32
-    rate: float = 1e-3  # of AdamW
-    muon_rate: float = 7e-3  # of the blocks' matrices
-    router_rate: float = 1e-3
-    ratio_rate: float = 2e-3
-    fall_share: float = 0.09  # of the steps, in which the mean keep ratio falls to the target
-    freeze_share: float = 0.2  # of the steps, after which the ratios stay
-    save_every: int = 250  # steps
 
 
 def write_data(work: Path) -> None:
@@ -93,24 +77,7 @@ def write_data(work: Path) -> None:
 
 def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
     """Fine-tune the teacher in one of MODES and save the result to `work`/`name`."""
-    config = FinetuneConfig(
-        output=work / "runs" / name,
-        steps=budget.steps,
-        batch_size=budget.batch,
-        mode=MODES[name],
-        target=TARGET,
-        regions=REGIONS,
-        learning_rate=budget.rate,
-        router_rate=budget.router_rate,
-        ratio_rate=budget.ratio_rate,
-        fall_share=budget.fall_share,
-        freeze_share=budget.freeze_share,
-        warmup=min(50, budget.steps),
-        distill_weight=1.0,
-        log_every=min(20, budget.steps),
-        save_every=budget.save_every,
-        progress=False,
-    )
+    config = FinetuneConfig(output=work / "runs" / name, mode=MODES[name], target=TARGET, **settings(budget))
     transformer = load_pipeline(work / "dense").transformer
     result = train_on(work / "finetune-data", config, transformer, muon_rate=budget.muon_rate)
     if MODES[name] is Mode.RANDOM:
