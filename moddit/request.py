@@ -25,7 +25,7 @@ from moddit.bounds import (
 )
 from moddit.errors import ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
-from moddit.samplers import SAMPLERS
+from moddit.samplers import SAMPLERS, SamplerTable, build_table
 from moddit.sampling import is_guided
 from moddit.spec import ModelSpec
 
@@ -41,6 +41,7 @@ _RANGES: Final = {
     "seed": (SEED_MIN, SEED_MAX),
     "guidance_scale": (0, GUIDANCE),
     "label": (0, CLASSES - 1),
+    "reuse": (1, TIMESTEPS),
 }
 
 
@@ -63,6 +64,7 @@ class Request:
     resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
     vae_tile_size: Side | None = None  # pixels; None decodes without tiles, which change pixels a little
     label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
+    reuse: Timesteps = 1  # the model is asked in the first of so many steps, and its clean latents serve the others
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -73,6 +75,10 @@ class Request:
             raise ValueRangeError(
                 f"[request] a picture of height {self.height} and width {self.width} is too large, want at most "
                 f"{PIXELS} pixels"
+            )
+        if self.reuse > 1 and self.reuse >= self.steps:
+            raise ValueRangeError(
+                f"[request] reuse {self.reuse} of {self.steps} steps leaves a single one, want fewer than the steps"
             )
         if self.sampler not in SAMPLERS:
             raise UnsupportedError(f"[request] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
@@ -102,6 +108,7 @@ class Request:
         resolution_binning: bool = False,
         vae_tile_size: int | None = None,
         label: int | None = None,
+        reuse: int = 1,
     ) -> Self:
         """Fill in the model's own size, sampler and guidance where none is given, and check the rest against the model.
 
@@ -125,6 +132,7 @@ class Request:
             resolution_binning=resolution_binning,
             vae_tile_size=vae_tile_size,
             label=label,
+            reuse=reuse,
         )
         request.check(spec)
         if vae_tile_size is not None and vae_tile_size >= max(request.generated_size(spec)):
@@ -160,6 +168,10 @@ class Request:
                 )
             return bin_size(spec.transformer.sample_size, spec.default_side, self.height, self.width)
         return self.height, self.width
+
+    def table(self, spec: ModelSpec) -> SamplerTable:
+        """Compute the sampling run; raises as `build_table`."""
+        return build_table(spec.scheduler, self.sampler, self.steps, self.reuse)
 
     def check(self, spec: ModelSpec) -> None:
         """Check the sizes against a model: sides of what is generated in patches, a tile in quarters that overlap, and

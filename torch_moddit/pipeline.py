@@ -24,7 +24,7 @@ from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError, UnsupportedError
 from moddit.record import escape
 from moddit.request import Request
-from moddit.samplers import NoiseSchedule, build_table
+from moddit.samplers import NoiseSchedule
 from moddit.sampling import Denoised, denoise, guide
 from moddit.spec import ModelSpec
 from torch_moddit.conditioning import Components, make_context, teller
@@ -128,8 +128,7 @@ class ReferencePipeline:
             output = self.model(batch, timestep, context, on_block=watch)
             return guide(output.split(1), request.guidance_scale)[:, : shape[1]]
 
-        table = build_table(spec.scheduler, request.sampler, request.steps)
-        yield from denoise(table, noise, predict)
+        yield from denoise(request.table(spec), noise, predict)
 
     @torch.no_grad()
     def encode(self, rows: tuple[Any, ...]) -> Context:
