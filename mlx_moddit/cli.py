@@ -76,6 +76,13 @@ def main() -> None:
 )
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="[default: the model's]")
 @click.option(
+    "--reuse",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Ask the model in the first of every N steps only, and take its clean latents again in the others.  "
+    "[default: 1]",
+)
+@click.option(
     "-o",
     "--output",
     metavar="PATTERN",

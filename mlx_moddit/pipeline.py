@@ -40,7 +40,7 @@ class Picture:
 
     request: Request
     pixels: NDArray[np.uint8]  # (H, W, 3)
-    step_seconds: tuple[float, ...]
+    step_seconds: tuple[float, ...]  # of those that ask the model
     routes: tuple[RegionRoutes, ...]  # empty unless asked for
 
     @property
@@ -110,6 +110,7 @@ class Pipeline:
         resolution_binning: bool = False,
         vae_tiling: bool | None = None,
         vae_tile_size: int | None = None,
+        reuse: int = 1,
         routes: bool = False,
         on_stage: Callable[[Stage], None] | None = None,
     ) -> Result:
@@ -133,6 +134,7 @@ class Pipeline:
             vae_tiling: decode the picture in tiles that overlap, which bounds memory and changes pixels a little
                 (diffusers' `enable_vae_tiling`). A picture of one tile is decoded as without.
             vae_tile_size: side of a tile, pixels, a multiple of `4 * spec.vae.downscale`; by default 512.
+            reuse: ask the model in the first of every so many steps, and take its clean latents again in the others.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.
 
@@ -152,6 +154,7 @@ class Pipeline:
             resolution_binning=resolution_binning,
             vae_tile_size=choose_tile(vae_tiling, vae_tile_size, None),
             label=None if label is None else self.bundle.spec.number(label),
+            reuse=reuse,
         )
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(requests, routes=routes, on_stage=on_stage)
@@ -231,7 +234,7 @@ class Generation:
     def _finish(self, stage: Stage) -> None:
         mx.eval(stage.arrays)
         seconds = self._meter.lap(LAP_NAMES[type(stage)])
-        if isinstance(stage, Step):
+        if isinstance(stage, Step) and not stage.is_reused:
             self._step_seconds.append(seconds)
             self._count(stage)
         if self._on_stage is not None:

@@ -101,6 +101,21 @@ def test_every_sampler_runs(pipeline: Pipeline, sampler: str) -> None:
     assert len(pipeline.generate(PROMPT, steps=4, sampler=sampler).pictures[0].step_seconds) == 4
 
 
+@pytest.mark.parametrize("reuse", [2, 3])
+def test_steps_that_are_reused_keep_nothing_and_take_no_time(pipeline: Pipeline, reuse: int) -> None:
+    stages: list[Stage] = []
+    result = pipeline.generate(PROMPT, steps=7, reuse=reuse, routes=True, on_stage=stages.append)
+    steps = [stage for stage in stages if isinstance(stage, Step)]
+    assert [step.is_reused for step in steps] == [index % reuse != 0 for index in range(7)]
+    assert all(bool(step.kept) is not step.is_reused for step in steps)
+    clean = [np.array(step.denoised) for step in steps]
+    assert all(np.array_equal(clean[index], clean[index - index % reuse]) for index in range(7))
+    asked = len([step for step in steps if not step.is_reused])
+    assert len(result.pictures[0].step_seconds) == asked
+    assert sum(item.steps for item in result.pictures[0].routes) == asked
+    assert not equal(result, pipeline.generate(PROMPT, steps=7))
+
+
 def test_without_guidance_the_negative_prompt_counts_for_nothing(pipeline: Pipeline) -> None:
     one = pipeline.generate(PROMPT, guidance_scale=1, negative_prompt="small", steps=STEPS)
     assert equal(one, pipeline.generate(PROMPT, guidance_scale=0.5, steps=STEPS))
@@ -219,6 +234,7 @@ def test_routes_of_a_dense_model_are_refused(dense_bundle: Path) -> None:
         ({"steps": 1001}, ValueRangeError),
         ({"sampler": "plms"}, UnsupportedError),
         ({"num_images": 0}, ValueRangeError),
+        ({"reuse": 3, "steps": 3}, ValueRangeError),
         ({"seed": []}, ValueRangeError),
     ],
     ids=str,
