@@ -83,6 +83,13 @@ def main() -> None:
     "[default: 1]",
 )
 @click.option(
+    "--cache",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Leave out the blocks behind the first in steps in which that one changes by no more than this share, such as "
+    "0.1.  [default: run all]",
+)
+@click.option(
     "-o",
     "--output",
     metavar="PATTERN",

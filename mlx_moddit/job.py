@@ -30,6 +30,7 @@ _SETTINGS: Final[tuple[str, ...]] = (  # options that a request has as they are
     "sampler",
     "resolution_binning",
     "reuse",
+    "cache",
 )
 
 

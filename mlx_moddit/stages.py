@@ -72,7 +72,7 @@ class Step:
     denoised: mx.array  # (1, h, w, C) float32, the clean latents that the model expects
     region: int  # of the timestep
     is_reused: bool  # the model was not asked
-    kept: Arrays  # of every layer that ranks its tokens (B, K); empty unless asked for
+    kept: Arrays  # of every layer that ran and ranks its tokens (B, K); empty unless asked for
 
     @property
     def is_last(self) -> bool:
@@ -167,12 +167,13 @@ class Models:
             conditions = self._prepare(model, request, context, table)
             yield Prepared(tuple(conditions.arrays()))
         kept: list[mx.array] = []
-        run = conditions.start(on_block=(lambda _, __, chosen: kept.append(chosen)) if routes else None)
+        watch = (lambda _, __, chosen: kept.append(chosen)) if routes else None
+        run = conditions.start(on_block=watch, cache=request.cache)
         predict = partial(_predict, model, conditions, run, request.guidance_scale)
         latents = self._noise(request)
         for done in denoise(table, latents, predict):
             latents, timestep = done.latents, done.step.timestep
-            arrays, total, region = (latents, *kept), len(table.steps), plan.region(timestep)
+            arrays, total, region = (latents, *kept, *run.remembered), len(table.steps), plan.region(timestep)
             yield Step(
                 arrays,
                 picture,
@@ -186,7 +187,7 @@ class Models:
                 tuple(kept),
             )
             kept.clear()
-        del model, predict
+        del model, predict, run
         self._free((latents,))
         return latents, conditions
 

@@ -42,6 +42,7 @@ _RANGES: Final = {
     "guidance_scale": (0, GUIDANCE),
     "label": (0, CLASSES - 1),
     "reuse": (1, TIMESTEPS),
+    "cache": (0, 1),
 }
 
 
@@ -65,6 +66,7 @@ class Request:
     vae_tile_size: Side | None = None  # pixels; None decodes without tiles, which change pixels a little
     label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
     reuse: Timesteps = 1  # the model is asked in the first of so many steps, and its clean latents serve the others
+    cache: Annotated[float, Meta(ge=0, le=1)] | None = None  # threshold of a first-block cache (`moddit.cache`)
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -79,6 +81,11 @@ class Request:
         if self.reuse > 1 and self.reuse >= self.steps:
             raise ValueRangeError(
                 f"[request] reuse {self.reuse} of {self.steps} steps leaves a single one, want fewer than the steps"
+            )
+        if self.reuse > 1 and self.cache is not None:
+            raise UnsupportedError(
+                f"[request] reuse {self.reuse} and cache {self.cache} at once: a cache compares a step with the one "
+                "before, which reuse leaves out; give one of them"
             )
         if self.sampler not in SAMPLERS:
             raise UnsupportedError(f"[request] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
@@ -109,6 +116,7 @@ class Request:
         vae_tile_size: int | None = None,
         label: int | None = None,
         reuse: int = 1,
+        cache: float | None = None,
     ) -> Self:
         """Fill in the model's own size, sampler and guidance where none is given, and check the rest against the model.
 
@@ -133,6 +141,7 @@ class Request:
             vae_tile_size=vae_tile_size,
             label=label,
             reuse=reuse,
+            cache=None if cache is None else float(cache),
         )
         request.check(spec)
         if vae_tile_size is not None and vae_tile_size >= max(request.generated_size(spec)):

@@ -18,6 +18,7 @@ from diffusers.image_processor import PixArtImageProcessor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moddit.cache import FirstBlockCache
 from moddit.checkpoint.description import describe
 from moddit.checkpoint.sources import WEIGHTED, Sources, as_sources
 from moddit.contract import TEXT_ENCODER
@@ -30,6 +31,7 @@ from moddit.spec import ModelSpec
 from torch_moddit.conditioning import Components, make_context, teller
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace, Context, RoutedTransformer
+from torch_moddit.tokens import relative_change
 
 # Classes of the components of a checkpoint without an index.
 _USUAL: Final[Mapping[str, tuple[str, str]]] = {
@@ -120,12 +122,13 @@ class ReferencePipeline:
         shape = (1, spec.transformer.latent_channels, height // spec.vae.downscale, width // spec.vae.downscale)
         noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(request.seed))
         noise = noise.to(self.device, next(self.model.parameters()).dtype)
+        cache = None if request.cache is None else FirstBlockCache(request.cache, relative_change)
 
         def predict(index: int, step: Any, latents: Tensor) -> Tensor:
             watch = None if on_block is None else lambda trace: on_block(index, trace)
             timestep = torch.full((len(rows),), step.timestep, device=self.device)
             batch = latents.expand(len(rows), *shape[1:])
-            output = self.model(batch, timestep, context, on_block=watch)
+            output = self.model(batch, timestep, context, on_block=watch, cache=cache)
             return guide(output.split(1), request.guidance_scale)[:, : shape[1]]
 
         yield from denoise(request.table(spec), noise, predict)

@@ -127,7 +127,7 @@ def test_config_from_repeats_the_file_byte_for_byte(routed_bundle: Path) -> None
     assert Path("frugal.png").read_bytes() == Path("first.png").read_bytes()
 
 
-@pytest.mark.parametrize("saving", [("--reuse", "2")], ids=lambda item: item[0])
+@pytest.mark.parametrize("saving", [("--reuse", "2"), ("--cache", "0.2")], ids=lambda item: item[0])
 def test_config_from_repeats_what_saved_work(routed_bundle: Path, saving: tuple[str, str]) -> None:
     name, value = saving
     succeed(routed_bundle, "--prompt", PROMPT, "--steps", "4", *saving, "--save-routes", "r.png", "-o", "first.png")
@@ -142,6 +142,7 @@ def test_config_from_repeats_what_saved_work(routed_bundle: Path, saving: tuple[
     ("arguments", "message"),
     [
         (("--reuse", "4"), "reuse 4 of 4 steps leaves a single one"),
+        (("--reuse", "2", "--cache", "0.1"), "reuse 2 and cache 0.1 at once"),
     ],
     ids=str,
 )

@@ -35,8 +35,9 @@ def test_metadata_round_trip_and_text_for_people(tmp_path: Path) -> None:
 
 
 def test_people_are_told_what_was_saved() -> None:
-    metadata = replace(METADATA, settings=replace(REQUEST, reuse=3))
-    assert "Size: 48x32, Reuse: 3, Model hash" in metadata.describe()
+    for settings, told in (({"reuse": 3}, "Reuse: 3"), ({"cache": 0.1}, "Cache: 0.1")):
+        metadata = replace(METADATA, settings=replace(REQUEST, **settings))
+        assert f"Size: 48x32, {told}, Model hash" in metadata.describe()
 
 
 def test_metadata_of_before_there_were_later_settings_is_read() -> None:

@@ -23,6 +23,7 @@ from tests.mlx_moddit.conftest import PLAN, make_bundle
 
 PROMPT: Final = "a large red circle"
 STEPS: Final = 3
+CACHE: Final = 0.3  # leaves out some of the steps of this random model
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,37 @@ def test_steps_that_are_reused_keep_nothing_and_take_no_time(pipeline: Pipeline,
     assert len(result.pictures[0].step_seconds) == asked
     assert sum(item.steps for item in result.pictures[0].routes) == asked
     assert not equal(result, pipeline.generate(PROMPT, steps=7))
+
+
+def test_a_cache_begins_anew_with_each_picture_and_has_its_blocks_counted(pipeline: Pipeline) -> None:
+    stages: list[Stage] = []
+    both = pipeline.generate(PROMPT, steps=12, seed=[1, 2], cache=CACHE, routes=True, on_stage=stages.append)
+    blocks = [len(stage.kept) for stage in stages if isinstance(stage, Step)]
+    assert set(blocks) == {1, len(PLAN)}
+    assert blocks[0] == blocks[12] == len(PLAN)
+    second = pipeline.generate(PROMPT, steps=12, seed=2, cache=CACHE, routes=True)
+    assert np.array_equal(second.images[0], both.images[1])
+    assert all(0 < item.frequency.mean() <= 1 for item in both.pictures[0].routes)
+    assert equal(pipeline.generate(PROMPT, steps=12, seed=2, cache=CACHE), second)
+    assert not equal(pipeline.generate(PROMPT, steps=12, seed=2), second)
+
+
+def test_with_a_cache_no_step_is_built_before_the_one_before_is_done(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building it computes its first block, whose time would be told of the step before."""
+    monkeypatch.setattr(mx, "async_eval", None)
+    pipeline.generate(PROMPT, steps=STEPS, cache=CACHE)
+
+
+def test_what_a_cache_remembers_is_evaluated_with_its_step(pipeline: Pipeline) -> None:
+    """An array that waits holds on to all that it is computed from."""
+    spec = pipeline.bundle.spec
+    for stage in pipeline.stages([Request.complete(spec, PROMPT, steps=3, cache=CACHE)]):
+        mx.eval(stage.arrays)
+        if isinstance(stage, Step):
+            _, *remembered = stage.arrays
+            assert [array.shape for array in remembered] == [(2, 64, spec.transformer.hidden_size)] * 2
 
 
 def test_without_guidance_the_negative_prompt_counts_for_nothing(pipeline: Pipeline) -> None:

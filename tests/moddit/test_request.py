@@ -58,6 +58,10 @@ def test_size_error_names_the_nearest_sides(spec: ModelSpec, side: int, nearest:
         ({"reuse": 10**9}, ValueRangeError),
         ({"reuse": 20}, ValueRangeError),
         ({"reuse": 3, "steps": 3}, ValueRangeError),
+        ({"reuse": 2, "cache": 0.1}, UnsupportedError),
+        ({"cache": -0.1}, ValueRangeError),
+        ({"cache": 1.1}, ValueRangeError),
+        ({"cache": float("nan")}, ValueRangeError),
     ],
     ids=str,
 )
@@ -78,7 +82,13 @@ def test_texts_are_negative_first_and_alone_without_guidance(spec: ModelSpec) ->
 
 def test_json_round_trip(spec: ModelSpec) -> None:
     request = Request.complete(spec, "ein großer Kreis", seed=2**64 - 1, guidance_scale=3)
-    for changes in ({}, {"resolution_binning": True}, {"vae_tile_size": 16}, {"reuse": 3}):
+    for changes in (
+        {},
+        {"resolution_binning": True},
+        {"vae_tile_size": 16},
+        {"reuse": 3},
+        {"cache": 0.0},
+    ):
         item = replace(request, **changes)
         assert decode(item.to_json(), Request, Origin("request", "here"), Keys.KNOWN) == item
 
