@@ -90,6 +90,12 @@ def main() -> None:
     "0.1.  [default: run all]",
 )
 @click.option(
+    "--keep",
+    type=click.FloatRange(0.1, 1),
+    metavar="SHARE",
+    help="Keep more tokens than a routed model was trained to, this share in the mean.  [default: as trained]",
+)
+@click.option(
     "-o",
     "--output",
     metavar="PATTERN",

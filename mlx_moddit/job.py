@@ -31,6 +31,7 @@ _SETTINGS: Final[tuple[str, ...]] = (  # options that a request has as they are
     "resolution_binning",
     "reuse",
     "cache",
+    "keep",
 )
 
 

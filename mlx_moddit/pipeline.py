@@ -112,6 +112,7 @@ class Pipeline:
         vae_tile_size: int | None = None,
         reuse: int = 1,
         cache: float | None = None,
+        keep: float | None = None,
         routes: bool = False,
         on_stage: Callable[[Stage], None] | None = None,
     ) -> Result:
@@ -138,6 +139,7 @@ class Pipeline:
             reuse: ask the model in the first of every so many steps, and take its clean latents again in the others.
             cache: threshold of a first-block cache (`moddit.cache`), 0..1: a step whose first block does nearly what it
                 did in the last full one, within this share, does not run the others. Not with `reuse`.
+            keep: mean share of the tokens to keep, between what the model was trained to keep and 1.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.
 
@@ -159,6 +161,7 @@ class Pipeline:
             label=None if label is None else self.bundle.spec.number(label),
             reuse=reuse,
             cache=cache,
+            keep=keep,
         )
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(requests, routes=routes, on_stage=on_stage)

@@ -121,6 +121,7 @@ class Models:
         for item in requests:
             item.check(self.bundle.spec)
             item.table(self.bundle.spec)
+            self.bundle.policy.keeping(item.keep)
         return self._stages(requests, routes)
 
     def _stages(self, requests: Sequence[Request], routes: bool) -> Generator[Stage, None, None]:
@@ -234,7 +235,8 @@ class Models:
         downscale = self.bundle.spec.vae.downscale
         height, width = request.generated_size(self.bundle.spec)
         sizes = self.bundle.spec.transformer.size_features(height, width)
-        return model.prepare(context, table.timesteps, height // downscale, width // downscale, sizes=sizes)
+        conditions = model.prepare(context, table.timesteps, height // downscale, width // downscale, sizes=sizes)
+        return replace(conditions, policy=self.bundle.policy.keeping(request.keep))
 
     def _noise(self, request: Request) -> mx.array:
         """Draw PyTorch's noise, which is NCHW. Shapes: -> (1, h, w, C) float32."""

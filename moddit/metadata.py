@@ -17,7 +17,7 @@ from moddit.request import Request
 
 METADATA_VERSION: Final = 1
 STORED: Final = "stored"  # each component in the dtype that its files have
-_SAVINGS: Final = ("reuse", "cache")  # settings that save work, of which people are told where they are used
+_SAVINGS: Final = ("reuse", "cache", "keep")  # settings that save work, of which people are told where they are used
 DTYPE_NAMES: Final = (STORED, "float16", "bfloat16", "float32")  # to compute in
 
 

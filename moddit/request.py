@@ -25,6 +25,7 @@ from moddit.bounds import (
 )
 from moddit.errors import ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
+from moddit.routing import DENOMINATOR
 from moddit.samplers import SAMPLERS, SamplerTable, build_table
 from moddit.sampling import is_guided
 from moddit.spec import ModelSpec
@@ -43,6 +44,7 @@ _RANGES: Final = {
     "label": (0, CLASSES - 1),
     "reuse": (1, TIMESTEPS),
     "cache": (0, 1),
+    "keep": (1 / DENOMINATOR, 1),
 }
 
 
@@ -67,6 +69,7 @@ class Request:
     label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
     reuse: Timesteps = 1  # the model is asked in the first of so many steps, and its clean latents serve the others
     cache: Annotated[float, Meta(ge=0, le=1)] | None = None  # threshold of a first-block cache (`moddit.cache`)
+    keep: Annotated[float, Meta(ge=1 / DENOMINATOR, le=1)] | None = None  # of the tokens, in the mean; None as trained
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -117,6 +120,7 @@ class Request:
         label: int | None = None,
         reuse: int = 1,
         cache: float | None = None,
+        keep: float | None = None,
     ) -> Self:
         """Fill in the model's own size, sampler and guidance where none is given, and check the rest against the model.
 
@@ -142,6 +146,7 @@ class Request:
             label=label,
             reuse=reuse,
             cache=None if cache is None else float(cache),
+            keep=None if keep is None else float(keep),
         )
         request.check(spec)
         if vae_tile_size is not None and vae_tile_size >= max(request.generated_size(spec)):

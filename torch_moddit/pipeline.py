@@ -31,7 +31,7 @@ from moddit.spec import ModelSpec
 from torch_moddit.conditioning import Components, make_context, teller
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace, Context, RoutedTransformer
-from torch_moddit.tokens import relative_change
+from torch_moddit.tokens import follow_plan, relative_change
 
 # Classes of the components of a checkpoint without an index.
 _USUAL: Final[Mapping[str, tuple[str, str]]] = {
@@ -97,7 +97,8 @@ class ReferencePipeline:
         Shapes:
             -> (height, width, 3), 0..1
 
-        Raises InputError as `request`, and UnsupportedError for a size that diffusers' resizing loses.
+        Raises InputError as `request` and `TokenPolicy.keeping`, and UnsupportedError for a size that diffusers'
+        resizing loses.
         """
         return self.draw(self.request(prompt, negative_prompt, **settings), on_block=on_block, on_step=on_step)
 
@@ -114,6 +115,7 @@ class ReferencePipeline:
     def denoise(self, request: Request, *, on_block: OnBlock | None = None) -> Iterator[Denoised[Tensor]]:
         """Take the steps of a request; arguments as `generate`."""
         spec = self.spec
+        routing = follow_plan(self.model.policy.keeping(request.keep).plan)
         height, width = request.generated_size(spec)
         rows = request.rows(spec)
         sizes = spec.transformer.size_features(height, width)
@@ -128,7 +130,7 @@ class ReferencePipeline:
             watch = None if on_block is None else lambda trace: on_block(index, trace)
             timestep = torch.full((len(rows),), step.timestep, device=self.device)
             batch = latents.expand(len(rows), *shape[1:])
-            output = self.model(batch, timestep, context, on_block=watch, cache=cache)
+            output = self.model(batch, timestep, context, routing=routing, on_block=watch, cache=cache)
             return guide(output.split(1), request.guidance_scale)[:, : shape[1]]
 
         yield from denoise(request.table(spec), noise, predict)

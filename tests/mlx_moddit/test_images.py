@@ -35,7 +35,7 @@ def test_metadata_round_trip_and_text_for_people(tmp_path: Path) -> None:
 
 
 def test_people_are_told_what_was_saved() -> None:
-    for settings, told in (({"reuse": 3}, "Reuse: 3"), ({"cache": 0.1}, "Cache: 0.1")):
+    for settings, told in (({"reuse": 3}, "Reuse: 3"), ({"cache": 0.1, "keep": 0.7}, "Cache: 0.1, Keep: 0.7")):
         metadata = replace(METADATA, settings=replace(REQUEST, **settings))
         assert f"Size: 48x32, {told}, Model hash" in metadata.describe()
 

@@ -62,6 +62,9 @@ def test_size_error_names_the_nearest_sides(spec: ModelSpec, side: int, nearest:
         ({"cache": -0.1}, ValueRangeError),
         ({"cache": 1.1}, ValueRangeError),
         ({"cache": float("nan")}, ValueRangeError),
+        ({"keep": 0.05}, ValueRangeError),
+        ({"keep": 1.5}, ValueRangeError),
+        ({"keep": float("nan")}, ValueRangeError),
     ],
     ids=str,
 )
@@ -88,6 +91,7 @@ def test_json_round_trip(spec: ModelSpec) -> None:
         {"vae_tile_size": 16},
         {"reuse": 3},
         {"cache": 0.0},
+        {"keep": 0.7},
     ):
         item = replace(request, **changes)
         assert decode(item.to_json(), Request, Origin("request", "here"), Keys.KNOWN) == item

@@ -106,7 +106,7 @@ def test_dense_pictures_are_those_of_diffusers(
     assert psnr(result.images[0] / np.float32(255), wanted) > DECIBELS[stored_dtype]
 
 
-@pytest.mark.parametrize("saving", [{}, {"reuse": 3}, {"cache": 0.2}], ids=str)
+@pytest.mark.parametrize("saving", [{}, {"reuse": 3}, {"cache": 0.2}, {"keep": 0.8}], ids=str)
 def test_routed_pipeline_equals_the_reference(tmp_path: Path, stored_dtype: str, saving: dict[str, Any]) -> None:
     folder = tiny.save_dit_pipeline(tmp_path / "m")
     wanted = run_reference(folder, "", label=207, **SETTINGS, **saving)

@@ -49,6 +49,17 @@ def test_a_first_block_cache_equals_the_reference(tmp_path: Path, stored_dtype: 
     assert not routed or [len(layers) for layers in found.kept] == [len(layers) for layers in wanted.kept]
 
 
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("keep", [0.8, 1.0])
+def test_keeping_more_equals_the_reference(tmp_path: Path, stored_dtype: str, kind: str, keep: float) -> None:
+    folder = tiny.save_pipeline(tmp_path / "model", kind=kind)
+    wanted, _ = compare(tmp_path, stored_dtype, folder, keep=keep)
+    trained = run_reference(folder, PROMPT, **SETTINGS)
+    counts, before = ([[layer.shape[1] for layer in step] for step in road.kept] for road in (wanted, trained))
+    assert all(more >= less for rows in zip(counts, before, strict=True) for more, less in zip(*rows, strict=True))
+    assert counts != before
+
+
 def compare(tmp_path: Path, stored_dtype: str, folder: Path, **settings: Any) -> tuple[Road, Road]:
     """Draw by both roads, and hold MLX's picture, latents and kept tokens to the reference's."""
     wanted = run_reference(folder, PROMPT, **SETTINGS, **settings)
