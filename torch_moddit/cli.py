@@ -20,24 +20,42 @@ from moddit.bounds import SIDE
 from moddit.checkpoint.description import describe
 from moddit.checkpoint.hub import find_checkpoint
 from moddit.conditioning import Label
-from moddit.errors import MissingError
+from moddit.errors import MissingError, ValueRangeError
 from moddit.signals import Stopped
 from moddit.spec import ModelSpec
 from torch_moddit.conditioning import Components, teller
 from torch_moddit.data import Item, PictureFolder
-from torch_moddit.export import check_output, save_checkpoint
+from torch_moddit.export import check_adapter, check_output, save_adapter, save_checkpoint
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import RANGES, FinetuneConfig, Mode
+from torch_moddit.settings import RANGES, FinetuneConfig, Mode, Target, Train
 from torch_moddit.shards import Encoders, Shards
+from torch_moddit.targets import check_target
 from torch_moddit.trainer import finetune
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
 _PIXELS = click.IntRange(min=1, max=SIDE)
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class TargetType(click.ParamType[Target]):
+    """One mean keep ratio, or several with commas between them."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+        try:
+            targets = tuple(map(float, str(value).split(",")))
+            for target in targets:
+                check_target(target)
+        except ValueError:
+            self.fail(f"{value!r} is not a number, nor several such as 0.9,0.8,0.7,0.6", param, ctx)
+        except ValueRangeError as error:
+            self.fail(str(error), param, ctx)
+        return targets[0] if len(targets) == 1 else targets
 
 
 def _setting(name: str, text: str) -> Callable[[Any], Any]:
@@ -60,11 +78,25 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
-@_setting("target", "Mean keep ratio over layers and regions.")
-@_setting("regions", "Regions of timesteps.")
+@click.option(
+    "--train",
+    type=click.Choice([train.value for train in Train]),
+    default="all",
+    help="Weights of the transformer that are trained: all, adapters beside the blocks' (LoRA), or none but routers.",
+)
+@_setting("lora_rank", "Of the adapters of --train lora.")
+@click.option(
+    "--target",
+    type=TargetType(),
+    default=_FIELDS["target"].default,
+    metavar="RATIO[,RATIO...]",
+    help="Mean keep ratio over layers and regions, or of each region, cleanest first.",
+)
+@_setting("regions", "Regions of timesteps, with keep ratios of their own.")
+@click.option("--layerwise", is_flag=True, help="One keep ratio a layer for all timesteps, as DiffCR-L: one region.")
 @_setting("learning_rate", "Of the transformer.")
 @_setting("router_rate", "Learning rate of the routers.")
-@_setting("ratio_rate", "Change of a keep ratio in one step.")
+@_setting("ratio_rate", "Change of a keep ratio in one step [default: by the number of steps].")
 @_setting("warmup", "Steps before the rates are full.")
 @_setting("fall_share", "Share of steps in which the mean falls to the target.")
 @_setting("freeze_share", "Share of steps after which the keep ratios stay.")
@@ -75,8 +107,9 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     "--mixed-precision",
     type=click.Choice(["no", "fp16", "bf16"]),
     default=_FIELDS["mixed_precision"].default,
-    help="Of forward passes.",
+    help="Of forward passes, and of weights that are not trained.",
 )
+@click.option("--use-8bit-adam", is_flag=True, help="Adam with moments of 8 bits; needs bitsandbytes.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
 @click.option("--height", type=_PIXELS, help="Picture height in pixels, with --images [default: the model's].")
 @click.option("--width", type=_PIXELS, help="Picture width in pixels, with --images [default: the model's].")
@@ -96,13 +129,16 @@ def command(
     column: str | None,
     output: Path,
     mode: str,
+    train: str,
+    layerwise: bool,
     height: int | None,
     width: int | None,
     dtype: str,
     overwrite: bool,
     **settings: Any,
 ) -> None:
-    """Fine-tune a diffusion transformer with learned token routing; write its pipeline to OUT/model.
+    """Fine-tune a diffusion transformer with learned token routing; write its pipeline to OUT/model, and with
+    --train lora also what it adds to the dense model to OUT/adapter.
 
     The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
     accelerate launch -m torch_moddit.finetune ...
@@ -113,10 +149,16 @@ def command(
         raise click.UsageError(
             "--height, --width and --caption-column are for --images; those of --data are what it was made with"
         )
+    if layerwise:
+        source = click.get_current_context().get_parameter_source("regions")
+        if source is click.core.ParameterSource.COMMANDLINE and settings["regions"] != 1:
+            raise click.UsageError("--layerwise is one region; leave out --regions")
+        settings["regions"] = 1
     check_output(output / "model", overwrite=overwrite)
+    check_adapter(output / "adapter", overwrite=overwrite)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
-    config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
+    config = FinetuneConfig(output=output, mode=Mode(mode), train=Train(train), **settings)
     sources = find_checkpoint(model, base=base, revision=revision, variant=variant).sources
     description = describe(sources)
     spec = description.spec
@@ -143,6 +185,15 @@ def command(
             dtype=_TYPES[dtype],
             overwrite=overwrite,
         )
+        if result.lora is not None:
+            save_adapter(
+                output / "adapter",
+                result.model,
+                result.lora,
+                keep_ratio=result.keep_ratio,
+                dtype=_TYPES[dtype],
+                overwrite=overwrite,
+            )
     click.echo(output / "model")
 
 

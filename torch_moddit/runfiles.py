@@ -20,7 +20,7 @@ from moddit.record import Keys, Origin, decode, quote, read_bytes, read_json
 CHECKPOINTS: Final = "checkpoints"
 LOG: Final = "log.jsonl"
 PROGRESS: Final = "progress.json"
-VERSION: Final = 2  # of a checkpoint; the first was pickled
+VERSION: Final = 3  # of a checkpoint; the first was pickled, the second had all weights
 
 
 class Log:

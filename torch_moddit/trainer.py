@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,12 +28,16 @@ from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
 from torch_moddit.conditioning import Components, make_context
 from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
+from torch_moddit.doubts import doubts_of_plan, doubts_of_run
+from torch_moddit.lora import take_lora
 from torch_moddit.model import Context, RoutedTransformer
+from torch_moddit.movers import Projection
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
-from torch_moddit.settings import FinetuneConfig, describe, rate_factor
-from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
+from torch_moddit.settings import FinetuneConfig, Mode, Train, describe, rate_factor
+from torch_moddit.trainee import MakeOptimizers, TrainedState, make_adamw, make_trainee
 
+LOGGER: Final = logging.getLogger("torch_moddit")
 SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
 
@@ -46,6 +51,7 @@ class FinetuneResult:
     step: int
     is_finished: bool
     log: Path
+    lora: dict[str, Tensor] | None = None  # adapters that are merged into the model, by their names in diffusers' files
 
 
 def finetune(
@@ -125,11 +131,15 @@ class Trainer:
                 "not implemented; want each process to hold all of it"
             )
         device = self.accelerator.device
-        self.teacher = self._teacher(model).to(device) if config.distill_weight > 0 else None
+        teacher = self._copy_teacher(model) if self._needs_copy else None
         frozen = components.keys() & {TEXT_ENCODER, "vae"}
         self.components = {name: _freeze(components[name]).to(device) for name in frozen}
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
-        self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
+        self.state = TrainedState(self.trainee)
+        self.frozen = self.state.checksum()
+        self.teacher: Callable[..., Tensor] = self.trainee.predict_untrained if teacher is None else teacher.to(device)
+        self.mover = None if self.trainee.ratios is None else Projection(self.trainee.ratios)
+        self.average = EMAModel(self.trainee.trained(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
         optimizers = make_optimizers(config, self.trainee)
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
@@ -165,6 +175,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         batches = iter(self._loader(dataset))
+        self._warn(doubts_of_run(config))
         is_silent = not (config.progress and accelerator.is_main_process)
         self.trainee.train()
         # None: unless it is a terminal
@@ -185,8 +196,9 @@ class Trainer:
     @property
     def parts(self) -> dict[str, Any]:
         """What a checkpoint stores; it is the same in every process."""
-        parts = {"trainee": self.trainee, "average": self.average}
+        parts: dict[str, Any] = {"trainee": self.state, "average": self.average}
         parts |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(self.optimizers)}
+        parts |= {} if self.mover is None else {"mover": self.mover}
         return parts if self.accelerator.scaler is None else {**parts, "scaler": self.accelerator.scaler}
 
     @property
@@ -194,6 +206,7 @@ class Trainer:
         """What has to be the same when a run is resumed, as JSON has it."""
         return {
             "config": describe(self.config),
+            "frozen_weights": self.frozen,
             "schedule": asdict(self.schedule),
             "processes": self.accelerator.num_processes,
             "samples": None if self.buckets is None else sum(self.buckets),
@@ -206,7 +219,7 @@ class Trainer:
             ValueRangeError: a weight is not finite.
             StorageError: disk full, or no permission.
         """
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.trainee.model.parameters()):
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.trainee.trained()):
             raise self._diverged("weights are")
         folder = self.config.output / CHECKPOINTS / f"{self.step:08d}"
         self.accelerator.wait_for_everyone()
@@ -249,18 +262,26 @@ class Trainer:
 
     def _before_step(self) -> None:
         """Set the rates, and freeze the ratios when it is time."""
-        config, ratios = self.config, self.trainee.ratios
-        if ratios is not None and not ratios.is_frozen and self.step >= config.freeze_step:
-            ratios.freeze(config.target)
+        config, mover = self.config, self.mover
+        if mover is not None and not mover.ratios.is_frozen and self.step >= config.freeze_step:
+            self._freeze_ratios(mover)
             # forget weights of other ratios soon: the average starts to warm up again
             self.average.optimization_step = 0
         factor = rate_factor(self.step, config)
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor
 
+    def _freeze_ratios(self, mover: Projection) -> None:
+        mover.freeze(self.config.targets)
+        self._warn(doubts_of_plan(self.config, mover.ratios.plan()))
+
+    def _warn(self, doubts: list[str]) -> None:
+        for doubt in doubts if self.accelerator.is_main_process else ():
+            LOGGER.warning("warning: [finetune] %s", doubt)
+
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
         """Add one batch's gradient; after the last one of the step, move the weights."""
-        config, accelerator, ratios = self.config, self.accelerator, self.trainee.ratios
+        config, accelerator, mover = self.config, self.accelerator, self.mover
         generator = self._generator(micro)
         self.trainee.model.generator = generator
         with accelerator.accumulate(self.wrapped):
@@ -268,16 +289,16 @@ class Trainer:
             if not accelerator.sync_gradients:
                 return
             loss_scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
-            accelerator.clip_grad_norm_(self.trainee.model.parameters(), config.max_grad_norm)
+            trained = self.trainee.trained()
+            accelerator.clip_grad_norm_(trained, config.max_grad_norm)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            if ratios is not None:
-                if not ratios.is_frozen:
-                    rate = config.ratio_rate * config.ratio_factor(self.step)
-                    ratios.follow(config.goal(self.step + 1), rate, loss_scale=loss_scale)
-                ratios.values.grad = None
-            self.average.step(self.trainee.model.parameters())
+            if mover is not None:
+                if not mover.ratios.is_frozen:
+                    mover.move(config.goals(self.step + 1), config.ratio_rate_at(self.step), loss_scale=loss_scale)
+                mover.ratios.values.grad = None
+            self.average.step(trained)
 
     def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
         """Noise a batch, predict, and compare with the truth and the teacher."""
@@ -293,7 +314,7 @@ class Trainer:
         output = self._predict(self.wrapped, noisy, timesteps, context)
         losses = (output - wanted).square().mean(dim=(1, 2, 3))
         distances = torch.zeros_like(losses)
-        if self.teacher is not None:
+        if self.config.distill_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 told = self._predict(self.teacher, noisy, timesteps, context)
             distances = (output - told).square().mean(dim=(1, 2, 3))
@@ -305,7 +326,13 @@ class Trainer:
         """Predict noise or velocity, without the variance that some models predict beside it."""
         return predict(noisy, *inputs)[:, : noisy.shape[1]].float()
 
-    def _teacher(self, model: nn.Module) -> RoutedTransformer:
+    @property
+    def _needs_copy(self) -> bool:
+        """Whether a teacher is needed that the weights of the trained model do not have in them."""
+        config = self.config
+        return config.distill_weight > 0 and (config.train is Train.ALL or config.mode is Mode.FIXED)
+
+    def _copy_teacher(self, model: nn.Module) -> RoutedTransformer:
         """Copy the model that is trained as it is now."""
         copied = copy.deepcopy(model)
         if not isinstance(copied, RoutedTransformer):
@@ -399,22 +426,20 @@ class Trainer:
         return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
 
     def _result(self) -> FinetuneResult:
-        """Copy the averaged weights into a model of their own, with the final plan."""
-        trained, ratios = self.trainee.model, self.trainee.ratios
+        """Give the model its averaged weights and the final plan; training is over."""
+        model, mover = self.trainee.model, self.mover
         is_finished = self.step >= self.config.steps
-        keep_ratio = None
-        if ratios is not None:
-            final = copy.deepcopy(ratios)
-            if is_finished and not final.is_frozen:
-                final.freeze(self.config.target)
-            keep_ratio = final.values.detach().cpu().clone()
-        trained.generator = None
-        model = copy.deepcopy(trained).cpu()
-        self.average.copy_to(model.parameters())
-        if ratios is not None:
-            model.policy = replace(model.policy, plan=final.plan())
+        if mover is not None and is_finished and not mover.ratios.is_frozen:
+            self._freeze_ratios(mover)
+        self.average.copy_to(self.trainee.trained())
         self.accelerator.free_memory()
-        return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
+        model.generator = None
+        keep_ratio = None
+        if mover is not None:
+            model.policy = replace(model.policy, plan=mover.ratios.plan())
+            keep_ratio = mover.ratios.values.detach().cpu().clone()
+        lora = take_lora(model.cpu()) if self.config.train is Train.LORA else None
+        return FinetuneResult(model.float().eval(), keep_ratio, self.step, is_finished, self.log.path, lora)
 
 
 def draw_stratified(count: int, generator: torch.Generator, *, num_train_timesteps: int) -> Tensor:
