@@ -40,6 +40,8 @@ RULES = {
         {"moddit", "torch_moddit"}, {"convert", "coreml"}, {"google"}, apart_from={"convert.coreml"}
     ),
     "recipes": Rule({"moddit", "torch_moddit"}, {"train", "dev"}),
+    # Methods of others that benchmarks time as well, and MLX's own trials of converted checkpoints.
+    "recipes.comparison": Rule({"moddit", "torch_moddit", "mlx_moddit", "convert", "benchmarks"}, {"train", "dev"}),
     "benchmarks": Rule({"moddit", "torch_moddit", "mlx_moddit", "convert"}, {"train", "mlx", "convert", "dev"}),
     "scripts": Rule({"moddit", "convert"}, {"dev", "mlx"}),
     "tests": Rule(

@@ -31,7 +31,7 @@ from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_bucke
 from torch_moddit.doubts import doubts_of_plan, doubts_of_run
 from torch_moddit.lora import take_lora
 from torch_moddit.model import Context, RoutedTransformer
-from torch_moddit.movers import Projection
+from torch_moddit.movers import Mover, make_mover
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, Mode, Train, describe, rate_factor
@@ -138,7 +138,8 @@ class Trainer:
         self.state = TrainedState(self.trainee)
         self.frozen = self.state.checksum()
         self.teacher: Callable[..., Tensor] = self.trainee.predict_untrained if teacher is None else teacher.to(device)
-        self.mover = None if self.trainee.ratios is None else Projection(self.trainee.ratios)
+        ratios = self.trainee.ratios
+        self.mover = None if ratios is None else make_mover(ratios, config.targets, config.ratio_loss)
         self.average = EMAModel(self.trainee.trained(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
         optimizers = make_optimizers(config, self.trainee)
@@ -271,8 +272,8 @@ class Trainer:
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor
 
-    def _freeze_ratios(self, mover: Projection) -> None:
-        mover.freeze(self.config.targets)
+    def _freeze_ratios(self, mover: Mover) -> None:
+        mover.freeze()
         self._warn(doubts_of_plan(self.config, mover.ratios.plan()))
 
     def _warn(self, doubts: list[str]) -> None:
