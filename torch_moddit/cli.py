@@ -13,22 +13,24 @@ from typing import Any
 import click
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from click.core import ParameterSource
 from torch.utils.data import Dataset
 from transformers.utils.logging import disable_progress_bar
 
 from moddit.bounds import SIDE
 from moddit.checkpoint.description import describe
-from moddit.checkpoint.hub import find_checkpoint
 from moddit.conditioning import Label
 from moddit.errors import MissingError
 from moddit.signals import Stopped
 from moddit.spec import ModelSpec
+from torch_moddit.byproducts import NAMES, list_by_products, pick
 from torch_moddit.conditioning import Components, teller
 from torch_moddit.data import Item, PictureFolder
 from torch_moddit.export import check_output, save_checkpoint
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
-from torch_moddit.options import FOLDER, OUTPUT, PICTURES, column_option, model_options, run
+from torch_moddit.options import FOLDER, OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
 from torch_moddit.settings import RANGES, FinetuneConfig, Mode
@@ -37,6 +39,7 @@ from torch_moddit.trainer import finetune
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
 _PIXELS = click.IntRange(min=1, max=SIDE)
+_OF_PICKING = {"model", "base", "revision", "variant", "output", "dtype", "picked", "overwrite"}
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -44,12 +47,12 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     """Make the option of a number that the configuration has, with the range and the default there."""
     field, (least, most) = _FIELDS[name], RANGES[name]
     kind = click.IntRange(int(least), int(most)) if field.type == "int" else click.FloatRange(least, most)
-    default = {"required": True} if field.default is MISSING else {"default": field.default}
-    return click.option(f"--{name.replace('_', '-')}", type=kind, help=text, **default)
+    default = None if field.default is MISSING else field.default
+    return click.option(f"--{name.replace('_', '-')}", type=kind, help=text, default=default)
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 120})
-@model_options
+@model_options(required=False)
 @click.option("--data", type=FOLDER, help="Dataset that torch_moddit.prepare has made.")
 @click.option(
     "--images", type=PICTURES, help="Instead, pictures and captions as prepare takes them: slower, but for a few."
@@ -85,9 +88,20 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("log_every", "Steps between rows of OUT/log.jsonl.")
 @_setting("save_every", "Steps between checkpoints.")
 @_setting("workers", "Processes that read data.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT/model if it is there.")
+@click.option(
+    "--by-products/--no-by-products",
+    default=_FIELDS["by_products"].default,
+    help="Keep the model of each tenth that the mean keep ratio passes, in OUT/by-products.",
+)
+@click.option(
+    "--pick",
+    "picked",
+    type=click.Choice(NAMES),
+    help="Train nothing: write the by-product of OUT with this mean keep ratio to OUT/model-RATIO.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT/model, or what --pick writes, if it is there.")
 def command(
-    model: str,
+    model: str | None,
     base: str | None,
     revision: str | None,
     variant: str | None,
@@ -99,6 +113,7 @@ def command(
     height: int | None,
     width: int | None,
     dtype: str,
+    picked: str | None,
     overwrite: bool,
     **settings: Any,
 ) -> None:
@@ -107,6 +122,14 @@ def command(
     The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
     accelerate launch -m torch_moddit.finetune ...
     """
+    choice = None if model is None else ModelChoice(model, base, revision, variant)
+    if picked is not None:
+        _check_picking()
+        sources = (choice or ModelChoice.read(output)).find()
+        click.echo(pick(output, picked, sources, dtype=_TYPES[dtype], overwrite=overwrite))
+        return
+    if choice is None or settings["steps"] is None:
+        raise click.UsageError("training needs --model and --steps")
     if (images is None) == (data is None):
         raise click.UsageError("give one of --data and --images")
     if images is None and (height or width or column):
@@ -117,7 +140,7 @@ def command(
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
     config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
-    sources = find_checkpoint(model, base=base, revision=revision, variant=variant).sources
+    sources = choice.find()
     description = describe(sources)
     spec = description.spec
     components: Components = {}
@@ -130,10 +153,14 @@ def command(
         components = load_components(sources, spec)
         dataset, null = _read_images(spec, components, images, height, width, column)
     routed = load_checkpoint(sources)
-    start: Any = routed if config.mode is Mode.FIXED else _dense(routed, model)
+    start: Any = routed if config.mode is Mode.FIXED else _dense(routed, choice.model)
+    # as the trainer's Accelerator makes it, which shares its state
+    process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     with _resumable(output):
+        if process.is_main_process:
+            choice.write(output)
         result = finetune(config, start, dataset, spec.scheduler, null=null, components=components)
-        if not PartialState().is_main_process:
+        if not process.is_main_process:
             return
         save_checkpoint(
             output / "model",
@@ -143,7 +170,18 @@ def command(
             dtype=_TYPES[dtype],
             overwrite=overwrite,
         )
+    for by_product in list_by_products(output):
+        click.echo(f"--pick {by_product.name} has the model of step {by_product.step}", err=True)
     click.echo(output / "model")
+
+
+def _check_picking() -> None:
+    """Raise UsageError if options of training are given beside --pick."""
+    context = click.get_current_context()
+    given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    others = [f"--{name.replace('_', '-')}" for name in given if name not in _OF_PICKING]
+    if others:
+        raise click.UsageError(f"--pick trains nothing; leave out {', '.join(others)}")
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("max_grad_norm", "distill_weight"), (0, 10**6)),
 }
 # Fields of the configuration that may differ when a run resumes, because no weight depends on them.
-_FREE: Final = ("output", "log_every", "save_every", "workers", "progress")
+_FREE: Final = ("output", "log_every", "save_every", "by_products", "workers", "progress")
 
 
 class Mode(Enum):
@@ -76,6 +76,7 @@ class FinetuneConfig:
     log_every: int = 20  # steps
     save_every: int = 500  # steps
     keep_checkpoints: int = 2
+    by_products: bool = True  # kept each time the mean of learned ratios passes a tenth
     workers: int = 0  # processes that read data
     progress: bool = True  # bar on stderr
 

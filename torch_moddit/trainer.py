@@ -22,9 +22,11 @@ from tqdm import tqdm
 from moddit.contract import TEXT_ENCODER
 from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
 from moddit.files import discard, exclusive, new_folder, recover_all
+from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
+from torch_moddit.byproducts import BY_PRODUCTS, drop_by_products, find_by_products
 from torch_moddit.conditioning import Components, make_context
 from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
 from torch_moddit.model import Context, RoutedTransformer
@@ -152,6 +154,7 @@ class Trainer:
         with exclusive(folder) if self.accelerator.is_main_process else nullcontext():
             if self.accelerator.is_main_process:
                 recover_all(folder)
+                recover_all(self.config.output / BY_PRODUCTS)
             self.accelerator.wait_for_everyone()  # before others look for checkpoints
             yield
 
@@ -172,10 +175,12 @@ class Trainer:
             while self.step < last:
                 raise_if_stopped()
                 self._before_step()
+                before = self._keep_ratio()
                 for micro in range(config.accumulation):
                     self._micro_step(_take(batches), micro, null)
                 self.step += 1
                 bar.update()
+                self._keep_by_products(before)
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     bar.set_postfix(self._write_log())
                 if self.step % config.save_every == 0 or self.step == last:
@@ -245,7 +250,33 @@ class Trainer:
             self.step = step
         if self.accelerator.is_main_process:
             self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
+            drop_by_products(self.config.output, self.step)
             self.log.trim(self.step)
+
+    def _keep_by_products(self, before: float) -> None:
+        """Write a by-product for each tenth that the mean keep ratio has passed in a step, unless it did so before."""
+        config, ratios = self.config, self.trainee.ratios
+        if ratios is None or ratios.is_frozen or not config.by_products:
+            return
+        for found in find_by_products(ratios, before, config.target, self.step):
+            if self.accelerator.is_main_process and not found.folder(config.output).exists():
+                with self._averaged(found.plan(self.schedule.num_train_timesteps)) as model:
+                    found.write(config.output, model)
+            self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged(self, plan: RoutingPlan) -> Iterator[RoutedTransformer]:
+        """Give the model its averaged weights and a plan for a while, in evaluation mode."""
+        model, weights = self.trainee.model, list(self.trainee.model.parameters())
+        policy, model.policy = model.policy, replace(model.policy, plan=plan)
+        self.average.store(weights)
+        self.average.copy_to(weights)
+        try:
+            yield model.eval()
+        finally:
+            self.average.restore(weights)
+            model.policy = policy
+            model.train()
 
     def _before_step(self) -> None:
         """Set the rates, and freeze the ratios when it is time."""

@@ -268,7 +268,7 @@ def test_the_log_tells_each_step_once(tmp_path: Path) -> None:
         file.write('{"step": 6, "sam')  # cut while it was written
     result = train(config)
     assert [row["step"] for row in read_log(result)] == list(range(1, 9))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "log.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by-products", "checkpoints", "log.jsonl"]
 
 
 def test_a_checkpoint_that_fails_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
