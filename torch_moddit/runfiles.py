@@ -20,7 +20,8 @@ from moddit.record import Keys, Origin, decode, quote, read_bytes, read_json
 CHECKPOINTS: Final = "checkpoints"
 LOG: Final = "log.jsonl"
 PROGRESS: Final = "progress.json"
-VERSION: Final = 2  # of a checkpoint; the first was pickled
+VERSION: Final = 3  # of a checkpoint; the first was pickled, the second drew random numbers by batch
+_MEANINGS: Final = {"samples_per_step": "samples_per_step, that is batch_size x accumulation x processes"}
 
 
 class Log:
@@ -92,7 +93,9 @@ def read_progress(folder: Path, conditions: Mapping[str, Any]) -> int:
     found, present = _flatten({name: state.get(name) for name in conditions}), _flatten(conditions)
     changed = sorted(key for key in present.keys() | found.keys() if present.get(key) != found.get(key))
     if changed:
-        pairs = ", ".join(f"{key} (was {quote(found.get(key))}, is {quote(present.get(key))})" for key in changed)
+        pairs = ", ".join(
+            f"{_MEANINGS.get(key, key)} (was {quote(found.get(key))}, is {quote(present.get(key))})" for key in changed
+        )
         raise ValueRangeError(
             f"[finetune] {path}: the run was started with another {pairs}; repeat it as it was, or choose another "
             "output folder"

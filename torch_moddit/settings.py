@@ -30,8 +30,12 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("beta2", "ema_decay"), (0, 1)),
     **dict.fromkeys(("max_grad_norm", "distill_weight"), (0, 10**6)),
 }
-# Fields of the configuration that may differ when a run resumes, because no weight depends on them.
-_FREE: Final = ("output", "log_every", "save_every", "by_products", "workers", "progress")
+# Fields of the configuration that may differ when a run resumes: no weight depends on them, or else only on what two of
+# them make together, the samples of a step (`Trainer.conditions`).
+_FREE: Final = (
+    *("output", "log_every", "save_every", "keep_checkpoints", "by_products", "workers", "progress"),
+    *("batch_size", "accumulation", "gradient_checkpointing"),
+)
 
 
 class Mode(Enum):

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -27,16 +27,17 @@ from moddit.samplers import NoiseSchedule
 from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
 from torch_moddit.byproducts import BY_PRODUCTS, drop_by_products, find_by_products
-from torch_moddit.conditioning import Components, make_context
+from torch_moddit.conditioning import Components
 from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
-from torch_moddit.model import Context, RoutedTransformer
+from torch_moddit.model import RoutedTransformer
+from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
-from torch_moddit.settings import FinetuneConfig, describe, rate_factor
+from torch_moddit.settings import FinetuneConfig, Mode, describe, rate_factor
 from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
 
 SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
+RANDOM_SCORES: Final = 1  # which the generators of samples have not in their keys
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def finetune(
         null: the empty caption or the class that is none, with the dataset's keys; needed for caption dropout.
         components: of the model's pipeline, kept as they are: the text encoder for datasets with "input_ids", the VAE
             for those with "pixels".
-        draw_timesteps: how timesteps are drawn; stratified over all of them by default.
+        draw_timesteps: how the timesteps of a whole step are drawn; stratified over all of them by default.
         make_optimizers: what moves weights and routers; `make_adamw` by default. Each group's rate follows the
             configuration's schedule, from the rate it was made with.
         stop_after: steps of this call, after which it writes a checkpoint and returns.
@@ -81,8 +82,8 @@ def finetune(
 
     Raises:
         MissingError: `null` or a component is needed and absent.
-        ValueRangeError: a checkpoint was made with another configuration, number of processes or data; or the loss or
-            a weight is not finite any more.
+        ValueRangeError: a checkpoint was made with another configuration, number of samples a step or data; or the loss
+            or a weight is not finite any more.
         FormatError: a checkpoint is damaged, or of another version.
         UnsupportedError: Accelerate splits the model between processes.
         StorageError: a checkpoint or the log cannot be written, or another run writes into the same folder.
@@ -118,18 +119,16 @@ class Trainer:
         self.schedule = schedule
         stratified = partial(draw_stratified, num_train_timesteps=schedule.num_train_timesteps)
         self.draw_timesteps = draw_timesteps or stratified
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # which without a GPU is a traceback of Accelerate's
+            check_is_whole(DistributedType.FSDP)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
         )
-        if self.accelerator.distributed_type in SPLITTING:
-            raise UnsupportedError(
-                f"[finetune] {self.accelerator.distributed_type.value} splits the model between processes, which is "
-                "not implemented; want each process to hold all of it"
-            )
+        check_is_whole(self.accelerator.distributed_type)
         device = self.accelerator.device
         self.teacher = self._teacher(model).to(device) if config.distill_weight > 0 else None
-        frozen = components.keys() & {TEXT_ENCODER, "vae"}
-        self.components = {name: _freeze(components[name]).to(device) for name in frozen}
+        names = components.keys() & {TEXT_ENCODER, "vae"}
+        frozen = {name: _freeze(components[name]).to(device) for name in names}
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
         self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
@@ -137,8 +136,7 @@ class Trainer:
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
         for group in self.groups:
             group["base_rate"] = group["lr"]
-        alphas = torch.from_numpy(schedule.alphas_cumprod)
-        self.signal, self.noise = alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device)
+        self.noising = Noising(schedule, config.regions, frozen, device)
         self.step = 0
         self.log = Log(config.output / LOG, on_log)
         self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
@@ -157,6 +155,10 @@ class Trainer:
                 recover_all(self.config.output / BY_PRODUCTS)
             self.accelerator.wait_for_everyone()  # before others look for checkpoints
             yield
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.config.batch_size * self.config.accumulation * self.accelerator.num_processes
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -197,10 +199,13 @@ class Trainer:
     @property
     def conditions(self) -> dict[str, Any]:
         """What has to be the same when a run is resumed, as JSON has it."""
+        # scores are drawn for a batch at once, and its samples are of one picture size
+        divides = self.config.mode is not Mode.RANDOM and len(self.buckets or [0]) == 1
         return {
             "config": describe(self.config),
             "schedule": asdict(self.schedule),
-            "processes": self.accelerator.num_processes,
+            "samples_per_step": self.samples_per_step,
+            "batch_size": None if divides else self.config.batch_size,
             "samples": None if self.buckets is None else sum(self.buckets),
         }
 
@@ -239,7 +244,7 @@ class Trainer:
         """Continue from the newest checkpoint if there is one; drop what the log tells of later steps.
 
         Raises:
-            ValueRangeError: it was made with another configuration, number of processes or data.
+            ValueRangeError: it was made with another configuration, number of samples a step or data.
             FormatError: it is damaged, or of another version.
         """
         found = list_checkpoints(self.config.output)
@@ -292,10 +297,10 @@ class Trainer:
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
         """Add one batch's gradient; after the last one of the step, move the weights."""
         config, accelerator, ratios = self.config, self.accelerator, self.trainee.ratios
-        generator = self._generator(micro)
-        self.trainee.model.generator = generator
+        first = (micro * accelerator.num_processes + accelerator.process_index) * config.batch_size
+        self.trainee.model.generator = make_generator(config.seed, self.step, 1 + first, RANDOM_SCORES)
         with accelerator.accumulate(self.wrapped):
-            accelerator.backward(self._loss(batch, null, generator))
+            accelerator.backward(self._loss(batch, null, first))
             if not accelerator.sync_gradients:
                 return
             loss_scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
@@ -310,31 +315,23 @@ class Trainer:
                 ratios.values.grad = None
             self.average.step(self.trainee.model.parameters())
 
-    def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
-        """Noise a batch, predict, and compare with the truth and the teacher."""
-        device = self.accelerator.device
-        latents, context = self._encode(batch, null, generator)
-        timesteps = self.draw_timesteps(len(latents), generator)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        regions = (timesteps * self.config.regions // self.schedule.num_train_timesteps).to(device)
-        timesteps = timesteps.to(device)
-        signal, share = (table[timesteps].view(-1, 1, 1, 1) for table in (self.signal, self.noise))
-        noisy = signal * latents + share * noise
-        wanted = noise if self.schedule.prediction_type == "epsilon" else signal * noise - share * latents
-        output = self._predict(self.wrapped, noisy, timesteps, context)
-        losses = (output - wanted).square().mean(dim=(1, 2, 3))
+    def _loss(self, batch: Item, null: Item | None, first: int) -> Tensor:
+        """Noise a batch, predict, and compare with the truth and the teacher; it begins at a place in the step."""
+        config = self.config
+        timesteps = self.draw_timesteps(self.samples_per_step, make_generator(config.seed, self.step))
+        generators = make_generators(config.seed, self.step, first, config.batch_size)
+        timesteps = timesteps[first : first + config.batch_size]
+        noised = self.noising(batch, timesteps, generators, null, config.caption_dropout)
+        output = noised.predict(self.wrapped)
+        losses = noised.losses(output)
         distances = torch.zeros_like(losses)
         if self.teacher is not None:
             with torch.no_grad(), self.accelerator.autocast():
-                told = self._predict(self.teacher, noisy, timesteps, context)
+                told = noised.predict(self.teacher)
             distances = (output - told).square().mean(dim=(1, 2, 3))
         rows = torch.stack([losses, distances, torch.ones_like(losses)], dim=1).detach()
-        self.totals.index_add_(0, regions, rows)
-        return (losses + self.config.distill_weight * distances).mean()
-
-    def _predict(self, predict: Callable[..., Tensor], noisy: Tensor, *inputs: Any) -> Tensor:
-        """Predict noise or velocity, without the variance that some models predict beside it."""
-        return predict(noisy, *inputs)[:, : noisy.shape[1]].float()
+        self.totals.index_add_(0, noised.regions, rows)
+        return (losses + config.distill_weight * distances).mean()
 
     def _teacher(self, model: nn.Module) -> RoutedTransformer:
         """Copy the model that is trained as it is now."""
@@ -343,32 +340,6 @@ class Trainer:
             copied = dense(copied, self.schedule.num_train_timesteps)
         frozen: RoutedTransformer = _freeze(copied)
         return frozen
-
-    @torch.no_grad()
-    def _encode(self, batch: Item, null: Item | None, generator: torch.Generator) -> tuple[Tensor, Context]:
-        """Turn a batch into latents and context; in some samples the null condition takes the place of their own."""
-        device = self.accelerator.device
-        dropped = torch.rand(len(next(iter(batch.values()))), generator=generator) < self.config.caption_dropout
-        nulls = {key: value for key, value in (null or {}).items() if key in batch}
-        items = {**batch, **{key: _replace(batch[key], value, dropped) for key, value in nulls.items()}}
-        context = make_context({key: value.to(device) for key, value in items.items()}, self.components)
-        if "text" in context:
-            context = {**context, "text": context["text"].float()}
-        posterior = batch if "latents" in batch else self._encode_pixels(batch["pixels"])
-        latents = posterior["latents"].to(device).float()
-        if "std" in posterior:
-            noise = torch.randn(latents.shape, generator=generator).to(device)
-            latents = latents + posterior["std"].to(device).float() * noise
-        return latents, context
-
-    def _encode_pixels(self, pixels: Tensor) -> Item:
-        vae: Any = self.components.get("vae")
-        if vae is None:
-            raise MissingError("[finetune] the dataset gives pixels: pass `components` with a 'vae'")
-        encoded = vae.encode(pixels.to(self.accelerator.device, vae.dtype)).latent_dist
-        # without the VAE's shift_factor: diffusers' pipelines decode without it
-        scale = vae.config.scaling_factor
-        return {"latents": encoded.mean * scale, "std": encoded.std * scale}
 
     def _loader(self, dataset: Dataset[Item]) -> DataLoader[Item]:
         accelerator, config = self.accelerator, self.config
@@ -388,12 +359,6 @@ class Trainer:
         batches = Batches(self.buckets, config.batch_size, config.seed, first=first, stride=stride)
         return load(dataset, batch_sampler=batches, num_workers=config.workers)
 
-    def _generator(self, micro: int) -> torch.Generator:
-        """Make the source of everything random in one micro-step of this process."""
-        key = [self.config.seed, self.step, micro, self.accelerator.process_index]
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-        return torch.Generator().manual_seed(seed >> 1)
-
     def _write_log(self) -> dict[str, str]:
         """Write the means since the last row; return what the progress bar shows."""
         totals = self.accelerator.reduce(self.totals).cpu()
@@ -402,7 +367,7 @@ class Trainer:
         diffusion, distill = (float(sums[i] / sums[2]) for i in (0, 1))
         row = {
             "step": self.step,
-            "samples": self.step * self.config.batch_size * self.config.accumulation * self.accelerator.num_processes,
+            "samples": self.step * self.samples_per_step,
             "loss": diffusion + self.config.distill_weight * distill,
             "diffusion_loss": diffusion,
             "distill_loss": distill,
@@ -448,21 +413,13 @@ class Trainer:
         return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
 
 
-def draw_stratified(count: int, generator: torch.Generator, *, num_train_timesteps: int) -> Tensor:
-    """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
-    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
-    return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
-
-
-def _replace(values: Tensor, null: Tensor, dropped: Tensor) -> Tensor:
-    """Put the null condition in the place of some samples, with zeros after the shorter of two texts.
-
-    Shapes: values (B, ...), null (...), dropped (B,)
-    """
-    if null.ndim:
-        inner, length = (0, 0) * (null.ndim - 1), max(null.shape[0], values.shape[1])
-        values, null = (nn.functional.pad(x, (*inner, 0, length - x.shape[-null.ndim])) for x in (values, null))
-    return torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), null.to(values.dtype), values)
+def check_is_whole(kind: DistributedType) -> None:
+    """Raise UnsupportedError if a kind of distribution splits the model between processes."""
+    if kind in SPLITTING:
+        raise UnsupportedError(
+            f"[finetune] {kind.value} splits the model between processes, which is not implemented; want each process "
+            "to hold all of it"
+        )
 
 
 def _take(batches: Iterator[Item]) -> Item:

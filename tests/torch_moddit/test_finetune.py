@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import DistributedType
-from torch import Tensor
 
 from moddit.errors import (
     MissingError,
@@ -22,10 +21,10 @@ from moddit.tokens import TokenPolicy
 from tests import tiny
 from tests.torch_moddit.training import NULL, Latents, configure, read_log, schedule, train
 from torch_moddit.finetune import Mode, finetune
+from torch_moddit.noising import draw_stratified, make_generators
 from torch_moddit.pixart import RoutedPixArt
 from torch_moddit.settings import rate_factor
 from torch_moddit.trainee import make_trainee
-from torch_moddit.trainer import draw_stratified
 
 HALF = RoutingPlan.uniform(3, 4, 5)
 
@@ -45,6 +44,13 @@ def test_reaches_the_target_and_not_a_point_above(tmp_path: Path, target: float)
 
 def test_a_model_that_is_split_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.Accelerator.distributed_type", DistributedType.FSDP)
+    with pytest.raises(UnsupportedError, match="FSDP splits the model"):
+        train(configure(tmp_path))
+
+
+def test_what_accelerate_launch_says_of_fsdp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, Accelerate would end with a traceback."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # --use_fsdp
     with pytest.raises(UnsupportedError, match="FSDP splits the model"):
         train(configure(tmp_path))
 
@@ -100,19 +106,20 @@ def test_the_loss_is_the_distance_to_what_the_schedule_predicts(tmp_path: Path, 
     )
     transformer = tiny.make_transformer()
     reference = copy.deepcopy(transformer)
-    draws: list[Tensor] = []
-
-    def draw(count: int, generator: torch.Generator) -> Tensor:
-        draws.append(torch.randn(1, 4, 8, 8, generator=generator.clone_state()))  # the noise is drawn next
-        return torch.full((count,), timestep)
-
     result = finetune(
-        config, transformer, One(), schedule(prediction_type=prediction_type), draw_timesteps=draw, null=NULL
+        config,
+        transformer,
+        One(),
+        schedule(prediction_type=prediction_type),
+        draw_timesteps=lambda count, _: torch.full((count,), timestep),
+        null=NULL,
     )
     item = One()[0]
     scheduler = tiny.make_scheduler("ddim", prediction_type=prediction_type)
     times = torch.tensor([timestep])
-    clean, noise = item["latents"][None], draws[0]
+    (generator,) = make_generators(config.seed, 0, 0, 1)
+    torch.rand((), generator=generator)  # whether its caption is dropped
+    clean, noise = item["latents"][None], torch.randn(1, 4, 8, 8, generator=generator)
     with torch.no_grad():
         output = reference(
             scheduler.add_noise(clean, noise, times),
