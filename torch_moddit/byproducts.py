@@ -1,7 +1,7 @@
 """By-products of a run that learns keep ratios: the model as it was each time their mean had fallen to a tenth.
 
     OUT/by-products/0.8/transformer/     averaged weights in float32, with the plan of that mean, as diffusers has them
-    OUT/by-products/0.8/by-product.json  the step it is of, and its learned ratios
+    OUT/by-products/0.8/by-product.json  the step it is of, its learned ratios, its validation loss
 
 They lie apart from the checkpoints that a run resumes from, and no later one takes their place.
 """
@@ -40,6 +40,7 @@ class ByProduct:
     tenths: Annotated[int, Meta(ge=1, le=DENOMINATOR)]  # mean keep ratio, which its plan has at most
     step: Annotated[int, Meta(ge=0)]
     ratios: tuple[tuple[float, ...], ...]  # [layers][regions], before they were rounded
+    validation_loss: float | None = None  # where samples are held out
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -36,6 +36,7 @@ from torch_moddit.runfiles import list_checkpoints
 from torch_moddit.settings import RANGES, FinetuneConfig, Mode
 from torch_moddit.shards import Encoders, Shards
 from torch_moddit.trainer import finetune
+from torch_moddit.validation import DrawPictures, Painter
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
 _PIXELS = click.IntRange(min=1, max=SIDE)
@@ -87,6 +88,15 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("seed", "Of everything random.")
 @_setting("log_every", "Steps between rows of OUT/log.jsonl.")
 @_setting("save_every", "Steps between checkpoints.")
+@_setting("validate_every", "Steps between validations; 0 for one at the end.")
+@_setting("validation_share", "Share of the dataset's end that is held out of training and measured.")
+@click.option(
+    "--validation-prompt",
+    "prompts",
+    metavar="TEXT",
+    multiple=True,
+    help="Draw this at each validation, in OUT/validation/STEP; may be repeated. Of classes, a name or number.",
+)
 @_setting("workers", "Processes that read data.")
 @click.option(
     "--by-products/--no-by-products",
@@ -113,6 +123,7 @@ def command(
     height: int | None,
     width: int | None,
     dtype: str,
+    prompts: tuple[str, ...],
     picked: str | None,
     overwrite: bool,
     **settings: Any,
@@ -128,14 +139,8 @@ def command(
         sources = (choice or ModelChoice.read(output)).find()
         click.echo(pick(output, picked, sources, dtype=_TYPES[dtype], overwrite=overwrite))
         return
-    if choice is None or settings["steps"] is None:
-        raise click.UsageError("training needs --model and --steps")
-    if (images is None) == (data is None):
-        raise click.UsageError("give one of --data and --images")
-    if images is None and (height or width or column):
-        raise click.UsageError(
-            "--height, --width and --caption-column are for --images; those of --data are what it was made with"
-        )
+    _check_training(model, settings["steps"], (data, images), (height, width, column))
+    assert choice is not None
     check_output(output / "model", overwrite=overwrite)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
@@ -143,23 +148,26 @@ def command(
     sources = choice.find()
     description = describe(sources)
     spec = description.spec
-    components: Components = {}
     if images is None:
         assert data is not None
-        shards = Shards(data, spec.transformer, Encoders.of(description))
-        dataset: Dataset[Item] = shards
-        null = shards.null
+        shards, components = Shards(data, spec.transformer, Encoders.of(description)), {}
+        dataset, null = cast("Dataset[Item]", shards), shards.null
     else:
         components = load_components(sources, spec)
         dataset, null = _read_images(spec, components, images, height, width, column)
-    routed = load_checkpoint(sources)
-    start: Any = routed if config.mode is Mode.FIXED else _dense(routed, choice.model)
     # as the trainer's Accelerator makes it, which shares its state
     process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    draw: DrawPictures | None = None
+    if prompts:  # before the transformer takes memory
+        draw = _leave_drawing
+        if process.is_main_process:
+            draw = Painter(sources, spec, prompts, components, device=process.device, height=height, width=width)
+    routed = load_checkpoint(sources)
+    start: Any = routed if config.mode is Mode.FIXED else _dense(routed, choice.model)
     with _resumable(output):
         if process.is_main_process:
             choice.write(output)
-        result = finetune(config, start, dataset, spec.scheduler, null=null, components=components)
+        result = finetune(config, start, dataset, spec.scheduler, null=null, components=components, draw_pictures=draw)
         if not process.is_main_process:
             return
         save_checkpoint(
@@ -170,9 +178,31 @@ def command(
             dtype=_TYPES[dtype],
             overwrite=overwrite,
         )
-    for by_product in list_by_products(output):
-        click.echo(f"--pick {by_product.name} has the model of step {by_product.step}", err=True)
+    _tell_by_products(output)
     click.echo(output / "model")
+
+
+def _leave_drawing(_: RoutedTransformer) -> Any:
+    """Stand for a painter in processes that draw nothing."""
+
+
+def _tell_by_products(output: Path) -> None:
+    for by_product in list_by_products(output):
+        loss = by_product.validation_loss
+        score = "" if loss is None else f", validation loss {loss:.4f}"
+        click.echo(f"--pick {by_product.name} has the model of step {by_product.step}{score}", err=True)
+
+
+def _check_training(model: str | None, steps: int | None, inputs: tuple[Any, Any], for_images: tuple[Any, ...]) -> None:
+    """Raise UsageError if options of training are missing, or do not go together."""
+    if model is None or steps is None:
+        raise click.UsageError("training needs --model and --steps")
+    if (inputs[0] is None) == (inputs[1] is None):
+        raise click.UsageError("give one of --data and --images")
+    if inputs[1] is None and any(for_images):
+        raise click.UsageError(
+            "--height, --width and --caption-column are for --images; those of --data are what it was made with"
+        )
 
 
 def _check_picking() -> None:

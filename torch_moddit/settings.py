@@ -22,7 +22,8 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "target": (MIN_RATIO, 1.0),
     "accumulation": (1, 4096),
     "regions": (1, REGIONS),
-    "warmup": (0, MOST_STEPS),
+    **dict.fromkeys(("warmup", "validate_every"), (0, MOST_STEPS)),
+    "validation_share": (0, 0.5),
     "workers": (0, 256),
     "seed": (0, 2**64 - 1),
     **dict.fromkeys(("learning_rate", "router_rate", "ratio_rate", "weight_decay"), (0, 10)),
@@ -33,7 +34,7 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
 # Fields of the configuration that may differ when a run resumes: no weight depends on them, or else only on what two of
 # them make together, the samples of a step (`Trainer.conditions`).
 _FREE: Final = (
-    *("output", "log_every", "save_every", "keep_checkpoints", "by_products", "workers", "progress"),
+    *("output", "log_every", "save_every", "keep_checkpoints", "validate_every", "by_products", "workers", "progress"),
     *("batch_size", "accumulation", "gradient_checkpointing"),
 )
 
@@ -80,6 +81,8 @@ class FinetuneConfig:
     log_every: int = 20  # steps
     save_every: int = 500  # steps
     keep_checkpoints: int = 2
+    validate_every: int = 0  # steps; 0 for the end alone
+    validation_share: float = 0.0  # of the dataset's end, which is not trained on but measured
     by_products: bool = True  # kept each time the mean of learned ratios passes a tenth
     workers: int = 0  # processes that read data
     progress: bool = True  # bar on stderr

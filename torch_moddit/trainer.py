@@ -12,31 +12,31 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from moddit.contract import TEXT_ENCODER
-from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
+from moddit.errors import MissingError, ValueRangeError
 from moddit.files import discard, exclusive, new_folder, recover_all
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.signals import raise_if_stopped
 from torch_moddit.architectures import dense
-from torch_moddit.byproducts import BY_PRODUCTS, drop_by_products, find_by_products
+from torch_moddit.byproducts import BY_PRODUCTS, drop_by_products, find_by_products, list_by_products
 from torch_moddit.conditioning import Components
-from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
+from torch_moddit.data import Item, count_buckets, hold_out, load_batches
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
+from torch_moddit.processes import make_accelerator
+from torch_moddit.ratios import round_to_budget
 from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
 from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, Mode, describe, rate_factor
 from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
+from torch_moddit.validation import DrawPictures, Validation
 
-SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 RANDOM_SCORES: Final = 1  # which the generators of samples have not in their keys
 
 
@@ -61,6 +61,7 @@ def finetune(
     components: Components | None = None,
     draw_timesteps: DrawTimesteps | None = None,
     make_optimizers: MakeOptimizers | None = None,
+    draw_pictures: DrawPictures | None = None,
     stop_after: int | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> FinetuneResult:
@@ -77,6 +78,7 @@ def finetune(
         draw_timesteps: how the timesteps of a whole step are drawn; stratified over all of them by default.
         make_optimizers: what moves weights and routers; `make_adamw` by default. Each group's rate follows the
             configuration's schedule, from the rate it was made with.
+        draw_pictures: draws what a validation shows (`torch_moddit.validation.Painter`).
         stop_after: steps of this call, after which it writes a checkpoint and returns.
         on_log: called with each row of the log.
 
@@ -85,19 +87,33 @@ def finetune(
         ValueRangeError: a checkpoint was made with another configuration, number of samples a step or data; or the loss
             or a weight is not finite any more.
         FormatError: a checkpoint is damaged, or of another version.
-        UnsupportedError: Accelerate splits the model between processes.
+        UnsupportedError: Accelerate splits the model between processes, or samples are to be held out of a dataset
+            without a length.
         StorageError: a checkpoint or the log cannot be written, or another run writes into the same folder.
     """
     if null is None and config.caption_dropout > 0:
         raise MissingError(
             "[finetune] caption_dropout needs the null condition `null`; pass it, or set the dropout to 0"
         )
-    optimizers = make_optimizers or make_adamw
-    buckets = count_buckets(dataset)
-    trainer = Trainer(config, model, schedule, components or {}, draw_timesteps, optimizers, on_log, buckets)
+    if config.validate_every and not config.validation_share and draw_pictures is None:
+        raise ValueRangeError(
+            f"[finetune] validate_every {config.validate_every} has nothing to look at; want a validation_share above "
+            "0, or validation prompts"
+        )
+    trainer = Trainer(
+        config,
+        model,
+        dataset,
+        schedule,
+        components or {},
+        draw_timesteps,
+        make_optimizers or make_adamw,
+        draw_pictures,
+        on_log,
+    )
     with trainer.alone():
         trainer.resume()
-        return trainer.train(dataset, null, stop_after)
+        return trainer.train(null, stop_after)
 
 
 class Trainer:
@@ -107,24 +123,21 @@ class Trainer:
         self,
         config: FinetuneConfig,
         model: nn.Module,
+        dataset: Dataset[Item],
         schedule: NoiseSchedule,
         components: Components,
         draw_timesteps: DrawTimesteps | None,
         make_optimizers: MakeOptimizers,
+        draw_pictures: DrawPictures | None,
         on_log: Callable[[dict[str, Any]], None] | None,
-        buckets: list[int] | None,
     ) -> None:
         self.config = config
-        self.buckets = buckets  # samples of each picture size, which decide their order
+        self.dataset, held_out = hold_out(dataset, config.validation_share)
+        self.buckets = count_buckets(self.dataset)  # samples of each picture size, which decide their order
         self.schedule = schedule
         stratified = partial(draw_stratified, num_train_timesteps=schedule.num_train_timesteps)
         self.draw_timesteps = draw_timesteps or stratified
-        if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # which without a GPU is a traceback of Accelerate's
-            check_is_whole(DistributedType.FSDP)
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
-        )
-        check_is_whole(self.accelerator.distributed_type)
+        self.accelerator = make_accelerator(config)
         device = self.accelerator.device
         self.teacher = self._teacher(model).to(device) if config.distill_weight > 0 else None
         names = components.keys() & {TEXT_ENCODER, "vae"}
@@ -138,6 +151,8 @@ class Trainer:
             group["base_rate"] = group["lr"]
         self.noising = Noising(schedule, config.regions, frozen, device)
         self.step = 0
+        self.validation = Validation(held_out, config.batch_size, self.noising, config.seed, draw_pictures)
+        self.by_products: set[int] = set()  # tenths
         self.log = Log(config.output / LOG, on_log)
         self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
 
@@ -165,11 +180,21 @@ class Trainer:
         """The parameter groups of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def train(self, dataset: Dataset[Item], null: Item | None, stop_after: int | None) -> FinetuneResult:
+    def train(self, null: Item | None, stop_after: int | None) -> FinetuneResult:
         """Take the steps that are left, or `stop_after` of them."""
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
-        batches = iter(self._loader(dataset))
+        stride = accelerator.num_processes
+        batches = load_batches(
+            self.dataset,
+            self.buckets,
+            config.batch_size,
+            config.seed,
+            first=self.step * config.accumulation * stride + accelerator.process_index,
+            stride=stride,
+            workers=config.workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
         is_silent = not (config.progress and accelerator.is_main_process)
         self.trainee.train()
         # None: unless it is a terminal
@@ -179,12 +204,14 @@ class Trainer:
                 self._before_step()
                 before = self._keep_ratio()
                 for micro in range(config.accumulation):
-                    self._micro_step(_take(batches), micro, null)
+                    self._micro_step(next(batches), micro, null)
                 self.step += 1
                 bar.update()
                 self._keep_by_products(before)
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     bar.set_postfix(self._write_log())
+                if self.step == config.steps or (config.validate_every and self.step % config.validate_every == 0):
+                    self._validate()
                 if self.step % config.save_every == 0 or self.step == last:
                     self.save()
         return self._result()
@@ -257,6 +284,8 @@ class Trainer:
             self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
             drop_by_products(self.config.output, self.step)
             self.log.trim(self.step)
+        self.accelerator.wait_for_everyone()
+        self.by_products = {found.tenths for found in list_by_products(self.config.output)}
 
     def _keep_by_products(self, before: float) -> None:
         """Write a by-product for each tenth that the mean keep ratio has passed in a step, unless it did so before."""
@@ -264,10 +293,33 @@ class Trainer:
         if ratios is None or ratios.is_frozen or not config.by_products:
             return
         for found in find_by_products(ratios, before, config.target, self.step):
-            if self.accelerator.is_main_process and not found.folder(config.output).exists():
-                with self._averaged(found.plan(self.schedule.num_train_timesteps)) as model:
+            if found.tenths in self.by_products:
+                continue
+            self.by_products.add(found.tenths)
+            with self._averaged(found.plan(self.schedule.num_train_timesteps)) as model:
+                found = replace(found, validation_loss=self.validation.loss(model, self.accelerator))
+                if self.accelerator.is_main_process:
                     found.write(config.output, model)
             self.accelerator.wait_for_everyone()
+
+    def _validate(self) -> None:
+        """Measure averaged weights under the plan that ratios are rounded to now, draw with them, and write a row."""
+        if self.validation.is_empty:
+            return
+        plan = self._plan()
+        with self._averaged(plan) as model:
+            row = self.validation.run(model, self.accelerator, self.config.output, self.step)
+        if self.accelerator.is_main_process:
+            self.log.write({"step": self.step, "validated_keep_ratio": plan.mean_keep_ratio, **row})
+        self.accelerator.wait_for_everyone()
+
+    def _plan(self) -> RoutingPlan:
+        """Make the plan that the model has now: that of its ratios, rounded to what their mean allows."""
+        ratios = self.trainee.ratios
+        if ratios is None or ratios.is_frozen:
+            return self.trainee.model.policy.plan if ratios is None else ratios.plan()
+        rows = round_to_budget(ratios.values.detach().tolist(), min(1.0, ratios.mean))
+        return RoutingPlan(tuple(map(tuple, rows)), self.schedule.num_train_timesteps)
 
     @contextmanager
     def _averaged(self, plan: RoutingPlan) -> Iterator[RoutedTransformer]:
@@ -341,24 +393,6 @@ class Trainer:
         frozen: RoutedTransformer = _freeze(copied)
         return frozen
 
-    def _loader(self, dataset: Dataset[Item]) -> DataLoader[Item]:
-        accelerator, config = self.accelerator, self.config
-        stride = accelerator.num_processes
-        first = self.step * config.accumulation * stride + accelerator.process_index
-        load = partial(
-            DataLoader[Item],
-            collate_fn=collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator().manual_seed(config.seed % SEEDS),
-        )
-        if isinstance(dataset, IterableDataset):  # which each of several workers would read from its start
-            stream = Stream(dataset, config.batch_size, first=first, stride=stride)
-            return load(stream, batch_size=config.batch_size, num_workers=min(config.workers, 1))
-        assert self.buckets is not None
-        batches = Batches(self.buckets, config.batch_size, config.seed, first=first, stride=stride)
-        return load(dataset, batch_sampler=batches, num_workers=config.workers)
-
     def _write_log(self) -> dict[str, str]:
         """Write the means since the last row; return what the progress bar shows."""
         totals = self.accelerator.reduce(self.totals).cpu()
@@ -411,24 +445,6 @@ class Trainer:
             model.policy = replace(model.policy, plan=final.plan())
         self.accelerator.free_memory()
         return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
-
-
-def check_is_whole(kind: DistributedType) -> None:
-    """Raise UnsupportedError if a kind of distribution splits the model between processes."""
-    if kind in SPLITTING:
-        raise UnsupportedError(
-            f"[finetune] {kind.value} splits the model between processes, which is not implemented; want each process "
-            "to hold all of it"
-        )
-
-
-def _take(batches: Iterator[Item]) -> Item:
-    """Take the next batch; an error says no more than it did in the process that read the data."""
-    try:
-        return next(batches)
-    except InputError as error:
-        kind = type(error)
-        raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from None
 
 
 def _freeze(module: Any) -> Any:

@@ -40,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(folder: Path, out: str) -> list[str]:
     files = ("--model", folder / "dense", "--data", folder / "data", "--out", folder / out)
     steps = ("--steps", 4, "--warmup", 1, "--distill-weight", 1, "--log-every", 1, "--learning-rate", 1e-3)
-    return list(map(str, (*files, *steps)))
+    looks = ("--validate-every", 2, "--validation-share", 0.25, "--validation-prompt", "a red circle")
+    return list(map(str, (*files, *steps, *looks)))
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -56,6 +57,9 @@ def test_two_processes_are_one_with_twice_the_batch(name: str, folder: Path) -> 
     assert one.policy == two.policy
     state = two.state_dict()
     assert max(float((value - state[key]).abs().max()) for key, value in one.state_dict().items()) <= SHARED
-    rows = [[json.loads(row) for row in (folder / run / "log.jsonl").read_text().splitlines()] for run in ("one", name)]
-    assert [row["samples"] for row in rows[1]] == [row["samples"] for row in rows[0]] == [4, 8, 12, 16]
-    assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], rel=1e-4)
+    logs = [[json.loads(row) for row in (folder / run / "log.jsonl").read_text().splitlines()] for run in ("one", name)]
+    assert [row["samples"] for row in logs[1] if "loss" in row] == [4, 8, 12, 16]
+    for key, count in (("samples", 4), ("loss", 4), ("validation_loss", 2), ("pictures", 2)):
+        one_told, two_told = ([row[key] for row in log if key in row] for log in logs)
+        assert len(one_told) == count
+        assert two_told == (one_told if key == "pictures" else pytest.approx(one_told, rel=1e-4))
