@@ -60,7 +60,7 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 )
 @column_option
 @click.option("--out", "output", type=OUTPUT, required=True, help="Folder of the run and its result.")
-@_setting("steps", "Optimizer steps.")
+@_setting("steps", "Optimizer steps; more than before make a run longer.")
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")

@@ -34,7 +34,17 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
 # Fields of the configuration that may differ when a run resumes: no weight depends on them, or else only on what two of
 # them make together, the samples of a step (`Trainer.conditions`).
 _FREE: Final = (
-    *("output", "log_every", "save_every", "keep_checkpoints", "validate_every", "by_products", "workers", "progress"),
+    *(
+        "output",
+        "steps",
+        "log_every",
+        "save_every",
+        "keep_checkpoints",
+        "validate_every",
+        "by_products",
+        "workers",
+        "progress",
+    ),
     *("batch_size", "accumulation", "gradient_checkpointing"),
 )
 
@@ -51,7 +61,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How to train. Rates are AdamW's; shares are of `steps`."""
+    """How to train. Rates are AdamW's; shares are of `span`."""
 
     output: Path  # folder of the log and the checkpoints
     steps: int  # optimizer steps
@@ -72,6 +82,7 @@ class FinetuneConfig:
     fall_share: float = 0.35  # in which the ratios' mean falls from 1 to the target
     # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
     freeze_share: float = 0.6
+    schedule_steps: int | None = None  # that these shares are of, in a run that was made longer; None for all steps
     distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
     caption_dropout: float = 0.1  # share of samples trained on the empty caption
     ema_decay: float = 0.999
@@ -93,6 +104,8 @@ class FinetuneConfig:
             value = getattr(self, name)
             if not least <= value <= most:  # NaN is in no range
                 raise ValueRangeError(f"[finetune] {name} out of range, got {value}, want {least}..{most}")
+        if not 1 <= self.span <= self.steps:
+            raise ValueRangeError(f"[finetune] schedule_steps out of range, got {self.span}, want 1..{self.steps}")
         if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
             raise ValueRangeError(
                 f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"
@@ -103,16 +116,21 @@ class FinetuneConfig:
         return round(self.target * DENOMINATOR)
 
     @property
+    def span(self) -> int:
+        """Steps in which rates and ratios go their way; after them both stay."""
+        return self.schedule_steps or self.steps
+
+    @property
     def freeze_step(self) -> int:
-        return max(1, round(self.freeze_share * self.steps))
+        return max(1, round(self.freeze_share * self.span))
 
     def goal(self, step: int) -> float:
         """Mean keep ratio after `step` steps: from 1 to the target in equal parts."""
-        return 1.0 - (1.0 - self.target) * min(1.0, step / max(1, round(self.fall_share * self.steps)))
+        return 1.0 - (1.0 - self.target) * min(1.0, step / max(1, round(self.fall_share * self.span)))
 
     def ratio_factor(self, step: int) -> float:
         """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""
-        start = round(self.fall_share * self.steps)
+        start = round(self.fall_share * self.span)
         return min(1.0, max(0.0, (self.freeze_step - step) / max(1, self.freeze_step - start)))
 
 
@@ -120,12 +138,12 @@ def rate_factor(step: int, config: FinetuneConfig) -> float:
     """Share of the full rates at a step: linear warm-up, flat, then a cosine down to `floor`."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    start = max(config.warmup, round(config.flat_share * config.steps))
-    done = min(1.0, max(0, step - start) / max(1, config.steps - start))
+    start = max(config.warmup, round(config.flat_share * config.span))
+    done = min(1.0, max(0, step - start) / max(1, config.span - start))
     return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 def describe(config: FinetuneConfig) -> dict[str, Any]:
     """Write the fields on which the weights depend as JSON values."""
     values = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    return {**values, "mode": config.mode.value}
+    return {**values, "mode": config.mode.value, "schedule_steps": config.span}

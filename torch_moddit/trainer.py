@@ -31,7 +31,15 @@ from torch_moddit.model import RoutedTransformer
 from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
 from torch_moddit.processes import make_accelerator
 from torch_moddit.ratios import round_to_budget
-from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
+from torch_moddit.runfiles import (
+    CHECKPOINTS,
+    LOG,
+    Log,
+    list_checkpoints,
+    read_progress,
+    read_schedule_steps,
+    write_progress,
+)
 from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, Mode, describe, rate_factor
 from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
@@ -276,7 +284,15 @@ class Trainer:
         """
         found = list_checkpoints(self.config.output)
         if found:
+            if self.config.schedule_steps is None:  # a run that is made longer goes on as it was begun
+                span = min(self.config.steps, read_schedule_steps(found[-1]))
+                self.config = replace(self.config, schedule_steps=span)
             step = read_progress(found[-1], self.conditions)
+            if step > self.config.steps:
+                raise ValueRangeError(
+                    f"[finetune] {found[-1]}: the run has taken {step} steps, more than steps {self.config.steps}; "
+                    "want at least as many, or another output folder"
+                )
             restore(found[-1], self.parts, read_state(found[-1]))
             self.average.to(self.accelerator.device)
             self.step = step

@@ -103,6 +103,26 @@ def test_stops_where_told_and_goes_on(tmp_path: Path) -> None:
     assert difference(third, whole) <= REPEATED
 
 
+@pytest.mark.parametrize("mode", [Mode.LEARNED, Mode.UNIFORM])
+@pytest.mark.parametrize("taken", [5, 8])  # steps, before it is made longer
+def test_a_longer_run_keeps_the_schedule_that_it_began_with(tmp_path: Path, mode: Mode, taken: int) -> None:
+    whole = train(configure(tmp_path / "whole", mode=mode, steps=14, schedule_steps=8))
+    config = configure(tmp_path / "longer", mode=mode, steps=8)
+    train(config, stop_after=taken)
+    config = replace(config, steps=14)
+    assert train(config, stop_after=2).step == taken + 2
+    longer = train(config)
+    assert longer.is_finished
+    assert difference(longer, whole) <= REPEATED
+    assert longer.model.policy.plan == whole.model.policy.plan
+    rates = {row["step"]: row["learning_rate"] for row in read_log(longer)}
+    assert rates[10] == rates[12] == rates[14] == pytest.approx(config.learning_rate * config.floor)
+    with pytest.raises(ValueRangeError, match=r"has taken 14 steps, more than steps 8; want at least as many"):
+        train(replace(config, steps=8))
+    with pytest.raises(ValueRangeError, match=r"another steps \(was 8, is 6\)"):
+        train(replace(config, steps=6))
+
+
 def test_resuming_refuses_another_configuration(tmp_path: Path) -> None:
     config = configure(tmp_path)
     train(config, stop_after=1)
