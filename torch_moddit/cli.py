@@ -33,7 +33,7 @@ from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import RANGES, FinetuneConfig, Mode
+from torch_moddit.settings import RANGES, RATE_SCHEDULES, FinetuneConfig, Mode
 from torch_moddit.shards import Encoders, Shards
 from torch_moddit.trainer import finetune
 from torch_moddit.validation import DrawPictures, Painter
@@ -69,7 +69,15 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("learning_rate", "Of the transformer.")
 @_setting("router_rate", "Learning rate of the routers.")
 @_setting("ratio_rate", "Change of a keep ratio in one step.")
-@_setting("warmup", "Steps before the rates are full.")
+@click.option(
+    "--lr-scheduler",
+    type=click.Choice(RATE_SCHEDULES),
+    default=_FIELDS["lr_scheduler"].default,
+    help="How the rates go: flat and then a cosine, or as in diffusers.",
+)
+@_setting("warmup", "Steps before the rates are full, but with constant.")
+@_setting("lr_cycles", "Of cosine_with_restarts.")
+@_setting("lr_power", "Of polynomial.")
 @_setting("fall_share", "Share of steps in which the mean falls to the target.")
 @_setting("freeze_share", "Share of steps after which the keep ratios stay.")
 @_setting("distill_weight", "Weight of the dense model's answer.")

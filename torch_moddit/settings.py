@@ -15,12 +15,17 @@ from moddit.routing import DENOMINATOR
 from torch_moddit.ratios import MIN_RATIO, check_target
 
 MOST_STEPS: Final = 10**8
+RATE_SCHEDULES: Final = (  # ours, and those of diffusers.optimization (`torch_moddit.rates`)
+    *("warmup_stable_decay", "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
+    "polynomial",
+)
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("steps", "log_every", "save_every", "keep_checkpoints"), (1, MOST_STEPS)),
     "batch_size": (1, 65_536),
     "target": (MIN_RATIO, 1.0),
-    "accumulation": (1, 4096),
+    **dict.fromkeys(("accumulation", "lr_cycles"), (1, 4096)),
+    "lr_power": (0, 100),
     "regions": (1, REGIONS),
     **dict.fromkeys(("warmup", "validate_every"), (0, MOST_STEPS)),
     "validation_share": (0, 0.5),
@@ -76,9 +81,12 @@ class FinetuneConfig:
     weight_decay: float = 0.01  # of the transformer
     beta2: float = 0.99
     max_grad_norm: float = 1.0  # of transformer and routers
+    lr_scheduler: str = RATE_SCHEDULES[0]
     warmup: int = 50  # steps
-    flat_share: float = 0.5  # before the rates fall as a cosine
-    floor: float = 0.03  # share of the rates left at the end
+    flat_share: float = 0.5  # of warmup_stable_decay, before the rates fall as a cosine
+    floor: float = 0.03  # share of the rates that it leaves at the end
+    lr_cycles: int = 1  # of cosine_with_restarts
+    lr_power: float = 1.0  # of polynomial
     fall_share: float = 0.35  # in which the ratios' mean falls from 1 to the target
     # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
     freeze_share: float = 0.6
@@ -106,6 +114,9 @@ class FinetuneConfig:
                 raise ValueRangeError(f"[finetune] {name} out of range, got {value}, want {least}..{most}")
         if not 1 <= self.span <= self.steps:
             raise ValueRangeError(f"[finetune] schedule_steps out of range, got {self.span}, want 1..{self.steps}")
+        if self.lr_scheduler not in RATE_SCHEDULES:
+            names = ", ".join(RATE_SCHEDULES)
+            raise ValueRangeError(f"[finetune] lr_scheduler is {self.lr_scheduler!r}, want one of {names}")
         if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
             raise ValueRangeError(
                 f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"
@@ -132,15 +143,6 @@ class FinetuneConfig:
         """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""
         start = round(self.fall_share * self.span)
         return min(1.0, max(0.0, (self.freeze_step - step) / max(1, self.freeze_step - start)))
-
-
-def rate_factor(step: int, config: FinetuneConfig) -> float:
-    """Share of the full rates at a step: linear warm-up, flat, then a cosine down to `floor`."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    start = max(config.warmup, round(config.flat_share * config.span))
-    done = min(1.0, max(0, step - start) / max(1, config.span - start))
-    return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 def describe(config: FinetuneConfig) -> dict[str, Any]:

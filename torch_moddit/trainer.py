@@ -30,6 +30,7 @@ from torch_moddit.data import Item, count_buckets, hold_out, load_batches
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
 from torch_moddit.processes import make_accelerator
+from torch_moddit.rates import make_rate_factor
 from torch_moddit.ratios import round_to_budget
 from torch_moddit.runfiles import (
     CHECKPOINTS,
@@ -41,7 +42,7 @@ from torch_moddit.runfiles import (
     write_progress,
 )
 from torch_moddit.runstate import read_state, restore, write_state
-from torch_moddit.settings import FinetuneConfig, Mode, describe, rate_factor
+from torch_moddit.settings import FinetuneConfig, Mode, describe
 from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
 from torch_moddit.validation import DrawPictures, Validation
 
@@ -145,6 +146,7 @@ class Trainer:
         self.schedule = schedule
         stratified = partial(draw_stratified, num_train_timesteps=schedule.num_train_timesteps)
         self.draw_timesteps = draw_timesteps or stratified
+        self.rate_factor = make_rate_factor(config)
         self.accelerator = make_accelerator(config)
         device = self.accelerator.device
         self.teacher = self._teacher(model).to(device) if config.distill_weight > 0 else None
@@ -287,6 +289,7 @@ class Trainer:
             if self.config.schedule_steps is None:  # a run that is made longer goes on as it was begun
                 span = min(self.config.steps, read_schedule_steps(found[-1]))
                 self.config = replace(self.config, schedule_steps=span)
+                self.rate_factor = make_rate_factor(self.config)
             step = read_progress(found[-1], self.conditions)
             if step > self.config.steps:
                 raise ValueRangeError(
@@ -358,7 +361,7 @@ class Trainer:
             ratios.freeze(config.target)
             # forget weights of other ratios soon: the average starts to warm up again
             self.average.optimization_step = 0
-        factor = rate_factor(self.step, config)
+        factor = self.rate_factor(self.step)
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor
 

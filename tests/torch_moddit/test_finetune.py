@@ -23,7 +23,6 @@ from tests.torch_moddit.training import NULL, Latents, configure, read_log, sche
 from torch_moddit.finetune import Mode, finetune
 from torch_moddit.noising import draw_stratified, make_generators
 from torch_moddit.pixart import RoutedPixArt
-from torch_moddit.settings import rate_factor
 from torch_moddit.trainee import make_trainee
 
 HALF = RoutingPlan.uniform(3, 4, 5)
@@ -145,13 +144,6 @@ def test_gradient_checkpointing_is_for_every_mode(tmp_path: Path, mode: Mode) ->
     assert make_trainee(config, start, 1000).model.gradient_checkpointing
 
 
-def test_rates_rise_stay_and_fall(tmp_path: Path) -> None:
-    config = configure(tmp_path, steps=100, warmup=10, flat_share=0.5, floor=0.1)
-    assert [rate_factor(step, config) for step in (0, 9, 30)] == pytest.approx([0.1, 1.0, 1.0])
-    assert rate_factor(75, config) == pytest.approx(0.55)
-    assert rate_factor(99, config) == pytest.approx(0.1, abs=0.01)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -162,6 +154,8 @@ def test_rates_rise_stay_and_fall(tmp_path: Path) -> None:
         ({"workers": 10**6}, "workers"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"seed": 2**64}, "seed"),
+        ({"schedule_steps": 9}, r"schedule_steps out of range, got 9, want 1\.\.8"),
+        ({"lr_scheduler": "step"}, "lr_scheduler is 'step', want one of warmup_stable_decay, constant"),
         ({"mode": Mode.UNIFORM, "target": 0.45}, "whole tenths"),
     ],
 )
