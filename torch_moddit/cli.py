@@ -33,7 +33,7 @@ from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import RANGES, RATE_SCHEDULES, FinetuneConfig, Mode
+from torch_moddit.settings import RANGES, RATE_SCHEDULES, TRACKERS, FinetuneConfig, Mode
 from torch_moddit.shards import Encoders, Shards
 from torch_moddit.trainer import finetune
 from torch_moddit.validation import DrawPictures, Painter
@@ -104,6 +104,13 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     metavar="TEXT",
     multiple=True,
     help="Draw this at each validation, in OUT/validation/STEP; may be repeated. Of classes, a name or number.",
+)
+@click.option(
+    "--tracker",
+    "trackers",
+    type=click.Choice(TRACKERS),
+    multiple=True,
+    help="Tell the rows of the log to this, too; may be repeated.",
 )
 @_setting("workers", "Processes that read data.")
 @click.option(

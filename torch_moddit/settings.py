@@ -15,6 +15,7 @@ from moddit.routing import DENOMINATOR
 from torch_moddit.ratios import MIN_RATIO, check_target
 
 MOST_STEPS: Final = 10**8
+TRACKERS: Final = ("tensorboard", "wandb")  # of Accelerate
 RATE_SCHEDULES: Final = (  # ours, and those of diffusers.optimization (`torch_moddit.rates`)
     *("warmup_stable_decay", "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
     "polynomial",
@@ -39,17 +40,8 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
 # Fields of the configuration that may differ when a run resumes: no weight depends on them, or else only on what two of
 # them make together, the samples of a step (`Trainer.conditions`).
 _FREE: Final = (
-    *(
-        "output",
-        "steps",
-        "log_every",
-        "save_every",
-        "keep_checkpoints",
-        "validate_every",
-        "by_products",
-        "workers",
-        "progress",
-    ),
+    *("output", "steps", "log_every", "save_every", "keep_checkpoints", "validate_every"),
+    *("by_products", "workers", "progress", "trackers"),
     *("batch_size", "accumulation", "gradient_checkpointing"),
 )
 
@@ -105,6 +97,7 @@ class FinetuneConfig:
     by_products: bool = True  # kept each time the mean of learned ratios passes a tenth
     workers: int = 0  # processes that read data
     progress: bool = True  # bar on stderr
+    trackers: tuple[str, ...] = ()  # of TRACKERS, which are told the rows of the log
 
     def __post_init__(self) -> None:
         check_target(self.target)
@@ -117,6 +110,8 @@ class FinetuneConfig:
         if self.lr_scheduler not in RATE_SCHEDULES:
             names = ", ".join(RATE_SCHEDULES)
             raise ValueRangeError(f"[finetune] lr_scheduler is {self.lr_scheduler!r}, want one of {names}")
+        if unknown := set(self.trackers) - set(TRACKERS):
+            raise ValueRangeError(f"[finetune] trackers has {unknown}, want {' and '.join(TRACKERS)}, or one of them")
         if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
             raise ValueRangeError(
                 f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"

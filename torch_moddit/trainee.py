@@ -13,7 +13,7 @@ from moddit.routing import DENOMINATOR, RoutingPlan
 from moddit.tokens import TokenPolicy
 from torch_moddit.architectures import dense, routed_class
 from torch_moddit.model import Context, RoutedTransformer
-from torch_moddit.ratios import KeepRatios
+from torch_moddit.ratios import KeepRatios, round_to_budget
 from torch_moddit.settings import FinetuneConfig, Mode
 
 MakeOptimizers = Callable[[FinetuneConfig, "Trainee"], Sequence[torch.optim.Optimizer]]
@@ -33,6 +33,28 @@ class Trainee(nn.Module):
         output = self.model(latents, timestep, context, routing=self.ratios.read().bins)
         # frozen ratios stay part of the graph, because distributed training waits for every gradient
         return output + 0.0 * self.ratios.values.sum()
+
+    @property
+    def keep_ratio(self) -> float:
+        """Mean over layers and regions."""
+        return self.model.policy.plan.mean_keep_ratio if self.ratios is None else self.ratios.mean
+
+    def keep_ratio_by_region(self, regions: int) -> list[float]:
+        """Give the mean of each region over the layers."""
+        plan = self.model.policy.plan
+        if self.ratios is not None:
+            return self.ratios.region_means()
+        if self.model.policy.is_dense:
+            return [plan.mean_keep_ratio] * regions
+        return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
+
+    def plan(self) -> RoutingPlan:
+        """Make the plan that the model has now: that of its ratios, rounded to what their mean allows."""
+        plan = self.model.policy.plan
+        if self.ratios is None or self.ratios.is_frozen:
+            return plan if self.ratios is None else self.ratios.plan()
+        rows = round_to_budget(self.ratios.values.detach().tolist(), min(1.0, self.ratios.mean))
+        return RoutingPlan(tuple(map(tuple, rows)), plan.num_train_timesteps)
 
 
 def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> Trainee:

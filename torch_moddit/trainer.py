@@ -31,7 +31,6 @@ from torch_moddit.model import RoutedTransformer
 from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
 from torch_moddit.processes import make_accelerator
 from torch_moddit.rates import make_rate_factor
-from torch_moddit.ratios import round_to_budget
 from torch_moddit.runfiles import (
     CHECKPOINTS,
     LOG,
@@ -43,6 +42,7 @@ from torch_moddit.runfiles import (
 )
 from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, Mode, describe
+from torch_moddit.tracking import track, tracking
 from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
 from torch_moddit.validation import DrawPictures, Validation
 
@@ -92,7 +92,7 @@ def finetune(
         on_log: called with each row of the log.
 
     Raises:
-        MissingError: `null` or a component is needed and absent.
+        MissingError: `null` or a component is needed and absent, or a tracker is not installed or does not start.
         ValueRangeError: a checkpoint was made with another configuration, number of samples a step or data; or the loss
             or a weight is not finite any more.
         FormatError: a checkpoint is damaged, or of another version.
@@ -122,7 +122,8 @@ def finetune(
     )
     with trainer.alone():
         trainer.resume()
-        return trainer.train(null, stop_after)
+        with tracking(trainer.accelerator, trainer.config, trainer.step):
+            return trainer.train(null, stop_after)
 
 
 class Trainer:
@@ -163,7 +164,8 @@ class Trainer:
         self.step = 0
         self.validation = Validation(held_out, config.batch_size, self.noising, config.seed, draw_pictures)
         self.by_products: set[int] = set()  # tenths
-        self.log = Log(config.output / LOG, on_log)
+        self.on_log = on_log
+        self.log = Log(config.output / LOG, self._tell)
         self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
 
     @contextmanager
@@ -212,7 +214,7 @@ class Trainer:
             while self.step < last:
                 raise_if_stopped()
                 self._before_step()
-                before = self._keep_ratio()
+                before = self.trainee.keep_ratio
                 for micro in range(config.accumulation):
                     self._micro_step(next(batches), micro, null)
                 self.step += 1
@@ -325,20 +327,12 @@ class Trainer:
         """Measure averaged weights under the plan that ratios are rounded to now, draw with them, and write a row."""
         if self.validation.is_empty:
             return
-        plan = self._plan()
+        plan = self.trainee.plan()
         with self._averaged(plan) as model:
             row = self.validation.run(model, self.accelerator, self.config.output, self.step)
         if self.accelerator.is_main_process:
             self.log.write({"step": self.step, "validated_keep_ratio": plan.mean_keep_ratio, **row})
         self.accelerator.wait_for_everyone()
-
-    def _plan(self) -> RoutingPlan:
-        """Make the plan that the model has now: that of its ratios, rounded to what their mean allows."""
-        ratios = self.trainee.ratios
-        if ratios is None or ratios.is_frozen:
-            return self.trainee.model.policy.plan if ratios is None else ratios.plan()
-        rows = round_to_budget(ratios.values.detach().tolist(), min(1.0, ratios.mean))
-        return RoutingPlan(tuple(map(tuple, rows)), self.schedule.num_train_timesteps)
 
     @contextmanager
     def _averaged(self, plan: RoutingPlan) -> Iterator[RoutedTransformer]:
@@ -425,8 +419,8 @@ class Trainer:
             "diffusion_loss": diffusion,
             "distill_loss": distill,
             "diffusion_loss_by_region": (totals[:, 0] / totals[:, 2].clamp_min(1)).tolist(),
-            "keep_ratio": self._keep_ratio(),
-            "keep_ratio_by_region": self._keep_ratio_by_region(),
+            "keep_ratio": self.trainee.keep_ratio,
+            "keep_ratio_by_region": self.trainee.keep_ratio_by_region(self.config.regions),
             "learning_rate": self.groups[0]["lr"],
         }
         if not math.isfinite(diffusion + distill):
@@ -435,17 +429,10 @@ class Trainer:
             self.log.write(row)
         return {"loss": f"{row['loss']:.4f}", "keep": f"{row['keep_ratio']:.3f}"}
 
-    def _keep_ratio(self) -> float:
-        ratios = self.trainee.ratios
-        return self.trainee.model.policy.plan.mean_keep_ratio if ratios is None else ratios.mean
-
-    def _keep_ratio_by_region(self) -> list[float]:
-        ratios, plan = self.trainee.ratios, self.trainee.model.policy.plan
-        if ratios is not None:
-            return ratios.region_means()
-        if self.trainee.model.policy.is_dense:
-            return [plan.mean_keep_ratio] * self.config.regions
-        return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
+    def _tell(self, row: dict[str, Any]) -> None:
+        track(self.accelerator, self.config.output, row)
+        if self.on_log is not None:
+            self.on_log(row)
 
     def _result(self) -> FinetuneResult:
         """Copy the averaged weights into a model of their own, with the final plan."""
