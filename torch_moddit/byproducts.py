@@ -9,8 +9,10 @@ They lie apart from the checkpoints that a run resumes from, and no later one ta
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Final
 
 import torch
@@ -25,7 +27,8 @@ from moddit.routing import DENOMINATOR, RoutingPlan
 from torch_moddit.export import save_checkpoint, write_transformer
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
-from torch_moddit.ratios import KeepRatios, round_to_budget
+from torch_moddit.ratios import KeepRatios
+from torch_moddit.targets import round_to_budget
 
 BY_PRODUCTS: Final = "by-products"
 RECORD: Final = "by-product.json"
@@ -49,27 +52,28 @@ class ByProduct:
     def folder(self, output: Path) -> Path:
         return output / BY_PRODUCTS / self.name
 
-    def plan(self, num_train_timesteps: int) -> RoutingPlan:
-        """Round the ratios to this tenth's budget."""
-        rows = round_to_budget(self.ratios, self.tenths / DENOMINATOR)
+    def plan(self, targets: Sequence[float], num_train_timesteps: int) -> RoutingPlan:
+        """Round the ratios to this tenth's budget, which regions with targets of their own have their parts of."""
+        fallen = (1 - self.tenths / DENOMINATOR) / (1 - fmean(targets))
+        rows = round_to_budget(self.ratios, [1 - (1 - target) * fallen for target in targets])
         return RoutingPlan(tuple(map(tuple, rows)), num_train_timesteps)
 
     def write(self, output: Path, model: RoutedTransformer) -> None:
         """Write it whole, with a model that follows its plan; raises StorageError."""
         with new_folder(self.folder(output), kind="by-product", may_replace=lambda _: True) as part:
-            write_transformer(part / TRANSFORMER, model)
+            write_transformer(part / TRANSFORMER, model, dtype=torch.float32)
             (part / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def find_by_products(ratios: KeepRatios, before: float, target: float, step: int) -> list[ByProduct]:
+def find_by_products(ratios: KeepRatios, before: float, targets: Sequence[float], step: int) -> list[ByProduct]:
     """List what a step has made: one for each tenth above the target that the mean had `before` and has passed now."""
     after, table = ratios.mean, tuple(map(tuple, ratios.values.detach().tolist()))
-    passed = [
-        tenths
-        for tenths in range(DENOMINATOR - 1, 0, -1)
-        if after - _NEAR <= tenths / DENOMINATOR < before - _NEAR and tenths / DENOMINATOR > target + _NEAR
+    means = ((tenths, tenths / DENOMINATOR) for tenths in range(DENOMINATOR - 1, 0, -1))
+    return [
+        ByProduct(tenths, step, table)
+        for tenths, mean in means
+        if after - _NEAR <= mean < before - _NEAR and mean > fmean(targets) + _NEAR
     ]
-    return [ByProduct(tenths, step, table) for tenths in passed]
 
 
 def list_by_products(output: Path) -> list[ByProduct]:

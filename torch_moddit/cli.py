@@ -21,20 +21,21 @@ from transformers.utils.logging import disable_progress_bar
 from moddit.bounds import SIDE
 from moddit.checkpoint.description import describe
 from moddit.conditioning import Label
-from moddit.errors import MissingError
+from moddit.errors import MissingError, ValueRangeError
 from moddit.signals import Stopped
 from moddit.spec import ModelSpec
 from torch_moddit.byproducts import NAMES, list_by_products, pick
 from torch_moddit.conditioning import Components, teller
 from torch_moddit.data import Item, PictureFolder
-from torch_moddit.export import check_output, save_checkpoint
+from torch_moddit.export import check_adapter, check_output, save_adapter, save_checkpoint
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import RANGES, RATE_SCHEDULES, TRACKERS, FinetuneConfig, Mode
+from torch_moddit.settings import RANGES, RATE_SCHEDULES, TRACKERS, FinetuneConfig, Mode, Target, Train
 from torch_moddit.shards import Encoders, Shards
+from torch_moddit.targets import check_target
 from torch_moddit.trainer import finetune
 from torch_moddit.validation import DrawPictures, Painter
 
@@ -42,6 +43,23 @@ _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
 _PIXELS = click.IntRange(min=1, max=SIDE)
 _OF_PICKING = {"model", "base", "revision", "variant", "output", "dtype", "picked", "overwrite"}
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class TargetType(click.ParamType[Target]):
+    """One mean keep ratio, or several with commas between them."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Target:
+        try:
+            targets = tuple(map(float, str(value).split(",")))
+            for target in targets:
+                check_target(target)
+        except ValueError:
+            self.fail(f"{value!r} is not a number, nor several such as 0.9,0.8,0.7,0.6", param, ctx)
+        except ValueRangeError as error:
+            self.fail(str(error), param, ctx)
+        return targets[0] if len(targets) == 1 else targets
 
 
 def _setting(name: str, text: str) -> Callable[[Any], Any]:
@@ -64,11 +82,25 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
-@_setting("target", "Mean keep ratio over layers and regions.")
-@_setting("regions", "Regions of timesteps.")
+@click.option(
+    "--train",
+    type=click.Choice([train.value for train in Train]),
+    default="all",
+    help="Weights of the transformer that are trained: all, adapters beside the blocks' (LoRA), or none but routers.",
+)
+@_setting("lora_rank", "Of the adapters of --train lora.")
+@click.option(
+    "--target",
+    type=TargetType(),
+    default=_FIELDS["target"].default,
+    metavar="RATIO[,RATIO...]",
+    help="Mean keep ratio over layers and regions, or of each region, cleanest first.",
+)
+@_setting("regions", "Regions of timesteps, with keep ratios of their own.")
+@click.option("--layerwise", is_flag=True, help="One keep ratio a layer for all timesteps, as DiffCR-L: one region.")
 @_setting("learning_rate", "Of the transformer.")
 @_setting("router_rate", "Learning rate of the routers.")
-@_setting("ratio_rate", "Change of a keep ratio in one step.")
+@_setting("ratio_rate", "Change of a keep ratio in one step [default: by the number of steps].")
 @click.option(
     "--lr-scheduler",
     type=click.Choice(RATE_SCHEDULES),
@@ -87,8 +119,9 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     "--mixed-precision",
     type=click.Choice(["no", "fp16", "bf16"]),
     default=_FIELDS["mixed_precision"].default,
-    help="Of forward passes.",
+    help="Of forward passes, and of weights that are not trained.",
 )
+@click.option("--use-8bit-adam", is_flag=True, help="Adam with moments of 8 bits; needs bitsandbytes.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
 @click.option("--height", type=_PIXELS, help="Picture height in pixels, with --images [default: the model's].")
 @click.option("--width", type=_PIXELS, help="Picture width in pixels, with --images [default: the model's].")
@@ -135,6 +168,8 @@ def command(
     column: str | None,
     output: Path,
     mode: str,
+    train: str,
+    layerwise: bool,
     height: int | None,
     width: int | None,
     dtype: str,
@@ -143,7 +178,8 @@ def command(
     overwrite: bool,
     **settings: Any,
 ) -> None:
-    """Fine-tune a diffusion transformer with learned token routing; write its pipeline to OUT/model.
+    """Fine-tune a diffusion transformer with learned token routing; write its pipeline to OUT/model, and with
+    --train lora also what it adds to the dense model to OUT/adapter.
 
     The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
     accelerate launch -m torch_moddit.finetune ...
@@ -156,10 +192,13 @@ def command(
         return
     _check_training(model, settings["steps"], (data, images), (height, width, column))
     assert choice is not None
+    if layerwise:
+        settings["regions"] = _check_layerwise(settings["regions"])
     check_output(output / "model", overwrite=overwrite)
+    check_adapter(output / "adapter", overwrite=overwrite)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
-    config = FinetuneConfig(output=output, mode=Mode(mode), **settings)
+    config = FinetuneConfig(output=output, mode=Mode(mode), train=Train(train), **settings)
     sources = choice.find()
     description = describe(sources)
     spec = description.spec
@@ -193,6 +232,15 @@ def command(
             dtype=_TYPES[dtype],
             overwrite=overwrite,
         )
+        if result.lora is not None:
+            save_adapter(
+                output / "adapter",
+                result.model,
+                result.lora,
+                keep_ratio=result.keep_ratio,
+                dtype=_TYPES[dtype],
+                overwrite=overwrite,
+            )
     _tell_by_products(output)
     click.echo(output / "model")
 
@@ -218,6 +266,14 @@ def _check_training(model: str | None, steps: int | None, inputs: tuple[Any, Any
         raise click.UsageError(
             "--height, --width and --caption-column are for --images; those of --data are what it was made with"
         )
+
+
+def _check_layerwise(regions: int) -> int:
+    """Give the number of regions; raises UsageError if another was asked for."""
+    source = click.get_current_context().get_parameter_source("regions")
+    if source is ParameterSource.COMMANDLINE and regions != 1:
+        raise click.UsageError("--layerwise is one region; leave out --regions")
+    return 1
 
 
 def _check_picking() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,13 +22,15 @@ from torch import Tensor
 
 from moddit.checkpoint.conditioning import NAMES
 from moddit.checkpoint.diffcr import PLAN_KEY, ROUTED_CLASS, ROUTED_NORM_TYPE
+from moddit.checkpoint.lora import DIFFUSERS_FILE, LORA_PREFIX
 from moddit.checkpoint.sources import COMPONENTS, INDEX, TRANSFORMER, Sources, as_sources
 from moddit.files import check_folder, new_folder, recover
-from moddit.tensors import KEEP_RATIO
+from moddit.tensors import KEEP_RATIO, ROUTER
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.tensorfiles import write_tensors
 
 KIND: Final = "checkpoint"
+ADAPTER: Final = "adapter"
 WEIGHTS: Final = "diffusion_pytorch_model{suffix}.safetensors"
 SHARD_INDEX: Final = "diffusion_pytorch_model.safetensors.index.json"
 
@@ -36,6 +39,12 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """Raise OutputExistsError if `save_checkpoint` may not write there, once what a dead writer left is put right."""
     recover(folder)
     check_folder(folder, kind=KIND, may_replace=is_checkpoint if overwrite else None)
+
+
+def check_adapter(folder: Path, *, overwrite: bool) -> None:
+    """As `check_output`, for `save_adapter`."""
+    recover(folder)
+    check_folder(folder, kind=ADAPTER, may_replace=is_adapter if overwrite else None)
 
 
 def save_checkpoint(
@@ -74,6 +83,41 @@ def save_checkpoint(
         write_transformer(target / TRANSFORMER, model, keep_ratio, dtype, max_shard_size)
 
 
+def save_adapter(
+    folder: Path,
+    model: RoutedTransformer,
+    lora: Mapping[str, Tensor],
+    *,
+    keep_ratio: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+) -> None:
+    """Write what a run with LoRA has added to a dense model, as one file in diffusers' form.
+
+    Args:
+        folder: of the file.
+        model: trained, which says routers and plan.
+        lora: adapters, under diffusers' names.
+        keep_ratio: learned ratios [layers][regions].
+        dtype: of adapters and routers.
+        overwrite: replace an existing folder.
+
+    Raises:
+        OutputExistsError: the folder exists and may not be replaced.
+        StorageError: it cannot be written.
+    """
+    tensors = {name: tensor.to(dtype) for name, tensor in lora.items()}
+    metadata = {"format": "pt"}
+    if model.policy.has_routers:
+        for layer, weight in enumerate(model.router_parameters()):
+            tensors[f"{LORA_PREFIX}{ROUTER.format(layer=layer)}"] = weight.detach().to("cpu", dtype)
+        for layer, row in enumerate([] if keep_ratio is None else keep_ratio):
+            tensors[f"{LORA_PREFIX}{KEEP_RATIO.format(layer=layer)}"] = row.detach().cpu().clone()
+        metadata[PLAN_KEY] = json.dumps(model.policy.plan.to_json())
+    with new_folder(folder, kind=ADAPTER, may_replace=is_adapter if overwrite else None) as target:
+        write_tensors(target / DIFFUSERS_FILE, tensors, metadata)
+
+
 def write_transformer(
     folder: Path,
     model: RoutedTransformer,
@@ -104,6 +148,11 @@ def write_transformer(
 def is_checkpoint(folder: Path) -> bool:
     """Say whether a folder is a checkpoint: only such a folder is ever replaced."""
     return any((folder / name).is_file() for name in (INDEX, f"{TRANSFORMER}/config.json"))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Say whether a folder has adapters: only such a folder is ever replaced by others."""
+    return (folder / DIFFUSERS_FILE).is_file()
 
 
 def _class_name(model: RoutedTransformer) -> str:

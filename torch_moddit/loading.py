@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 
 from moddit.checkpoint.description import describe_transformer
@@ -24,9 +25,10 @@ def load_checkpoint(source: Path | Sources, *, dtype: torch.dtype = torch.float3
     found = describe_transformer(as_sources(source))
     tensors = {name: to_torch(tensor) for name, tensor in found.part.tensors.items()}
     kind = TRANSFORMERS[found.spec.ARCHITECTURE]
-    transformer = kind.make(found.spec)
+    with init_empty_weights():  # weights are taken over below: never are there two of them
+        transformer = kind.make(found.spec)
     model = kind(transformer, found.policy)
-    transformer.load_state_dict(tensors, strict=True)
+    transformer.load_state_dict(tensors, strict=True, assign=True)
     return model.to(dtype).eval()
 
 

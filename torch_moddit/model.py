@@ -26,7 +26,7 @@ from moddit.errors import MissingError, ShapeError
 from moddit.models.transformer import TransformerSpec
 from moddit.routing import capacity
 from moddit.tokens import TokenPolicy
-from torch_moddit.tokens import SCORERS, BinUse, Routing, follow_plan, keep
+from torch_moddit.tokens import SCORERS, BinUse, Routing, Scorer, follow_plan, keep
 
 Context = Mapping[str, Tensor]  # what the samples are conditioned on, by name, the batch first
 # What of a sample of a dataset a model is conditioned on, with its name in the context.
@@ -132,6 +132,7 @@ class RoutedTransformer(nn.Module, ABC):
         context: Context,
         *,
         routing: Routing | None = None,
+        score: Scorer | None = None,
         on_block: OnBlock | None = None,
         forced: Sequence[Tensor] | None = None,
     ) -> Tensor:
@@ -142,6 +143,7 @@ class RoutedTransformer(nn.Module, ABC):
             timestep: of each sample, in 0..num_train_timesteps - 1.
             context: what the samples are conditioned on, as the architecture takes it.
             routing: replaces the plan (training).
+            score: replaces the policy's way to score tokens (training).
             on_block: called after each block.
             forced: indices to keep instead of the ranking's, one tensor a layer (parity reports).
 
@@ -160,11 +162,11 @@ class RoutedTransformer(nn.Module, ABC):
         tokens = self.transformer.pos_embed(latents)  # (B, N, C)
         told = self.tell(timestep, context, tokens.dtype)
         plan = self.policy.plan
-        routing = routing or follow_plan(plan)
+        routing, score = routing or follow_plan(plan), score or SCORERS[self.policy.name]
         regions = [plan.region(value) for value in timestep.tolist()] if plan.regions > 1 else [0] * len(timestep)
         for layer, block in enumerate(self.blocks):
             uses = routing(layer, regions)
-            scores, gates = SCORERS[self.policy.name](block, tokens, self.generator)
+            scores, gates = score(block, tokens, self.generator)
             chosen = None if forced is None else forced[layer]
             inputs = _present(told, tokens=tokens, scores=scores, gates=gates, forced=chosen)
             if self.gradient_checkpointing and torch.is_grad_enabled():

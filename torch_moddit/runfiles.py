@@ -20,7 +20,7 @@ from moddit.record import Keys, Origin, decode, quote, read_bytes, read_json
 CHECKPOINTS: Final = "checkpoints"
 LOG: Final = "log.jsonl"
 PROGRESS: Final = "progress.json"
-VERSION: Final = 3  # of a checkpoint; the first was pickled, the second drew random numbers by batch
+VERSION: Final = 4  # of a checkpoint; the first was pickled, the second had all weights, the third drew noise by batch
 _MEANINGS: Final = {
     "samples_per_step": "samples_per_step, that is batch_size x accumulation x processes",
     "schedule_steps": "steps",

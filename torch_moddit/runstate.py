@@ -22,6 +22,8 @@ from torch_moddit.tensorfiles import write_tensors
 
 TREE: Final = "state.json"
 TENSORS: Final = "state.safetensors"
+# Of Adam, of Muon, and of bitsandbytes' Adam, which has tables of other shapes beside them.
+_MOMENTS: Final = {"exp_avg", "exp_avg_sq", "momentum_buffer", "state1", "state2"}
 _ADVICE: Final = "delete this checkpoint"
 
 Tensors = dict[str, Tensor]
@@ -122,6 +124,7 @@ def _compare(present: Any, found: Any, place: str) -> None:
 def _compare_moments(part: Any) -> None:
     """Raise ValueError if an optimizer keeps tensors of another shape than the parameter's."""
     for parameter, moments in getattr(part, "state", {}).items():
-        for name, value in moments.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+        for name in _MOMENTS & moments.keys():
+            value = moments[name]
+            if value.shape != parameter.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, want {tuple(parameter.shape)}")

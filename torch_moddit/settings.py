@@ -12,7 +12,7 @@ from typing import Any, Final
 from moddit.bounds import REGIONS
 from moddit.errors import ValueRangeError
 from moddit.routing import DENOMINATOR
-from torch_moddit.ratios import MIN_RATIO, check_target
+from torch_moddit.targets import check_target
 
 MOST_STEPS: Final = 10**8
 TRACKERS: Final = ("tensorboard", "wandb")  # of Accelerate
@@ -20,12 +20,14 @@ RATE_SCHEDULES: Final = (  # ours, and those of diffusers.optimization (`torch_m
     *("warmup_stable_decay", "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
     "polynomial",
 )
+# How far a ratio whose gradient has the mean size could go in all, while ratios are learned, and the most in one step.
+RATIO_PATH: Final = 1.5
+MOST_RATIO_RATE: Final = 0.05  # half a bin
 # What a run may be told: generous, so that a slip of the finger is an error instead of days or all of the memory.
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("steps", "log_every", "save_every", "keep_checkpoints"), (1, MOST_STEPS)),
     "batch_size": (1, 65_536),
-    "target": (MIN_RATIO, 1.0),
-    **dict.fromkeys(("accumulation", "lr_cycles"), (1, 4096)),
+    **dict.fromkeys(("accumulation", "lora_rank", "lr_cycles"), (1, 4096)),
     "lr_power": (0, 100),
     "regions": (1, REGIONS),
     **dict.fromkeys(("warmup", "validate_every"), (0, MOST_STEPS)),
@@ -44,6 +46,17 @@ _FREE: Final = (
     *("by_products", "workers", "progress", "trackers"),
     *("batch_size", "accumulation", "gradient_checkpointing"),
 )
+
+
+Target = float | tuple[float, ...]  # mean keep ratio over layers and regions, or of each region
+
+
+class Train(Enum):
+    """Which of the transformer's weights are trained, beside routers and keep ratios."""
+
+    ALL = "all"
+    LORA = "lora"  # adapters beside the blocks' matrices (`torch_moddit.lora`)
+    ROUTERS = "routers"  # none
 
 
 class Mode(Enum):
@@ -65,11 +78,13 @@ class FinetuneConfig:
     batch_size: int = 32  # samples of one process in one micro-step
     accumulation: int = 1  # micro-steps of one optimizer step
     mode: Mode = Mode.LEARNED
-    target: float = 0.5  # mean keep ratio over layers and regions
-    regions: int = 4  # of timesteps
+    train: Train = Train.ALL
+    lora_rank: int = 32
+    target: Target = 0.5
+    regions: int = 4  # of timesteps; 1 for one keep ratio a layer (DiffCR-L)
     learning_rate: float = 1e-4  # of the transformer
     router_rate: float = 1e-3
-    ratio_rate: float = 3e-3  # change of a keep ratio in one step at the mean gradient size (torch_moddit.ratios)
+    ratio_rate: float | None = None  # change of a keep ratio in one step (torch_moddit.movers); None for RATIO_PATH
     weight_decay: float = 0.01  # of the transformer
     beta2: float = 0.99
     max_grad_norm: float = 1.0  # of transformer and routers
@@ -86,7 +101,8 @@ class FinetuneConfig:
     distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
     caption_dropout: float = 0.1  # share of samples trained on the empty caption
     ema_decay: float = 0.999
-    mixed_precision: str = "no"  # or "fp16", "bf16"
+    mixed_precision: str = "no"  # or "fp16", "bf16"; weights that are not trained are stored in it
+    use_8bit_adam: bool = False  # of bitsandbytes
     gradient_checkpointing: bool = False
     seed: int = 0
     log_every: int = 20  # steps
@@ -100,11 +116,35 @@ class FinetuneConfig:
     trackers: tuple[str, ...] = ()  # of TRACKERS, which are told the rows of the log
 
     def __post_init__(self) -> None:
-        check_target(self.target)
+        for target in self.targets:
+            check_target(target)
+        if len(self.targets) not in (1, self.regions):
+            count = len(self.targets)
+            raise ValueRangeError(
+                f"[finetune] target has {count} numbers, want one, or one for each of {self.regions} regions"
+            )
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if not least <= value <= most:  # NaN is in no range
+            if value is not None and not least <= value <= most:  # NaN is in no range
                 raise ValueRangeError(f"[finetune] {name} out of range, got {value}, want {least}..{most}")
+        if self.fall_share > self.freeze_share:
+            raise ValueRangeError(
+                f"[finetune] fall_share {self.fall_share} is more than freeze_share {self.freeze_share}: the keep "
+                "ratios would freeze before their mean is the target; want at most as much"
+            )
+        self._check_schedule()
+        if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not all(
+            math.isclose(tenths, target * DENOMINATOR) for tenths, target in zip(self.tenths, self.targets, strict=True)
+        ):
+            raise ValueRangeError(
+                f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"
+            )
+        if self.train is Train.ROUTERS and self.mode in (Mode.RANDOM, Mode.DENSE):
+            raise ValueRangeError(
+                f"[finetune] train routers got mode {self.mode.value}, which has none; want learned, uniform, fixed"
+            )
+
+    def _check_schedule(self) -> None:
         if not 1 <= self.span <= self.steps:
             raise ValueRangeError(f"[finetune] schedule_steps out of range, got {self.span}, want 1..{self.steps}")
         if self.lr_scheduler not in RATE_SCHEDULES:
@@ -112,14 +152,15 @@ class FinetuneConfig:
             raise ValueRangeError(f"[finetune] lr_scheduler is {self.lr_scheduler!r}, want one of {names}")
         if unknown := set(self.trackers) - set(TRACKERS):
             raise ValueRangeError(f"[finetune] trackers has {unknown}, want {' and '.join(TRACKERS)}, or one of them")
-        if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not math.isclose(self.tenths, self.target * DENOMINATOR):
-            raise ValueRangeError(
-                f"[finetune] mode {self.mode.value} needs a target of whole tenths, got {self.target}"
-            )
 
     @property
-    def tenths(self) -> int:
-        return round(self.target * DENOMINATOR)
+    def targets(self) -> tuple[float, ...]:
+        """Mean keep ratio: one over layers and regions, or one of each region over layers."""
+        return self.target if isinstance(self.target, tuple) else (self.target,)
+
+    @property
+    def tenths(self) -> tuple[int, ...]:
+        return tuple(round(target * DENOMINATOR) for target in self.targets)
 
     @property
     def span(self) -> int:
@@ -130,17 +171,38 @@ class FinetuneConfig:
     def freeze_step(self) -> int:
         return max(1, round(self.freeze_share * self.span))
 
-    def goal(self, step: int) -> float:
-        """Mean keep ratio after `step` steps: from 1 to the target in equal parts."""
-        return 1.0 - (1.0 - self.target) * min(1.0, step / max(1, round(self.fall_share * self.span)))
+    def goals(self, step: int) -> tuple[float, ...]:
+        """Mean keep ratio after `step` steps, as `targets`: from 1 to the target in equal parts."""
+        fallen = min(1.0, step / max(1, self.fall_steps))
+        return tuple(1.0 - (1.0 - target) * fallen for target in self.targets)
 
-    def ratio_factor(self, step: int) -> float:
-        """Share of the full ratio rate: whole while the goal falls, then linearly to zero until the ratios freeze."""
-        start = round(self.fall_share * self.span)
-        return min(1.0, max(0.0, (self.freeze_step - step) / max(1, self.freeze_step - start)))
+    @property
+    def fall_steps(self) -> int:
+        return round(self.fall_share * self.span)
+
+    @property
+    def moving_steps(self) -> float:
+        """Steps at the full ratio rate that those are worth in which ratios are learned."""
+        return (self.fall_steps + self.freeze_step) / 2
+
+    @property
+    def full_ratio_rate(self) -> float:
+        """The ratio rate that was asked for, or the one that lets ratios of a run of any length go equally far."""
+        return min(MOST_RATIO_RATE, RATIO_PATH / self.moving_steps) if self.ratio_rate is None else self.ratio_rate
+
+    def ratio_rate_at(self, step: int) -> float:
+        """Rate of the ratios: full while the goal falls, then linearly to zero until the ratios freeze."""
+        left = (self.freeze_step - step) / max(1, self.freeze_step - self.fall_steps)
+        return self.full_ratio_rate * min(1.0, max(0.0, left))
 
 
 def describe(config: FinetuneConfig) -> dict[str, Any]:
     """Write the fields on which the weights depend as JSON values."""
-    values = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    return {**values, "mode": config.mode.value, "schedule_steps": config.span}
+    values = {name: _plain(value) for name, value in asdict(config).items() if name not in _FREE}
+    return {**values, "schedule_steps": config.span}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value

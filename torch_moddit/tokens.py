@@ -97,8 +97,9 @@ def _score_random(_: Any, tokens: Tensor, generator: torch.Generator | None) -> 
     return torch.rand(tokens.shape[:2], generator=generator, device=device).to(tokens.device), None
 
 
-# How each policy scores a block's tokens, float32: (block, tokens (B, N, C), source of random scores).
-SCORERS: Final[Mapping[str, Callable[[Any, Tensor, torch.Generator | None], Scored]]] = {
+# Scores a block's tokens, float32: (block, tokens (B, N, C), source of random scores).
+Scorer = Callable[[Any, Tensor, torch.Generator | None], Scored]
+SCORERS: Final[Mapping[str, Scorer]] = {
     DENSE: lambda *_: (None, None),
     TOPK: _score_learned,
     RANDOM: _score_random,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import copy
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from moddit.errors import ValueRangeError
+from moddit.errors import MissingError, ValueRangeError
 from moddit.routing import DENOMINATOR, RoutingPlan
 from moddit.tokens import TokenPolicy
 from torch_moddit.architectures import dense, routed_class
+from torch_moddit.lora import add_lora, without_lora
 from torch_moddit.model import Context, RoutedTransformer
-from torch_moddit.ratios import KeepRatios, round_to_budget
-from torch_moddit.settings import FinetuneConfig, Mode
+from torch_moddit.ratios import KeepRatios
+from torch_moddit.settings import FinetuneConfig, Mode, Train
+from torch_moddit.targets import round_to_budget
+from torch_moddit.tokens import BinUse, Scored
 
+NEAR: Final = 1e-6  # by which a mean of float32 ratios may lie below what it was projected onto
+HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MakeOptimizers = Callable[[FinetuneConfig, "Trainee"], Sequence[torch.optim.Optimizer]]
 
 
@@ -34,6 +41,19 @@ class Trainee(nn.Module):
         # frozen ratios stay part of the graph, because distributed training waits for every gradient
         return output + 0.0 * self.ratios.values.sum()
 
+    def predict_untrained(self, latents: Tensor, timestep: Tensor, context: Context) -> Tensor:
+        """Predict what the dense model did before training, whose weights are not trained: exactly, without a copy."""
+        with without_lora(self.model):
+            return self.model(latents, timestep, context, routing=_keep_all, score=self._score_untrained)
+
+    def _score_untrained(self, _: Any, tokens: Tensor, __: torch.Generator | None) -> Scored:
+        """Gate as routers of zeros do, against which `RoutedTransformer.from_dense` has doubled the MLP."""
+        return None, tokens.new_full(tokens.shape[:2], 0.5) if self.model.policy.has_routers else None
+
+    def trained(self) -> list[nn.Parameter]:
+        """List the weights that are trained: not the keep ratios."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     @property
     def keep_ratio(self) -> float:
         """Mean over layers and regions."""
@@ -48,13 +68,41 @@ class Trainee(nn.Module):
             return [plan.mean_keep_ratio] * regions
         return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
 
-    def plan(self) -> RoutingPlan:
-        """Make the plan that the model has now: that of its ratios, rounded to what their mean allows."""
+    def plan(self, *, by_region: bool) -> RoutingPlan:
+        """Make the plan that the model has now: its ratios, rounded to what their mean, or each region's, allows."""
         plan = self.model.policy.plan
         if self.ratios is None or self.ratios.is_frozen:
             return plan if self.ratios is None else self.ratios.plan()
-        rows = round_to_budget(self.ratios.values.detach().tolist(), min(1.0, self.ratios.mean))
+        means = self.ratios.region_means() if by_region else [self.ratios.mean]
+        rows = round_to_budget(self.ratios.values.detach().tolist(), [min(1.0, mean + NEAR) for mean in means])
         return RoutingPlan(tuple(map(tuple, rows)), plan.num_train_timesteps)
+
+
+class TrainedState:
+    """What of a trainee a checkpoint stores: all but the weights that are not trained."""
+
+    def __init__(self, trainee: Trainee) -> None:
+        self.trainee = trainee
+        self.frozen = {name for name, parameter in trainee.named_parameters() if not parameter.requires_grad}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.trainee.state_dict().items() if name not in self.frozen}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state; raises RuntimeError if it is another trainee's."""
+        found = self.trainee.load_state_dict(state, strict=False)
+        wrong = {*found.missing_keys} - self.frozen | {*found.unexpected_keys}
+        if wrong:
+            raise RuntimeError(f"missing or unknown: {', '.join(sorted(wrong)[:3])}")
+
+    def checksum(self) -> int | None:
+        """Tell the weights that are not trained from others; None where all are trained."""
+        total = 0
+        for name, parameter in self.trainee.named_parameters():
+            if name in self.frozen:
+                values = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                total = zlib.crc32(values.data, total)
+        return total if self.frozen else None
 
 
 def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> Trainee:
@@ -69,7 +117,21 @@ def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: 
         )
     routed, ratios = _route(config, model, num_train_timesteps)
     routed.gradient_checkpointing = config.gradient_checkpointing
+    if config.train is not Train.ALL:
+        routed.requires_grad_(False)
+    if config.train is Train.LORA:
+        add_lora(routed, config.lora_rank, config.seed)
+    for router in routed.router_parameters():
+        router.requires_grad_(True)
+    if (dtype := HALF.get(config.mixed_precision)) is not None:
+        for parameter in routed.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
     return Trainee(routed, ratios)
+
+
+def _keep_all(_: int, __: Sequence[int]) -> list[BinUse]:
+    return [BinUse(DENOMINATOR, None, None)]
 
 
 def _route(
@@ -80,21 +142,49 @@ def _route(
     if config.mode is Mode.DENSE:
         return dense(model, num_train_timesteps), None
     layers = len(model.transformer_blocks)  # type: ignore[arg-type]
-    tenths = DENOMINATOR if config.mode is Mode.LEARNED else config.tenths
-    plan = RoutingPlan.uniform(layers, config.regions, tenths, num_train_timesteps)
+    tenths = (DENOMINATOR,) if config.mode is Mode.LEARNED else config.tenths
+    row = tenths if len(tenths) == config.regions else tenths * config.regions
+    plan = RoutingPlan((row,) * layers, num_train_timesteps)
     policy = TokenPolicy.random(plan) if config.mode is Mode.RANDOM else TokenPolicy.topk(plan)
     ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
     return routed_class(model).from_dense(model, policy), ratios
 
 
+def copy_teacher(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> RoutedTransformer | None:
+    """Copy the model that is trained as it is now, if there is to be a teacher that is not in its weights later."""
+    if not config.distill_weight or (config.train is not Train.ALL and config.mode is not Mode.FIXED):
+        return None
+    copied = copy.deepcopy(model)
+    frozen: RoutedTransformer = freeze(
+        copied if isinstance(copied, RoutedTransformer) else dense(copied, num_train_timesteps)
+    )
+    return frozen
+
+
+def freeze(module: Any) -> Any:
+    """Take a module, which nothing trains, into evaluation mode."""
+    return module.requires_grad_(False).eval()
+
+
 def make_adamw(config: FinetuneConfig, trainee: Trainee) -> list[torch.optim.Optimizer]:
-    """Make AdamW with rates of their own for transformer and routers; ratios move by `KeepRatios.follow`."""
+    """Make AdamW with rates of their own for transformer and routers; `torch_moddit.movers` moves ratios."""
     routers = trainee.model.router_parameters()
     known = {id(parameter) for parameter in routers}
-    weights = [parameter for parameter in trainee.model.parameters() if id(parameter) not in known]
+    weights = [parameter for parameter in trainee.trained() if id(parameter) not in known]
     groups: list[dict[str, Any]] = [
-        {"name": "weights", "params": weights, "lr": config.learning_rate, "weight_decay": config.weight_decay}
+        {"name": "weights", "params": weights, "lr": config.learning_rate, "weight_decay": config.weight_decay},
+        {"name": "routers", "params": routers, "lr": config.router_rate, "weight_decay": 0.0},
     ]
-    if routers:
-        groups.append({"name": "routers", "params": routers, "lr": config.router_rate, "weight_decay": 0.0})
-    return [torch.optim.AdamW(groups, betas=(0.9, config.beta2))]
+    adamw = _find_8bit_adam() if config.use_8bit_adam else torch.optim.AdamW
+    return [adamw([group for group in groups if group["params"]], betas=(0.9, config.beta2))]
+
+
+def _find_8bit_adam() -> Any:
+    """Find AdamW with moments of 8 bits; raises MissingError where it is not installed."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingError(
+            f"[finetune] 8-bit Adam needs bitsandbytes ({error}): pip install 'bitsandbytes>=0.50'"
+        ) from None
+    return AdamW8bit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,11 +23,13 @@ from moddit.files import discard, exclusive, new_folder, recover_all
 from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.signals import raise_if_stopped
-from torch_moddit.architectures import dense
 from torch_moddit.byproducts import BY_PRODUCTS, drop_by_products, find_by_products, list_by_products
 from torch_moddit.conditioning import Components
 from torch_moddit.data import Item, count_buckets, hold_out, load_batches
+from torch_moddit.doubts import doubts_of_plan, doubts_of_run
+from torch_moddit.lora import merged, take_lora
 from torch_moddit.model import RoutedTransformer
+from torch_moddit.movers import Projection
 from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
 from torch_moddit.processes import make_accelerator
 from torch_moddit.rates import make_rate_factor
@@ -41,11 +43,12 @@ from torch_moddit.runfiles import (
     write_progress,
 )
 from torch_moddit.runstate import read_state, restore, write_state
-from torch_moddit.settings import FinetuneConfig, Mode, describe
+from torch_moddit.settings import FinetuneConfig, Mode, Train, describe
 from torch_moddit.tracking import track, tracking
-from torch_moddit.trainee import MakeOptimizers, make_adamw, make_trainee
+from torch_moddit.trainee import MakeOptimizers, TrainedState, copy_teacher, freeze, make_adamw, make_trainee
 from torch_moddit.validation import DrawPictures, Validation
 
+LOGGER: Final = logging.getLogger("torch_moddit")
 RANDOM_SCORES: Final = 1  # which the generators of samples have not in their keys
 
 
@@ -58,6 +61,7 @@ class FinetuneResult:
     step: int
     is_finished: bool
     log: Path
+    lora: dict[str, Tensor] | None = None  # adapters that are merged into the model, by their names in diffusers' files
 
 
 def finetune(
@@ -150,11 +154,15 @@ class Trainer:
         self.rate_factor = make_rate_factor(config)
         self.accelerator = make_accelerator(config)
         device = self.accelerator.device
-        self.teacher = self._teacher(model).to(device) if config.distill_weight > 0 else None
+        teacher = copy_teacher(config, model, schedule.num_train_timesteps)
         names = components.keys() & {TEXT_ENCODER, "vae"}
-        frozen = {name: _freeze(components[name]).to(device) for name in names}
+        frozen = {name: freeze(components[name]).to(device) for name in names}
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
-        self.average = EMAModel(self.trainee.model.parameters(), decay=config.ema_decay, foreach=True)
+        self.state = TrainedState(self.trainee)
+        self.frozen = self.state.checksum()
+        self.teacher: Callable[..., Tensor] = self.trainee.predict_untrained if teacher is None else teacher.to(device)
+        self.mover = None if self.trainee.ratios is None else Projection(self.trainee.ratios)
+        self.average = EMAModel(self.trainee.trained(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
         optimizers = make_optimizers(config, self.trainee)
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
@@ -196,6 +204,7 @@ class Trainer:
         """Take the steps that are left, or `stop_after` of them."""
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
+        self._warn(doubts_of_run(config))
         stride = accelerator.num_processes
         batches = load_batches(
             self.dataset,
@@ -231,8 +240,9 @@ class Trainer:
     @property
     def parts(self) -> dict[str, Any]:
         """What a checkpoint stores; it is the same in every process."""
-        parts = {"trainee": self.trainee, "average": self.average}
+        parts: dict[str, Any] = {"trainee": self.state, "average": self.average}
         parts |= {f"optimizer_{index}": optimizer for index, optimizer in enumerate(self.optimizers)}
+        parts |= {} if self.mover is None else {"mover": self.mover}
         return parts if self.accelerator.scaler is None else {**parts, "scaler": self.accelerator.scaler}
 
     @property
@@ -242,6 +252,7 @@ class Trainer:
         divides = self.config.mode is not Mode.RANDOM and len(self.buckets or [0]) == 1
         return {
             "config": describe(self.config),
+            "frozen_weights": self.frozen,
             "schedule": asdict(self.schedule),
             "samples_per_step": self.samples_per_step,
             "batch_size": None if divides else self.config.batch_size,
@@ -255,7 +266,7 @@ class Trainer:
             ValueRangeError: a weight is not finite.
             StorageError: disk full, or no permission.
         """
-        if not all(bool(torch.isfinite(weight).all()) for weight in self.trainee.model.parameters()):
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.trainee.trained()):
             raise self._diverged("weights are")
         folder = self.config.output / CHECKPOINTS / f"{self.step:08d}"
         self.accelerator.wait_for_everyone()
@@ -313,21 +324,21 @@ class Trainer:
         config, ratios = self.config, self.trainee.ratios
         if ratios is None or ratios.is_frozen or not config.by_products:
             return
-        for found in find_by_products(ratios, before, config.target, self.step):
+        for found in find_by_products(ratios, before, config.targets, self.step):
             if found.tenths in self.by_products:
                 continue
             self.by_products.add(found.tenths)
-            with self._averaged(found.plan(self.schedule.num_train_timesteps)) as model:
+            with self._averaged(found.plan(config.targets, self.schedule.num_train_timesteps)) as model:
                 found = replace(found, validation_loss=self.validation.loss(model, self.accelerator))
                 if self.accelerator.is_main_process:
-                    found.write(config.output, model)
+                    found.write(config.output, merged(model) if config.train is Train.LORA else model)
             self.accelerator.wait_for_everyone()
 
     def _validate(self) -> None:
         """Measure averaged weights under the plan that ratios are rounded to now, draw with them, and write a row."""
         if self.validation.is_empty:
             return
-        plan = self.trainee.plan()
+        plan = self.trainee.plan(by_region=len(self.config.targets) > 1)
         with self._averaged(plan) as model:
             row = self.validation.run(model, self.accelerator, self.config.output, self.step)
         if self.accelerator.is_main_process:
@@ -337,10 +348,11 @@ class Trainer:
     @contextmanager
     def _averaged(self, plan: RoutingPlan) -> Iterator[RoutedTransformer]:
         """Give the model its averaged weights and a plan for a while, in evaluation mode."""
-        model, weights = self.trainee.model, list(self.trainee.model.parameters())
+        model, weights = self.trainee.model, self.trainee.trained()
         policy, model.policy = model.policy, replace(model.policy, plan=plan)
         self.average.store(weights)
         self.average.copy_to(weights)
+        model.generator = None  # which cannot be copied
         try:
             yield model.eval()
         finally:
@@ -350,18 +362,26 @@ class Trainer:
 
     def _before_step(self) -> None:
         """Set the rates, and freeze the ratios when it is time."""
-        config, ratios = self.config, self.trainee.ratios
-        if ratios is not None and not ratios.is_frozen and self.step >= config.freeze_step:
-            ratios.freeze(config.target)
+        config, mover = self.config, self.mover
+        if mover is not None and not mover.ratios.is_frozen and self.step >= config.freeze_step:
+            self._freeze_ratios(mover)
             # forget weights of other ratios soon: the average starts to warm up again
             self.average.optimization_step = 0
         factor = self.rate_factor(self.step)
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor
 
+    def _freeze_ratios(self, mover: Projection) -> None:
+        mover.freeze(self.config.targets)
+        self._warn(doubts_of_plan(self.config, mover.ratios.plan()))
+
+    def _warn(self, doubts: list[str]) -> None:
+        for doubt in doubts if self.accelerator.is_main_process else ():
+            LOGGER.warning("warning: [finetune] %s", doubt)
+
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
         """Add one batch's gradient; after the last one of the step, move the weights."""
-        config, accelerator, ratios = self.config, self.accelerator, self.trainee.ratios
+        config, accelerator, mover = self.config, self.accelerator, self.mover
         first = (micro * accelerator.num_processes + accelerator.process_index) * config.batch_size
         self.trainee.model.generator = make_generator(config.seed, self.step, 1 + first, RANDOM_SCORES)
         with accelerator.accumulate(self.wrapped):
@@ -369,16 +389,16 @@ class Trainer:
             if not accelerator.sync_gradients:
                 return
             loss_scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
-            accelerator.clip_grad_norm_(self.trainee.model.parameters(), config.max_grad_norm)
+            trained = self.trainee.trained()
+            accelerator.clip_grad_norm_(trained, config.max_grad_norm)
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            if ratios is not None:
-                if not ratios.is_frozen:
-                    rate = config.ratio_rate * config.ratio_factor(self.step)
-                    ratios.follow(config.goal(self.step + 1), rate, loss_scale=loss_scale)
-                ratios.values.grad = None
-            self.average.step(self.trainee.model.parameters())
+            if mover is not None:
+                if not mover.ratios.is_frozen:
+                    mover.move(config.goals(self.step + 1), config.ratio_rate_at(self.step), loss_scale=loss_scale)
+                mover.ratios.values.grad = None
+            self.average.step(trained)
 
     def _loss(self, batch: Item, null: Item | None, first: int) -> Tensor:
         """Noise a batch, predict, and compare with the truth and the teacher; it begins at a place in the step."""
@@ -390,21 +410,13 @@ class Trainer:
         output = noised.predict(self.wrapped)
         losses = noised.losses(output)
         distances = torch.zeros_like(losses)
-        if self.teacher is not None:
+        if self.config.distill_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
                 told = noised.predict(self.teacher)
             distances = (output - told).square().mean(dim=(1, 2, 3))
         rows = torch.stack([losses, distances, torch.ones_like(losses)], dim=1).detach()
         self.totals.index_add_(0, noised.regions, rows)
         return (losses + config.distill_weight * distances).mean()
-
-    def _teacher(self, model: nn.Module) -> RoutedTransformer:
-        """Copy the model that is trained as it is now."""
-        copied = copy.deepcopy(model)
-        if not isinstance(copied, RoutedTransformer):
-            copied = dense(copied, self.schedule.num_train_timesteps)
-        frozen: RoutedTransformer = _freeze(copied)
-        return frozen
 
     def _write_log(self) -> dict[str, str]:
         """Write the means since the last row; return what the progress bar shows."""
@@ -435,23 +447,17 @@ class Trainer:
             self.on_log(row)
 
     def _result(self) -> FinetuneResult:
-        """Copy the averaged weights into a model of their own, with the final plan."""
-        trained, ratios = self.trainee.model, self.trainee.ratios
+        """Give the model its averaged weights and the final plan; training is over."""
+        model, mover = self.trainee.model, self.mover
         is_finished = self.step >= self.config.steps
-        keep_ratio = None
-        if ratios is not None:
-            final = copy.deepcopy(ratios)
-            if is_finished and not final.is_frozen:
-                final.freeze(self.config.target)
-            keep_ratio = final.values.detach().cpu().clone()
-        trained.generator = None
-        model = copy.deepcopy(trained).cpu()
-        self.average.copy_to(model.parameters())
-        if ratios is not None:
-            model.policy = replace(model.policy, plan=final.plan())
+        if mover is not None and is_finished and not mover.ratios.is_frozen:
+            self._freeze_ratios(mover)
+        self.average.copy_to(self.trainee.trained())
         self.accelerator.free_memory()
-        return FinetuneResult(model.eval(), keep_ratio, self.step, is_finished, self.log.path)
-
-
-def _freeze(module: Any) -> Any:
-    return module.requires_grad_(False).eval()
+        model.generator = None
+        keep_ratio = None
+        if mover is not None:
+            model.policy = replace(model.policy, plan=mover.ratios.plan())
+            keep_ratio = mover.ratios.values.detach().cpu().clone()
+        lora = take_lora(model.cpu()) if self.config.train is Train.LORA else None
+        return FinetuneResult(model.float().eval(), keep_ratio, self.step, is_finished, self.log.path, lora)

@@ -61,6 +61,7 @@ class HeldOut:
             if number % accelerator.num_processes == accelerator.process_index:
                 losses, regions = self._losses(model, accelerator, region, numbers)
                 totals.index_add_(0, regions, torch.stack([losses, torch.ones_like(losses)], dim=1))
+        model.generator = None
         sums = accelerator.reduce(totals).cpu()
         return (sums[:, 0] / sums[:, 1].clamp_min(1)).tolist()
 

@@ -51,9 +51,14 @@ def check_timesteps(plan: RoutingPlan, num_train_timesteps: int, where: str) -> 
         )
 
 
+def is_routing(name: str) -> bool:
+    """Say whether a canonical name is that of a router, or of the keep ratios of a layer."""
+    return bool(_ROUTER.fullmatch(name) or _KEEP_RATIO.fullmatch(name))
+
+
 def check_dense(tensors: Mapping[str, StoredTensor], where: str) -> None:
     """Raise FormatError if there are routers, or keep ratios, although there is no plan."""
-    if any(_ROUTER.fullmatch(name) or _KEEP_RATIO.fullmatch(name) for name in tensors):
+    if any(map(is_routing, tensors)):
         raise FormatError(
             f"[transformer] {where}: has routers, but config.json has no {PLAN_KEY!r} object with the routing plan; "
             "export the checkpoint again"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from moddit.checkpoint.diffcr import PLAN_KEY, is_routing
 from moddit.checkpoint.foreign import ADAPTER_FILES
 from moddit.checkpoint.lora_names import REFUSED, TEXT_ENCODER, Layer, Layers, Piece, split_name
 from moddit.checkpoint.lora_strength import read_strengths
@@ -30,6 +31,7 @@ from moddit.tensors import TensorInfo
 PEFT_CONFIG, PEFT_FILE, DIFFUSERS_FILE = ADAPTER_FILES
 # The layer that a routed checkpoint holds doubled, against its gate: see torch_moddit.model.
 _MLP_END: Final = re.compile(r"transformer_blocks\.\d+\.ff\.net\.2\.(weight|bias)")
+LORA_PREFIX: Final = "transformer."  # of our own names
 _NAMED: Final = 3  # names in a message, of perhaps hundreds
 
 _Pieces = dict[Piece, FileTensor]
@@ -41,6 +43,8 @@ class Lora:
 
     files: tuple[Path, ...]  # all that it was read from
     additions: Mapping[str, Addition]  # by canonical name of the tensor
+    routing: Mapping[str, StoredTensor]  # routers and keep ratios that make a dense model a routed one
+    plan: str | None  # of these, as JSON; None where it says none
 
     def merge(self, tensors: Mapping[str, StoredTensor], *, mlp_gain: float = 1.0) -> dict[str, StoredTensor]:
         """Replace the tensors that this LoRA changes by merged ones; more LoRAs may be merged into the result.
@@ -57,9 +61,14 @@ class Lora:
             if name not in tensors:
                 raise MissingError(f"[lora] {self.files[0]}: changes {name}, which the checkpoint does not have")
             check_dtypes("lora", {tensors[name].name: tensors[name]}, DTYPE_NAMES)
-            gain = mlp_gain if _MLP_END.fullmatch(name) else 1.0
+            gain = mlp_gain if is_mlp_end(name) else 1.0
             merged[name] = MergedTensor.of(tensors[name], replace(addition, strength=addition.strength * gain))
         return merged
+
+
+def is_mlp_end(name: str) -> bool:
+    """Say whether a tensor is of the layer that a routed checkpoint holds doubled."""
+    return bool(_MLP_END.fullmatch(name))
 
 
 def read_lora(path: Path, scale: float, wanted: Mapping[str, TensorInfo]) -> Lora:
@@ -78,7 +87,9 @@ def read_lora(path: Path, scale: float, wanted: Mapping[str, TensorInfo]) -> Lor
     if not math.isfinite(scale):
         raise ValueRangeError(f"[lora] {path}: the scale is not finite, got {scale}, want a number such as 1 or 0.7")
     file, config = _find_files(path)
-    found = _group(read_tensors(file), file)
+    tensors = read_tensors(file)
+    routing = _take_routing(tensors)
+    found = _group(tensors, file)
     layers = _find_layers(found, Layers(wanted), file)
     alphas = {module: pieces.pop(Piece.ALPHA) for module, pieces in found.items() if Piece.ALPHA in pieces}
     _check_pairs(found, file)
@@ -90,7 +101,8 @@ def read_lora(path: Path, scale: float, wanted: Mapping[str, TensorInfo]) -> Lor
                 raise FormatError(f"[lora] {file}: has two adapters of {name!r}; merge them one after the other")
             strength = scale * strengths.of(module, layers[module].name, pieces[Piece.DOWN].shape[0])
             additions[name] = replace(addition, strength=strength)
-    return Lora((file,) if config is None else (file, config), additions)
+    files = (file,) if config is None else (file, config)
+    return Lora(files, additions, routing, strengths.metadata.get(PLAN_KEY))
 
 
 def _find_files(path: Path) -> tuple[Path, Path | None]:
@@ -121,6 +133,12 @@ def _find_weights(folder: Path) -> Path:
             f"[lora] {folder}: got {names}, want {DIFFUSERS_FILE} or {PEFT_FILE}; name the file, if it has another name"
         )
     return there[0]
+
+
+def _take_routing(tensors: dict[str, FileTensor]) -> dict[str, StoredTensor]:
+    """Take out what `torch_moddit.export.save_adapter` writes beside adapters, under canonical names."""
+    names = {name: name.removeprefix(LORA_PREFIX) for name in tensors}
+    return {names[name]: tensors.pop(name) for name in list(tensors) if is_routing(names[name])}
 
 
 def _group(tensors: Mapping[str, FileTensor], file: Path) -> dict[str, _Pieces]:

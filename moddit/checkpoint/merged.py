@@ -78,6 +78,20 @@ class MergedTensor(StoredTensor):
         return merged
 
 
+@dataclass(frozen=True)
+class DoubledTensor(StoredTensor):
+    """Twice a tensor, as a tensor of float32."""
+
+    base: StoredTensor
+
+    @classmethod
+    def of(cls, base: StoredTensor) -> Self:
+        return cls(base.path, base.name, "F32", base.shape, base)
+
+    def read(self, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        return 2 * widen(self.base.read(first, last), self.base.dtype)
+
+
 def _read_finite(tensor: StoredTensor, first: int = 0, last: int | None = None) -> NDArray[np.float32]:
     raw = tensor.read(first, last)
     check_finite("lora", raw, tensor)

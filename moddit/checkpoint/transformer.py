@@ -10,6 +10,7 @@ from typing import Any, Final
 from moddit.checkpoint import original
 from moddit.checkpoint.diffcr import (
     MLP_GAIN,
+    PLAN_KEY,
     ROUTED_CLASS,
     ROUTED_NORM_TYPE,
     check_dense,
@@ -18,16 +19,17 @@ from moddit.checkpoint.diffcr import (
     take_keep_ratios,
 )
 from moddit.checkpoint.foreign import check_config, check_tensors
-from moddit.checkpoint.lora import read_lora
+from moddit.checkpoint.lora import Lora, is_mlp_end, read_lora
+from moddit.checkpoint.merged import DoubledTensor
 from moddit.checkpoint.parts import Part, finish_part
 from moddit.checkpoint.sources import TRANSFORMER, LoraSource, SourceFiles, Sources
 from moddit.checkpoint.stored import StoredTensor
 from moddit.checkpoint.weights import DIFFUSERS, Weights, read_config, read_file, read_weights
-from moddit.errors import MissingError, UnsupportedError, ValueRangeError
+from moddit.errors import FormatError, MissingError, UnsupportedError, ValueRangeError
 from moddit.models.architectures import ARCHITECTURES
 from moddit.models.config import check_implemented
 from moddit.models.transformer import TransformerSpec
-from moddit.record import quote
+from moddit.record import Origin, parse_json, quote
 from moddit.samplers import NoiseSchedule
 from moddit.tokens import TokenPolicy
 
@@ -55,7 +57,7 @@ def read_transformer(
     is, the usual ones count. Raises InputError if it is damaged, incomplete or of another architecture.
     """
     found, gain = _read_base(sources, files, scheduler, downscale)
-    return _merge_loras(found, sources.loras, files, gain)
+    return _merge_loras(found, sources.loras, files, gain, scheduler)
 
 
 def _read_base(
@@ -95,17 +97,57 @@ def read_configuration(
     return _configure(path, config, {}, scheduler)
 
 
-def _merge_loras(found: Transformer, loras: Sequence[LoraSource], files: SourceFiles, gain: float) -> Transformer:
-    part, notes = found.part, found.part.notes
+def _merge_loras(
+    found: Transformer,
+    loras: Sequence[LoraSource],
+    files: SourceFiles,
+    gain: float,
+    scheduler: NoiseSchedule | None,
+) -> Transformer:
     for index, source in enumerate(loras):
-        lora = read_lora(source.path, source.scale, part.wanted)
+        lora = read_lora(source.path, source.scale, found.part.wanted)
         files.add(*lora.files, within=f"lora{index}@{source.scale:g}")
-        part = replace(part, tensors=lora.merge(part.tensors, mlp_gain=gain))
-        notes = (*notes, f"{source.path} is merged into {len(lora.additions)} tensors at {source.scale:g}")
+        merged = f"{source.path} is merged into {len(lora.additions)} tensors at {source.scale:g}"
+        notes = (*found.part.notes, merged)
+        part = replace(found.part, tensors=lora.merge(found.part.tensors, mlp_gain=gain), notes=notes)
+        found = replace(found, part=part)
+        if lora.routing:
+            found, gain = _route(found, lora, source, scheduler), MLP_GAIN
     if loras and gain != 1:
         doubled = f"the last layers of the MLPs take {gain:g} times an adapter, as they have in routed models"
-        notes = (*notes, doubled)
-    return replace(found, part=replace(part, notes=notes))
+        found = replace(found, part=replace(found.part, notes=(*found.part.notes, doubled)))
+    return found
+
+
+def _route(found: Transformer, lora: Lora, source: LoraSource, scheduler: NoiseSchedule | None) -> Transformer:
+    """Give a dense transformer the routers that were trained with an adapter, which is merged already.
+
+    Raises:
+        UnsupportedError: the transformer is routed already, or the adapter has not the strength it was trained at.
+        FormatError, ShapeError, ValueRangeError: the plan, routers or keep ratios are damaged, or of another model.
+    """
+    where, spec = str(lora.files[0]), found.spec
+    if not found.policy.is_dense:
+        raise UnsupportedError(f"[lora] {where}: has routers, and so has the checkpoint; want its dense model")
+    if source.scale != 1:
+        raise UnsupportedError(f"[lora] {where}: its routers were trained at a scale of 1, got {source.scale:g}")
+    if lora.plan is None:
+        raise FormatError(f"[lora] {where}: has routers, but no {PLAN_KEY!r} in its metadata; export it again")
+    advice = "export the adapter again"
+    plan = parse_json(lora.plan.encode(), Origin("lora", f"{where}: {PLAN_KEY}", advice))
+    policy = read_policy({PLAN_KEY: plan}, spec.num_layers, _timesteps(scheduler), where)
+    if scheduler is not None:
+        check_timesteps(policy.plan, scheduler.num_train_timesteps, where)
+    routing = dict(lora.routing)
+    unused, notes = take_keep_ratios(routing, policy.plan)
+    doubled = {name: DoubledTensor.of(value) for name, value in found.part.tensors.items() if is_mlp_end(name)}
+    tensors = {**found.part.tensors, **doubled, **routing}
+    routed = f"{source.path} makes the model routed: mean keep ratio {policy.plan.mean_keep_ratio:.3f}"
+    wanted = spec.tensors(has_routers=True)
+    notes = (*found.part.notes, *notes, routed)
+    return Transformer(
+        spec, policy, finish_part("transformer", Path(where), tensors, wanted, {**found.part.unused, **unused}, notes)
+    )
 
 
 def read_spec(config: Mapping[str, Any], where: str, names: Mapping[str, object]) -> TransformerSpec:

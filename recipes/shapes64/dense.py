@@ -254,7 +254,7 @@ def split_matrices(transformer: nn.Module) -> tuple[list[nn.Parameter], list[nn.
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in transformer.named_parameters():
-        if name.endswith(".router.weight"):
+        if name.endswith(".router.weight") or not parameter.requires_grad:
             continue
         is_hidden = name.startswith("transformer_blocks.") and name.endswith(".weight") and parameter.ndim == 2
         (matrices if is_hidden else others).append(parameter)

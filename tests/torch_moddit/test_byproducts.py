@@ -22,6 +22,7 @@ from torch_moddit.finetune import Mode
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.pipeline import ReferencePipeline
 from torch_moddit.runfiles import list_checkpoints
+from torch_moddit.settings import Target, Train
 
 # the mean falls for ten steps
 SLOW: dict[str, Any] = {"steps": 16, "fall_share": 0.6, "freeze_share": 0.9, "save_every": 5}
@@ -32,14 +33,17 @@ def digest(output: Path) -> dict[str, str]:
     return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_each_tenth_that_the_mean_passes_leaves_a_model(tmp_path: Path) -> None:
-    config = configure(tmp_path / "run", keep_checkpoints=1, **SLOW)
+@pytest.mark.parametrize("trained", Train)
+@pytest.mark.parametrize("target", [0.5, (0.8, 0.6, 0.4, 0.2)])
+def test_each_tenth_that_the_mean_passes_leaves_a_model(tmp_path: Path, trained: Train, target: Target) -> None:
+    config = configure(tmp_path / "run", keep_checkpoints=1, train=trained, target=target, **SLOW)
     train(config)
     found = list_by_products(config.output)
     assert [(item.name, item.step) for item in found] == [("0.9", 2), ("0.8", 4), ("0.7", 6), ("0.6", 8)]
     for item in found:
         model = load_checkpoint(item.folder(config.output))
-        assert item.tenths / 10 - 0.1 / 12 < model.policy.plan.mean_keep_ratio <= item.tenths / 10 + 1e-9
+        lost = 0.1 / 12 if target == 0.5 else 0.1 / 3  # a tenth of one ratio, in each region with a target of its own
+        assert item.tenths / 10 - lost < model.policy.plan.mean_keep_ratio <= item.tenths / 10 + 1e-9
         stopped = train(replace(config, output=tmp_path / item.name), stop_after=item.step)
         average = stopped.model.state_dict()
         assert all(

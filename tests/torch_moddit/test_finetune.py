@@ -41,6 +41,18 @@ def test_reaches_the_target_and_not_a_point_above(tmp_path: Path, target: float)
     assert len(log[-1]["keep_ratio_by_region"]) == len(log[-1]["diffusion_loss_by_region"]) == 4
 
 
+def test_reaches_the_target_of_each_region(tmp_path: Path) -> None:
+    targets = (0.9, 0.8, 0.6, 0.5)
+    result = train(configure(tmp_path, target=targets))
+    plan = result.model.policy.plan
+    for region, target in enumerate(targets):
+        assert target - 0.1 / 3 < sum(plan.row(region)) / 30 <= target + 1e-9
+    log = read_log(result)
+    fallen = 2 / 3  # of the way in the first row: the means fall in three of eight steps
+    assert log[0]["keep_ratio_by_region"] == pytest.approx([1 - fallen * (1 - target) for target in targets])
+    assert log[-1]["keep_ratio"] == pytest.approx(plan.mean_keep_ratio)
+
+
 def test_a_model_that_is_split_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.Accelerator.distributed_type", DistributedType.FSDP)
     with pytest.raises(UnsupportedError, match="FSDP splits the model"):
@@ -75,6 +87,9 @@ def test_controls(tmp_path: Path, mode: Mode) -> None:
     assert result.model.policy == policies.get(mode, TokenPolicy.topk(HALF))
     assert result.keep_ratio is None
     assert read_log(result)[-1]["keep_ratio"] == (1.0 if mode is Mode.DENSE else 0.5)
+    if mode is not Mode.DENSE:  # a target for each region is one capacity for all layers in each
+        result = train(configure(tmp_path / "regions", mode=mode, target=(0.8, 0.4), regions=2, steps=2))
+        assert result.model.policy.plan == RoutingPlan(((8, 4),) * 3)
     if mode is Mode.UNIFORM:
         weights = [parameter for parameter in result.model.router_parameters() if bool((parameter != 0).any())]
         assert len(weights) == 3
@@ -157,6 +172,10 @@ def test_gradient_checkpointing_is_for_every_mode(tmp_path: Path, mode: Mode) ->
         ({"schedule_steps": 9}, r"schedule_steps out of range, got 9, want 1\.\.8"),
         ({"lr_scheduler": "step"}, "lr_scheduler is 'step', want one of warmup_stable_decay, constant"),
         ({"mode": Mode.UNIFORM, "target": 0.45}, "whole tenths"),
+        ({"target": (0.5, 0.6)}, "target has 2 numbers, want one, or one for each of 4 regions"),
+        ({"target": ()}, "target has 0 numbers"),
+        ({"fall_share": 0.7}, "fall_share 0.7 is more than freeze_share 0.6"),
+        ({"target": (0.5, 0.6, 0.7, 1.2)}, "target keep ratio out of range, got 1.2"),
     ],
 )
 def test_refuses_configurations_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

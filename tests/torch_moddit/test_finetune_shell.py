@@ -109,6 +109,21 @@ def test_shell_starts_from_a_transformer_and_a_base(tmp_path: Path, dense: Path)
     assert index["text_encoder"] == ["transformers", "T5EncoderModel"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target", "0.5,x"), "is not a number, nor several such as 0.9,0.8,0.7,0.6"),
+        (("--target", "0.5,1.5"), r"got 1\.5, want 0\.1\.\.1\.0"),
+        (("--layerwise", "--regions", 4), "--layerwise is one region; leave out --regions"),
+    ],
+)
+def test_wrong_usage_is_told(tmp_path: Path, options: tuple[object, ...], message: str) -> None:
+    files = ("--model", tmp_path, "--images", tmp_path, "--out", tmp_path / "out")
+    result = CliRunner().invoke(cli.command, [str(argument) for argument in (*files, "--steps", 2, *options)])
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.output.split()))
+
+
 def test_every_path_of_the_shell_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("data", "out/model"):

@@ -135,6 +135,14 @@ def test_resuming_refuses_another_configuration(tmp_path: Path) -> None:
         train(config)
 
 
+def test_a_target_for_each_region_resumes(tmp_path: Path) -> None:
+    config = configure(tmp_path, target=(0.9, 0.5), regions=2)
+    assert train(config, stop_after=4).step == 4
+    assert train(config, stop_after=1).step == 5
+    with pytest.raises(ValueRangeError, match=r"another target \(was \[0.9, 0.5\], is \[0.5, 0.9\]\)"):
+        train(replace(config, target=(0.5, 0.9)))
+
+
 class Bomb:
     """What a pickle does when it is read: here it makes a file."""
 

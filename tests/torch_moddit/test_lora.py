@@ -1,0 +1,241 @@
+"""Training with LoRA, or of routers alone: what is not trained stays, is its own teacher, and is stored once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from moddit.checkpoint.lora import DIFFUSERS_FILE
+from moddit.checkpoint.safetensors import read_tensors
+from moddit.checkpoint.sources import LoraSource, Sources
+from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
+from tests import tiny
+from tests.torch_moddit.training import NULL, REPEATED, Latents, configure, difference, read_log, schedule, train
+from torch_moddit.architectures import dense
+from torch_moddit.conditioning import make_context
+from torch_moddit.data import collate
+from torch_moddit.export import save_adapter, save_checkpoint
+from torch_moddit.finetune import FinetuneResult, Mode, finetune
+from torch_moddit.loading import load_checkpoint
+from torch_moddit.runfiles import list_checkpoints
+from torch_moddit.runstate import read_state
+from torch_moddit.settings import Train
+from torch_moddit.tensorfiles import write_tensors
+from torch_moddit.trainee import Trainee, make_adamw, make_trainee
+
+# Merging in float32 rounds W + B @ A in another order than the trained model adds W x + B (A x).
+MERGED = 1e-5
+RANK = 2
+PARTS = [Train.LORA, Train.ROUTERS]
+
+
+def make(**changes: Any) -> Trainee:
+    config = configure(Path("unused"), lora_rank=RANK, **changes)
+    return make_trainee(config, tiny.make_transformer(), 1000)
+
+
+def inputs() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    data = Latents()
+    batch = collate([data[index] for index in range(4)])
+    return batch.pop("latents"), torch.tensor([10, 300, 600, 999]), dict(make_context(batch, {}))
+
+
+def disturb(trainee: Trainee) -> None:
+    with torch.no_grad():
+        for parameter in trainee.trained():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+@pytest.mark.parametrize("train_", PARTS)
+@pytest.mark.parametrize("mode", [Mode.LEARNED, Mode.UNIFORM])
+def test_what_is_not_trained_is_the_dense_teacher(train_: Train, mode: Mode) -> None:
+    """To the bit, however the adapters and routers have moved: also after MLPs were doubled against their gates."""
+    reference = dense(copy.deepcopy(tiny.make_transformer()), 1000).eval()
+    trainee = make(train=train_, mode=mode).eval()
+    disturb(trainee)
+    with torch.no_grad():
+        told = reference(*inputs())
+        assert torch.equal(trainee.predict_untrained(*inputs()), told)
+        assert not torch.allclose(trainee(*inputs()), told, atol=1e-3)
+
+
+def test_the_teacher_changes_no_gradient() -> None:
+    gradients = []
+    for asks in (False, True):
+        trainee = make(train=Train.LORA)
+        torch.manual_seed(0)
+        disturb(trainee)
+        output = trainee(*inputs())
+        if asks:
+            with torch.no_grad():
+                trainee.predict_untrained(*inputs())
+        output.square().mean().backward()
+        gradients.append([parameter.grad for parameter in trainee.trained()])
+    for first, second in zip(*gradients, strict=True):
+        assert first is not None
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("train_", PARTS)
+def test_only_what_is_told_moves(tmp_path: Path, train_: Train) -> None:
+    result = train(configure(tmp_path, train=train_, lora_rank=RANK, weight_decay=0.1))
+    before = make(train=Train.ALL).model.transformer.state_dict()
+    after = result.model.transformer.state_dict()
+    assert after.keys() == before.keys()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    routers = {name for name in after if name.endswith("router.weight")}
+    assert routers <= moved
+    if train_ is Train.ROUTERS:
+        assert moved == routers
+        assert result.lora is None
+    else:
+        kinds = {name.split(".", 2)[2].removesuffix(".weight") for name in moved - routers}
+        layers = {f"attn{n}.to_{part}" for n in (1, 2) for part in ("q", "k", "v", "out.0")}
+        assert kinds == layers | {"ff.net.0.proj", "ff.net.2"}
+
+
+@pytest.mark.parametrize("train_", PARTS)
+def test_starts_at_the_dense_model(tmp_path: Path, train_: Train) -> None:
+    config = configure(tmp_path, steps=100, train=train_, learning_rate=0.0, router_rate=0.0, ratio_rate=0.0)
+    assert read_log(train(replace(config, log_every=1), stop_after=1))[0]["distill_loss"] < 1e-10
+
+
+@pytest.mark.parametrize("train_", PARTS)
+def test_killed_and_resumed_reaches_the_same_weights(tmp_path: Path, train_: Train) -> None:
+    config = configure(tmp_path / "whole", train=train_, lora_rank=RANK)
+    whole = train(config)
+    config = replace(config, output=tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Latents(breaks_at=4 * 5 + 2))
+    (checkpoint,) = list_checkpoints(config.output)
+    stored = (checkpoint / "state.safetensors").stat().st_size
+    assert stored < sum(value.nbytes for value in whole.model.state_dict().values()) / 2  # no weight that never changes
+    assert difference(train(config), whole) <= REPEATED
+
+
+def test_a_run_goes_on_with_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    config = configure(tmp_path, train=Train.LORA, lora_rank=RANK)
+    train(config, stop_after=3)
+    with pytest.raises(ValueRangeError, match="frozen_weights"):
+        finetune(config, tiny.make_transformer(seed=5), Latents(), schedule(), null=NULL)
+
+
+@pytest.mark.parametrize("mode", [Mode.RANDOM, Mode.DENSE])
+def test_routers_are_not_trained_where_there_are_none(tmp_path: Path, mode: Mode) -> None:
+    with pytest.raises(ValueRangeError, match=f"train routers got mode {mode.value}"):
+        configure(tmp_path, mode=mode, train=Train.ROUTERS)
+
+
+@pytest.mark.parametrize("mode", [Mode.RANDOM, Mode.DENSE])
+def test_controls_take_adapters_too(tmp_path: Path, mode: Mode) -> None:
+    result = train(configure(tmp_path, mode=mode, train=Train.LORA, lora_rank=RANK))
+    assert result.lora is not None
+    assert not any("lora" in name for name in result.model.state_dict())
+
+
+@pytest.mark.parametrize("train_", list(Train))
+def test_half_precision_is_for_what_is_not_trained(tmp_path: Path, train_: Train) -> None:
+    AcceleratorState._reset_state()  # it knows one precision in a process
+    config = configure(tmp_path, train=train_, lora_rank=RANK, mixed_precision="bf16", gradient_checkpointing=True)
+    trainee = make_trainee(config, tiny.make_transformer(), 1000)
+    for parameter in trainee.parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+    result = train(config)
+    assert all(value.dtype == torch.float32 for value in result.model.parameters())
+    assert all(row["loss"] < 10 for row in read_log(result))
+    AcceleratorState._reset_state()
+
+
+def test_adam_of_8_bits_goes_on_where_it_was(tmp_path: Path) -> None:
+    """One matrix of the tiny model is large enough for it. The library is not among those of development: peft loads
+    it, seconds and a warning, wherever it is installed.
+    """
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = configure(tmp_path / "whole", use_8bit_adam=True)
+    whole = train(config)
+    config = replace(config, output=tmp_path / "stopped")
+    train(config, stop_after=3)
+    state = read_state(list_checkpoints(config.output)[-1])["optimizer_0"]["state"]
+    assert any(value.dtype == torch.uint8 for value in _tensors(state))
+    assert difference(train(config), whole) <= REPEATED
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _tensors(value)
+
+
+def test_adam_of_8_bits_is_refused_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(MissingError, match="pip install 'bitsandbytes"):
+        make_adamw(configure(Path("unused"), use_8bit_adam=True), make())
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "m"
+    save_checkpoint(folder, dense(tiny.make_transformer(), 1000))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    return train(configure(tmp_path_factory.mktemp("run"), train=Train.LORA, lora_rank=RANK))
+
+
+def write(folder: Path, result: FinetuneResult) -> Path:
+    assert result.lora is not None
+    save_adapter(folder, result.model, result.lora, keep_ratio=result.keep_ratio)
+    return folder
+
+
+def test_the_adapter_on_the_dense_model_is_the_merged_model(tmp_path: Path, base: Path, result: FinetuneResult) -> None:
+    adapter = write(tmp_path / "adapter", result)
+    found = load_checkpoint(Sources(base / "transformer", loras=(LoraSource(adapter),)))
+    assert found.policy == result.model.policy
+    left, right = found.state_dict(), result.model.state_dict()
+    assert left.keys() == right.keys()
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) <= MERGED
+
+
+def test_a_routed_adapter_is_for_a_dense_model_and_at_its_own_strength(
+    tmp_path: Path, base: Path, result: FinetuneResult
+) -> None:
+    adapter = write(tmp_path / "adapter", result)
+    save_checkpoint(tmp_path / "routed", result.model)
+    with pytest.raises(UnsupportedError, match="has routers, and so has the checkpoint"):
+        load_checkpoint(Sources(tmp_path / "routed" / "transformer", loras=(LoraSource(adapter),)))
+    with pytest.raises(UnsupportedError, match=r"trained at a scale of 1, got 0\.5"):
+        load_checkpoint(Sources(base / "transformer", loras=(LoraSource(adapter, 0.5),)))
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (None, "has routers, but no 'diffcr' in its metadata"),
+        ("{", "not JSON"),
+        (json.dumps({"regions": 1, "num_train_timesteps": 1000, "keep_tenths": [[5]]}), "has 1 layers, want 3"),
+        (json.dumps({"regions": 1, "num_train_timesteps": 10, "keep_tenths": [[5]] * 3}), r"shape \[4\], want \[1\]"),
+    ],
+)
+def test_a_damaged_plan_is_one_error(
+    tmp_path: Path, base: Path, result: FinetuneResult, plan: str | None, message: str
+) -> None:
+    file = write(tmp_path / "adapter", result) / DIFFUSERS_FILE
+    tensors = {name: torch.from_numpy(tensor.read()) for name, tensor in read_tensors(file).items()}
+    write_tensors(file, tensors, {} if plan is None else {"diffcr": plan})
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(Sources(base / "transformer", loras=(LoraSource(file),)))
