@@ -11,14 +11,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import torch
 from diffusers import CacheMixin, FirstBlockCacheConfig, PixArtTransformer2DModel, apply_first_block_cache
-from torch import Tensor
 
+from benchmarks.merging import merge_tokens
 from moddit.benchmark.record import Arm, Stage
 from moddit.configurations import find_configuration
 from moddit.cost import dense_flops
@@ -51,46 +50,13 @@ def build(job: Job) -> PixArtTransformer2DModel:
     fields = {name: value for name, value in asdict(spec).items() if name != "use_additional_conditions"}
     model = PixArtTransformer2DModel(**fields, use_additional_conditions=spec.use_additional_conditions).eval()
     if job.method == TOME:
+        merged = int(job.merged * spec.tokens(job.height // 8, job.width // 8))
         for block in model.transformer_blocks:
-            block.attn1.forward = merge_tokens(block.attn1.forward, job.merged)
+            block.attn1.forward = merge_tokens(block.attn1.forward, merged, job.width // 8 // spec.patch_size)
     if job.method == FIRST_BLOCK_CACHE:
         # How many steps of a picture may be reused depends on what it shows; measured is one that is, whatever changed.
         apply_first_block_cache(model, FirstBlockCacheConfig(threshold=math.inf))
     return model
-
-
-def merge_tokens(attend: Callable[..., Tensor], share: float) -> Callable[..., Tensor]:
-    """Merge the most similar tokens before an attention and copy its results back (ToMe, arXiv 2303.17604).
-
-    Every fourth token, one of a 2 x 2 square in their scheme, is a destination; the others merge into the most similar
-    one, those first that are most similar.
-    """
-
-    def forward(hidden_states: Tensor, **arguments: Any) -> Tensor:
-        count, width = hidden_states.shape[1:]
-        merged = min(int(share * count), count - count // 4)
-        is_target = torch.arange(count) % 4 == 0
-        target, source = is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0]
-        unit = hidden_states / hidden_states.norm(dim=-1, keepdim=True)
-        similarity, nearest = (unit[:, source] @ unit[:, target].transpose(1, 2)).max(dim=-1)
-        order = similarity.argsort(dim=-1, descending=True)
-        gone, kept = order[:, :merged], order[:, merged:]
-        into = nearest.gather(1, gone)
-
-        def rows(index: Tensor) -> Tensor:
-            return index[..., None].expand(-1, -1, width)
-
-        sources, targets = hidden_states[:, source], hidden_states[:, target]
-        targets = targets.scatter_reduce(1, rows(into), sources.gather(1, rows(gone)), reduce="mean")
-        mixed = attend(torch.cat([targets, sources.gather(1, rows(kept))], dim=1), **arguments)
-        targets, left = mixed.split([len(target), mixed.shape[1] - len(target)], dim=1)
-        restored = torch.empty_like(sources).scatter(1, rows(kept), left)
-        restored = restored.scatter(1, rows(gone), targets.gather(1, rows(into)))
-        result = torch.empty_like(hidden_states)
-        result[:, source], result[:, target] = restored, targets
-        return result
-
-    return forward
 
 
 @torch.no_grad()

@@ -132,6 +132,12 @@ def mlx_command(**options: Any) -> None:
     type=click.IntRange(1),
     help="At most so many functions for each size and batch; regions with similar capacities share one.",
 )
+@click.option(
+    "--keep",
+    type=click.FloatRange(0.1, 1),
+    metavar="SHARE",
+    help="Keep more tokens than a routed model was trained to, this share in the mean. [default: as trained]",
+)
 @click.option("--allow-fewer", is_flag=True, help="With --max-functions, also keep fewer tokens than trained.")
 @click.option(
     "--verify/--no-verify",
@@ -151,7 +157,7 @@ def coreml_command(sizes: tuple[Size, ...], batches: tuple[int, ...], verify: bo
         batches=tuple(dict.fromkeys(batches)),
         routing=Routing(options.pop("routing")),
         scheme=Scheme(options.pop("compress")),
-        **{name: options.pop(name) for name in ("chunks", "max_functions", "allow_fewer")},
+        **{name: options.pop(name) for name in ("chunks", "max_functions", "allow_fewer", "keep")},
     )
     if choices.allow_fewer and choices.max_functions is None:
         raise click.UsageError("--allow-fewer changes what --max-functions does, which is not given")

@@ -76,6 +76,26 @@ def main() -> None:
 )
 @click.option("--sampler", type=click.Choice(SAMPLERS), help="[default: the model's]")
 @click.option(
+    "--reuse",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Ask the model in the first of every N steps only, and take its clean latents again in the others.  "
+    "[default: 1]",
+)
+@click.option(
+    "--cache",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Leave out the blocks behind the first in steps in which that one changes by no more than this share, such as "
+    "0.1.  [default: run all]",
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(0.1, 1),
+    metavar="SHARE",
+    help="Keep more tokens than a routed model was trained to, this share in the mean.  [default: as trained]",
+)
+@click.option(
     "-o",
     "--output",
     metavar="PATTERN",

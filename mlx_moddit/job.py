@@ -21,6 +21,18 @@ from moddit.request import Request, choose_tile
 from moddit.spec import ModelSpec
 
 STDIN: Final = "-"
+_SETTINGS: Final[tuple[str, ...]] = (  # options that a request has as they are
+    "negative_prompt",
+    "steps",
+    "guidance_scale",
+    "height",
+    "width",
+    "sampler",
+    "resolution_binning",
+    "reuse",
+    "cache",
+    "keep",
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,13 @@ class Job:
         Raises:
             InputError: options that cannot be used, or a file of prompts that cannot be read.
         """
-        names = ("negative_prompt", "steps", "guidance_scale", "height", "width", "sampler", "resolution_binning")
         values = {} if repeated is None else repeated.settings.to_json()
-        values |= {name: options[name] for name in names if options[name] is not None}
+        values |= {name: options[name] for name in _SETTINGS if options[name] is not None}
         subjects = _subjects(options, spec) or [{name: values.get(name) for name in ("prompt", "label")}]
         seeds = spread_seeds(options["seeds"] or [values.get("seed", 0)], options["num_images"])
-        given = {name: values[name] for name in names if name in values} | {"vae_tile_size": _tile(options, repeated)}
+        given = {name: values[name] for name in _SETTINGS if name in values} | {
+            "vae_tile_size": _tile(options, repeated)
+        }
         if len(subjects) * len(seeds) > PICTURES:
             raise ValueRangeError(
                 f"[prompts] got {len(subjects)} for {len(seeds)} seeds, want at most {PICTURES} pictures"

@@ -40,7 +40,7 @@ class Picture:
 
     request: Request
     pixels: NDArray[np.uint8]  # (H, W, 3)
-    step_seconds: tuple[float, ...]
+    step_seconds: tuple[float, ...]  # of those that ask the model
     routes: tuple[RegionRoutes, ...]  # empty unless asked for
 
     @property
@@ -110,6 +110,9 @@ class Pipeline:
         resolution_binning: bool = False,
         vae_tiling: bool | None = None,
         vae_tile_size: int | None = None,
+        reuse: int = 1,
+        cache: float | None = None,
+        keep: float | None = None,
         routes: bool = False,
         on_stage: Callable[[Stage], None] | None = None,
     ) -> Result:
@@ -133,6 +136,10 @@ class Pipeline:
             vae_tiling: decode the picture in tiles that overlap, which bounds memory and changes pixels a little
                 (diffusers' `enable_vae_tiling`). A picture of one tile is decoded as without.
             vae_tile_size: side of a tile, pixels, a multiple of `4 * spec.vae.downscale`; by default 512.
+            reuse: ask the model in the first of every so many steps, and take its clean latents again in the others.
+            cache: threshold of a first-block cache (`moddit.cache`), 0..1: a step whose first block does nearly what it
+                did in the last full one, within this share, does not run the others. Not with `reuse`.
+            keep: mean share of the tokens to keep, between what the model was trained to keep and 1.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.
 
@@ -152,6 +159,9 @@ class Pipeline:
             resolution_binning=resolution_binning,
             vae_tile_size=choose_tile(vae_tiling, vae_tile_size, None),
             label=None if label is None else self.bundle.spec.number(label),
+            reuse=reuse,
+            cache=cache,
+            keep=keep,
         )
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(requests, routes=routes, on_stage=on_stage)
@@ -171,10 +181,11 @@ class Pipeline:
 class Generation:
     """Evaluate and measure the stages of a run; iterating yields each picture when it is finished.
 
-    While the device computes a step, Python builds the graph of the next; only where memory is short it waits. The next
-    is submitted when the step is done, not before: MLX submits no more than ten command buffers ahead
-    (`MAX_ACTIVE_TASKS` in its transforms.cpp), so that submitting a step takes until it is nearly computed, and what is
-    awaited then would be told as the time of the step before.
+    While the device computes a step, Python builds the graph of the next; only where memory is short it waits, and with
+    a first-block cache, which looks at the first block of a step before it builds the rest. The next is submitted when
+    the step is done, not before: MLX submits no more than ten command buffers ahead (`MAX_ACTIVE_TASKS` in its
+    transforms.cpp), so that submitting a step takes until it is nearly computed, and what is awaited then would be told
+    as the time of the step before.
     """
 
     def __init__(
@@ -222,16 +233,20 @@ class Generation:
         """Compute a stage, or begin to."""
         if self._waiting is not None:
             self._finish(self._waiting)
-        self._waiting = stage if isinstance(stage, Step) and not stage.is_last and not self._pipeline.low_ram else None
+        self._waiting = stage if isinstance(stage, Step) and self._overlaps(stage) else None
         if self._waiting is not None:
             mx.async_eval(stage.arrays)
         else:
             self._finish(stage)
 
+    def _overlaps(self, step: Step) -> bool:
+        """Say whether the next step may be built while this one is computed."""
+        return not (step.is_last or self._pipeline.low_ram or self._requests[step.picture].cache is not None)
+
     def _finish(self, stage: Stage) -> None:
         mx.eval(stage.arrays)
         seconds = self._meter.lap(LAP_NAMES[type(stage)])
-        if isinstance(stage, Step):
+        if isinstance(stage, Step) and not stage.is_reused:
             self._step_seconds.append(seconds)
             self._count(stage)
         if self._on_stage is not None:

@@ -30,7 +30,9 @@ class RegionRoutes:
     first_timestep: int
     last_timestep: int
     steps: int
-    frequency: NDArray[np.float64]  # (rows, columns) of patches; 0 never kept .. 1 kept by every layer in every step
+    frequency: NDArray[
+        np.float64
+    ]  # (rows, columns) of patches; 0 never kept .. 1 kept by every layer that ran in every step
 
 
 class RouteCounter:
@@ -41,20 +43,22 @@ class RouteCounter:
         self._grid = (rows, columns)
         self._counts: dict[int, NDArray[np.int64]] = {}
         self._steps: dict[int, int] = {}
+        self._blocks: dict[int, int] = {}
 
     def add(self, region: int, kept: Sequence[NDArray[np.integer]]) -> None:
-        """Add a step: the indices kept in every layer, (B, K) each, whose last row follows the prompt."""
+        """Add a step: the indices kept in every layer that ran, (B, K) each, whose last row follows the prompt."""
         tokens = self._grid[0] * self._grid[1]
         counts = sum((np.bincount(layer[-1], minlength=tokens) for layer in kept), np.zeros(tokens, np.int64))
         self._counts[region] = self._counts.get(region, np.zeros(tokens, np.int64)) + counts
         self._steps[region] = self._steps.get(region, 0) + 1
+        self._blocks[region] = self._blocks.get(region, 0) + len(kept)
 
     def result(self) -> tuple[RegionRoutes, ...]:
         """Give the regions that were visited, in the order of the visit: the noisiest first."""
         plan, found = self._plan, []
         for region, counts in self._counts.items():
             timesteps, steps = region_timesteps(region, plan.regions, plan.num_train_timesteps), self._steps[region]
-            frequency = (counts / (plan.layers * steps)).reshape(self._grid)
+            frequency = (counts / self._blocks[region]).reshape(self._grid)
             found.append(RegionRoutes(region, timesteps[0], timesteps[-1], steps, frequency))
         return tuple(found)
 

@@ -30,7 +30,7 @@ from moddit.contract import TEXT_ENCODER
 from moddit.errors import UnsupportedError
 from moddit.noise import torch_randn
 from moddit.request import Request
-from moddit.samplers import SamplerStep, SamplerTable, build_table
+from moddit.samplers import SamplerStep, SamplerTable
 from moddit.sampling import denoise, guide, is_guided
 
 Arrays = tuple[mx.array, ...]
@@ -71,7 +71,8 @@ class Step:
     latents: mx.array  # (1, h, w, C) float32, after the step
     denoised: mx.array  # (1, h, w, C) float32, the clean latents that the model expects
     region: int  # of the timestep
-    kept: Arrays  # of every layer that ranks its tokens (B, K); empty unless asked for
+    is_reused: bool  # the model was not asked
+    kept: Arrays  # of every layer that ran and ranks its tokens (B, K); empty unless asked for
 
     @property
     def is_last(self) -> bool:
@@ -119,7 +120,8 @@ class Models:
             raise UnsupportedError(f"[pipeline] {self.bundle.folder}: the model is dense, it has no routes to show")
         for item in requests:
             item.check(self.bundle.spec)
-            build_table(self.bundle.spec.scheduler, item.sampler, item.steps)
+            item.table(self.bundle.spec)
+            self.bundle.policy.keeping(item.keep)
         return self._stages(requests, routes)
 
     def _stages(self, requests: Sequence[Request], routes: bool) -> Generator[Stage, None, None]:
@@ -160,21 +162,33 @@ class Models:
         self, picture: int, request: Request, context: Arrays, conditions: Conditions | None, routes: bool
     ) -> Generator[Stage, None, tuple[mx.array, Conditions]]:
         spec, plan = self.bundle.spec, self.bundle.policy.plan
-        table = build_table(spec.scheduler, request.sampler, request.steps)
+        table = request.table(spec)
         model: Transformer = yield from self._model("transformer", self.bundle.transformer)
         if conditions is None:
             conditions = self._prepare(model, request, context, table)
             yield Prepared(tuple(conditions.arrays()))
         kept: list[mx.array] = []
-        run = conditions.start(on_block=(lambda _, __, chosen: kept.append(chosen)) if routes else None)
+        watch = (lambda _, __, chosen: kept.append(chosen)) if routes else None
+        run = conditions.start(on_block=watch, cache=request.cache)
         predict = partial(_predict, model, conditions, run, request.guidance_scale)
         latents = self._noise(request)
         for done in denoise(table, latents, predict):
             latents, timestep = done.latents, done.step.timestep
-            arrays, total, region = (latents, *kept), len(table.steps), plan.region(timestep)
-            yield Step(arrays, picture, done.index, total, timestep, latents, done.clean, region, tuple(kept))
+            arrays, total, region = (latents, *kept, *run.remembered), len(table.steps), plan.region(timestep)
+            yield Step(
+                arrays,
+                picture,
+                done.index,
+                total,
+                timestep,
+                latents,
+                done.clean,
+                region,
+                done.step.is_reused,
+                tuple(kept),
+            )
             kept.clear()
-        del model, predict
+        del model, predict, run
         self._free((latents,))
         return latents, conditions
 
@@ -221,7 +235,8 @@ class Models:
         downscale = self.bundle.spec.vae.downscale
         height, width = request.generated_size(self.bundle.spec)
         sizes = self.bundle.spec.transformer.size_features(height, width)
-        return model.prepare(context, table.timesteps, height // downscale, width // downscale, sizes=sizes)
+        conditions = model.prepare(context, table.timesteps, height // downscale, width // downscale, sizes=sizes)
+        return replace(conditions, policy=self.bundle.policy.keeping(request.keep))
 
     def _noise(self, request: Request) -> mx.array:
         """Draw PyTorch's noise, which is NCHW. Shapes: -> (1, h, w, C) float32."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import mlx.core as mx
 
+from moddit.cache import FirstBlockCache
 from moddit.tokens import DENSE, FIRST, TOPK, TokenPolicy
 
 OnBlock = Callable[[int, mx.array, mx.array], None]  # layer, scores (B, N) float32, kept (B, K) uint32
@@ -30,7 +31,8 @@ class TokenRun:
     """What the blocks process in the steps of one picture; whatever a policy remembers between steps is here.
 
     `on_block` is called with every layer's index, scores and kept indices (lazy arrays), where tokens are scored;
-    `forced` are tokens to keep in every layer instead of the ranking's, (B, K) each, for parity reports.
+    `forced` are tokens to keep in every layer instead of the ranking's, (B, K) each, for parity reports; `cache` is the
+    threshold of a first-block cache, if there is to be one.
     """
 
     def __init__(
@@ -41,11 +43,20 @@ class TokenRun:
         *,
         on_block: OnBlock | None = None,
         forced: Sequence[mx.array] | None = None,
+        cache: float | None = None,
     ):
         self.capacities = [policy.plan.capacities(region, tokens) for region in policy.plan.schedule(timesteps)]
         self.on_block = on_block
         self.forced = forced
+        self.cache: FirstBlockCache[mx.array] | None = None
+        if cache is not None:
+            self.cache = FirstBlockCache(cache, relative_change)
         self._keep = KEEPERS[policy.name]
+
+    @property
+    def remembered(self) -> tuple[mx.array, ...]:
+        """What later steps may need, to be evaluated with a step: unevaluated it would hold on to more."""
+        return () if self.cache is None else self.cache.residuals
 
     def keep(self, block: Any, x: mx.array, layer: int, step: int) -> Kept:
         """Take the tokens that a block processes in a step. Shapes: x (B, N, C)."""
@@ -81,6 +92,14 @@ KEEPERS: Final[Mapping[str, Callable[[TokenRun, Any, mx.array, int, int], Kept]]
     TOPK: _keep_best,
     FIRST: _keep_first,
 }
+
+
+def relative_change(new: mx.array, old: mx.array) -> float:
+    """Measure how much an array has changed, of any precision: mean |new - old| / mean |old|. Computes it at once."""
+    new, old = new.astype(mx.float32), old.astype(mx.float32)
+    share = (mx.abs(new - old).mean() / mx.abs(old).mean()).item()
+    assert isinstance(share, float)
+    return share
 
 
 def score(router: mx.array, x: mx.array) -> mx.array:

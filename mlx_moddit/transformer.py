@@ -53,9 +53,16 @@ class Conditions:
         modulations = (*self.told.modulation, self.told.output_modulation)
         return [self.position, *self.told.shared, *(array for steps in modulations for array in steps)]
 
-    def start(self, *, on_block: OnBlock | None = None, forced: Sequence[mx.array] | None = None) -> TokenRun:
+    def start(
+        self,
+        *,
+        on_block: OnBlock | None = None,
+        forced: Sequence[mx.array] | None = None,
+        cache: float | None = None,
+    ) -> TokenRun:
         """Begin a picture; see `TokenRun`."""
-        return TokenRun(self.policy, self.timesteps, self.position.shape[0], on_block=on_block, forced=forced)
+        tokens = self.position.shape[0]
+        return TokenRun(self.policy, self.timesteps, tokens, on_block=on_block, forced=forced, cache=cache)
 
 
 class Transformer(nn.Module, ABC):
@@ -122,9 +129,15 @@ class Transformer(nn.Module, ABC):
 
         Shapes: latents (B, H, W, in_channels) of any floating dtype -> (B, H, W, out_channels) float32
         """
+
+        def run_behind(x: mx.array) -> mx.array:
+            for layer in range(1, len(self.transformer_blocks)):
+                x = self.run_block(x, layer, step, conditions, run)
+            return x
+
         x = self.embed(latents, conditions)
-        for layer in range(len(self.transformer_blocks)):
-            x = self.run_block(x, layer, step, conditions, run)
+        first = self.run_block(x, 0, step, conditions, run)
+        x = run_behind(first) if run.cache is None else run.cache.run(x, first, run_behind)
         return self.project(x, step, conditions)
 
     def embed(self, latents: mx.array, conditions: Conditions) -> mx.array:

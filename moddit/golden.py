@@ -34,6 +34,7 @@ Float32 = NDArray[np.float32]
 
 TOKENS: Final = (1, 7, 9, 10, 64, 100, 256, 720, 1024, 1025, 4096, 2**31)
 STEPS: Final = (1, 2, 3, 14)
+REUSES: Final = (2, 3, 7)
 SEEDS: Final = (0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**63 - 1, SEED_MAX, -1, SEED_MIN)
 SHAPES: Final = ((0,), (1,), (3, 5), (16,), (1, 4, 2, 2), (17,), (1, 4, 3, 3), (1, 4, 16, 16), (1, 4, 32, 33))
 ENDS: Final = 16  # values kept of each end of an array
@@ -81,7 +82,10 @@ def make_tables() -> dict[str, Any]:
         changes = {"prediction_type": prediction, "beta_schedule": betas, "beta_start": 0.00085, "beta_end": 0.012}
         cases.append((_schedule(sampler, "leading", steps_offset=1, set_alpha_to_one=False, **changes), 4))
     cases += [(_schedule(sampler, "trailing", num_train_timesteps=100), 100) for sampler in SAMPLERS]
-    return {"tables": [_describe_run(schedule, steps) for schedule, steps in cases]}
+    runs = [_describe_run(schedule, steps, 1) for schedule, steps in cases]
+    reused = product(SAMPLERS, PREDICTION_TYPES, REUSES)
+    runs += [_describe_run(_schedule(name, "trailing", prediction_type=kind), 8, n) for name, kind, n in reused]
+    return {"tables": runs}
 
 
 def make_noise() -> dict[str, Any]:
@@ -140,13 +144,14 @@ def _schedule(sampler: str, spacing: str, **changes: Any) -> NoiseSchedule:
     return NoiseSchedule(**{**DEFAULTS, **changes}, sampler=sampler, timestep_spacing=spacing)
 
 
-def _describe_run(schedule: NoiseSchedule, steps: int) -> dict[str, Any]:
-    table = build_table(schedule, schedule.sampler, steps)
+def _describe_run(schedule: NoiseSchedule, steps: int, reuse: int) -> dict[str, Any]:
+    table = build_table(schedule, schedule.sampler, steps, reuse)
     names = ("timestep", "input_scale", "denoised_x", "denoised_output", "keep_x", "current", "previous")
     kept = [0, 1, steps // 2, steps - 1] if steps > max(STEPS) else range(steps)  # long tables would be large
     return {
         "schedule": schedule.to_json(),
         "steps": steps,
+        "reuse": reuse,
         "init_scale": table.init_scale,
         "rows": [[row, *(getattr(table.steps[row], name) for name in names)] for row in kept],
         "final": _floats(_run(table)),

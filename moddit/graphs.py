@@ -129,7 +129,7 @@ class Graphs:
     routing: str  # one of ROUTINGS
     packages: Mapping[str, tuple[Package, ...]]  # role to packages, which run one after the other
     step_functions: tuple[StepFunction, ...]
-    trained_plan: RoutingPlan  # the checkpoint's; the bundle's own may have fewer rows
+    trained_plan: RoutingPlan  # the checkpoint's; the bundle's own may have fewer rows, or keep more
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:

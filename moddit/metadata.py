@@ -17,6 +17,7 @@ from moddit.request import Request
 
 METADATA_VERSION: Final = 1
 STORED: Final = "stored"  # each component in the dtype that its files have
+_SAVINGS: Final = ("reuse", "cache", "keep")  # settings that save work, of which people are told where they are used
 DTYPE_NAMES: Final = (STORED, "float16", "bfloat16", "float32")  # to compute in
 
 
@@ -63,13 +64,14 @@ class Metadata:
 
     def describe(self) -> str:
         """Write the lines that image browsers show under "parameters"."""
-        settings = self.settings
+        settings, written = self.settings, self.settings.to_json()
         facts = {
             "Steps": settings.steps,
             "Sampler": settings.sampler,
             "CFG scale": f"{settings.guidance_scale:g}",
             "Seed": settings.seed,
             "Size": f"{settings.width}x{settings.height}",
+            **{name.capitalize(): f"{written[name]:g}" for name in _SAVINGS if name in written},
             "Model hash": self.model.fingerprint[:10],
             "Version": f"moddit {self.versions['moddit']}",
         }

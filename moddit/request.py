@@ -25,7 +25,8 @@ from moddit.bounds import (
 )
 from moddit.errors import ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
-from moddit.samplers import SAMPLERS
+from moddit.routing import DENOMINATOR
+from moddit.samplers import SAMPLERS, SamplerTable, build_table
 from moddit.sampling import is_guided
 from moddit.spec import ModelSpec
 
@@ -41,6 +42,9 @@ _RANGES: Final = {
     "seed": (SEED_MIN, SEED_MAX),
     "guidance_scale": (0, GUIDANCE),
     "label": (0, CLASSES - 1),
+    "reuse": (1, TIMESTEPS),
+    "cache": (0, 1),
+    "keep": (1 / DENOMINATOR, 1),
 }
 
 
@@ -63,6 +67,9 @@ class Request:
     resolution_binning: bool = False  # generate at the nearest size the model was trained at, then resize and crop
     vae_tile_size: Side | None = None  # pixels; None decodes without tiles, which change pixels a little
     label: ClassNumber | None = None  # number of a class, for a model that is conditioned on one
+    reuse: Timesteps = 1  # the model is asked in the first of so many steps, and its clean latents serve the others
+    cache: Annotated[float, Meta(ge=0, le=1)] | None = None  # threshold of a first-block cache (`moddit.cache`)
+    keep: Annotated[float, Meta(ge=1 / DENOMINATOR, le=1)] | None = None  # of the tokens, in the mean; None as trained
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -73,6 +80,15 @@ class Request:
             raise ValueRangeError(
                 f"[request] a picture of height {self.height} and width {self.width} is too large, want at most "
                 f"{PIXELS} pixels"
+            )
+        if self.reuse > 1 and self.reuse >= self.steps:
+            raise ValueRangeError(
+                f"[request] reuse {self.reuse} of {self.steps} steps leaves a single one, want fewer than the steps"
+            )
+        if self.reuse > 1 and self.cache is not None:
+            raise UnsupportedError(
+                f"[request] reuse {self.reuse} and cache {self.cache} at once: a cache compares a step with the one "
+                "before, which reuse leaves out; give one of them"
             )
         if self.sampler not in SAMPLERS:
             raise UnsupportedError(f"[request] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
@@ -102,6 +118,9 @@ class Request:
         resolution_binning: bool = False,
         vae_tile_size: int | None = None,
         label: int | None = None,
+        reuse: int = 1,
+        cache: float | None = None,
+        keep: float | None = None,
     ) -> Self:
         """Fill in the model's own size, sampler and guidance where none is given, and check the rest against the model.
 
@@ -125,6 +144,9 @@ class Request:
             resolution_binning=resolution_binning,
             vae_tile_size=vae_tile_size,
             label=label,
+            reuse=reuse,
+            cache=None if cache is None else float(cache),
+            keep=None if keep is None else float(keep),
         )
         request.check(spec)
         if vae_tile_size is not None and vae_tile_size >= max(request.generated_size(spec)):
@@ -160,6 +182,10 @@ class Request:
                 )
             return bin_size(spec.transformer.sample_size, spec.default_side, self.height, self.width)
         return self.height, self.width
+
+    def table(self, spec: ModelSpec) -> SamplerTable:
+        """Compute the sampling run; raises as `build_table`."""
+        return build_table(spec.scheduler, self.sampler, self.steps, self.reuse)
 
     def check(self, spec: ModelSpec) -> None:
         """Check the sizes against a model: sides of what is generated in patches, a tile in quarters that overlap, and

@@ -10,8 +10,10 @@ Source: DiffCR (arXiv 2412.16822), section 3.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -151,6 +153,34 @@ class RoutingPlan:
     def capacities(self, region: int, tokens: int) -> tuple[int, ...]:
         """Count the tokens that every layer keeps of `tokens` in one region."""
         return tuple(capacity(tenths, tokens) for tenths in self.row(region))
+
+    def raised(self, keep_ratio: float) -> RoutingPlan:
+        """Keep more: bring the mean to the nearest that whole tenths give to `keep_ratio`, no entry below what it is.
+
+        Every entry goes the same share of its way to 10 tenths, rounded: an entry p has gained k tenths from the share
+        (2 k - 1) / 2 (10 - p) on, and where entries gain at the same share, lower layers and regions come first. So a
+        larger mean never takes a tenth from an entry, and entries keep their order.
+
+        Raises ValueRangeError for a mean above 1, or below that of the plan: what was trained to keep so much draws
+        nothing of use with less.
+        """
+        kept = sum(map(sum, self.keep_tenths))
+        entries = DENOMINATOR * self.layers * self.regions
+        if not (keep_ratio <= 1 and (wanted := math.floor(keep_ratio * entries + 0.5)) >= kept):
+            raise ValueRangeError(
+                f"[routing] keep {keep_ratio} of the tokens, want {self.mean_keep_ratio:.4g}..1: the model was trained "
+                f"to keep {self.mean_keep_ratio:.4g} of them, and with fewer its pictures fall apart"
+            )
+        gains = sorted(
+            (Fraction(2 * gain - 1, 2 * (DENOMINATOR - tenths)), layer, region)
+            for layer, row in enumerate(self.keep_tenths)
+            for region, tenths in enumerate(row)
+            for gain in range(1, DENOMINATOR - tenths + 1)
+        )
+        added = Counter((layer, region) for _, layer, region in gains[: wanted - kept])
+        rows = enumerate(self.keep_tenths)
+        table = (tuple(tenths + added[layer, region] for region, tenths in enumerate(row)) for layer, row in rows)
+        return replace(self, keep_tenths=tuple(table))
 
     def to_json(self) -> dict[str, Any]:
         """Write the plan as the "diffcr" object of a checkpoint and the "plan" object of a manifest."""

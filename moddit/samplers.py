@@ -3,7 +3,7 @@
 With x the latent, o the model's output and d the denoised latent, every step of every sampler here is
 
     input = input_scale * x
-    d     = denoised_x * x + denoised_output * o
+    d     = denoised_x * x + denoised_output * o, or d_of_the_step_before where the step is reused
     x'    = keep_x * x + current * d + previous * d_of_the_step_before
 
 so that a runtime needs no sampler code, only the table. Notation of the comments: a = alphas_cumprod,
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Final, TypeVar
 
 import numpy as np
@@ -149,22 +149,33 @@ class SamplerStep:
     keep_x: float
     current: float
     previous: float  # 0 in the first step
+    is_reused: bool = False  # has the denoised latent of the step before: the model is not asked
 
-    def advance(self, x: Array, output: Array, previous_denoised: Array | None) -> tuple[Array, Array]:
-        """Take the step; return the latent after it, and the denoised latent.
+    def denoise(self, x: Array, output: Array) -> Array:
+        """Give the denoised latent of a step that is not reused.
 
-        The latent before it, `x`, is not scaled; `output` is the model's for ``input_scale * x`` and `timestep`,
-        guidance applied. `previous_denoised` is what the step before returned second; None in the first step.
+        The latent before the step, `x`, is not scaled; `output` is the model's for ``input_scale * x`` and `timestep`,
+        guidance applied.
 
         Shapes:
             all arrays alike, of any type that adds and multiplies with Python floats
         """
         denoised: Any = self.denoised_x * x + self.denoised_output * output
-        advanced = self.keep_x * x + self.current * denoised
+        return denoised
+
+    def advance(self, x: Array, denoised: Array, previous_denoised: Array | None) -> Array:
+        """Take the step from the latent before it, not scaled; give the latent after it.
+
+        `previous_denoised` is the denoised latent of the step before; None in the first step.
+
+        Shapes:
+            as `denoise`
+        """
+        advanced: Any = self.keep_x * x + self.current * denoised
         if self.previous != 0.0:
             assert previous_denoised is not None
             advanced = advanced + self.previous * previous_denoised
-        return advanced, denoised
+        return advanced
 
 
 @dataclass(frozen=True)
@@ -180,10 +191,16 @@ class SamplerTable:
         return tuple(step.timestep for step in self.steps)
 
 
-def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTable:
+def build_table(schedule: NoiseSchedule, sampler: str, steps: int, reuse: int = 1) -> SamplerTable:
     """Compute the table of a sampling run of so many steps, 1..num_train_timesteps, by one of SAMPLERS.
 
-    It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing.
+    It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing. The model is
+    asked in the first of every `reuse` steps; the others have its denoised latent, which enters the solver's history
+    as if it were new (static reuse, of order 0).
+
+    Which steps those are matters little: of shapes64's dense model in 20 steps, against its own 100, reuse 2 has
+    39.3 dB with 10 evaluations, 40.4 with one more in the last step, 40.0 where 11 are counted from the last; reuse 3
+    has 33.6 with 7, 33.8 and 32.8 with 8. The last step asks the model where `steps` is one more than a multiple.
 
     Raises:
         UnsupportedError: an unknown sampler.
@@ -201,7 +218,9 @@ def build_table(schedule: NoiseSchedule, sampler: str, steps: int) -> SamplerTab
             f"[samplers] {steps} steps of {sampler!r} do not fit into {schedule.num_train_timesteps} timesteps with "
             f"spacing {schedule.timestep_spacing!r} and offset {schedule.steps_offset}, want another number of steps"
         )
-    return _TABLES[sampler](schedule, timesteps, steps)
+    table = _TABLES[sampler](schedule, timesteps, steps)
+    rows = (replace(step, is_reused=index % reuse != 0) for index, step in enumerate(table.steps))
+    return replace(table, steps=tuple(rows))
 
 
 def _timesteps(schedule: NoiseSchedule, sampler: str, steps: int) -> NDArray[np.float64]:

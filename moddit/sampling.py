@@ -29,15 +29,20 @@ def denoise(
 ) -> Iterator[Denoised[Array]]:
     """Take the steps of a sampling run from standard normal noise, one each time the next result is asked for.
 
-    `predict` gives the model's prediction, guidance applied, for a step's index, the step and the scaled latents.
+    `predict` gives the model's prediction, guidance applied, for a step's index, the step and the scaled latents; for
+    a step that is reused it is not called.
 
     Shapes:
         all arrays alike
     """
-    latents, previous = noise * table.init_scale, None
+    latents = noise * table.init_scale
+    clean: Any = None
     for index, step in enumerate(table.steps):
-        latents, previous = step.advance(latents, predict(index, step, step.input_scale * latents), previous)
-        yield Denoised(index, step, latents, previous)
+        previous = clean
+        if not step.is_reused:
+            clean = step.denoise(latents, predict(index, step, step.input_scale * latents))
+        latents = step.advance(latents, clean, previous)
+        yield Denoised(index, step, latents, clean)
 
 
 def is_guided(guidance_scale: float) -> bool:

@@ -14,11 +14,11 @@ the next belongs to a run, not to the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 from moddit.bounds import choice
-from moddit.errors import ValueRangeError
+from moddit.errors import UnsupportedError, ValueRangeError
 from moddit.routing import DENOMINATOR, PlanRecord, RoutingPlan
 
 DENSE: Final = "dense"
@@ -72,6 +72,21 @@ class TokenPolicy:
     def is_dense(self) -> bool:
         """Whether no block ever leaves out a token or scores one."""
         return self.name == DENSE
+
+    def keeping(self, keep_ratio: float | None) -> TokenPolicy:
+        """Keep more tokens than trained, this share of them in the mean over layers and regions; None for as trained.
+
+        Raises:
+            UnsupportedError: a dense model, which keeps all of them.
+            ValueRangeError: as `RoutingPlan.raised`.
+        """
+        if keep_ratio is None:
+            return self
+        if self.is_dense:
+            raise UnsupportedError(
+                f"[tokens] keep {keep_ratio} of the tokens of a dense model, which keeps all; leave it out"
+            )
+        return replace(self, plan=self.plan.raised(keep_ratio))
 
     def to_json(self) -> dict[str, Any]:
         """Write the "tokens" object of a manifest."""

@@ -65,6 +65,8 @@ def make_runs(bundles: Mapping[str, Manifest], tokenizer: Tokenizer) -> list[dic
         ("chain", {**text, "seed": 12, "steps": 2, "sampler": "dpmpp-2m", "guidance_scale": 1.0}),
         ("labels", {"label": 1, "seed": 5, "steps": 4, "sampler": "ddim"}),
         ("labels", {"label": 4, "seed": 6, "steps": 3, "sampler": "dpmpp-2m", "guidance_scale": 1.0}),
+        ("routed", {**text, "seed": 13, "steps": 7, "sampler": "dpmpp-2m", "reuse": 2}),
+        ("labels", {"label": 2, "seed": 14, "steps": 5, "sampler": "euler", "reuse": 3}),
     ]
     sides = {"height": 32, "width": 32}
     requests = [(bundles[name], name, Request.complete(bundles[name].spec, **(sides | given))) for name, given in cases]
@@ -127,7 +129,6 @@ class _Run:
     def denoise(self) -> Float32:
         """Run all steps. Shapes: -> (1, C, h, w) float32."""
         spec, request = self.manifest.spec, self.request
-        table = build_table(spec.scheduler, request.sampler, request.steps)
         sides = (request.height // spec.vae.downscale, request.width // spec.vae.downscale)
         noise: Float32 = torch_randn((1, spec.transformer.latent_channels, *sides), request.seed)
 
@@ -136,7 +137,7 @@ class _Run:
             guided: Float32 = guide(np.split(rows, len(rows)), request.guidance_scale)
             return guided
 
-        *_, last = denoise(table, noise, predict)
+        *_, last = denoise(request.table(spec), noise, predict)
         latents: Float32 = last.latents
         assert latents.dtype == np.float32
         return latents

@@ -16,6 +16,7 @@ from tests.machines import make_machine, run_script
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = str(ROOT / "scripts/fast_blas.py")
+LINUX = {"uname": "echo Linux", "ldconfig": "", "gcc": "", "id": "echo 1000"}
 PROBE = """
 import pathlib, sys
 import mlx.core as mx
@@ -80,24 +81,28 @@ def test_without_a_stub_modules_run_on_the_slow_blas(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("programs", "installed", "errors"),
+    ("programs", "has_font", "installed", "errors"),
     [
-        ({"uname": "echo Darwin"}, False, ""),
-        ({"uname": "echo Linux", "ldconfig": "echo libopenblas.so.0", "gcc": ""}, False, ""),
-        ({"uname": "echo Linux", "ldconfig": "", "gcc": "", "id": "echo 1000"}, False, "install: libopenblas0-pthread"),
-        ({"uname": "echo Linux", "ldconfig": "", "gcc": "", "id": "echo 0", "apt-get": 'echo "$*" >>apt'}, True, ""),
-        ({"uname": "echo Linux", "ldconfig": "", "gcc": "", "id": "echo 0", "apt-get": "exit 1"}, False, "slow"),
+        ({"uname": "echo Darwin"}, False, False, ""),
+        (LINUX | {"ldconfig": "echo libopenblas.so.0"}, True, False, ""),
+        (LINUX | {"ldconfig": "echo libopenblas.so.0"}, False, False, "install: fonts-noto-color-emoji"),
+        (LINUX, True, False, "install: libopenblas0-pthread"),
+        (LINUX | {"id": "echo 0", "apt-get": 'echo "$*" >>apt'}, True, True, ""),
+        (LINUX | {"id": "echo 0", "apt-get": "exit 1"}, True, False, "slow"),
     ],
-    ids=["mac", "there", "not root", "root", "no network"],
+    ids=["mac", "there", "no font", "not root", "root", "no network"],
 )
 def test_system_packages_are_installed_where_they_may_be(
-    tmp_path: Path, programs: dict[str, str], installed: bool, errors: str
+    tmp_path: Path, programs: dict[str, str], has_font: bool, installed: bool, errors: str
 ) -> None:
     machine = make_machine(tmp_path / "bin", programs)
-    (tmp_path / "install.sh").write_text(
-        # its own PATH would find this machine's programs
-        (ROOT / "scripts/install_system.sh").read_text().replace("PATH=$PATH:/usr/sbin:/sbin", f"cd '{tmp_path}'")
-    )
+    script = (ROOT / "scripts/install_system.sh").read_text()
+    # its own PATH would find this machine's programs
+    script = script.replace("PATH=$PATH:/usr/sbin:/sbin", f"cd '{tmp_path}'").replace("/usr/share/fonts", str(tmp_path))
+    (tmp_path / "install.sh").write_text(script)
+    if has_font:
+        (tmp_path / "truetype/noto").mkdir(parents=True)
+        (tmp_path / "truetype/noto/NotoColorEmoji.ttf").touch()
     done = run_script(tmp_path / "install.sh", machine=machine)
     assert done.returncode == 0
     assert errors in done.stderr

@@ -31,7 +31,7 @@ RULES = {
     "moddit": Rule(),
     # Pickles, the Hub and tokenizers are read by the libraries that own them, where a checkpoint has such a part.
     "moddit.checkpoint": Rule(inside_functions={"torch", "huggingface_hub", "tokenizers"}),
-    "torch_moddit": Rule({"moddit"}, {"train"}),
+    "torch_moddit": Rule({"moddit"}, {"train"}, inside_functions={"bitsandbytes"}),  # where a user has installed it
     "mlx_moddit": Rule({"moddit"}, {"mlx"}),
     "convert": Rule({"moddit"}, {"convert"}, inside_functions={"torch", "torch_moddit"}),
     # The exporter, and what proves its work without sharing any of it.
@@ -40,6 +40,8 @@ RULES = {
         {"moddit", "torch_moddit"}, {"convert", "coreml"}, {"google"}, apart_from={"convert.coreml"}
     ),
     "recipes": Rule({"moddit", "torch_moddit"}, {"train", "dev"}),
+    # Methods of others that benchmarks time as well, and MLX's own trials of converted checkpoints.
+    "recipes.comparison": Rule({"moddit", "torch_moddit", "mlx_moddit", "convert", "benchmarks"}, {"train", "dev"}),
     "benchmarks": Rule({"moddit", "torch_moddit", "mlx_moddit", "convert"}, {"train", "mlx", "convert", "dev"}),
     "scripts": Rule({"moddit", "convert"}, {"dev", "mlx"}),
     "tests": Rule(

@@ -33,7 +33,17 @@ from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import RANGES, RATE_SCHEDULES, TRACKERS, FinetuneConfig, Mode, Target, Train
+from torch_moddit.settings import (
+    PRESETS,
+    RANGES,
+    RATE_SCHEDULES,
+    TRACKERS,
+    FinetuneConfig,
+    Mode,
+    Target,
+    Train,
+    preset,
+)
 from torch_moddit.shards import Encoders, Shards
 from torch_moddit.targets import check_target
 from torch_moddit.trainer import finetune
@@ -70,6 +80,21 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     return click.option(f"--{name.replace('_', '-')}", type=kind, help=text, default=default)
 
 
+def _apply_presets(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]) -> None:
+    """Make the settings of presets the defaults, so that options that are given win."""
+    for name in names:
+        ctx.default_map = {**(ctx.default_map or {}), **preset(name)}
+
+
+def tell_preset(name: str) -> str:
+    """Write a preset as options."""
+    words = ((f"--{key.replace('_', '-')}", value) for key, value in preset(name).items())
+    return " ".join(
+        option if value is True else f"{option} {value:g}" if isinstance(value, float) else f"{option} {value}"
+        for option, value in words
+    )
+
+
 @click.command(context_settings={"show_default": True, "max_content_width": 120})
 @model_options(required=False)
 @click.option("--data", type=FOLDER, help="Dataset that torch_moddit.prepare has made.")
@@ -78,6 +103,15 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 )
 @column_option
 @click.option("--out", "output", type=OUTPUT, required=True, help="Folder of the run and its result.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_apply_presets,
+    help="Defaults of a purpose, repeatable: " + "; ".join(f"{name} is {tell_preset(name)}" for name in PRESETS) + ".",
+)
 @_setting("steps", "Optimizer steps; more than before make a run longer.")
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
@@ -101,6 +135,7 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
 @_setting("learning_rate", "Of the transformer.")
 @_setting("router_rate", "Learning rate of the routers.")
 @_setting("ratio_rate", "Change of a keep ratio in one step [default: by the number of steps].")
+@_setting("ratio_loss", "Coefficient of the paper's loss on the mean keep ratio; 0 projects the mean instead.")
 @click.option(
     "--lr-scheduler",
     type=click.Choice(RATE_SCHEDULES),
@@ -122,7 +157,7 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     help="Of forward passes, and of weights that are not trained.",
 )
 @click.option("--use-8bit-adam", is_flag=True, help="Adam with moments of 8 bits; needs bitsandbytes.")
-@click.option("--gradient-checkpointing", is_flag=True, help="Trade time for memory.")
+@click.option("--gradient-checkpointing/--no-gradient-checkpointing", help="Trade time for memory.")
 @click.option("--height", type=_PIXELS, help="Picture height in pixels, with --images [default: the model's].")
 @click.option("--width", type=_PIXELS, help="Picture width in pixels, with --images [default: the model's].")
 @click.option("--dtype", type=click.Choice(list(_TYPES)), default="float32", help="Of the saved transformer.")

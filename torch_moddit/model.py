@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from moddit.cache import FirstBlockCache
 from moddit.errors import MissingError, ShapeError
 from moddit.models.transformer import TransformerSpec
 from moddit.routing import capacity
@@ -135,6 +136,7 @@ class RoutedTransformer(nn.Module, ABC):
         score: Scorer | None = None,
         on_block: OnBlock | None = None,
         forced: Sequence[Tensor] | None = None,
+        cache: FirstBlockCache[Tensor] | None = None,
     ) -> Tensor:
         """Predict noise or velocity.
 
@@ -146,6 +148,7 @@ class RoutedTransformer(nn.Module, ABC):
             score: replaces the policy's way to score tokens (training).
             on_block: called after each block.
             forced: indices to keep instead of the ranking's, one tensor a layer (parity reports).
+            cache: of the picture, which may leave out the blocks behind the first.
 
         Shapes:
             latents (B, in_channels, H, W), timestep (B,) -> (B, out_channels, H, W); forced[layer] (B, K)
@@ -164,17 +167,24 @@ class RoutedTransformer(nn.Module, ABC):
         plan = self.policy.plan
         routing, score = routing or follow_plan(plan), score or SCORERS[self.policy.name]
         regions = [plan.region(value) for value in timestep.tolist()] if plan.regions > 1 else [0] * len(timestep)
-        for layer, block in enumerate(self.blocks):
-            uses = routing(layer, regions)
-            scores, gates = score(block, tokens, self.generator)
-            chosen = None if forced is None else forced[layer]
-            inputs = _present(told, tokens=tokens, scores=scores, gates=gates, forced=chosen)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens, kept = checkpoint(self._run, block, uses, inputs, use_reentrant=False)
-            else:
-                tokens, kept = self._run(block, uses, inputs)
-            if on_block is not None:
-                on_block(BlockTrace(layer, scores, _by_sample(kept, uses, tokens), tokens))
+
+        def run(tokens: Tensor, layers: range) -> Tensor:
+            for layer in layers:
+                block, uses = self.blocks[layer], routing(layer, regions)
+                scores, gates = score(block, tokens, self.generator)
+                chosen = None if forced is None else forced[layer]
+                inputs = _present(told, tokens=tokens, scores=scores, gates=gates, forced=chosen)
+                if self.gradient_checkpointing and torch.is_grad_enabled():
+                    tokens, kept = checkpoint(self._run, block, uses, inputs, use_reentrant=False)
+                else:
+                    tokens, kept = self._run(block, uses, inputs)
+                if on_block is not None:
+                    on_block(BlockTrace(layer, scores, _by_sample(kept, uses, tokens), tokens))
+            return tokens
+
+        first = run(tokens, range(1))
+        behind = range(1, len(self.blocks))
+        tokens = run(first, behind) if cache is None else cache.run(tokens, first, lambda x: run(x, behind))
         return self._unpatch(self.project(tokens, told), height, width)
 
     def _run(self, block: Any, uses: list[BinUse], inputs: Told) -> tuple[Tensor, list[Tensor | None]]:

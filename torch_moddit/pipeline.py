@@ -18,18 +18,20 @@ from diffusers.image_processor import PixArtImageProcessor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moddit.cache import FirstBlockCache
 from moddit.checkpoint.description import describe
 from moddit.checkpoint.sources import WEIGHTED, Sources, as_sources
 from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError, UnsupportedError
 from moddit.record import escape
 from moddit.request import Request
-from moddit.samplers import NoiseSchedule, build_table
+from moddit.samplers import NoiseSchedule
 from moddit.sampling import Denoised, denoise, guide
 from moddit.spec import ModelSpec
 from torch_moddit.conditioning import Components, encode_rows
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace, Context, RoutedTransformer
+from torch_moddit.tokens import follow_plan, relative_change
 
 # Classes of the components of a checkpoint without an index.
 _USUAL: Final[Mapping[str, tuple[str, str]]] = {
@@ -100,7 +102,8 @@ class ReferencePipeline:
         Shapes:
             -> (height, width, 3), 0..1
 
-        Raises InputError as `request`, and UnsupportedError for a size that diffusers' resizing loses.
+        Raises InputError as `request` and `TokenPolicy.keeping`, and UnsupportedError for a size that diffusers'
+        resizing loses.
         """
         return self.draw(self.request(prompt, negative_prompt, **settings), on_block=on_block, on_step=on_step)
 
@@ -117,6 +120,7 @@ class ReferencePipeline:
     def denoise(self, request: Request, *, on_block: OnBlock | None = None) -> Iterator[Denoised[Tensor]]:
         """Take the steps of a request; arguments as `generate`."""
         spec = self.spec
+        routing = follow_plan(self.model.policy.keeping(request.keep).plan)
         height, width = request.generated_size(spec)
         rows = request.rows(spec)
         sizes = spec.transformer.size_features(height, width)
@@ -125,16 +129,16 @@ class ReferencePipeline:
         shape = (1, spec.transformer.latent_channels, height // spec.vae.downscale, width // spec.vae.downscale)
         noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(request.seed))
         noise = noise.to(self.device, self.dtype)
+        cache = None if request.cache is None else FirstBlockCache(request.cache, relative_change)
 
         def predict(index: int, step: Any, latents: Tensor) -> Tensor:
             watch = None if on_block is None else lambda trace: on_block(index, trace)
             timestep = torch.full((len(rows),), step.timestep, device=self.device)
             batch = latents.expand(len(rows), *shape[1:])
-            output = self.model(batch, timestep, context, on_block=watch)
+            output = self.model(batch, timestep, context, routing=routing, on_block=watch, cache=cache)
             return guide(output.split(1), request.guidance_scale)[:, : shape[1]]
 
-        table = build_table(spec.scheduler, request.sampler, request.steps)
-        yield from denoise(table, noise, predict)
+        yield from denoise(request.table(spec), noise, predict)
 
     def encode(self, rows: tuple[Any, ...]) -> Context:
         """Turn what the rows of a batch are conditioned on (`Request.rows`) into the model's context."""

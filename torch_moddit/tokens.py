@@ -74,6 +74,12 @@ def keep(tokens: Tensor, scores: Tensor | None, gates: Tensor | None, count: int
     )
 
 
+def relative_change(new: Tensor, old: Tensor) -> float:
+    """Measure how much a tensor has changed, of any precision: mean |new - old| / mean |old|."""
+    new, old = new.float(), old.float()
+    return float((new - old).abs().mean() / old.abs().mean())
+
+
 def select_tokens(scores: Tensor, count: int) -> Tensor:
     """Pick the tokens with the largest scores, ties to the lower index, in ascending order (`moddit.routing`).
 

@@ -29,7 +29,7 @@ from torch_moddit.data import Item, count_buckets, hold_out, load_batches
 from torch_moddit.doubts import doubts_of_plan, doubts_of_run
 from torch_moddit.lora import merged, take_lora
 from torch_moddit.model import RoutedTransformer
-from torch_moddit.movers import Projection
+from torch_moddit.movers import Mover, make_mover
 from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
 from torch_moddit.processes import make_accelerator
 from torch_moddit.rates import make_rate_factor
@@ -161,7 +161,8 @@ class Trainer:
         self.state = TrainedState(self.trainee)
         self.frozen = self.state.checksum()
         self.teacher: Callable[..., Tensor] = self.trainee.predict_untrained if teacher is None else teacher.to(device)
-        self.mover = None if self.trainee.ratios is None else Projection(self.trainee.ratios)
+        ratios = self.trainee.ratios
+        self.mover = None if ratios is None else make_mover(ratios, config.targets, config.ratio_loss)
         self.average = EMAModel(self.trainee.trained(), decay=config.ema_decay, foreach=True)
         self.average.to(device)
         optimizers = make_optimizers(config, self.trainee)
@@ -371,8 +372,8 @@ class Trainer:
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor
 
-    def _freeze_ratios(self, mover: Projection) -> None:
-        mover.freeze(self.config.targets)
+    def _freeze_ratios(self, mover: Mover) -> None:
+        mover.freeze()
         self._warn(doubts_of_plan(self.config, mover.ratios.plan()))
 
     def _warn(self, doubts: list[str]) -> None:

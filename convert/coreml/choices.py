@@ -27,3 +27,4 @@ class Choices:
     chunks: int = 1
     max_functions: int | None = None  # for each size and batch
     allow_fewer: bool = False  # where rows are merged, keep fewer tokens than trained
+    keep: float | None = None  # share of the tokens in the mean, more than trained

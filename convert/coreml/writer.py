@@ -35,6 +35,7 @@ from moddit.manifest import Component, describe_file
 from moddit.quantization import Quantization
 from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
+from moddit.tokens import TokenPolicy
 
 BACKEND: Final = "coreml"
 OVERHEAD_BYTES: Final = 64 << 20  # graphs, references and manifest, estimated from above
@@ -66,8 +67,9 @@ def write_packages(
     # weights exist twice for a while
     check_space(folder, 2 * sum(part.nbytes for part in description.parts.values()) + OVERHEAD_BYTES)
     weights = {name: Weights(name, part, choices.scheme, scratch, advance) for name, part in description.parts.items()}
-    plan, notes = _merge(description, choices, sizes)
-    policy = replace(description.policy, plan=plan)
+    raised = description.policy.keeping(choices.keep)
+    plan, notes = _merge(spec, raised, choices, sizes)
+    policy = replace(raised, plan=plan)
     functions = list_functions(spec, plan, sizes, choices.batches)
     graph = TRANSFORMERS[spec.transformer.ARCHITECTURE](spec, policy, weights["transformer"], choices.routing)
     frames = [(size_name(*size), *size) for size in sizes]
@@ -141,12 +143,14 @@ def _check_choices(spec: ModelSpec, choices: Choices, sizes: Iterable[Size]) -> 
             )
 
 
-def _merge(description: Description, choices: Choices, sizes: tuple[Size, ...]) -> tuple[RoutingPlan, tuple[str, ...]]:
+def _merge(
+    spec: ModelSpec, policy: TokenPolicy, choices: Choices, sizes: tuple[Size, ...]
+) -> tuple[RoutingPlan, tuple[str, ...]]:
     """Reduce the plan's rows if asked; say what it cost."""
-    plan, spec = description.policy.plan, description.spec
+    plan = policy.plan
     if choices.max_functions is None:
         return plan, ()
-    if description.policy.is_dense:
+    if policy.is_dense:
         return plan, ("--max-functions does nothing to a dense model",)
     tokens = (sizes[0][0] * sizes[0][1]) // spec.pixels_per_patch**2
     merged, flops_change = merge_rows(

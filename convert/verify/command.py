@@ -28,6 +28,7 @@ PROMPT: Final = Text.EXAMPLE["prompt"]
 @click.option("--label", help="Class of the picture that is compared, of a model of classes.  [default: 0]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of its noise.")
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Of its sampling run.")
+@click.option("--reuse", type=click.IntRange(1), default=1, show_default=True, help="As mlx_moddit generate.")
 @click.option(
     "--guidance-scale",
     "--guidance",

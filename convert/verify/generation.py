@@ -17,7 +17,7 @@ from moddit.conditioning import Label, Text
 from moddit.contract import INPUT_IDS, LABELS, LATENTS, TEXT, TEXT_ENCODER, TEXT_MASK, TIMESTEP, TOKENIZER, size_name
 from moddit.noise import torch_randn
 from moddit.request import Request
-from moddit.samplers import SamplerStep, build_table
+from moddit.samplers import SamplerStep
 from moddit.sampling import denoise, guide
 
 PICTURE_DECIBELS: Final = {  # PSNR that a picture must reach against the reference's
@@ -36,7 +36,6 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
     """
     spec = packages.spec
     rows = CONDITIONINGS[spec.conditioning.KIND](packages, request.rows(spec))
-    table = build_table(spec.scheduler, request.sampler, request.steps)
     height, width = request.height // spec.vae.downscale, request.width // spec.vae.downscale
     noise = torch_randn((1, spec.transformer.latent_channels, height, width), request.seed)
     batch = 2 if 2 in packages.graphs.batches else min(packages.graphs.batches)
@@ -51,7 +50,7 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
         ]
         return guide(outputs[: len(rows)], request.guidance_scale)
 
-    *_, last = denoise(table, noise, predict)
+    *_, last = denoise(request.table(spec), noise, predict)
     function = size_name(request.height, request.width)
     image = packages.run("vae_decoder", function, {LATENTS: last.latents.astype(np.float32)})
     return np.clip(image[0].transpose(1, 2, 0) / 2 + 0.5, 0, 1)

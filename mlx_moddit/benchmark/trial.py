@@ -32,7 +32,6 @@ from moddit.metadata import STORED
 from moddit.quantization import mean_bits
 from moddit.request import Request
 from moddit.routing import RoutingPlan, snap
-from moddit.samplers import build_table
 from moddit.tokens import TokenPolicy
 
 PROMPT: Final = (
@@ -195,8 +194,7 @@ def _arm(job: Job, bundle: Bundle, request: Request, text_tokens: int) -> Arm:
     spec, policy = bundle.spec.transformer, bundle.policy
     downscale = bundle.spec.vae.downscale
     tokens = spec.tokens(request.height // downscale, request.width // downscale)
-    table = build_table(bundle.spec.scheduler, request.sampler, request.steps)
-    regions = policy.plan.schedule(table.timesteps)
+    regions = policy.plan.schedule(request.table(bundle.spec).timesteps)
     batch = len(request.rows(bundle.spec))
     weights = spec.tensors(has_routers=bundle.manifest.tokens.has_routers)
     return Arm(

@@ -40,6 +40,9 @@ _DTYPES: Final = ("float16", "bfloat16", "float32")
 @click.option("--ram", type=click.FloatRange(1, 4096), help="GB of the machine.  [default: the least of the chip]")
 @click.option("--size", metavar="HxW", help="Pixels.  [default: the model's]")
 @click.option("--steps", type=click.IntRange(1), default=DEFAULT_STEPS, show_default=True, help="Denoising steps.")
+@click.option(
+    "--reuse", type=click.IntRange(1), default=1, show_default=True, help="Ask the model in the first of so many steps."
+)
 @click.option("--guidance-scale", type=click.FloatRange(0), help="1 or less halves the batch.  [default: the model's]")
 @click.option(
     "--keep", type=click.FloatRange(0.1, 1), help="Share of the tokens in every layer.  [default: the model's]"
@@ -75,9 +78,10 @@ def _ask(options: dict[str, Any]) -> Asked:
     model = find_model(options["model"], options["config"], **places)
     spec = model.manifest.spec
     size: Size = parse_size(options["size"]) if options["size"] else (spec.default_side, spec.default_side)
-    asked = {"height": size[0], "width": size[1], **{name: options[name] for name in ("steps", "guidance_scale")}}
+    sampling = {name: options[name] for name in ("steps", "guidance_scale", "reuse")}
+    asked = {"height": size[0], "width": size[1], **sampling}
     batch = len(Request.complete(spec, **spec.conditioning.EXAMPLE, **asked).rows(spec))  # refuses what cannot be drawn
-    found = Asked(model.name, model.manifest, size, options["steps"], batch, model.download)
+    found = Asked(model.name, model.manifest, size, options["steps"], batch, model.download, options["reuse"])
     keep, dtype, bits = (options[name] for name in ("keep", "dtype", "bits"))
     if any((keep, dtype, bits)):
         found = change(found, keep=keep, dtype=dtype, bits=None if bits is None else int(bits))
@@ -87,10 +91,11 @@ def _ask(options: dict[str, Any]) -> Asked:
 def _write(facts: dict[str, Any]) -> Iterator[str]:
     height, width = facts["size"]
     total = sum(facts["bundle_bytes"].values())
+    steps = f"{facts['steps']} steps" + (f" with reuse {facts['reuse']}" if facts["reuse"] > 1 else "")
     stored = facts["dtype"] if facts["bits"] is None else f"{facts['bits']:g}-bit"
     yield (
         f"{facts['model']}: {facts['parameters'] / 1e6:,.0f} M parameters, {total / GB:.2f} GB as a bundle in "
-        f"{stored}; {height}x{width} pixels, {facts['steps']} steps, batch {facts['batch']}, "
+        f"{stored}; {height}x{width} pixels, {steps}, batch {facts['batch']}, "
         f"{facts['mean_keep_ratio']:.0%} of the tokens kept."
     )
     yield from _notes(facts)

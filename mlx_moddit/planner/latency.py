@@ -154,16 +154,22 @@ class Drawing:
     batch: int
     text_tokens: int
     weight_bytes: float  # of one number of the transformer's and the text encoder's weights
+    reuse: int = 1  # the model is asked in the first of so many steps
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Those at which the model is asked."""
+        table = build_table(self.spec.scheduler, self.spec.scheduler.sampler, self.steps, self.reuse)
+        return tuple(step.timestep for step in table.steps if not step.is_reused)
 
     def work(self) -> dict[str, Work]:
-        """Count the work of each stage; that of a step is the mean over all of them."""
+        """Count the work of each stage; that of a step is the mean over those that ask the model."""
         model, policy, batch = self.spec.transformer, self.policy, self.batch
         downscale = self.spec.vae.downscale
         tokens = model.tokens(self.height // downscale, self.width // downscale)
-        timesteps = build_table(self.spec.scheduler, self.spec.scheduler.sampler, self.steps).timesteps
         steps = [
             count_work(step_operations(model, policy, region, tokens, self.text_tokens), batch, self.weight_bytes)
-            for region in policy.plan.schedule(timesteps)
+            for region in policy.plan.schedule(self.timesteps)
         ]
         text = self.spec.conditioning.operations(self.text_tokens)
         prepared = model.prepare_operations(tokens, self.steps, self.text_tokens)
@@ -181,5 +187,5 @@ class Drawing:
         stages = {name: rates.seconds(work) for name, work in self.work().items()}
         picture = Range(0.0, 0.0, 0.0)
         for name, taken in stages.items():
-            picture += taken * (self.steps if name == "step" else 1)
+            picture += taken * (len(self.timesteps) if name == "step" else 1)
         return {**stages, "picture": picture}

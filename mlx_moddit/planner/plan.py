@@ -33,6 +33,7 @@ class Asked:
     steps: int
     batch: int
     download: Download = field(default_factory=Download)
+    reuse: int = 1  # the model is asked in the first of so many steps
 
     @property
     def dtype(self) -> str:
@@ -61,7 +62,7 @@ class Asked:
         spec, item = self.manifest.spec, ITEM_BYTES[self.dtype]
         text = min(PROMPT_TOKENS, spec.text_tokens)
         weight_bytes = item if self.bits is None else self.bits / 8
-        return Drawing(spec, self.manifest.tokens, *self.size, self.steps, self.batch, text, weight_bytes)
+        return Drawing(spec, self.manifest.tokens, *self.size, self.steps, self.batch, text, weight_bytes, self.reuse)
 
     def seconds(self, rates: Rates) -> dict[str, Range]:
         """Predict each stage and the whole picture."""
@@ -161,6 +162,7 @@ def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates
         "model": asked.name,
         "size": list(asked.size),
         "steps": asked.steps,
+        "reuse": asked.reuse,
         "batch": asked.batch,
         "dtype": asked.dtype,
         "bits": asked.bits,

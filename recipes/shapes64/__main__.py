@@ -13,17 +13,18 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from transformers import T5EncoderModel
 
+from recipes.pipeline import assemble, save_pipeline
+from recipes.runs import Journal
+from recipes.shapes64 import vae
 from recipes.shapes64.dense import DenseSettings, DenseTrainer, encode_set
-from recipes.shapes64.diffcr import FinetuneBudget, train_routed, write_data
+from recipes.shapes64.diffcr import train_routed, write_data
 from recipes.shapes64.evaluate import draw_held_out, evaluate
 from recipes.shapes64.figures import TITLES
-from recipes.shapes64.pipeline import assemble, save_pipeline, save_random
 from recipes.shapes64.publish import publish
 from recipes.shapes64.report import evaluate_model, write_report
-from recipes.shapes64.runs import Journal
 from recipes.shapes64.teacher import restore_teacher
 from recipes.shapes64.text import pretrain_text
-from recipes.shapes64.vae import train_vae
+from recipes.training import FinetuneBudget
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,15 @@ SMOKE: Final = Budget(
 
 
 def run_text(work: Path, budget: Budget) -> None:
-    """Tokenizer and pretrained text encoder: tokenizer/, text_encoder/, preview/random/."""
+    """Tokenizer and pretrained text encoder: tokenizer/, text_encoder/."""
     if not (work / "text_encoder").exists():
         pretrain_text(work, Journal(work / "logs" / "text.jsonl", "text"), steps=budget.text_steps)
-    if not (work / "preview" / "random").exists():
-        save_random(work, work / "preview" / "random")
 
 
 def run_vae(work: Path, budget: Budget) -> None:
     """Autoencoder: vae/."""
     if not (work / "vae").exists():
-        train_vae(work / "vae", Journal(work / "logs" / "vae.jsonl", "vae"), steps=budget.vae_steps)
+        vae.train(work / "vae", Journal(work / "logs" / "vae.jsonl", "vae"), steps=budget.vae_steps)
 
 
 def run_latents(work: Path, budget: Budget) -> None:

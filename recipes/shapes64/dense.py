@@ -13,16 +13,14 @@ from diffusers import PixArtTransformer2DModel
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
-from recipes.shapes64.muon import GroupedMuon
-from recipes.shapes64.pipeline import TRAIN_TIMESTEPS, assemble, build_transformer, load_parts, save_pipeline
-from recipes.shapes64.runs import Average, Journal, State, cosine_rate, save_whole, set_rate, shuffled
+from recipes.pipeline import TRAIN_TIMESTEPS, assemble, build_transformer, load_parts, save_pipeline
+from recipes.runs import Average, Journal, State, cosine_rate, save_whole, set_rate, shuffled
 from recipes.shapes64.scenes import caption, draw_scene, parse
-from recipes.shapes64.text import VARIANTS, tokenize, word_variants
+from recipes.shapes64.text import VARIANTS, word_variants
 from recipes.shapes64.vae import encode_scenes
+from recipes.text import tokenize
+from recipes.training import REGIONS, draw_timesteps, make_muon, split_matrices
 
-REGIONS = 4  # of 250 timesteps each, for the journal
-# Timesteps where layout is known and form is not: half of the samples are drawn around here.
-MIDDLE, SPREAD = 450.0, 200.0
 WORDING_SHARES = (0.375, 0.375, 0.125, 0.125)  # plain order, plain order, reversed, reversed
 
 
@@ -82,12 +80,9 @@ def signal_and_noise(timesteps: Tensor) -> tuple[Tensor, Tensor]:
     return kept.sqrt().float(), (1 - kept).sqrt().float()
 
 
-def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Draw timesteps (B,): half of them stratified over all, half normal around the middle."""
-    even = (torch.arange(count) + torch.rand(count, generator=generator)) / count * TRAIN_TIMESTEPS
-    central = MIDDLE + SPREAD * torch.randn(count, generator=generator)
-    usable = (torch.rand(count, generator=generator) < 0.5) & (central >= 0) & (central < TRAIN_TIMESTEPS)
-    return torch.where(usable, central, even).long().clamp_max(TRAIN_TIMESTEPS - 1)
+def build() -> PixArtTransformer2DModel:
+    """Make the untrained transformer: 64 tokens of 8x8 pixels, width 128, 2.3 M parameters."""
+    return build_transformer(heads=4, patch_size=4)
 
 
 class DenseTrainer:
@@ -115,7 +110,7 @@ class DenseTrainer:
         self.tokenizer, self.text_encoder, self.vae = load_parts(work)
         self.data = LatentSet.load(work / "latents.pt", self.tokenizer)
         self.null_ids, self.null_mask = tokenize(self.tokenizer, [""])
-        self.transformer = build_transformer()
+        self.transformer = build()
         self.modules = nn.ModuleDict({"transformer": self.transformer, "text_encoder": self.text_encoder}).train()
         self.average = Average(self.modules, settings.decay)
         self.optimizers = make_optimizers(self.transformer, self.text_encoder, settings)
@@ -198,7 +193,7 @@ class DenseTrainer:
 
     def averaged(self) -> tuple[PixArtTransformer2DModel, T5EncoderModel]:
         """Return new modules with the averaged weights."""
-        transformer, text_encoder = build_transformer(), T5EncoderModel(self.text_encoder.config)
+        transformer, text_encoder = build(), T5EncoderModel(self.text_encoder.config)
         modules = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder})
         self.average.copy_to(modules)
         modules.eval().requires_grad_(False)
@@ -247,20 +242,3 @@ def make_optimizers(
         fused=True,
     )
     return [adamw, make_muon(matrices, settings.muon_rate)] if matrices else [adamw]
-
-
-def split_matrices(transformer: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the parameters into the blocks' matrices, which Muon moves, and the others; routers are neither."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in transformer.named_parameters():
-        if name.endswith(".router.weight") or not parameter.requires_grad:
-            continue
-        is_hidden = name.startswith("transformer_blocks.") and name.endswith(".weight") and parameter.ndim == 2
-        (matrices if is_hidden else others).append(parameter)
-    return matrices, others
-
-
-def make_muon(matrices: list[nn.Parameter], rate: float) -> GroupedMuon:
-    """Make Muon with steps of AdamW's size."""
-    return GroupedMuon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")

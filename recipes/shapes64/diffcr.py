@@ -9,10 +9,8 @@ and 1e-2 (one seed each).
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -21,50 +19,32 @@ from moddit.checkpoint.description import describe
 from moddit.checkpoint.sources import Sources
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
-from recipes.shapes64.dense import REGIONS, WORDING_SHARES, LatentSet, draw_timesteps, make_muon, split_matrices
-from recipes.shapes64.pipeline import TRAIN_TIMESTEPS, build_transformer, load_pipeline
-from recipes.shapes64.runs import save_whole, write_folder
+from recipes.pipeline import TRAIN_TIMESTEPS, load_pipeline
+from recipes.runs import save_whole, write_folder
+from recipes.shapes64.dense import WORDING_SHARES, LatentSet, build
 from recipes.shapes64.scenes import SIDE
-from recipes.shapes64.text import WIDTH, tokenize
-from torch_moddit.architectures import dense
+from recipes.text import WIDTH, tokenize
+from recipes.training import REGIONS, FinetuneBudget, settings, train_on
 from torch_moddit.export import save_checkpoint
-from torch_moddit.finetune import FinetuneConfig, Mode, finetune
+from torch_moddit.finetune import FinetuneConfig, Mode
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
-from torch_moddit.pipeline import read_schedule
 from torch_moddit.pixart import RoutedPixArt
 from torch_moddit.shards import (
     LATENTS,
     Bucket,
     DatasetRecord,
-    Shards,
     shard_file,
     write_latents,
     write_null,
     write_record,
     write_text,
 )
-from torch_moddit.trainee import Trainee
 
 MODES: Final = {"diffcr": Mode.LEARNED, "uniform": Mode.UNIFORM, "random": Mode.RANDOM}
 TARGET: Final = 0.5  # mean keep ratio of all three
 SHARD: Final = 512  # samples of a file
 STATE: Final = "transformer.pt"  # of the random control, which has no routers and is no checkpoint of the product
-
-
-@dataclass(frozen=True)
-class FinetuneBudget:
-    """What DiffCR and each control may spend."""
-
-    steps: int
-    batch: int = 32
-    rate: float = 1e-3  # of AdamW
-    muon_rate: float = 7e-3  # of the blocks' matrices
-    router_rate: float = 1e-3
-    ratio_rate: float = 2e-3
-    fall_share: float = 0.09  # of the steps, in which the mean keep ratio falls to the target
-    freeze_share: float = 0.2  # of the steps, after which the ratios stay
-    save_every: int = 250  # steps
 
 
 def write_data(work: Path) -> None:
@@ -97,36 +77,9 @@ def write_data(work: Path) -> None:
 
 def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
     """Fine-tune the teacher in one of MODES and save the result to `work`/`name`."""
-    pipeline = load_pipeline(work / "dense")
-    data = Shards(work / "finetune-data", dense(pipeline.transformer, TRAIN_TIMESTEPS).spec)
-    config = FinetuneConfig(
-        output=work / "runs" / name,
-        steps=budget.steps,
-        batch_size=budget.batch,
-        mode=MODES[name],
-        target=TARGET,
-        regions=REGIONS,
-        learning_rate=budget.rate,
-        router_rate=budget.router_rate,
-        ratio_rate=budget.ratio_rate,
-        fall_share=budget.fall_share,
-        freeze_share=budget.freeze_share,
-        warmup=min(50, budget.steps),
-        distill_weight=1.0,
-        log_every=min(20, budget.steps),
-        save_every=budget.save_every,
-        progress=False,
-    )
-    result = finetune(
-        config,
-        pipeline.transformer,
-        data,
-        read_schedule(pipeline.scheduler),
-        null=data.null,
-        draw_timesteps=draw_timesteps,
-        make_optimizers=partial(make_optimizers, muon_rate=budget.muon_rate),
-        on_log=lambda row: print(f"[{name}]", *(f"{key} {value}" for key, value in row.items()), flush=True),
-    )
+    config = FinetuneConfig(output=work / "runs" / name, mode=MODES[name], target=TARGET, **settings(budget))
+    transformer = load_pipeline(work / "dense").transformer
+    result = train_on(work / "finetune-data", config, transformer, muon_rate=budget.muon_rate)
     if MODES[name] is Mode.RANDOM:
         save_whole(result.model.transformer.state_dict(), work / name / STATE)
     else:
@@ -135,21 +88,11 @@ def train_routed(work: Path, name: str, budget: FinetuneBudget) -> None:
         )
 
 
-def make_optimizers(config: FinetuneConfig, trainee: Trainee, *, muon_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks as in the teacher's training, AdamW for everything else."""
-    matrices, others = split_matrices(trainee.model.transformer)
-    groups: list[dict[str, Any]] = [{"params": others, "lr": config.learning_rate, "weight_decay": config.weight_decay}]
-    if routers := trainee.model.router_parameters():
-        groups.append({"params": routers, "lr": config.router_rate, "weight_decay": 0.0})
-    adamw = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
-    return [adamw, make_muon(matrices, muon_rate)]
-
-
 def load_model(folder: Path) -> RoutedTransformer:
     """Load the transformer of any of the models, in float32: dense, DiffCR, uniform or random."""
     if not (folder / STATE).exists():
         return load_checkpoint(folder)
-    transformer = build_transformer()
+    transformer = build()
     plan = RoutingPlan.uniform(len(transformer.transformer_blocks), REGIONS, round(10 * TARGET), TRAIN_TIMESTEPS)
     state = torch.load(folder / STATE, weights_only=True)
     transformer.load_state_dict({name: value.half().float() for name, value in state.items()})

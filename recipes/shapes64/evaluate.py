@@ -6,16 +6,12 @@ import math
 from typing import Any, Final
 
 import numpy as np
-import torch
 from diffusers import PixArtSigmaPipeline
-from numpy.typing import NDArray
 
+from recipes.pipeline import GUIDANCE, STEPS, generate
 from recipes.shapes64.scenes import Scene, caption, draw_scene
 from recipes.shapes64.score import ATTRIBUTES, score
-from recipes.shapes64.text import MAX_TOKENS
 
-STEPS: Final = 20
-GUIDANCE: Final = 4.5
 STUDENT: Final = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of Student's t by number of seeds
 
 
@@ -26,36 +22,6 @@ def draw_held_out(count: int, *, seed: int = 11) -> list[Scene]:
     while len(scenes) < count:
         scenes.setdefault(draw_scene(rng, held_out=True))
     return list(scenes)
-
-
-def generate(
-    pipeline: PixArtSigmaPipeline,
-    prompts: list[str],
-    *,
-    seed: int,
-    steps: int = STEPS,
-    guidance: float = GUIDANCE,
-    batch: int = 32,
-) -> NDArray[np.float32]:
-    """Generate one picture a prompt, (B, 64, 64, 3) in 0..1; prompt i uses the noise of seed `seed` * 100000 + i."""
-    pictures = []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        generators = [torch.Generator().manual_seed(seed * 100_000 + start + i) for i in range(len(part))]
-        result = pipeline(
-            part,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=64,
-            width=64,
-            generator=generators,
-            use_resolution_binning=False,
-            clean_caption=False,
-            max_sequence_length=MAX_TOKENS,
-            output_type="np",
-        )
-        pictures.append(np.asarray(result.images, dtype=np.float32))
-    return np.concatenate(pictures)
 
 
 def evaluate(

@@ -7,41 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 from PIL import Image
 
-from recipes.shapes64.runs import read_journal
+from recipes.figures import name_regions, save_figure
+from recipes.runs import read_journal
 from recipes.shapes64.score import ATTRIBUTES
-
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt  # the back end must be chosen first
+from recipes.training import REGIONS
 
 TITLES: Final = {"dense": "dense", "diffcr": "DiffCR", "uniform": "uniform", "random": "random"}
-REGION_NAMES: Final = ("0-249 (clean)", "250-499", "500-749", "750-999 (noise)")
+REGION_NAMES: Final = tuple(name_regions(REGIONS))
 SCALE: Final = 2  # sample pictures are shown this much larger
 TITLE_WIDTH: Final = 25  # characters of a prompt above its picture
-
-
-def draw_ratios(keep_tenths: Sequence[Sequence[int]], path: Path) -> None:
-    """Draw the keep ratios [layers][regions] as a heat map with their means."""
-    table = np.array(keep_tenths).T / 10
-    figure, axes = plt.subplots(figsize=(6.4, 2.9))
-    image = axes.imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(table):
-        colour = "white" if value < 0.6 else "black"
-        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=9)
-    means = table.mean(axis=1)
-    labels = [f"{name}\nmean {mean:.2f}" for name, mean in zip(REGION_NAMES, means, strict=True)]
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set_xticks(range(table.shape[1]), [str(layer) for layer in range(table.shape[1])])
-    axes.set_xlabel("layer")
-    axes.set_ylabel("timesteps")
-    axes.set_title(f"learned keep ratios (mean {table.mean():.3f})", fontsize=10)
-    figure.colorbar(image, ax=axes, label="share of tokens kept")
-    _save(figure, path)
 
 
 def draw_curves(work: Path, path: Path) -> None:
@@ -66,7 +45,7 @@ def draw_curves(work: Path, path: Path) -> None:
         right.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=TITLES[name], linewidth=1)
     right.set(xlabel="step", ylabel="loss", yscale="log", title="fine-tuning")
     right.legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_samples(grids: dict[str, NDArray[np.float32]], prompts: Sequence[str], path: Path) -> None:
@@ -82,7 +61,7 @@ def draw_samples(grids: dict[str, NDArray[np.float32]], prompts: Sequence[str], 
             if row == 0:
                 panel.set_title(textwrap.fill(prompts[column], TITLE_WIDTH), fontsize=5)
         axes[row, 0].set_ylabel(TITLES[name], fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_table(results: dict[str, Any]) -> str:
@@ -101,10 +80,3 @@ def write_table(results: dict[str, Any]) -> str:
 def _percent(value: dict[str, float]) -> str:
     mean, half = 100 * value["mean"], 100 * value["half_width"]
     return f"{mean:.1f}" if np.isnan(half) else f"{mean:.1f} ± {half:.1f}"
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

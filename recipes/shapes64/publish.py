@@ -7,10 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from recipes.shapes64.evaluate import GUIDANCE, STEPS
+from recipes.pipeline import GUIDANCE, STEPS
+from recipes.runs import read_journal, write_folder
 from recipes.shapes64.figures import REGION_NAMES, TITLES, write_table
 from recipes.shapes64.report import read_results
-from recipes.shapes64.runs import read_journal, write_folder
 from recipes.shapes64.teacher import CHECKPOINT, drop_local_paths, save_teacher
 
 OTHER_RESULTS: Final = "\n## Core ML\n"  # from here on docs/results.md is not this recipe's

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from moddit.cost import kept_flops_share
+from recipes.figures import draw_ratios
+from recipes.pipeline import generate, load_pipeline, route
 from recipes.shapes64.diffcr import load_model
-from recipes.shapes64.evaluate import draw_held_out, evaluate, generate, list_timesteps, summarise
-from recipes.shapes64.figures import TITLES, draw_curves, draw_ratios, draw_samples, write_table
-from recipes.shapes64.pipeline import load_pipeline, route
+from recipes.shapes64.evaluate import draw_held_out, evaluate, list_timesteps, summarise
+from recipes.shapes64.figures import TITLES, draw_curves, draw_samples, write_table
 from recipes.shapes64.scenes import caption
 from recipes.shapes64.text import MAX_TOKENS
 

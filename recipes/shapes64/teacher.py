@@ -11,7 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from recipes.shapes64.runs import write_folder
+from moddit.checkpoint.sources import INDEX, TRANSFORMER
+from moddit.models.pixart import PixArtSpec
+from recipes.runs import write_folder
 
 TEACHER: Final = Path("recipes/shapes64/teacher")
 CHECKPOINT: Final = Path("moddit/checkpoints/shapes64")
@@ -44,6 +46,9 @@ def restore_teacher(work: Path, repository: Path) -> None:
     def write(target: Path) -> None:
         shutil.copytree(checkpoint, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("transformer"))
         shutil.copytree(teacher / "transformer", target / "transformer")
+        index = json.loads((target / INDEX).read_text(encoding="utf-8"))
+        index[TRANSFORMER] = ["diffusers", PixArtSpec.DIFFUSERS_CLASS]  # the checkpoint's is routed
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     write_folder(work / "dense", write)
 

@@ -1,30 +1,21 @@
-"""The text side: a word tokenizer in T5's own format and a tiny T5 encoder that can bind words to objects.
-
-Two findings shaped this file. A Unigram trainer sees only the unique words and splits them into characters, so the
-vocabulary is written by hand. And T5's default relative bias is so small that positions are invisible: the encoder then
-knows which attributes occur but not which object they belong to. The bias therefore starts as a penalty on distance.
-"""
+"""The text side: a tokenizer of the grammar's words, and a T5 encoder that is taught to bind them to objects."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import T5Tokenizer
 
-from recipes.shapes64.runs import Journal, cosine_rate, set_rate, write_folder
+from recipes.runs import Journal, cosine_rate, set_rate, write_folder
 from recipes.shapes64.scenes import BACKGROUNDS, COLOURS, FORMS, PLACES, RADII, Scene, caption, draw_caption, draw_scene
+from recipes.text import WIDTH, build_text_encoder, build_tokenizer, tokenize
 
 MAX_TOKENS: Final = 24  # the longest caption has 20
-WIDTH: Final = 128
-SLOPES: Final = (1.0, 0.6, 0.4)  # penalty per token of distance in the first three heads; the fourth sees all alike
-FORWARD_BIAS: Final = -8.0
 VARIANTS: Final = 4  # wordings of one scene: two tails, two orders
 RATE: Final = 1.5e-3
 BATCH: Final = 48
@@ -32,41 +23,9 @@ BATCH: Final = 48
 _WORDS: Final = ["a", "on", "the", "in", "at", "and", "left", "right", "top", "bottom", "center", "background"]
 
 
-def build_tokenizer() -> T5Tokenizer:
-    """Make the tokenizer: one piece a word, and single characters for everything else."""
-    words = [*_WORDS, *RADII, *COLOURS, *FORMS, *BACKGROUNDS]
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(f"▁{word}", -4.0) for word in words]
-    pieces += [(",", -4.0)]
-    pieces += [(character, -14.0) for character in "▁abcdefghijklmnopqrstuvwxyz"]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
-
-
-def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """Make an untrained encoder of 2 layers with the distance bias."""
-    config = T5Config(
-        vocab_size=-(-len(tokenizer) // 8) * 8,
-        d_model=WIDTH,
-        d_kv=32,
-        d_ff=2 * WIDTH,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        is_encoder_decoder=False,
-        use_cache=False,
-    )
-    encoder = T5EncoderModel(config)
-    stack: Any = encoder.encoder
-    with torch.no_grad():
-        stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(_distance_bias(config))
-    return encoder
-
-
-def tokenize(tokenizer: T5Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, both (B, 24) int64."""
-    encoded = tokenizer(list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
-    return encoded.input_ids, encoded.attention_mask
+def build_words() -> T5Tokenizer:
+    """Make the tokenizer of the grammar's words."""
+    return build_tokenizer([*_WORDS, *RADII, *COLOURS, *FORMS, *BACKGROUNDS], length=MAX_TOKENS)
 
 
 def word_variants(scene: Scene) -> list[str]:
@@ -98,7 +57,7 @@ def pretrain_text(folder: Path, journal: Journal, *, steps: int, seed: int = 2) 
     """Pretrain the encoder through the probe; save `folder`/tokenizer and `folder`/text_encoder."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    write_folder(folder / "tokenizer", build_tokenizer().save_pretrained)
+    write_folder(folder / "tokenizer", build_words().save_pretrained)
     tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")  # reloading drops parts; train with what users get
     encoder, probe = build_text_encoder(tokenizer), Probe()
     optimizer = torch.optim.AdamW([*encoder.parameters(), *probe.parameters()], lr=RATE, betas=(0.9, 0.99))
@@ -114,19 +73,6 @@ def pretrain_text(folder: Path, journal: Journal, *, steps: int, seed: int = 2) 
         if (step + 1) % 25 == 0:
             journal.write(step=step + 1, loss=loss.item(), right=right)
     write_folder(folder / "text_encoder", encoder.save_pretrained)
-
-
-def _distance_bias(config: T5Config) -> Tensor:
-    """Bias (buckets, heads): -slope * distance to earlier tokens, a constant to later ones, zero in the last head."""
-    half = config.relative_attention_num_buckets // 2
-    exact = half // 2
-    growth = math.log(config.relative_attention_max_distance / exact) / (half - exact)
-    distance = [float(i) if i < exact else exact * math.exp(growth * (i - exact)) for i in range(half)]
-    bias = torch.zeros(2 * half, config.num_heads)
-    for head, slope in enumerate(SLOPES):
-        bias[:half, head] = -slope * torch.tensor(distance)
-        bias[half:, head] = FORWARD_BIAS
-    return bias
 
 
 def _probe_loss(probe: Probe, states: Tensor, mask: Tensor, scenes: list[Scene]) -> tuple[Tensor, float]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peer import FIRST_BLOCK_CACHE, TOME, Job, build, merge_tokens, run
+from benchmarks.merging import merge_tokens, split_squares
+from benchmarks.peer import FIRST_BLOCK_CACHE, TOME, Job, build, run
 
 JOB: Final = Job("diffusers", "dense", "pixart-sigma-xl", 1, 0.0, 64, 64, 2, 4, 1)
 
@@ -20,21 +21,27 @@ def test_merging_nothing_changes_nothing() -> None:
     def attend(rows: Tensor) -> Tensor:
         return torch.softmax(rows @ rows.transpose(1, 2), dim=-1) @ rows
 
-    assert torch.allclose(merge_tokens(attend, 0.0)(x), attend(x), atol=1e-6)
+    assert torch.allclose(merge_tokens(attend, 0, columns=4)(x), attend(x), atol=1e-6)
 
 
 def test_equal_tokens_merge_into_one() -> None:
     """Two kinds of tokens, merged as far as it goes: each gets what its kind is given."""
     kinds = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    x = kinds[torch.tensor([0, 1, 0, 1, 1, 0, 0, 1])][None]
+    x = kinds[torch.tensor([0, 1, 1, 1, 1, 0, 0, 1])][None]  # the destinations, 0 and 2, differ
     counts = []
 
     def attend(rows: Tensor) -> Tensor:
         counts.append(rows.shape[1])
         return 3 * rows
 
-    assert torch.allclose(merge_tokens(attend, 0.75)(x), 3 * x)
+    assert torch.allclose(merge_tokens(attend, 6, columns=4)(x), 3 * x)
     assert counts == [2]
+
+
+def test_destinations_are_one_of_each_square() -> None:
+    target, source = split_squares(15, columns=5)
+    assert target.tolist() == [0, 2, 4, 10, 12, 14]
+    assert sorted([*target.tolist(), *source.tolist()]) == list(range(15))
 
 
 def test_a_first_block_cache_computes_the_first_block_alone_but_at_the_first_step(

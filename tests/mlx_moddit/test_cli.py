@@ -127,6 +127,42 @@ def test_config_from_repeats_the_file_byte_for_byte(routed_bundle: Path) -> None
     assert Path("frugal.png").read_bytes() == Path("first.png").read_bytes()
 
 
+@pytest.mark.parametrize("saving", [("--reuse", "2"), ("--cache", "0.2"), ("--keep", "0.8")], ids=lambda item: item[0])
+def test_config_from_repeats_what_saved_work(routed_bundle: Path, saving: tuple[str, str]) -> None:
+    name, value = saving
+    succeed(routed_bundle, "--prompt", PROMPT, "--steps", "4", *saving, "--save-routes", "r.png", "-o", "first.png")
+    assert getattr(read_metadata(Path("first.png")).settings, name.removeprefix("--")) == float(value)
+    assert run("generate", "--config-from", "first.png", "-o", "again.png").exit_code == 0
+    assert Path("again.png").read_bytes() == Path("first.png").read_bytes()
+    succeed(routed_bundle, "--prompt", PROMPT, "--steps", "4", "-o", "plain.png")
+    assert Path("plain.png").read_bytes() != Path("first.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--reuse", "4"), "reuse 4 of 4 steps leaves a single one"),
+        (("--reuse", "2", "--cache", "0.1"), "reuse 2 and cache 0.1 at once"),
+        (("--keep", "0.1"), "keep 0.1 of the tokens, want 0."),
+    ],
+    ids=str,
+)
+def test_what_would_save_nothing_or_too_much_is_refused_in_a_line(
+    routed_bundle: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = run("generate", "--model", str(routed_bundle), "--prompt", PROMPT, "--steps", "4", *arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(Path().glob("*.png"))
+
+
+def test_a_dense_model_keeps_all_tokens_already(dense_bundle: Path) -> None:
+    result = run("generate", "--model", str(dense_bundle), "--prompt", PROMPT, "--keep", "1")
+    assert result.exit_code == 1
+    assert "keep 1.0 of the tokens of a dense model" in result.stderr
+
+
 def test_options_override_the_repeated_picture(routed_bundle: Path) -> None:
     succeed(routed_bundle, *FAST, "--seed", "11", "--height", "24", "-o", "first.png")
     result = run("generate", "--config-from", "first.png", "-o", "{index}.png", "--seed", "12", "--guidance-scale", "0")

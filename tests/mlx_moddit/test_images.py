@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def test_metadata_round_trip_and_text_for_people(tmp_path: Path) -> None:
             "Steps: 20, Sampler: dpmpp-2m, CFG scale: 4.5, Seed: 7, Size: 48x32, Model hash: ababababab, "
             "Version: moddit 1"
         )
+
+
+def test_people_are_told_what_was_saved() -> None:
+    for settings, told in (({"reuse": 3}, "Reuse: 3"), ({"cache": 0.1, "keep": 0.7}, "Cache: 0.1, Keep: 0.7")):
+        metadata = replace(METADATA, settings=replace(REQUEST, **settings))
+        assert f"Size: 48x32, {told}, Model hash" in metadata.describe()
 
 
 def test_metadata_of_before_there_were_later_settings_is_read() -> None:

@@ -23,6 +23,7 @@ from tests.mlx_moddit.conftest import PLAN, make_bundle
 
 PROMPT: Final = "a large red circle"
 STEPS: Final = 3
+CACHE: Final = 0.3  # leaves out some of the steps of this random model
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,52 @@ def test_micro_conditioned_model_is_told_its_size(micro_bundle: Path) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_runs(pipeline: Pipeline, sampler: str) -> None:
     assert len(pipeline.generate(PROMPT, steps=4, sampler=sampler).pictures[0].step_seconds) == 4
+
+
+@pytest.mark.parametrize("reuse", [2, 3])
+def test_steps_that_are_reused_keep_nothing_and_take_no_time(pipeline: Pipeline, reuse: int) -> None:
+    stages: list[Stage] = []
+    result = pipeline.generate(PROMPT, steps=7, reuse=reuse, routes=True, on_stage=stages.append)
+    steps = [stage for stage in stages if isinstance(stage, Step)]
+    assert [step.is_reused for step in steps] == [index % reuse != 0 for index in range(7)]
+    assert all(bool(step.kept) is not step.is_reused for step in steps)
+    clean = [np.array(step.denoised) for step in steps]
+    assert all(np.array_equal(clean[index], clean[index - index % reuse]) for index in range(7))
+    asked = len([step for step in steps if not step.is_reused])
+    assert len(result.pictures[0].step_seconds) == asked
+    assert sum(item.steps for item in result.pictures[0].routes) == asked
+    assert not equal(result, pipeline.generate(PROMPT, steps=7))
+
+
+def test_a_cache_begins_anew_with_each_picture_and_has_its_blocks_counted(pipeline: Pipeline) -> None:
+    stages: list[Stage] = []
+    both = pipeline.generate(PROMPT, steps=12, seed=[1, 2], cache=CACHE, routes=True, on_stage=stages.append)
+    blocks = [len(stage.kept) for stage in stages if isinstance(stage, Step)]
+    assert set(blocks) == {1, len(PLAN)}
+    assert blocks[0] == blocks[12] == len(PLAN)
+    second = pipeline.generate(PROMPT, steps=12, seed=2, cache=CACHE, routes=True)
+    assert np.array_equal(second.images[0], both.images[1])
+    assert all(0 < item.frequency.mean() <= 1 for item in both.pictures[0].routes)
+    assert equal(pipeline.generate(PROMPT, steps=12, seed=2, cache=CACHE), second)
+    assert not equal(pipeline.generate(PROMPT, steps=12, seed=2), second)
+
+
+def test_with_a_cache_no_step_is_built_before_the_one_before_is_done(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building it computes its first block, whose time would be told of the step before."""
+    monkeypatch.setattr(mx, "async_eval", None)
+    pipeline.generate(PROMPT, steps=STEPS, cache=CACHE)
+
+
+def test_what_a_cache_remembers_is_evaluated_with_its_step(pipeline: Pipeline) -> None:
+    """An array that waits holds on to all that it is computed from."""
+    spec = pipeline.bundle.spec
+    for stage in pipeline.stages([Request.complete(spec, PROMPT, steps=3, cache=CACHE)]):
+        mx.eval(stage.arrays)
+        if isinstance(stage, Step):
+            _, *remembered = stage.arrays
+            assert [array.shape for array in remembered] == [(2, 64, spec.transformer.hidden_size)] * 2
 
 
 def test_without_guidance_the_negative_prompt_counts_for_nothing(pipeline: Pipeline) -> None:
@@ -219,6 +266,7 @@ def test_routes_of_a_dense_model_are_refused(dense_bundle: Path) -> None:
         ({"steps": 1001}, ValueRangeError),
         ({"sampler": "plms"}, UnsupportedError),
         ({"num_images": 0}, ValueRangeError),
+        ({"reuse": 3, "steps": 3}, ValueRangeError),
         ({"seed": []}, ValueRangeError),
     ],
     ids=str,

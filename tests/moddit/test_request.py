@@ -54,6 +54,17 @@ def test_size_error_names_the_nearest_sides(spec: ModelSpec, side: int, nearest:
         ({"vae_tile_size": 12}, ShapeError),
         ({"sampler": "plms"}, UnsupportedError),
         ({"negative_prompt": "\udc80"}, ValueRangeError),
+        ({"reuse": 0}, ValueRangeError),
+        ({"reuse": 10**9}, ValueRangeError),
+        ({"reuse": 20}, ValueRangeError),
+        ({"reuse": 3, "steps": 3}, ValueRangeError),
+        ({"reuse": 2, "cache": 0.1}, UnsupportedError),
+        ({"cache": -0.1}, ValueRangeError),
+        ({"cache": 1.1}, ValueRangeError),
+        ({"cache": float("nan")}, ValueRangeError),
+        ({"keep": 0.05}, ValueRangeError),
+        ({"keep": 1.5}, ValueRangeError),
+        ({"keep": float("nan")}, ValueRangeError),
     ],
     ids=str,
 )
@@ -74,7 +85,15 @@ def test_texts_are_negative_first_and_alone_without_guidance(spec: ModelSpec) ->
 
 def test_json_round_trip(spec: ModelSpec) -> None:
     request = Request.complete(spec, "ein großer Kreis", seed=2**64 - 1, guidance_scale=3)
-    for item in (request, replace(request, resolution_binning=True), replace(request, vae_tile_size=16)):
+    for changes in (
+        {},
+        {"resolution_binning": True},
+        {"vae_tile_size": 16},
+        {"reuse": 3},
+        {"cache": 0.0},
+        {"keep": 0.7},
+    ):
+        item = replace(request, **changes)
         assert decode(item.to_json(), Request, Origin("request", "here"), Keys.KNOWN) == item
 
 
@@ -91,6 +110,14 @@ def test_settings_that_came_later_are_left_out_and_filled_in(spec: ModelSpec) ->
         "width",
     ]
     assert replace(request, resolution_binning=True).to_json() == request.to_json() | {"resolution_binning": True}
+
+
+def test_reuse_leaves_two_steps_at_least(spec: ModelSpec) -> None:
+    request = Request.complete(spec, "a circle", steps=4, reuse=3)
+    assert [step.is_reused for step in request.table(spec).steps] == [False, True, True, False]
+    with pytest.raises(ValueRangeError, match=r"reuse 4 of 4 steps leaves a single one, want fewer than the steps"):
+        replace(request, reuse=4)
+    assert not any(step.is_reused for step in replace(request, steps=1, reuse=1).table(spec).steps)
 
 
 def of_256_pixels(spec: ModelSpec) -> ModelSpec:

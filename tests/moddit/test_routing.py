@@ -15,6 +15,7 @@ from moddit.routing import RoutingPlan, capacity, region_timesteps, select_token
 
 TOKENS = st.integers(1, 1 << 20)
 TENTHS = st.integers(1, 10)
+ROUNDING = Fraction(1, 10**12)  # of a mean as a float
 
 
 @st.composite
@@ -93,6 +94,54 @@ def test_rows_are_distinct_and_in_order():
     plan = RoutingPlan(((10, 5, 10, 3), (8, 8, 8, 8)))
     assert plan.rows() == ((10, 8), (5, 8), (3, 8))
     assert plan.mean_keep_ratio == (28 + 32) / 80
+
+
+def mean(plan):
+    return Fraction(sum(map(sum, plan.keep_tenths)), 10 * plan.layers * plan.regions)
+
+
+@given(plans(), st.floats(0, 1), st.floats(0, 1))
+def test_a_raised_plan_keeps_more_everywhere_and_never_less_for_a_larger_mean(plan, one, two):
+    least = plan.mean_keep_ratio
+    wanted = sorted(least + share * (1 - least) for share in (one, two))
+    low, high = (plan.raised(min(1.0, ratio)) for ratio in wanted)
+    for rows in zip(plan.keep_tenths, low.keep_tenths, high.keep_tenths, strict=True):
+        for trained, less, more in zip(*rows, strict=True):
+            assert type(less) is int
+            assert trained <= less <= more <= 10
+    for raised, ratio in zip((low, high), wanted, strict=True):
+        assert abs(mean(raised) - Fraction(min(1.0, ratio))) <= Fraction(1, 20 * plan.layers * plan.regions) + ROUNDING
+        assert raised.num_train_timesteps == plan.num_train_timesteps
+
+
+@given(plans(), st.floats(0, 1))
+def test_entries_of_a_raised_plan_stay_in_order(plan, share):
+    raised = plan.raised(min(1.0, plan.mean_keep_ratio + share * (1 - plan.mean_keep_ratio)))
+    pairs = [
+        pair for rows in zip(plan.keep_tenths, raised.keep_tenths, strict=True) for pair in zip(*rows, strict=True)
+    ]
+    for trained, more in pairs:
+        assert all(more <= other for before, other in pairs if trained < before)
+        assert all(abs(more - other) <= 1 for before, other in pairs if trained == before)
+
+
+@given(plans())
+def test_a_plan_is_raised_from_its_own_mean_to_one(plan):
+    assert plan.raised(plan.mean_keep_ratio) == plan
+    assert set(sum(plan.raised(1.0).keep_tenths, ())) == {10}
+
+
+def test_a_plan_is_raised_by_hand():
+    plan = RoutingPlan(((2, 6), (10, 8)))  # room for 8, 4, 0, 2: gains from 1/16, 3/16 .., 1/8, 3/8 .., 1/4, 3/4
+    assert plan.raised(0.675).keep_tenths == ((3, 6), (10, 8))
+    assert plan.raised(0.7).keep_tenths == ((3, 7), (10, 8))
+    assert plan.raised(0.75).keep_tenths == ((4, 7), (10, 9))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.57, 1.01, -1.0, math.nan, math.inf])
+def test_a_plan_is_not_lowered(ratio):
+    with pytest.raises(ValueRangeError, match=r"want 0\.6\.\.1: the model was trained to keep 0\.6 of them"):
+        RoutingPlan(((2, 10),)).raised(ratio)
 
 
 @pytest.mark.parametrize("table", [(), ((),), ((1, 2), (3,))])

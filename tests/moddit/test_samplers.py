@@ -21,6 +21,7 @@ from moddit.errors import FormatError, InputError, UnsupportedError, ValueRangeE
 from moddit.noise import torch_randn
 from moddit.record import Origin, decode
 from moddit.samplers import PREDICTION_TYPES, SAMPLERS, TIMESTEP_SPACINGS, NoiseSchedule, SamplerTable, build_table
+from moddit.sampling import denoise
 
 TOLERANCE = 1e-5  # of the largest value in that step: diffusers computes schedules and steps in float32
 ROUNDINGS = 4 * 2.0**-23  # a jump from noise to picture multiplies float32 rounding by the noise level, up to 157
@@ -67,17 +68,25 @@ def read(scheduler: Any) -> NoiseSchedule:
 
 
 class ToyDenoiser:
-    """A smooth model of x = sqrt(a) * picture + sqrt(1 - a) * noise, in float32 as a network would be."""
+    """A smooth model of x = sqrt(a) * picture + sqrt(1 - a) * noise, in float32 as a network would be.
 
-    def __init__(self, schedule: NoiseSchedule) -> None:
+    It expects another picture in the first of every `reuse` calls, and predicts what leads to the same in the others.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, reuse: int = 1) -> None:
         self.alphas = schedule.alphas_cumprod
         self.prediction_type = schedule.prediction_type
+        self.reuse = reuse
+        self.calls = 0
+        self.picture = np.zeros(0)
 
     def __call__(self, x: np.ndarray, timestep: float) -> np.ndarray:
         a = np.interp(timestep, np.arange(len(self.alphas)), self.alphas)
-        picture = 0.8 * np.tanh(x.astype(np.float64)) + 0.3 * math.sin(timestep / 150)
-        noise = (x - math.sqrt(a) * picture) / math.sqrt(1 - a)
-        output = noise if self.prediction_type == "epsilon" else math.sqrt(a) * noise - math.sqrt(1 - a) * picture
+        if self.calls % self.reuse == 0:
+            self.picture = 0.8 * np.tanh(x.astype(np.float64)) + 0.3 * math.sin(timestep / 150)
+        self.calls += 1
+        noise = (x - math.sqrt(a) * self.picture) / math.sqrt(1 - a)
+        output = noise if self.prediction_type == "epsilon" else math.sqrt(a) * noise - math.sqrt(1 - a) * self.picture
         return output.astype(np.float32)
 
 
@@ -93,29 +102,26 @@ def trajectory_of_diffusers(scheduler: Any, steps: int, noise: np.ndarray, denoi
 
 
 def trajectory_of_table(table: SamplerTable, noise: np.ndarray, denoiser: ToyDenoiser) -> list[np.ndarray]:
-    x = table.init_scale * noise
-    denoised = None
-    trajectory = [x]
-    for step in table.steps:
-        x, denoised = step.advance(x, denoiser(step.input_scale * x, step.timestep), denoised)
-        trajectory.append(x)
-    return trajectory
+    run = denoise(table, noise, lambda _, step, x: denoiser(x, step.timestep))
+    return [table.init_scale * noise, *(done.latents for done in run)]
 
 
-def check_against_diffusers(scheduler: Any, sampler: str, steps: int) -> float:
+def check_against_diffusers(scheduler: Any, sampler: str, steps: int, reuse: int = 1) -> float:
     """Compare every step, relative to the largest value of its latent (at least 1); return the largest error."""
     schedule = read(scheduler)
-    table = build_table(schedule, sampler, steps)
+    table = build_table(schedule, sampler, steps, reuse)
     noise = torch_randn((1, 4, 8, 8), seed=steps)
     denoiser = ToyDenoiser(schedule)
-    wanted = trajectory_of_diffusers(scheduler, steps, noise, denoiser)
+    wanted = trajectory_of_diffusers(scheduler, steps, noise, ToyDenoiser(schedule, reuse))
     found = trajectory_of_table(table, noise, denoiser)
+    assert denoiser.calls == math.ceil(steps / reuse)
     assert [float(t) for t in scheduler.timesteps] == list(table.timesteps)
     assert len(found) == len(wanted) == steps + 1
     assert found[-1].dtype == np.float32
     error = max(float(np.abs(f - w).max() / max(1, np.abs(w).max())) for f, w in zip(found, wanted, strict=True))
     level = math.sqrt(1 / denoiser.alphas[math.floor(table.timesteps[0])] - 1)
-    assert error <= (TOLERANCE if steps > 2 else max(TOLERANCE, ROUNDINGS * level))
+    # what diffusers is told to predict where a table reuses a picture is rounded as well
+    assert error <= (TOLERANCE if steps > 2 and reuse == 1 else max(TOLERANCE, ROUNDINGS * level))
     return error
 
 
@@ -129,6 +135,17 @@ def test_equals_diffusers_step_for_step(
 ) -> None:
     scheduler = make_scheduler(sampler, prediction_type=prediction, timestep_spacing=spacing, **betas)
     check_against_diffusers(scheduler, sampler, steps)
+
+
+@pytest.mark.parametrize(("steps", "reuse"), [(4, 3), (7, 2), (20, 2), (20, 3), (50, 7)])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])  # with linspace Euler's timesteps lie between two alphas
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_reuse_equals_diffusers_with_a_model_that_expects_the_same_picture_again(
+    sampler: str, prediction: str, spacing: str, steps: int, reuse: int
+) -> None:
+    scheduler = make_scheduler(sampler, prediction_type=prediction, timestep_spacing=spacing)
+    check_against_diffusers(scheduler, sampler, steps, reuse)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 20, 50])
@@ -354,9 +371,9 @@ def test_a_table_is_finite_and_visits_falling_timesteps_or_is_refused(
     assert len(table.steps) == steps
     assert all(0 <= timestep < total for timestep in table.timesteps)
     assert all(later < earlier for earlier, later in zip(table.timesteps, table.timesteps[1:], strict=False))
-    assert all(
-        type(value) is float and math.isfinite(value) for step in table.steps for value in dataclasses.astuple(step)
-    )
+    weights = [value for step in table.steps for value in dataclasses.astuple(step)[:-1]]
+    assert all(type(value) is float and math.isfinite(value) for value in weights)
+    assert not any(step.is_reused for step in table.steps)
     assert table.steps[0].previous == 0.0
     if sampler != "ddim":
         assert table.steps[-1].keep_x == 0.0  # ends on the denoised latent
@@ -368,9 +385,14 @@ def test_advances_arrays_of_every_library_in_their_own_precision(sampler: str) -
     table = build_table(read(make_scheduler(sampler)), sampler, 4)
     step = table.steps[2]
     x, output, before = (torch_randn((1, 4, 4, 4), seed) for seed in range(3))
-    wanted = step.advance(x, output, before)
-    in_torch = step.advance(torch.from_numpy(x), torch.from_numpy(output), torch.from_numpy(before))
-    in_mlx = step.advance(mx.array(x), mx.array(output), mx.array(before))
+
+    def take(x: Any, output: Any, before: Any) -> tuple[Any, Any]:
+        denoised = step.denoise(x, output)
+        return denoised, step.advance(x, denoised, before)
+
+    wanted = take(x, output, before)
+    in_torch = take(torch.from_numpy(x), torch.from_numpy(output), torch.from_numpy(before))
+    in_mlx = take(mx.array(x), mx.array(output), mx.array(before))
     for one, two, three in zip(wanted, in_torch, in_mlx, strict=True):
         assert one.dtype == np.float32
         assert two.dtype == torch.float32

@@ -19,9 +19,9 @@ def predict(x: NDArray[np.float32], timestep: float) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_denoise_equals_a_loop_by_hand(sampler: str, steps: int) -> None:
-    table, noise = build_table(SCHEDULE, sampler, steps), torch_randn(SHAPE, 5)
+@pytest.mark.parametrize(("steps", "reuse"), [(1, 1), (2, 1), (7, 1), (7, 2), (7, 3)])
+def test_denoise_equals_a_loop_by_hand(sampler: str, steps: int, reuse: int) -> None:
+    table, noise = build_table(SCHEDULE, sampler, steps, reuse), torch_randn(SHAPE, 5)
     found = list(denoise(table, noise, lambda _, step, x: predict(x, step.timestep)))
     assert [item.index for item in found] == list(range(steps))
     assert [item.step for item in found] == list(table.steps)
@@ -29,8 +29,9 @@ def test_denoise_equals_a_loop_by_hand(sampler: str, steps: int) -> None:
     x, before = noise * table.init_scale, np.zeros_like(noise)
     for item in found:
         step = item.step
+        assert step.is_reused is (item.index % reuse != 0)
         output = predict(step.input_scale * x, step.timestep)
-        clean = step.denoised_x * x + step.denoised_output * output
+        clean = before if step.is_reused else step.denoised_x * x + step.denoised_output * output
         x = step.keep_x * x + step.current * clean + step.previous * before
         before = clean
         assert np.array_equal(item.latents, x)
@@ -52,6 +53,17 @@ def test_a_step_is_taken_when_it_is_asked_for() -> None:
     assert asked == [(0, table.steps[0].timestep)]
     assert [item.index for item in run] == [1, 2]
     assert asked == [(index, step.timestep) for index, step in enumerate(table.steps)]
+
+
+def test_the_model_is_not_asked_in_a_step_that_is_reused() -> None:
+    asked: list[int] = []
+
+    def note(index: int, _: SamplerStep, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        asked.append(index)
+        return x
+
+    assert len(list(denoise(build_table(SCHEDULE, "dpmpp-2m", 8, 3), torch_randn(SHAPE, 1), note))) == 8
+    assert asked == [0, 3, 6]
 
 
 def test_guide_with_two_rows_goes_from_the_negative_to_the_positive_and_beyond() -> None:

@@ -40,6 +40,18 @@ def test_what_a_policy_has(policy: TokenPolicy, name: str, has_routers: bool, is
     assert policy.name in POLICIES
 
 
+def test_a_routed_model_may_keep_more_than_trained_and_a_dense_one_keeps_all() -> None:
+    policy = TokenPolicy.topk(PLAN)
+    assert policy.keeping(None) is policy
+    assert policy.keeping(0.6) == TokenPolicy.topk(PLAN.raised(0.6))
+    with pytest.raises(ValueRangeError, match=r"keep 0.4 of the tokens, want 0.475..1"):
+        policy.keeping(0.4)
+    dense = TokenPolicy.dense(2, 1000)
+    assert dense.keeping(None) is dense
+    with pytest.raises(UnsupportedError, match=r"keep 1.0 of the tokens of a dense model"):
+        dense.keeping(1.0)
+
+
 @pytest.mark.parametrize(
     "plan",
     [RoutingPlan(((9,), (10,))), RoutingPlan(((10,), (1,))), RoutingPlan.uniform(2, 2, 10), PLAN],

@@ -24,6 +24,7 @@ class Road:
 
     picture: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, dtype=np.float32))  # (H, W, 3), 0..1
     latents: list[NDArray[np.float32]] = field(default_factory=list)  # after each step, (1, C, h, w)
+    # Of the steps that ask the model:
     kept: list[list[NDArray[np.int64]]] = field(default_factory=list)  # [steps][layers] (B, K); none if dense
     scores: list[list[NDArray[np.float32]]] = field(default_factory=list)  # [steps][layers] (B, N), reference only
     outputs: list[list[NDArray[np.float32]]] = field(default_factory=list)  # [steps][layers] (B, N, C), reference only
@@ -40,14 +41,14 @@ def run_reference(folder: Path, prompt: str, **settings: Any) -> Road:
     """Generate with PyTorch, in the loop that MLX has too (`moddit.sampling`)."""
     road = Road()
 
-    def on_block(step: int, trace: BlockTrace) -> None:
+    def on_block(_: int, trace: BlockTrace) -> None:
         if trace.layer == 0:
             for table in (road.kept, road.scores, road.outputs):
                 table.append([])
-        road.outputs[step].append(trace.output.numpy().copy())
+        road.outputs[-1].append(trace.output.numpy().copy())
         if trace.scores is not None:
-            road.scores[step].append(trace.scores.numpy().copy())
-            road.kept[step].append(torch.stack(trace.kept).numpy())
+            road.scores[-1].append(trace.scores.numpy().copy())
+            road.kept[-1].append(torch.stack(trace.kept).numpy())
 
     def on_step(done: Denoised[torch.Tensor]) -> None:
         road.latents.append(done.latents.numpy().copy())
@@ -64,7 +65,8 @@ def run_mlx(bundle: Path, prompt: str, **settings: Any) -> Road:
     def keep(stage: Stage) -> None:
         if isinstance(stage, Step):
             road.latents.append(np.array(stage.latents).transpose(0, 3, 1, 2))
-            road.kept.append([np.array(layer).astype(np.int64) for layer in stage.kept])
+            if not stage.is_reused:
+                road.kept.append([np.array(layer).astype(np.int64) for layer in stage.kept])
 
     pipeline = Pipeline.load(bundle)
     result = pipeline.generate(prompt, routes=pipeline.bundle.policy.has_routers, on_stage=keep, **settings)

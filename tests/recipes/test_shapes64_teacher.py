@@ -21,12 +21,18 @@ def test_restored_as_it_was_saved(tmp_path):
     for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer"):
         write(work / "dense" / name / "config.json", json.dumps({"is": name}))
         write(repository / CHECKPOINT / name / "config.json", json.dumps({"is": f"routed {name}"}))
+    routed = {"transformer": ["torch_moddit", "RoutedPixArtTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    write(repository / CHECKPOINT / "model_index.json", json.dumps(routed))
     save_teacher(work, repository)
     restore_teacher(again, repository)
     restore_teacher(again, repository)
     restored = files(again)
     assert json.loads(restored["dense/transformer/config.json"]) == {"is": "transformer"}
     assert json.loads(restored["dense/vae/config.json"]) == {"is": "routed vae"}
+    assert json.loads(restored["dense/model_index.json"]) == {
+        **routed,
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+    }
     assert "text_encoder/config.json" in restored
     assert {f"logs/{name}" for name in JOURNALS} <= restored.keys()
 

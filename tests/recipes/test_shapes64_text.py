@@ -14,11 +14,12 @@ from tokenizers import Tokenizer
 from transformers import T5Tokenizer
 
 from recipes.shapes64.scenes import draw_caption, draw_scene
-from recipes.shapes64.text import MAX_TOKENS, build_tokenizer, tokenize
+from recipes.shapes64.text import MAX_TOKENS, build_words
+from recipes.text import tokenize
 
 
 def test_tokenizer_is_the_same_everywhere(tmp_path: Path) -> None:
-    build_tokenizer().save_pretrained(tmp_path)
+    build_words().save_pretrained(tmp_path)
     slow = T5Tokenizer.from_pretrained(tmp_path)
     plain = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     rng = np.random.default_rng(0)
@@ -30,7 +31,7 @@ def test_tokenizer_is_the_same_everywhere(tmp_path: Path) -> None:
 
 
 def test_captions_need_no_unknown_and_few_tokens(tmp_path: Path) -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = build_words()
     rng = np.random.default_rng(1)
     ids, mask = tokenize(tokenizer, [draw_caption(rng, draw_scene(rng)) for _ in range(200)])
     assert ids.shape == mask.shape == (200, MAX_TOKENS)

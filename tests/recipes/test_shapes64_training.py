@@ -15,10 +15,10 @@ pytest.importorskip("transformers")
 
 import torch
 
+from recipes.muon import GroupedMuon
+from recipes.runs import Journal, shuffled
 from recipes.shapes64.__main__ import SMOKE, run_latents, run_text, run_vae
 from recipes.shapes64.dense import DenseSettings, DenseTrainer
-from recipes.shapes64.muon import GroupedMuon
-from recipes.shapes64.runs import Journal, shuffled
 from torch_moddit.loading import load_checkpoint
 
 

@@ -58,16 +58,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def expected_steps(manifest: Manifest, sampler: str, steps: int, batch: int) -> list[dict[str, Any]]:
+def expected_steps(manifest: Manifest, sampler: str, steps: int, reuse: int, batch: int) -> list[dict[str, Any]]:
     graphs = manifest.graphs
     assert isinstance(graphs, Graphs)
     height, width = graphs.sizes[0]
     rows = []
-    for index, step in enumerate(build_table(manifest.spec.scheduler, sampler, steps).steps):
+    for index, step in enumerate(build_table(manifest.spec.scheduler, sampler, steps, reuse).steps):
         region = manifest.tokens.plan.region(step.timestep)
         item = graphs.step_function(height, width, batch, region)
         facts = {"step": index, "timestep": step.timestep, "region": region, "function": item.function}
-        rows.append({**facts, "capacities": list(item.capacities)})
+        rows.append({**facts, "is_reused": step.is_reused, "capacities": list(item.capacities)})
     return rows
 
 
@@ -76,16 +76,16 @@ def test_schedule_is_pythons(name: str, folders: dict[str, Path]) -> None:
     manifest = BUNDLES[name]
     graphs = manifest.graphs
     assert graphs is not None
-    cases: Sequence[tuple[list[str], str, int]] = (
-        ([], manifest.spec.scheduler.sampler, 20),
-        (["--sampler", "euler", "--steps", "7"], "euler", 7),
+    cases: Sequence[tuple[list[str], str, int, int]] = (
+        ([], manifest.spec.scheduler.sampler, 20, 1),
+        (["--sampler", "euler", "--steps", "7", "--reuse", "3"], "euler", 7, 3),
     )
-    for words, sampler, steps in cases:
+    for words, sampler, steps, reuse in cases:
         value = read_json("schedule", "--bundle", str(folders[name]), *words)
         batch = 2 if 2 in graphs.batches else 1
         assert value["sampler"] == sampler
         assert (value["height"], value["width"]) == graphs.sizes[0]
-        assert value["steps"] == expected_steps(manifest, sampler, steps, batch)
+        assert value["steps"] == expected_steps(manifest, sampler, steps, reuse, batch)
 
 
 def test_info_verifies_and_describes(folders: dict[str, Path]) -> None:

@@ -18,12 +18,13 @@ from torch_moddit.settings import Mode
     [
         ({}, None),
         ({"steps": 50}, None),
-        ({"steps": 30}, "steps are too few for 18 steps of learning keep ratios"),
+        ({"steps": 30}, "18 steps, in which keep ratios are learned, are too few: ratios"),
         ({"steps": 30, "mode": Mode.UNIFORM}, None),
         ({"steps": 30, "target": 1.0}, None),
-        ({"ratio_rate": 1e-4}, "ratio_rate 0.0001 is too low for 600 steps"),
+        ({"ratio_rate": 1e-4}, "600 steps, in which keep ratios are learned, are too few for ratio_rate 0.0001"),
         ({"steps": 40, "ratio_rate": 0.1}, None),
-        ({"warmup": 1000}, "the warm-up of 1000 steps outlasts the run of 1000"),
+        ({"warmup": 1000}, None),
+        ({"warmup": 1001}, "the warm-up of 1001 steps outlasts the run of 1000"),
     ],
 )
 def test_doubts_of_a_configuration(changes: dict[str, Any], doubt: str | None) -> None:
@@ -49,9 +50,17 @@ def test_a_plan_that_came_out_uniform(target: Any, table: tuple[tuple[int, ...],
     assert not doubts or "the keep ratios came out alike" in doubts[0]
 
 
+@pytest.mark.parametrize(("target", "wanted"), [(0.51, 0), (0.6, 1), ((0.7, 0.3), 0), ((0.7, 0.35), 1)])
+def test_a_mean_beside_the_target(target: Any, wanted: int) -> None:
+    config = configure(Path("out"), target=target, regions=2, ratio_loss=0.3)
+    doubts = doubts_of_plan(config, RoutingPlan(((9, 5), (5, 1))))
+    assert len(doubts) == wanted
+    assert all("train longer, or raise ratio_loss" in doubt for doubt in doubts)
+
+
 @pytest.mark.parametrize("freeze_share", [0.6, 1.0])
 def test_doubts_are_told_once_each(tmp_path: Path, caplog: pytest.LogCaptureFixture, freeze_share: float) -> None:
     train(configure(tmp_path, ratio_rate=0.0, freeze_share=freeze_share))
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["warning", "warning"]
-    assert "ratio_rate 0.0 is too low" in caplog.text
+    assert "are too few for ratio_rate 0.0" in caplog.text
     assert "[finetune] the keep ratios came out alike, 5 to 5 tenths" in caplog.text

@@ -16,7 +16,7 @@ from moddit.errors import (
     UnsupportedError,
     ValueRangeError,
 )
-from moddit.routing import RoutingPlan
+from moddit.routing import RoutingPlan, snap
 from moddit.tokens import TokenPolicy
 from tests import tiny
 from tests.torch_moddit.training import NULL, Latents, configure, read_log, schedule, train
@@ -51,6 +51,19 @@ def test_reaches_the_target_of_each_region(tmp_path: Path) -> None:
     fallen = 2 / 3  # of the way in the first row: the means fall in three of eight steps
     assert log[0]["keep_ratio_by_region"] == pytest.approx([1 - fallen * (1 - target) for target in targets])
     assert log[-1]["keep_ratio"] == pytest.approx(plan.mean_keep_ratio)
+
+
+@pytest.mark.parametrize("freeze_share", [0.6, 1.0])
+def test_the_ratio_loss_saves_what_its_ratios_snap_to(
+    tmp_path: Path, freeze_share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = train(configure(tmp_path, ratio_loss=0.3, ratio_rate=0.1, target=0.4, freeze_share=freeze_share))
+    plan = result.model.policy.plan
+    assert result.keep_ratio is not None
+    assert plan.keep_tenths == tuple(tuple(map(snap, row)) for row in result.keep_ratio.tolist())
+    assert read_log(result)[-1]["keep_ratio"] == pytest.approx(plan.mean_keep_ratio, abs=0.05)
+    # eight steps are too few: what was reached is told
+    assert f"led to a mean keep ratio of {plan.mean_keep_ratio:.3g}, where the target is 0.4" in caplog.text
 
 
 def test_a_model_that_is_split_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

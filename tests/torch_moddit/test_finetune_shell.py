@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from tests.shards import save_shards
 from torch_moddit import cli
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.pipeline import ReferencePipeline
+from torch_moddit.settings import PRESETS, FinetuneConfig, Train
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,47 @@ def test_wrong_usage_is_told(tmp_path: Path, options: tuple[object, ...], messag
     result = CliRunner().invoke(cli.command, [str(argument) for argument in (*files, "--steps", 2, *options)])
     assert result.exit_code == 2
     assert re.search(message, " ".join(result.output.split()))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., FinetuneConfig]:
+    """Give the configuration that some options ask for."""
+
+    class SeenError(Exception):
+        pass
+
+    def stop(config: FinetuneConfig, *_: object, **__: object) -> None:
+        raise SeenError(config)
+
+    def ask(*options: object) -> FinetuneConfig:
+        with pytest.raises(SeenError) as seen:
+            run("--model", tmp_path, "--data", tmp_path, "--out", tmp_path / "out", "--steps", 9, *options)
+        config: FinetuneConfig = seen.value.args[0]
+        return config
+
+    monkeypatch.setattr(cli, "FinetuneConfig", lambda **fields: stop(FinetuneConfig(**fields)))
+    return ask
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_what_python_has(asked: Callable[..., FinetuneConfig], tmp_path: Path, name: str) -> None:
+    assert asked("--preset", name) == FinetuneConfig(tmp_path / "out", 9, **PRESETS[name])
+
+
+def test_options_win_over_presets(asked: Callable[..., FinetuneConfig]) -> None:
+    options = ("--target", 0.6, "--preset", "paper", "--layerwise", "--preset", "mac", "--no-gradient-checkpointing")
+    config = asked(*options, "--batch-size", 2)
+    assert (config.target, config.regions, config.ratio_loss, config.train) == (0.6, 1, 0.3, Train.LORA)
+    assert (config.batch_size, config.accumulation, config.gradient_checkpointing) == (2, 16, False)
+    assert config.mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_help_and_documentation_tell_presets(name: str) -> None:
+    options = cli.tell_preset(name)
+    text = re.sub(r"(?<=-)\n\s*", "", run("--help")[1])  # lines break within options, too
+    assert f"{name} is {options}" in " ".join(text.split())
+    assert f"`{options}`" in (ROOT / "docs" / "finetuning.md").read_text()
 
 
 def test_every_path_of_the_shell_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,23 @@ def test_routed_pictures_follow_the_plan(tmp_path: Path) -> None:
         assert [len(kept) for kept in trace.kept] == [wanted, wanted]  # both halves of guidance, each its own
     assert same(reference.generate(PROMPT, steps=4), picture)
     assert not same(reference.generate(PROMPT, steps=4, seed=1), picture)
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_steps_that_are_reused_run_no_block(tmp_path: Path, routed: bool) -> None:
+    reference = ReferencePipeline.load(tiny.save_pipeline(tmp_path / "m", routed=routed))
+    run: list[int] = []
+    clean: list[torch.Tensor] = []
+    picture = reference.generate(
+        PROMPT,
+        steps=5,
+        reuse=2,
+        on_block=lambda step, _: run.append(step),
+        on_step=lambda done: clean.append(done.clean),
+    )
+    assert run == [step for step in (0, 2, 4) for _ in reference.model.blocks]
+    assert [bool(torch.equal(one, two)) for one, two in pairwise(clean)] == [True, False] * 2
+    assert not same(reference.generate(PROMPT, steps=5), picture)
 
 
 @pytest.mark.parametrize("own", [DPMSolverMultistepScheduler, DDIMScheduler, EulerDiscreteScheduler])

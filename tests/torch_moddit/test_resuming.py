@@ -38,9 +38,20 @@ ROUNDED = 1e-5  # of losses; zeros that count change them by a thousandth (measu
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("mode", [Mode.LEARNED, Mode.RANDOM])
-def test_killed_and_resumed_reaches_the_same_weights(tmp_path: Path, mode: Mode, accumulation: int) -> None:
-    config = configure(tmp_path / "whole", mode=mode, accumulation=accumulation)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mode": Mode.RANDOM},
+        {"target": (0.9, 0.7, 0.6, 0.5)},
+        {"ratio_loss": 0.3, "freeze_share": 1.0},
+        {"ratio_loss": 0.3, "target": (0.9, 0.5), "regions": 2},
+    ],
+)
+def test_killed_and_resumed_reaches_the_same_weights(
+    tmp_path: Path, changes: dict[str, Any], accumulation: int
+) -> None:
+    config = configure(tmp_path / "whole", accumulation=accumulation, **changes)
     whole = train(config)
     config = replace(config, output=tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):

@@ -3,7 +3,7 @@
 /// With x the latent, o the model's output and d the denoised latent:
 ///
 ///     input = inputScale * x
-///     d     = denoisedX * x + denoisedOutput * o
+///     d     = denoisedX * x + denoisedOutput * o, or (d of the step before) where the step is reused
 ///     x'    = keepX * x + current * d + previous * (d of the step before)
 package struct SamplerStep: Sendable, Hashable {
     /// Given to the model; a whole number except for Euler with `linspace`.
@@ -20,31 +20,44 @@ package struct SamplerStep: Sendable, Hashable {
     let current: Double
     /// Weight of the step before's denoised latent in the next latent; 0 in the first step.
     let previous: Double
+    /// Whether it has the denoised latent of the step before: the model is not asked.
+    package internal(set) var isReused = false
 
-    /// Takes the step, in single precision with the weights rounded to it, as the Python runtimes do.
+    /// Gives the denoised latent of a step that is not reused, in single precision with the weights rounded to it, as
+    /// the Python runtimes do.
     ///
     /// - Parameters:
     ///   - x: latent before the step, unscaled.
     ///   - output: the model's output for `inputScale * x` and `timestep`, guidance applied.
-    ///   - previousDenoised: `denoised` of the step before; nil in the first step.
-    /// - Returns: the latent after the step, and the denoised latent; all of the same length.
-    /// - Throws: `ModditError.shape` if the lengths differ, or the step before is needed and nil.
-    func advance(
-        _ x: [Float], output: [Float], previousDenoised: [Float]?
-    ) throws(ModditError) -> (latents: [Float], denoised: [Float]) {
+    /// - Returns: as many values.
+    /// - Throws: `ModditError.shape` if the lengths differ.
+    func denoise(_ x: [Float], output: [Float]) throws(ModditError) -> [Float] {
         guard output.count == x.count else {
             throw .shape("[samplers] the model's output has \(output.count) values, want \(x.count) as the latent")
         }
-        let denoised = Self.weigh(x, Float(denoisedX), output, Float(denoisedOutput))
+        return Self.weigh(x, Float(denoisedX), output, Float(denoisedOutput))
+    }
+
+    /// Takes the step.
+    ///
+    /// - Parameters:
+    ///   - x: latent before the step, unscaled.
+    ///   - denoised: the denoised latent.
+    ///   - previousDenoised: that of the step before; empty in the first step.
+    /// - Returns: the latent after the step.
+    /// - Throws: `ModditError.shape` if the lengths differ.
+    func advance(_ x: [Float], denoised: [Float], previousDenoised: [Float]) throws(ModditError) -> [Float] {
+        guard denoised.count == x.count, previous == 0 || previousDenoised.count == x.count else {
+            throw .shape(
+                "[samplers] the step at \(timestep) has \(denoised.count) denoised values and \(previousDenoised.count) "
+                    + "of the step before, want \(x.count) of each that it needs")
+        }
         var latents = Self.weigh(x, Float(keepX), denoised, Float(current))
         if previous != 0 {
-            guard let before = previousDenoised, before.count == x.count else {
-                throw .shape("[samplers] the step at \(timestep) needs \(x.count) denoised values of the step before")
-            }
             let weight = Float(previous)
-            for index in latents.indices { latents[index] += weight * before[index] }
+            for index in latents.indices { latents[index] += weight * previousDenoised[index] }
         }
-        return (latents, denoised)
+        return latents
     }
 
     /// Scales a latent for the model.
@@ -74,9 +87,17 @@ struct SamplerTable: Sendable, Hashable {
     /// - Parameters:
     ///   - schedule: of the checkpoint.
     ///   - sampler: by default the checkpoint's own.
-    ///   - steps: model evaluations, 1 to `numTrainTimesteps`.
-    /// - Throws: `ModditError.valueRange` for so many steps that a timestep repeats or leaves the training range.
-    init(_ schedule: NoiseSchedule, sampler: Sampler? = nil, steps: Int) throws(ModditError) {
+    ///   - steps: 1 to `numTrainTimesteps`.
+    ///   - reuse: the model is asked in the first of so many steps; the others have its denoised latent.
+    /// - Throws: `ModditError.valueRange` for so many steps that a timestep repeats or leaves the training range, and
+    ///   where reuse would leave a single step.
+    init(
+        _ schedule: NoiseSchedule, sampler: Sampler? = nil, steps: Int, reuse: Int = 1
+    ) throws(ModditError) {
+        guard reuse == 1 || (2..<max(2, steps)).contains(reuse) else {
+            throw .valueRange(
+                "[request] reuse \(reuse) of \(steps) steps leaves a single one, want fewer than the steps")
+        }
         let sampler = sampler ?? schedule.sampler
         let total = schedule.numTrainTimesteps
         guard (1...total).contains(steps) else {
@@ -92,11 +113,14 @@ struct SamplerTable: Sendable, Hashable {
                     + "'\(schedule.timestepSpacing.rawValue)' and offset \(schedule.stepsOffset), "
                     + "want another number of steps")
         }
-        self.sampler = sampler
+        var rows: [SamplerStep]
         switch sampler {
-        case .dpmpp2M: (initScale, self.steps) = (1, schedule.dpmSteps(timesteps))
-        case .ddim: (initScale, self.steps) = (1, schedule.ddimSteps(timesteps))
-        case .euler: (initScale, self.steps) = schedule.eulerSteps(timesteps)
+        case .dpmpp2M: (initScale, rows) = (1, schedule.dpmSteps(timesteps))
+        case .ddim: (initScale, rows) = (1, schedule.ddimSteps(timesteps))
+        case .euler: (initScale, rows) = schedule.eulerSteps(timesteps)
         }
+        for index in rows.indices { rows[index].isReused = !index.isMultiple(of: reuse) }
+        self.sampler = sampler
+        self.steps = rows
     }
 }

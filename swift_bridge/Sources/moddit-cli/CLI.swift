@@ -106,6 +106,10 @@ enum PictureOptions {
     ]
     static let steps = Option(
         name: "steps", value: "N", help: "Denoising steps.  [default: \(Request.defaultSteps)]")
+    static let reuse = Option(
+        name: "reuse", value: "N",
+        help: "Ask the model in the first of every N steps only, and take its clean latents again in the others.  "
+            + "[default: 1]")
     static let sampler = Option(
         name: "sampler", value: "NAME",
         help: "\(Sampler.allCases.map(\.rawValue).joined(separator: ", ")).  [default: the model's]")

@@ -14,7 +14,7 @@ enum Generate {
                 help: "Class to draw, of a model that draws classes: a name or a number; may be there several times.",
                 isRepeatable: true),
             Option(name: "seed", value: "N", help: "The same noise as in the Python runtimes.  [default: 0]"),
-            PictureOptions.steps,
+            PictureOptions.steps, PictureOptions.reuse,
             Option(
                 name: "guidance-scale", value: "X",
                 help: "1 or less turns guidance off.  [default: \(Request.textGuidanceScale), with --label "
@@ -110,6 +110,7 @@ enum Generate {
         request.guidanceScale = try arguments.number("guidance-scale")
         request.size = try CLI.size(arguments)
         request.sampler = try arguments.choice("sampler")
+        request.reuse = try arguments.integer("reuse", in: 1...Bounds.timesteps) ?? request.reuse
         return request
     }
 
@@ -130,7 +131,7 @@ enum Generate {
         case .encoded(let tokens) where tokens.contains { $0 >= most }:
             CLI.note("warning: a text fills all \(most) tokens; what is beyond them is ignored")
         case .step(let step):
-            CLI.note("step \(step.index + 1)/\(step.total), timestep \(step.timestep), \(step.function)")
+            CLI.note("step \(step.index + 1)/\(step.total), timestep \(step.timestep), \(step.function ?? "reused")")
         default: break
         }
     }

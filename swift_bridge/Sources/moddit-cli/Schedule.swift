@@ -5,7 +5,7 @@ enum Schedule {
     static let command = Command(
         name: "schedule", summary: "Print step, timestep, region, function and capacities of every step.",
         argument: nil,
-        options: [.bundle, PictureOptions.steps, PictureOptions.sampler] + PictureOptions.size + [
+        options: [.bundle, PictureOptions.steps, PictureOptions.reuse, PictureOptions.sampler] + PictureOptions.size + [
             Option(name: "batch", value: "N", help: "Rows of a call.  [default: what guidance uses]"), .json,
         ])
 
@@ -16,7 +16,8 @@ enum Schedule {
             manifest, size: CLI.size(arguments),
             batch: try batch ?? Batching(rows: 2, batches: manifest.graphs?.batches ?? [1]).batch,
             sampler: arguments.choice("sampler"),
-            steps: arguments.integer("steps", in: 1...Bounds.timesteps) ?? Request.defaultSteps)
+            steps: arguments.integer("steps", in: 1...Bounds.timesteps) ?? Request.defaultSteps,
+            reuse: arguments.integer("reuse", in: 1...Bounds.timesteps) ?? 1)
         return arguments.flags.contains("json") ? json(schedule).text : text(schedule)
     }
 
@@ -26,6 +27,7 @@ enum Schedule {
                 "step": .integer(step.index),
                 "timestep": .number(step.sampler.timestep),
                 "region": .integer(step.region),
+                "is_reused": .bool(step.sampler.isReused),
                 "function": .string(step.function.function),
                 "capacities": .array(step.function.capacities.map { .integer($0) }),
             ])
@@ -41,8 +43,9 @@ enum Schedule {
     private static func text(_ schedule: DenoisingSchedule) -> String {
         let rows = schedule.steps.map { step in
             [
-                "\(step.index)", "\(step.sampler.timestep)", "\(step.region)", step.function.function,
-                step.function.capacities.map { "\($0)" }.joined(separator: " "),
+                "\(step.index)", "\(step.sampler.timestep)", "\(step.region)",
+                step.sampler.isReused ? "reused" : step.function.function,
+                step.sampler.isReused ? "" : step.function.capacities.map { "\($0)" }.joined(separator: " "),
             ]
         }
         return table([["step", "timestep", "region", "function", "capacities"]] + rows)

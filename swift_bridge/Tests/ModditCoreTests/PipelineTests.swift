@@ -11,7 +11,7 @@ struct PipelineTests {
     @Test(arguments: [false, true])
     func runsEqualPython(asPackages: Bool) async throws {
         let items = try Golden.items("pipelines.json", "runs")
-        #expect(items.count == 10)
+        #expect(items.count == 12)
         for item in items {
             let log = Log()
             let request = try Request(item["settings"])
@@ -416,5 +416,6 @@ extension Request {
             size: PictureSize(height: field["height"].integer(), width: field["width"].integer()),
             sampler: Sampler(rawValue: field["sampler"].string()))
         label = try field.object()["label"]?.integer()
+        reuse = try field.object()["reuse"]?.integer() ?? 1
     }
 }

@@ -13,7 +13,7 @@ struct SamplerTests {
         let items = try Golden.items("samplers.json", "tables")
         #expect(items.count > 50)
         for item in items {
-            let table = try SamplerTable(NoiseSchedule(item["schedule"]), steps: item["steps"].integer())
+            let table = try Self.table(item)
             #expect(try table.steps.count == item["steps"].integer())
             expectClose(table.initScale, try item["init_scale"].number())
             for row in try item["rows"].array() {
@@ -27,12 +27,16 @@ struct SamplerTests {
 
     @Test func runsEqualPython() throws {
         for item in try Golden.items("samplers.json", "tables") {
-            let table = try SamplerTable(NoiseSchedule(item["schedule"]), steps: item["steps"].integer())
+            let table = try Self.table(item)
             var latents = try TorchRandom.normal(shape: [1, 4, 2, 3], seed: 3).map { $0 * Float(table.initScale) }
-            var denoised: [Float]?
+            var denoised: [Float] = []
             for step in table.steps {
-                let output = step.scaleInput(latents).map { Self.denoise($0, step.timestep) }
-                (latents, denoised) = try step.advance(latents, output: output, previousDenoised: denoised)
+                let before = denoised
+                if !step.isReused {
+                    let output = step.scaleInput(latents).map { Self.denoise($0, step.timestep) }
+                    denoised = try step.denoise(latents, output: output)
+                }
+                latents = try step.advance(latents, denoised: denoised, previousDenoised: before)
             }
             #expect(try difference(latents, item["final"].floats) <= Self.finalTolerance)
         }
@@ -43,6 +47,17 @@ struct SamplerTests {
         let schedule = try Self.schedule(spacing, sampler)
         for steps in [0, -1, 1001, Int.max, Int.min] {
             #expect(throws: ModditError.self) { try SamplerTable(schedule, steps: steps) }
+        }
+    }
+
+    @Test func reuseLeavesTwoStepsAtLeast() throws {
+        let schedule = try Self.schedule(.leading, .dpmpp2M)
+        #expect(
+            try SamplerTable(schedule, steps: 4, reuse: 3).steps.map(\.isReused) == [false, true, true, false])
+        let wanted = "[request] reuse 4 of 4 steps leaves a single one, want fewer than the steps"
+        #expect(throws: ModditError.valueRange(wanted)) { try SamplerTable(schedule, steps: 4, reuse: 4) }
+        for reuse in [0, -1, Int.max, Int.min] {
+            #expect(throws: ModditError.self) { try SamplerTable(schedule, steps: 4, reuse: reuse) }
         }
     }
 
@@ -65,9 +80,10 @@ struct SamplerTests {
 
     @Test func wrongLengths() throws {
         let table = try SamplerTable(Self.schedule(.leading, .dpmpp2M), steps: 4)
-        #expect(throws: ModditError.self) { try table.steps[0].advance([1, 2], output: [1], previousDenoised: nil) }
-        #expect(throws: ModditError.self) { try table.steps[1].advance([1], output: [1], previousDenoised: nil) }
-        #expect(throws: ModditError.self) { try table.steps[1].advance([1], output: [1], previousDenoised: [1, 2]) }
+        #expect(throws: ModditError.self) { try table.steps[0].denoise([1, 2], output: [1]) }
+        #expect(throws: ModditError.self) { try table.steps[0].advance([1, 2], denoised: [1], previousDenoised: []) }
+        #expect(throws: ModditError.self) { try table.steps[1].advance([1], denoised: [1], previousDenoised: []) }
+        #expect(throws: ModditError.self) { try table.steps[1].advance([1], denoised: [1], previousDenoised: [1, 2]) }
     }
 
     @Test func badSchedules() {
@@ -90,6 +106,11 @@ struct SamplerTests {
         #expect(throws: ModditError.unsupported(wanted)) {
             try NoiseSchedule(JSONField(.object(fields), place: "schedule", component: "test"))
         }
+    }
+
+    private static func table(_ item: JSONField) throws -> SamplerTable {
+        try SamplerTable(
+            NoiseSchedule(item["schedule"]), steps: item["steps"].integer(), reuse: item["reuse"].integer())
     }
 
     private func expectClose(_ found: Double, _ wanted: Double) {

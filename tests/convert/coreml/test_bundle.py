@@ -34,7 +34,7 @@ CASES: Final = [
     ("sigma", True, ("--compress", "int8", "--batch", "1", "--batch", "2")),
     ("sigma", True, ("--compress", "int4", "--routing", "onehot")),
     ("sigma", True, ("--compress", "palette4", "--routing", "onehot", "--chunks", "3", "--batch", "1")),
-    ("sigma", True, ("--compress", "palette6", "--max-functions", "2", "--size", "32x48")),
+    ("sigma", True, ("--compress", "palette6", "--max-functions", "2", "--keep", "0.8", "--size", "32x48")),
     ("sigma", True, ("--max-functions", "1", "--allow-fewer", "--chunks", "2", *SMALL)),
     ("sigma", False, ("--chunks", "2", "--batch", "1")),
     ("sigma", False, ("--compress", "palette6", "--batch", "2", *SMALL)),
@@ -208,6 +208,14 @@ class TestManifest:
         assert manifest.graphs is not None
         assert len(manifest.tokens.plan.rows()) == len(manifest.graphs.step_functions) == 2
         assert [list(row) for row in manifest.graphs.trained_plan.keep_tenths] == PLAN
+
+    def test_more_tokens_than_trained(self, source: Path, tmp_path: Path) -> None:
+        assert to_coreml(source, tmp_path / "bundle", "--keep", "0.8", "--no-verify") == 0
+        manifest = read_manifest(tmp_path / "bundle")
+        assert manifest.graphs is not None
+        trained = manifest.graphs.trained_plan
+        assert [list(row) for row in trained.keep_tenths] == PLAN
+        assert manifest.tokens.plan == trained.raised(0.8)
 
 
 @pytest.fixture(scope="module", params=KINDS)

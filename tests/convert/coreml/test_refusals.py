@@ -74,6 +74,7 @@ def test_options_that_mlx_has_not(source: Path, refuse: Refuse, options: tuple[s
         (("--size", "30x32"), "size 30x32: sides must be multiples of 4 pixels"),
         (("--size", "32x32", "--size", "32x0"), "size 32x0: sides must be multiples of 4 pixels"),
         (("--chunks", "4"), "chunks out of range, got 4, want 1..3, the layers"),
+        (("--keep", "0.2"), "keep 0.2 of the tokens, want 0."),
         (
             ("--routing", "onehot", "--size", "256x256"),
             "routing onehot is exact up to 2048 tokens, got 4096 at 256x256 pixels; use --routing rows",

@@ -187,3 +187,11 @@ def test_a_picture_without_guidance_is_that_of_the_reference(bundle: Path, capsy
     assert main(["verify", str(bundle), "--guidance", "0", "--steps", "2"]) == 0
     assert main(["verify", str(bundle), "--guidance", "nan"]) == 1
     assert "guidance_scale out of range, got nan, want 0..1000" in capsys.readouterr().err
+
+
+def test_a_picture_with_steps_that_are_reused_is_that_of_the_reference(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(bundle), "--reuse", "2", "--steps", "5"]) == 0
+    assert main(["verify", str(bundle), "--reuse", "5", "--steps", "5"]) == 1
+    assert "reuse 5 of 5 steps leaves a single one" in capsys.readouterr().err

@@ -71,6 +71,16 @@ def test_keeping_fewer_tokens_takes_less() -> None:
         assert taken.low < taken.value < taken.high
 
 
+def test_steps_that_are_reused_take_nothing() -> None:
+    rates = chip_rates(find_chip("M3 Pro"), 2)
+    whole, reused = (drawing(steps=21, reuse=reuse).seconds(rates) for reuse in (1, 4))
+    assert reused["step"] == whole["step"]
+    saved = whole["picture"].value - reused["picture"].value
+    assert saved == pytest.approx(15 * whole["step"].value)
+    result = call("--config", "dit-xl-2", "--chip", "M2", "--reuse", "2")
+    assert "20 steps with reuse 2" in result.output
+
+
 def test_what_is_published_lies_within_the_prediction() -> None:
     """FLUX.2 klein-4B takes 6.8 s a step of 1024 pixels on an M1 Max: about 4.3e13 FLOPs of matrices and attention."""
     work = {"matmul": 3.7e13, "attention": 6.5e12}
@@ -278,6 +288,7 @@ def test_a_bundle_is_planned_for(routed_bundle: Path) -> None:
         ((), "want one of --model and --config"),
         (("--config", "dit-xl-2", "--chip", "M9"), "no chip 'M9'"),
         (("--config", "dit-xl-2", "--size", "x"), "is not a size"),
+        (("--config", "dit-xl-2", "--steps", "3", "--reuse", "3"), "reuse 3 of 3 steps leaves a single one"),
         (("--config", "dit-xl-2", "--size", "250x256"), "height is not a multiple of 16 pixels, got 250"),
         (("--config", "dit-xl-2", "--size", "999984x999984"), "want 1..16384"),
         (("--config", "dit-xl-2", "--record", "/absent"), "/absent"),

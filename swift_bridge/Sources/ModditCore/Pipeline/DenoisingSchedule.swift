@@ -52,7 +52,7 @@ package struct DenoisingSchedule: Sendable, Hashable {
         package let sampler: SamplerStep
         /// Region of the timestep.
         package let region: Int
-        /// The function.
+        /// The function of its region, which is not called where the step is reused.
         package let function: StepFunction
     }
 
@@ -73,15 +73,16 @@ package struct DenoisingSchedule: Sendable, Hashable {
     ///   - batch: rows of a call of the denoiser.
     ///   - sampler: by default the checkpoint's own.
     ///   - steps: their number.
+    ///   - reuse: the denoiser is called in the first of so many steps.
     /// - Throws: `ModditError.missing` if the bundle has no function for the size and batch, and what `SamplerTable`
     ///   throws.
     package init(
-        _ manifest: Manifest, size: PictureSize? = nil, batch: Int, sampler: Sampler? = nil, steps: Int
+        _ manifest: Manifest, size: PictureSize? = nil, batch: Int, sampler: Sampler? = nil, steps: Int, reuse: Int = 1
     ) throws(ModditError) {
         guard let graphs = manifest.graphs, let size = size ?? graphs.sizes.first else {
             throw .unsupported("[pipeline] the bundle has no packages, want one for coreml; convert with --to coreml")
         }
-        let table = try SamplerTable(manifest.spec.scheduler, sampler: sampler, steps: steps)
+        let table = try SamplerTable(manifest.spec.scheduler, sampler: sampler, steps: steps, reuse: reuse)
         var found: [Step] = []
         for (index, step) in table.steps.enumerated() {
             let region = try manifest.tokens.plan.region(of: step.timestep)

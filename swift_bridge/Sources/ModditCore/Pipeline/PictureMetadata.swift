@@ -47,7 +47,7 @@ package struct PictureMetadata: Sendable, Hashable {
         ]).text
     }
 
-    /// The request, complete; the label is left out where there is none.
+    /// The request, complete; the label is left out where there is none, and what is reused where nothing is.
     private var settings: JSON {
         var fields: [String: JSON] = [
             "prompt": .string(request.prompt),
@@ -60,6 +60,7 @@ package struct PictureMetadata: Sendable, Hashable {
             "sampler": .string(sampler.rawValue),
         ]
         fields["label"] = request.label.map { .integer($0) }
+        fields["reuse"] = request.reuse == 1 ? nil : .integer(request.reuse)
         return .dictionary(fields)
     }
 
@@ -75,10 +76,11 @@ package struct PictureMetadata: Sendable, Hashable {
             "CFG scale: \(String(format: "%g", guidanceScale))",
             "Seed: \(request.seed)",
             "Size: \(size.width)x\(size.height)",
+            request.reuse == 1 ? nil : "Reuse: \(request.reuse)",
             "Model hash: \(fingerprint.prefix(10))",
             "Version: moddit \(versions["moddit"] ?? Self.packageVersion)",
         ]
-        return (lines + [facts.joined(separator: ", ")]).joined(separator: "\n")
+        return (lines + [facts.compactMap(\.self).joined(separator: ", ")]).joined(separator: "\n")
     }
 
     /// The texts of a PNG.

@@ -131,13 +131,15 @@ public struct Pipeline: Sendable {
         _ run: Run, _ calls: [[String: any FeatureValue]], _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
     ) async throws -> [Float] {
         var latents = try run.noise()
-        var denoised: [Float]?
+        var denoised: [Float] = []
         for step in run.schedule.steps {
-            let output = try await predict(run, step, latents, calls)
-            let next = try step.sampler.advance(latents, output: output, previousDenoised: denoised)
-            (latents, denoised) = (next.latents, next.denoised)
+            let before = denoised
+            if !step.sampler.isReused {
+                denoised = try step.sampler.denoise(latents, output: try await predict(run, step, latents, calls))
+            }
+            latents = try step.sampler.advance(latents, denoised: denoised, previousDenoised: before)
             if let report {
-                await report(.step(try run.result(of: step, denoised: previews ? next.denoised : nil)))
+                await report(.step(try run.result(of: step, denoised: previews ? denoised : nil)))
             }
         }
         if reducesMemory { await denoiser.unload() }
@@ -184,7 +186,8 @@ private struct Run: Sendable {
         guidance = try Guidance(scale: guidanceScale)
         batching = try Batching(rows: guidance.rows, batches: manifest.graphs?.batches ?? [1])
         schedule = try DenoisingSchedule(
-            manifest, size: request.size, batch: batching.batch, sampler: request.sampler, steps: request.steps)
+            manifest, size: request.size, batch: batching.batch, sampler: request.sampler, steps: request.steps,
+            reuse: request.reuse)
         let scale = manifest.spec.vae.downscale
         let channels = manifest.spec.transformer.dimensions.channels
         shape = [1, channels, schedule.size.height / scale, schedule.size.width / scale]
@@ -202,6 +205,6 @@ private struct Run: Sendable {
         }
         return StepResult(
             index: step.index, total: schedule.steps.count, timestep: step.sampler.timestep, region: step.region,
-            function: step.function.function, preview: preview)
+            function: step.sampler.isReused ? nil : step.function.function, preview: preview)
     }
 }

@@ -29,11 +29,13 @@ public struct Request: Sendable, Hashable {
     public var size: PictureSize?
     /// By default the model's own.
     public var sampler: Sampler?
+    /// The model is asked in the first of so many steps, and its clean latents serve the others.
+    public var reuse: Int
 
     /// Asks a model that draws texts.
     public init(
         prompt: String, negativePrompt: String = "", seed: Int128 = 0, steps: Int = Request.defaultSteps,
-        guidanceScale: Double? = nil, size: PictureSize? = nil, sampler: Sampler? = nil
+        guidanceScale: Double? = nil, size: PictureSize? = nil, sampler: Sampler? = nil, reuse: Int = 1
     ) {
         self.prompt = prompt
         self.negativePrompt = negativePrompt
@@ -42,15 +44,17 @@ public struct Request: Sendable, Hashable {
         self.guidanceScale = guidanceScale
         self.size = size
         self.sampler = sampler
+        self.reuse = reuse
     }
 
     /// Asks a model that draws classes.
     public init(
         label: Int, seed: Int128 = 0, steps: Int = Request.defaultSteps, guidanceScale: Double? = nil,
-        size: PictureSize? = nil, sampler: Sampler? = nil
+        size: PictureSize? = nil, sampler: Sampler? = nil, reuse: Int = 1
     ) {
         self.init(
-            prompt: "", seed: seed, steps: steps, guidanceScale: guidanceScale, size: size, sampler: sampler)
+            prompt: "", seed: seed, steps: steps, guidanceScale: guidanceScale, size: size, sampler: sampler,
+            reuse: reuse)
         self.label = label
     }
 

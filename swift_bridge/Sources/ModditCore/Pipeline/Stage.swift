@@ -10,8 +10,8 @@ public struct StepResult: Sendable, Hashable {
     package let timestep: Double
     /// Region of the timestep.
     let region: Int
-    /// Name of the function that computed it.
-    package let function: String
+    /// Name of the function that computed it; nil where the step is reused.
+    package let function: String?
     /// A small picture of what the model expects, if asked for.
     public let preview: PixelImage?
 }

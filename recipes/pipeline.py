@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -14,28 +15,31 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
 )
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import T5EncoderModel, T5Tokenizer
 
-from recipes.shapes64.runs import write_folder
-from recipes.shapes64.text import WIDTH
-from recipes.shapes64.vae import build_vae
+from recipes.runs import write_folder
+from recipes.text import WIDTH
 from torch_moddit.model import RoutedTransformer
 
-TRAIN_TIMESTEPS = 1000
+SIDE: Final = 64  # of the pictures, pixels
+TRAIN_TIMESTEPS: Final = 1000
+STEPS: Final = 20
+GUIDANCE: Final = 4.5
 
 
-def build_transformer() -> PixArtTransformer2DModel:
-    """Make the untrained transformer: 64 tokens of 8x8 pixels, width 128, 8 layers, 2.3 M parameters."""
+def build_transformer(*, heads: int, patch_size: int) -> PixArtTransformer2DModel:
+    """Make an untrained transformer for latents (4, 32, 32): 8 layers, 32 channels a head."""
     return PixArtTransformer2DModel(
-        num_attention_heads=4,
+        num_attention_heads=heads,
         attention_head_dim=32,
         in_channels=4,
         out_channels=4,
         num_layers=8,
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=32 * heads,
         sample_size=32,
-        patch_size=4,
+        patch_size=patch_size,
         caption_channels=WIDTH,
         use_additional_conditions=False,
     )
@@ -90,18 +94,41 @@ def load_parts(work: Path) -> tuple[T5Tokenizer, T5EncoderModel, AutoencoderKL]:
     )
 
 
-def save_random(work: Path, folder: Path, *, seed: int = 0) -> None:
-    """Save an untrained pipeline of the final architecture, for code that is written while the real one trains."""
-    torch.manual_seed(seed)
-    tokenizer = T5Tokenizer.from_pretrained(work / "tokenizer")
-    text_encoder = T5EncoderModel.from_pretrained(work / "text_encoder")
-    save_pipeline(assemble(build_transformer(), text_encoder, tokenizer, build_vae()), folder)
-
-
 def route(pipeline: PixArtSigmaPipeline, model: RoutedTransformer) -> PixArtSigmaPipeline:
     """Put a routed transformer into diffusers' own pipeline, which draws many pictures at once."""
     pipeline.register_modules(transformer=_Adapter(model))
     return pipeline
+
+
+def generate(
+    pipeline: PixArtSigmaPipeline,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    side: int = SIDE,
+    batch: int = 32,
+) -> NDArray[np.float32]:
+    """Generate pictures, (B, side, side, 3) in 0..1; that of prompt i from the noise of seed `seed` * 100000 + i."""
+    pictures = []
+    for start in range(0, len(prompts), batch):
+        part = list(prompts[start : start + batch])
+        generators = [torch.Generator().manual_seed(seed * 100_000 + start + i) for i in range(len(part))]
+        result = pipeline(
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=side,
+            width=side,
+            generator=generators,
+            use_resolution_binning=False,
+            clean_caption=False,
+            max_sequence_length=pipeline.tokenizer.model_max_length,
+            output_type="np",
+        )
+        pictures.append(np.asarray(result.images, dtype=np.float32))
+    return np.concatenate(pictures)
 
 
 class _Adapter(nn.Module):
