@@ -87,8 +87,7 @@ class Request:
             )
         if self.reuse > 1 and self.cache is not None:
             raise UnsupportedError(
-                f"[request] reuse {self.reuse} and cache {self.cache} at once: a cache compares a step with the one "
-                "before, which reuse leaves out; give one of them"
+                f"[request] reuse {self.reuse} and cache {self.cache} at once, which nobody has measured; give one"
             )
         if self.sampler not in SAMPLERS:
             raise UnsupportedError(f"[request] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
