@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -249,5 +250,32 @@ def test_a_damaged_plan_is_one_error(
     file = write(tmp_path / "adapter", result) / DIFFUSERS_FILE
     tensors = {name: torch.from_numpy(tensor.read()) for name, tensor in read_tensors(file).items()}
     write_tensors(file, tensors, {} if plan is None else {"diffcr": plan})
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(Sources(base / "transformer", loras=(LoraSource(file),)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        (r".*\.(router|keep_ratio).*", None, "has 'diffcr' in its metadata, .* but no routers"),
+        (
+            r"transformer\.(transformer_blocks\.0\.router\.weight)",
+            r"\1",
+            "are both 'transformer_blocks.0.router.weight'",
+        ),
+    ],
+)
+def test_routers_are_there_and_there_once(
+    tmp_path: Path, base: Path, result: FinetuneResult, pattern: str, replacement: str | None, message: str
+) -> None:
+    file = write(tmp_path / "adapter", result) / DIFFUSERS_FILE
+    tensors = {name: torch.from_numpy(tensor.read()) for name, tensor in read_tensors(file).items()}
+    found = {match[0]: match for match in map(re.compile(pattern).fullmatch, tensors) if match}
+    for name, match in found.items():
+        if replacement is None:
+            del tensors[name]
+        else:
+            tensors[match.expand(replacement)] = tensors[name].clone()
+    write_tensors(file, tensors, {"diffcr": json.dumps(result.model.policy.plan.to_json())})
     with pytest.raises(InputError, match=message):
         load_checkpoint(Sources(base / "transformer", loras=(LoraSource(file),)))
