@@ -174,6 +174,16 @@ def test_options_override_the_repeated_picture(routed_bundle: Path) -> None:
     assert settings.prompt == PROMPT
 
 
+def test_a_cache_of_the_repeated_picture_can_be_left_out(routed_bundle: Path) -> None:
+    succeed(routed_bundle, *FAST, "--steps", "4", "--cache", "0.4", "-o", "first.png")
+    refused = run("generate", "--config-from", "first.png", "--reuse", "2", "-o", "second.png")
+    assert "reuse 2 and cache 0.4 at once" in refused.stderr
+    result = run("generate", "--config-from", "first.png", "--reuse", "2", "--cache", "0", "-o", "second.png")
+    assert result.exit_code == 0, result.output
+    settings = read_metadata(Path("second.png")).settings
+    assert (settings.reuse, settings.cache) == (2, None)
+
+
 def test_config_from_repeats_resolution_binning(table_bundle: Path) -> None:
     size = ("--height", "100", "--width", "151", "--steps", "1")
     succeed(table_bundle, "--prompt", PROMPT, *size, "--resolution-binning", "-o", "first.png")
