@@ -61,6 +61,11 @@ def test_paths_go_to_stdout_and_the_table_to_stderr(routed_bundle: Path) -> None
     assert result.stderr.splitlines()[-1].startswith("4 steps, median")
 
 
+def test_steps_that_are_reused_are_told_from_those_that_were_measured(routed_bundle: Path) -> None:
+    result = succeed(routed_bundle, "--prompt", PROMPT, "--steps", "5", "--reuse", "2", "--num-images", "2")
+    assert result.stderr.splitlines()[-1].startswith("6 of 10 steps ask the model, median")
+
+
 def test_json_is_one_object_of_a_fixed_shape(routed_bundle: Path) -> None:
     arguments = ("--num-images", "2", "--save-routes", "{seed}-routes.png", "-o", "{seed}.png", "--dtype", "float32")
     report = json.loads(succeed(routed_bundle, *FAST, *arguments, "--json").stdout)
