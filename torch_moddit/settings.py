@@ -104,7 +104,7 @@ class FinetuneConfig:
     distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
     caption_dropout: float = 0.1  # share of samples trained on the empty caption
     ema_decay: float = 0.999
-    mixed_precision: str = "no"  # or "fp16", "bf16"; weights that are not trained are stored in it
+    mixed_precision: str = "no"  # or "fp16", "bf16"; matrices that are not trained are stored in it
     use_8bit_adam: bool = False  # of bitsandbytes
     gradient_checkpointing: bool = False
     seed: int = 0

@@ -124,10 +124,16 @@ def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: 
     for router in routed.router_parameters():
         router.requires_grad_(True)
     if (dtype := HALF.get(config.mixed_precision)) is not None:
-        for parameter in routed.parameters():
+        _store_in(dtype, routed)
+    return Trainee(routed, ratios)
+
+
+def _store_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Store in 16 bits what is not trained of the layers that autocast computes in them: no output is another one."""
+    for layer in model.modules():
+        for parameter in layer.parameters(recurse=False) if isinstance(layer, (nn.Linear, nn.Conv2d)) else ():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
-    return Trainee(routed, ratios)
 
 
 def _keep_all(_: int, __: Sequence[int]) -> list[BinUse]:
