@@ -87,7 +87,7 @@ def main() -> None:
     type=click.FloatRange(0, 1),
     metavar="SHARE",
     help="Leave out the blocks behind the first in steps in which that one changes by no more than this share, such as "
-    "0.1.  [default: run all]",
+    "0.1.  [default: 0, run all]",
 )
 @click.option(
     "--keep",

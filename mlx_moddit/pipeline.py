@@ -138,7 +138,7 @@ class Pipeline:
             vae_tile_size: side of a tile, pixels, a multiple of `4 * spec.vae.downscale`; by default 512.
             reuse: ask the model in the first of every so many steps, and take its clean latents again in the others.
             cache: threshold of a first-block cache (`moddit.cache`), 0..1: a step whose first block does nearly what it
-                did in the last full one, within this share, does not run the others. Not with `reuse`.
+                did in the last full one, within this share, does not run the others; 0 for none. Not with `reuse`.
             keep: mean share of the tokens to keep, between what the model was trained to keep and 1.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.

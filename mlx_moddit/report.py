@@ -25,7 +25,7 @@ class SavedPicture:
     path: Path
     routes: Path | None
     request: Request
-    step_seconds: tuple[float, ...]
+    step_seconds: tuple[float, ...]  # of those that ask the model
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,7 +70,9 @@ class Report:
         steps = [seconds for picture in self.pictures for seconds in picture.step_seconds]
         facts = f"process peak {self.peak_rss_bytes / MB:.0f} MB, {self.device}, dtype {self.dtype}"
         if steps:
-            facts = f"{len(steps)} steps, median {median(steps) * 1e3:.1f} ms a step, {facts}"
+            taken = sum(picture.request.steps for picture in self.pictures)
+            asked = f"{taken} steps" if len(steps) == taken else f"{len(steps)} of {taken} steps ask the model"
+            facts = f"{asked}, median {median(steps) * 1e3:.1f} ms a step, {facts}"
         return "\n".join([*align(rows), facts])
 
 

@@ -17,7 +17,7 @@ from moddit.request import Request
 
 METADATA_VERSION: Final = 1
 STORED: Final = "stored"  # each component in the dtype that its files have
-_SAVINGS: Final = ("reuse", "cache", "keep")  # settings that save work, of which people are told where they are used
+_TRADES: Final = ("reuse", "cache", "keep")  # of quality for time or back; people are told which are used
 DTYPE_NAMES: Final = (STORED, "float16", "bfloat16", "float32")  # to compute in
 
 
@@ -71,7 +71,7 @@ class Metadata:
             "CFG scale": f"{settings.guidance_scale:g}",
             "Seed": settings.seed,
             "Size": f"{settings.width}x{settings.height}",
-            **{name.capitalize(): f"{written[name]:g}" for name in _SAVINGS if name in written},
+            **{name.capitalize(): f"{written[name]:g}" for name in _TRADES if name in written},
             "Model hash": self.model.fingerprint[:10],
             "Version": f"moddit {self.versions['moddit']}",
         }

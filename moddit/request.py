@@ -87,8 +87,7 @@ class Request:
             )
         if self.reuse > 1 and self.cache is not None:
             raise UnsupportedError(
-                f"[request] reuse {self.reuse} and cache {self.cache} at once: a cache compares a step with the one "
-                "before, which reuse leaves out; give one of them"
+                f"[request] reuse {self.reuse} and cache {self.cache} at once, which nobody has measured; give one"
             )
         if self.sampler not in SAMPLERS:
             raise UnsupportedError(f"[request] sampler {self.sampler!r} is unknown, want one of {', '.join(SAMPLERS)}")
@@ -124,7 +123,7 @@ class Request:
     ) -> Self:
         """Fill in the model's own size, sampler and guidance where none is given, and check the rest against the model.
 
-        A tile that holds the whole picture is dropped: it would change nothing.
+        A tile that holds the whole picture is dropped: it would change nothing. A cache with threshold 0 is none.
 
         Raises:
             ShapeError: a side is not made of whole patches, or a tile not of what can overlap; the message names the
@@ -145,7 +144,7 @@ class Request:
             vae_tile_size=vae_tile_size,
             label=label,
             reuse=reuse,
-            cache=None if cache is None else float(cache),
+            cache=float(cache) if cache else None,
             keep=None if keep is None else float(keep),
         )
         request.check(spec)

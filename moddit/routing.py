@@ -168,8 +168,8 @@ class RoutingPlan:
         entries = DENOMINATOR * self.layers * self.regions
         if not (keep_ratio <= 1 and (wanted := math.floor(keep_ratio * entries + 0.5)) >= kept):
             raise ValueRangeError(
-                f"[routing] keep {keep_ratio} of the tokens, want {self.mean_keep_ratio:.4g}..1: the model was trained "
-                f"to keep {self.mean_keep_ratio:.4g} of them, and with fewer its pictures fall apart"
+                f"[routing] keep {keep_ratio} of the tokens, want {self.mean_keep_ratio:.6g}..1: the model was trained "
+                f"to keep {self.mean_keep_ratio:.6g} of them, and with fewer its pictures fall apart"
             )
         gains = sorted(
             (Fraction(2 * gain - 1, 2 * (DENOMINATOR - tenths)), layer, region)

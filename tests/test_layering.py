@@ -31,7 +31,7 @@ RULES = {
     "moddit": Rule(),
     # Pickles, the Hub and tokenizers are read by the libraries that own them, where a checkpoint has such a part.
     "moddit.checkpoint": Rule(inside_functions={"torch", "huggingface_hub", "tokenizers"}),
-    "torch_moddit": Rule({"moddit"}, {"train"}),
+    "torch_moddit": Rule({"moddit"}, {"train"}, inside_functions={"bitsandbytes"}),  # where a user has installed it
     "mlx_moddit": Rule({"moddit"}, {"mlx"}),
     "convert": Rule({"moddit"}, {"convert"}, inside_functions={"torch", "torch_moddit"}),
     # The exporter, and what proves its work without sharing any of it.

@@ -8,36 +8,50 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from click.core import ParameterSource
 from torch.utils.data import Dataset
 from transformers.utils.logging import disable_progress_bar
 
 from moddit.bounds import SIDE
 from moddit.checkpoint.description import describe
-from moddit.checkpoint.hub import find_checkpoint
 from moddit.conditioning import Label
 from moddit.errors import MissingError, ValueRangeError
 from moddit.signals import Stopped
 from moddit.spec import ModelSpec
+from torch_moddit.byproducts import NAMES, list_by_products, pick
 from torch_moddit.conditioning import Components, teller
 from torch_moddit.data import Item, PictureFolder
 from torch_moddit.export import check_adapter, check_output, save_adapter, save_checkpoint
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
-from torch_moddit.options import FOLDER, OUTPUT, PICTURES, column_option, model_options, run
+from torch_moddit.options import FOLDER, OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
 from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
-from torch_moddit.settings import PRESETS, RANGES, FinetuneConfig, Mode, Target, Train, preset
+from torch_moddit.settings import (
+    PRESETS,
+    RANGES,
+    RATE_SCHEDULES,
+    TRACKERS,
+    FinetuneConfig,
+    Mode,
+    Target,
+    Train,
+    preset,
+)
 from torch_moddit.shards import Encoders, Shards
 from torch_moddit.targets import check_target
 from torch_moddit.trainer import finetune
+from torch_moddit.validation import DrawPictures, Painter
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
 _PIXELS = click.IntRange(min=1, max=SIDE)
+_OF_PICKING = {"model", "base", "revision", "variant", "output", "dtype", "picked", "overwrite"}
 _TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -62,8 +76,8 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     """Make the option of a number that the configuration has, with the range and the default there."""
     field, (least, most) = _FIELDS[name], RANGES[name]
     kind = click.IntRange(int(least), int(most)) if field.type == "int" else click.FloatRange(least, most)
-    default = {"required": True} if field.default is MISSING else {"default": field.default}
-    return click.option(f"--{name.replace('_', '-')}", type=kind, help=text, **default)
+    default = None if field.default is MISSING else field.default
+    return click.option(f"--{name.replace('_', '-')}", type=kind, help=text, default=default)
 
 
 def _apply_presets(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]) -> None:
@@ -82,7 +96,7 @@ def tell_preset(name: str) -> str:
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 120})
-@model_options
+@model_options(required=False)
 @click.option("--data", type=FOLDER, help="Dataset that torch_moddit.prepare has made.")
 @click.option(
     "--images", type=PICTURES, help="Instead, pictures and captions as prepare takes them: slower, but for a few."
@@ -98,7 +112,7 @@ def tell_preset(name: str) -> str:
     callback=_apply_presets,
     help="Defaults of a purpose, repeatable: " + "; ".join(f"{name} is {tell_preset(name)}" for name in PRESETS) + ".",
 )
-@_setting("steps", "Optimizer steps.")
+@_setting("steps", "Optimizer steps; more than before make a run longer.")
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
@@ -122,7 +136,15 @@ def tell_preset(name: str) -> str:
 @_setting("router_rate", "Learning rate of the routers.")
 @_setting("ratio_rate", "Change of a keep ratio in one step [default: by the number of steps].")
 @_setting("ratio_loss", "Coefficient of the paper's loss on the mean keep ratio; 0 projects the mean instead.")
-@_setting("warmup", "Steps before the rates are full.")
+@click.option(
+    "--lr-scheduler",
+    type=click.Choice(RATE_SCHEDULES),
+    default=_FIELDS["lr_scheduler"].default,
+    help="How the rates go: flat and then a cosine, or as in diffusers.",
+)
+@_setting("warmup", "Steps before the rates are full, but with constant.")
+@_setting("lr_cycles", "Of cosine_with_restarts.")
+@_setting("lr_power", "Of polynomial.")
 @_setting("fall_share", "Share of steps in which the mean falls to the target.")
 @_setting("freeze_share", "Share of steps after which the keep ratios stay.")
 @_setting("distill_weight", "Weight of the dense model's answer.")
@@ -142,10 +164,37 @@ def tell_preset(name: str) -> str:
 @_setting("seed", "Of everything random.")
 @_setting("log_every", "Steps between rows of OUT/log.jsonl.")
 @_setting("save_every", "Steps between checkpoints.")
+@_setting("validate_every", "Steps between validations; 0 for one at the end.")
+@_setting("validation_share", "Share of the dataset's end that is held out of training and measured.")
+@click.option(
+    "--validation-prompt",
+    "prompts",
+    metavar="TEXT",
+    multiple=True,
+    help="Draw this at each validation, in OUT/validation/STEP; may be repeated. Of classes, a name or number.",
+)
+@click.option(
+    "--tracker",
+    "trackers",
+    type=click.Choice(TRACKERS),
+    multiple=True,
+    help="Tell the rows of the log to this, too; may be repeated.",
+)
 @_setting("workers", "Processes that read data.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT/model if it is there.")
+@click.option(
+    "--by-products/--no-by-products",
+    default=_FIELDS["by_products"].default,
+    help="Keep the model of each tenth that the mean keep ratio passes, in OUT/by-products.",
+)
+@click.option(
+    "--pick",
+    "picked",
+    type=click.Choice(NAMES),
+    help="Train nothing: write the by-product of OUT with this mean keep ratio to OUT/model-RATIO.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT/model, or what --pick writes, if it is there.")
 def command(
-    model: str,
+    model: str | None,
     base: str | None,
     revision: str | None,
     variant: str | None,
@@ -159,6 +208,8 @@ def command(
     height: int | None,
     width: int | None,
     dtype: str,
+    prompts: tuple[str, ...],
+    picked: str | None,
     overwrite: bool,
     **settings: Any,
 ) -> None:
@@ -168,39 +219,45 @@ def command(
     The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
     accelerate launch -m torch_moddit.finetune ...
     """
-    if (images is None) == (data is None):
-        raise click.UsageError("give one of --data and --images")
-    if images is None and (height or width or column):
-        raise click.UsageError(
-            "--height, --width and --caption-column are for --images; those of --data are what it was made with"
-        )
+    choice = None if model is None else ModelChoice(model, base, revision, variant)
+    if picked is not None:
+        _check_picking()
+        sources = (choice or ModelChoice.read(output)).find()
+        click.echo(pick(output, picked, sources, dtype=_TYPES[dtype], overwrite=overwrite))
+        return
+    _check_training(model, settings["steps"], (data, images), (height, width, column))
+    assert choice is not None
     if layerwise:
-        source = click.get_current_context().get_parameter_source("regions")
-        if source is click.core.ParameterSource.COMMANDLINE and settings["regions"] != 1:
-            raise click.UsageError("--layerwise is one region; leave out --regions")
-        settings["regions"] = 1
+        settings["regions"] = _check_layerwise(settings["regions"])
     check_output(output / "model", overwrite=overwrite)
     check_adapter(output / "adapter", overwrite=overwrite)
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
     config = FinetuneConfig(output=output, mode=Mode(mode), train=Train(train), **settings)
-    sources = find_checkpoint(model, base=base, revision=revision, variant=variant).sources
+    sources = choice.find()
     description = describe(sources)
     spec = description.spec
-    components: Components = {}
     if images is None:
         assert data is not None
-        shards = Shards(data, spec.transformer, Encoders.of(description))
-        dataset: Dataset[Item] = shards
-        null = shards.null
+        shards, components = Shards(data, spec.transformer, Encoders.of(description)), {}
+        dataset, null = cast("Dataset[Item]", shards), shards.null
     else:
         components = load_components(sources, spec)
         dataset, null = _read_images(spec, components, images, height, width, column)
+    # as the trainer's Accelerator makes it, which shares its state
+    process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    draw: DrawPictures | None = None
+    if prompts:  # before the transformer takes memory
+        draw = _leave_drawing
+        if process.is_main_process:
+            draw = Painter(sources, spec, prompts, components, device=process.device, height=height, width=width)
     routed = load_checkpoint(sources)
-    start: Any = routed if config.mode is Mode.FIXED else _dense(routed, model)
+    start: Any = routed if config.mode is Mode.FIXED else _dense(routed, choice.model)
     with _resumable(output):
-        result = finetune(config, start, dataset, spec.scheduler, null=null, components=components)
-        if not PartialState().is_main_process:
+        if process.is_main_process:
+            choice.write(output)
+        result = finetune(config, start, dataset, spec.scheduler, null=null, components=components, draw_pictures=draw)
+        if not process.is_main_process:
             return
         save_checkpoint(
             output / "model",
@@ -219,7 +276,48 @@ def command(
                 dtype=_TYPES[dtype],
                 overwrite=overwrite,
             )
+    _tell_by_products(output)
     click.echo(output / "model")
+
+
+def _leave_drawing(_: RoutedTransformer) -> Any:
+    """Stand for a painter in processes that draw nothing."""
+
+
+def _tell_by_products(output: Path) -> None:
+    for by_product in list_by_products(output):
+        loss = by_product.validation_loss
+        score = "" if loss is None else f", validation loss {loss:.4f}"
+        click.echo(f"--pick {by_product.name} has the model of step {by_product.step}{score}", err=True)
+
+
+def _check_training(model: str | None, steps: int | None, inputs: tuple[Any, Any], for_images: tuple[Any, ...]) -> None:
+    """Raise UsageError if options of training are missing, or do not go together."""
+    if model is None or steps is None:
+        raise click.UsageError("training needs --model and --steps")
+    if (inputs[0] is None) == (inputs[1] is None):
+        raise click.UsageError("give one of --data and --images")
+    if inputs[1] is None and any(for_images):
+        raise click.UsageError(
+            "--height, --width and --caption-column are for --images; those of --data are what it was made with"
+        )
+
+
+def _check_layerwise(regions: int) -> int:
+    """Give the number of regions; raises UsageError if another was asked for."""
+    source = click.get_current_context().get_parameter_source("regions")
+    if source is ParameterSource.COMMANDLINE and regions != 1:
+        raise click.UsageError("--layerwise is one region; leave out --regions")
+    return 1
+
+
+def _check_picking() -> None:
+    """Raise UsageError if options of training are given beside --pick."""
+    context = click.get_current_context()
+    given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    others = [f"--{name.replace('_', '-')}" for name in given if name not in _OF_PICKING]
+    if others:
+        raise click.UsageError(f"--pick trains nothing; leave out {', '.join(others)}")
 
 
 def main() -> int:

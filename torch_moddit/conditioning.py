@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -48,6 +48,14 @@ def tokenize(tokenizer: Any, caption: str, max_tokens: int) -> Item:
 def teller(spec: ModelSpec, components: Components) -> Callable[[Any], Item]:
     """Find what writes a condition of a model as a sample has it."""
     return _TELLERS[spec.conditioning.KIND](spec, components)
+
+
+def encode_rows(spec: ModelSpec, components: Components, rows: Sequence[Any], device: torch.device) -> Context:
+    """Make the context of conditions (`Request.rows`), one row for each."""
+    items = list(map(teller(spec, components), rows))
+    batch = {key: torch.stack([item[key] for item in items]).to(device) for key in items[0]}
+    with torch.no_grad():
+        return make_context(batch, components)
 
 
 _TELLERS: Final[Mapping[str, Callable[[ModelSpec, Components], Callable[[Any], Item]]]] = {

@@ -19,16 +19,18 @@ from __future__ import annotations
 import bisect
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, IterableDataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
 from moddit.bounds import PIXELS
-from moddit.errors import InputError, MissingError, ValueRangeError
+from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
 from torch_moddit.pictures import fit, read_picture, to_pixels
 from torch_moddit.samples import list_samples
 
@@ -172,6 +174,57 @@ class Stream(IterableDataset[Item]):
                 raise MissingError("[data] the dataset gives no samples (any more); want one that begins again")
 
 
+class Part(Dataset[Item]):
+    """Some samples of a dataset: a range of each of its buckets."""
+
+    def __init__(self, dataset: Dataset[Item], ranges: Sequence[range]) -> None:
+        self.dataset, self.ranges = dataset, ranges
+        self.buckets = list(map(len, ranges))
+        self._ends = list(accumulate(self.buckets))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Item:
+        bucket = self.bucket(index)
+        return self.dataset[self.ranges[bucket][index - self._ends[bucket]]]  # counted from the range's end
+
+    def bucket(self, index: int) -> int:
+        """Find the bucket of a sample."""
+        return bisect.bisect_right(self._ends, index)
+
+
+def hold_out(dataset: Dataset[Item], share: float) -> tuple[Dataset[Item], Part | None]:
+    """Divide a dataset into what is trained on and what is held out: of each bucket this share at its end.
+
+    It is rounded down to samples, and then up to whole pictures, where a dataset says which is the first view of one
+    (`first_view`); a bucket that would be held out whole is trained on.
+
+    Raises:
+        UnsupportedError: the dataset has no length.
+        ValueRangeError: that is no sample.
+    """
+    if not share:
+        return dataset, None
+    buckets = count_buckets(dataset)
+    if buckets is None:
+        raise UnsupportedError("[data] a dataset without a length has no end to hold out; want validation_share 0")
+    first_view = getattr(dataset, "first_view", int)
+    trained, held = [], []
+    for end, count in zip(accumulate(buckets), buckets, strict=True):
+        start = end - count
+        middle = first_view(end - int(share * count)) if int(share * count) else end
+        middle = middle if middle > start else end
+        trained.append(range(start, middle))
+        held.append(range(middle, end))
+    if not any(map(len, held)):
+        raise ValueRangeError(
+            f"[data] validation_share {share} of {max(buckets)} samples, the most of one picture size, is none; want a "
+            "larger share"
+        )
+    return Part(dataset, trained), Part(dataset, held)
+
+
 def count_buckets(dataset: Any) -> list[int] | None:
     """Count the samples of each picture size, or None for a dataset without a length; raises MissingError if it is
     empty.
@@ -182,6 +235,50 @@ def count_buckets(dataset: Any) -> list[int] | None:
     if not sum(buckets):
         raise MissingError("[data] the dataset is empty; want one sample at least")
     return buckets
+
+
+def load_batches(
+    dataset: Dataset[Item],
+    buckets: Sequence[int] | None,
+    batch_size: int,
+    seed: int,
+    *,
+    first: int,
+    stride: int,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[Item]:
+    """Read batches without end; an error says no more than it did in the process that read the data.
+
+    Args:
+        dataset: see the module's docstring.
+        buckets: as `count_buckets`.
+        batch_size: samples of a batch.
+        seed: of their order.
+        first: number of the first batch.
+        stride: from one batch to the next.
+        workers: processes that read.
+        pin_memory: as `DataLoader`.
+    """
+    load = partial(
+        DataLoader[Item],
+        collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(seed % SEEDS),
+    )
+    if isinstance(dataset, IterableDataset):  # which each of several workers would read from its start
+        stream = Stream(dataset, batch_size, first=first, stride=stride)
+        loader = load(stream, batch_size=batch_size, num_workers=min(workers, 1))
+    else:
+        assert buckets is not None
+        batches = Batches(buckets, batch_size, seed, first=first, stride=stride)
+        loader = load(dataset, batch_sampler=batches, num_workers=workers)
+    try:
+        yield from loader
+    except InputError as error:
+        kind = type(error)
+        raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from None
 
 
 def collate(items: Sequence[Item]) -> Item:

@@ -19,10 +19,12 @@ trained, every keep ratio the target), `Mode.RANDOM` (random tokens, no routers)
 From a shell: `python -m torch_moddit.finetune --help`, or `accelerate launch -m torch_moddit.finetune ...` for many
 devices.
 
-How exact resuming works: everything random in a step (order of data, timesteps, noise, dropped captions, random
-routing) is drawn from generators seeded by (seed, step, micro-step, process), so no generator's state need be stored.
-The order of data depends on how many samples and processes there are: a checkpoint is resumed with as many. Reading one
-runs nothing that it holds (`torch_moddit.runstate`).
+How exact resuming works: everything random about a sample (noise, dropped caption, random routing) is drawn from
+generators seeded by (seed, step, place in the step), and the order of data and the timesteps of a step likewise, so no
+generator's state need be stored. A step's samples are therefore the same however they are divided among processes and
+micro-steps, and a checkpoint may be resumed with another division: sums are then taken in another order, and weights
+agree to rounding. The product, and with pictures of several sizes or random routing the size of a batch, has to stay.
+Reading a checkpoint runs nothing that it holds (`torch_moddit.runstate`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Source: Hu et al., arXiv 2106.09685; DiffCR (arXiv 2412.16822) trains routers an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -47,6 +48,13 @@ def without_lora(model: RoutedTransformer) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+def merged(model: RoutedTransformer) -> RoutedTransformer:
+    """Copy a model with its adapters merged into its weights, on the CPU and in float32."""
+    copied = copy.deepcopy(model).cpu()
+    take_lora(copied)
+    return copied
 
 
 def take_lora(model: RoutedTransformer) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from moddit.request import Request
 from moddit.samplers import NoiseSchedule
 from moddit.sampling import Denoised, denoise, guide
 from moddit.spec import ModelSpec
-from torch_moddit.conditioning import Components, make_context, teller
+from torch_moddit.conditioning import Components, encode_rows
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace, Context, RoutedTransformer
 from torch_moddit.tokens import follow_plan, relative_change
@@ -72,6 +72,11 @@ class ReferencePipeline:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the latents."""
+        return next(self.model.parameters()).dtype
 
     def request(
         self, prompt: str = "", negative_prompt: str = "", *, label: int | str | None = None, **settings: Any
@@ -123,7 +128,7 @@ class ReferencePipeline:
         context = {**self.encode(rows), **told}
         shape = (1, spec.transformer.latent_channels, height // spec.vae.downscale, width // spec.vae.downscale)
         noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(request.seed))
-        noise = noise.to(self.device, next(self.model.parameters()).dtype)
+        noise = noise.to(self.device, self.dtype)
         cache = None if request.cache is None else FirstBlockCache(request.cache, relative_change)
 
         def predict(index: int, step: Any, latents: Tensor) -> Tensor:
@@ -135,12 +140,9 @@ class ReferencePipeline:
 
         yield from denoise(request.table(spec), noise, predict)
 
-    @torch.no_grad()
     def encode(self, rows: tuple[Any, ...]) -> Context:
         """Turn what the rows of a batch are conditioned on (`Request.rows`) into the model's context."""
-        items = list(map(teller(self.spec, self.components), rows))
-        batch = {key: torch.stack([item[key] for item in items]).to(self.device) for key in items[0]}
-        return make_context(batch, self.components)
+        return encode_rows(self.spec, self.components, rows, self.device)
 
     @torch.no_grad()
     def decode(self, request: Request, latents: Tensor) -> NDArray[np.float32]:

@@ -26,11 +26,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from moddit.bins import parse_size
 from moddit.checkpoint.description import describe
-from moddit.checkpoint.hub import find_checkpoint
 from moddit.conditioning import Label
 from moddit.text import printable
 from torch_moddit.encoding import Cut, Encoding, Report
-from torch_moddit.options import OUTPUT, PICTURES, column_option, model_options, run
+from torch_moddit.options import OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
 from torch_moddit.samples import list_samples
 
 _DTYPES: Final[Mapping[str, torch.dtype | str]] = {
@@ -42,7 +41,7 @@ _DTYPES: Final[Mapping[str, torch.dtype | str]] = {
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 120})
-@model_options
+@model_options()
 @click.option("--images", type=PICTURES, required=True, help="Folder of pictures and captions, or a tar file.")
 @click.option("--out", "output", type=OUTPUT, required=True, help="Folder of the dataset.")
 @column_option
@@ -88,7 +87,7 @@ def command(
     """
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
-    sources = find_checkpoint(model, base=base, revision=revision, variant=variant).sources
+    sources = ModelChoice(model, base, revision, variant).find()
     spec = describe(sources).spec
     cut = Cut.of(spec, list(map(parse_size, sizes)), crops=crops, flip=flip, shard_size=shard_size, seed=seed)
     samples = list_samples(images, are_classes=spec.conditioning.KIND == Label.KIND, column=column)

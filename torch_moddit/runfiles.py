@@ -20,7 +20,12 @@ from moddit.record import Keys, Origin, decode, quote, read_bytes, read_json
 CHECKPOINTS: Final = "checkpoints"
 LOG: Final = "log.jsonl"
 PROGRESS: Final = "progress.json"
-VERSION: Final = 3  # of a checkpoint; the first was pickled, the second had all weights
+VERSION: Final = 4  # of a checkpoint; the first was pickled, the second had all weights, the third drew noise by batch
+_MEANINGS: Final = {
+    "samples_per_step": "samples_per_step, that is batch_size x accumulation x processes",
+    "schedule_steps": "steps",
+}
+_ADVICE: Final = "delete this checkpoint"
 
 
 class Log:
@@ -67,6 +72,18 @@ class _Progress:
     step: Annotated[int, Meta(ge=0)]
 
 
+@dataclass(frozen=True)
+class _Config:
+    schedule_steps: Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True)
+class _Conditions:
+    """What of the conditions a run takes over that is made longer."""
+
+    config: _Config
+
+
 def write_progress(folder: Path, step: int, conditions: Mapping[str, Any]) -> None:
     """Write what a checkpoint is: its step, and what a run that resumes from it has to share."""
     state = {"version": VERSION, "step": step, **conditions}
@@ -81,23 +98,37 @@ def read_progress(folder: Path, conditions: Mapping[str, Any]) -> int:
         ValueRangeError: it was made under other conditions.
     """
     path = folder / PROGRESS
-    origin = Origin("finetune", str(path), "delete this checkpoint")
-    state = read_json(path, origin, absent="delete this checkpoint")
+    step, state = _read_progress(path)
+    found, present = _flatten({name: state.get(name) for name in conditions}), _flatten(conditions)
+    changed = sorted(key for key in present.keys() | found.keys() if present.get(key) != found.get(key))
+    if changed:
+        pairs = ", ".join(
+            f"{_MEANINGS.get(key, key)} (was {quote(found.get(key))}, is {quote(present.get(key))})" for key in changed
+        )
+        raise ValueRangeError(
+            f"[finetune] {path}: the run was started with another {pairs}; repeat it as it was, or choose another "
+            "output folder"
+        )
+    return step
+
+
+def read_schedule_steps(folder: Path) -> int:
+    """Read of how many steps the shares of a checkpoint's run are; raises as `read_progress`."""
+    path = folder / PROGRESS
+    origin = Origin("finetune", str(path), _ADVICE)
+    return decode(_read_progress(path)[1], _Conditions, origin, Keys.ANY).config.schedule_steps
+
+
+def _read_progress(path: Path) -> tuple[int, dict[str, Any]]:
+    origin = Origin("finetune", str(path), _ADVICE)
+    state = read_json(path, origin, absent=_ADVICE)
     progress = decode(state, _Progress, origin, Keys.ANY)
     if progress.version != VERSION:
         raise FormatError(
             f"{origin}: version is {progress.version}, want {VERSION}; another version of moddit wrote it, choose "
             "another output folder"
         )
-    found, present = _flatten({name: state.get(name) for name in conditions}), _flatten(conditions)
-    changed = sorted(key for key in present.keys() | found.keys() if present.get(key) != found.get(key))
-    if changed:
-        pairs = ", ".join(f"{key} (was {quote(found.get(key))}, is {quote(present.get(key))})" for key in changed)
-        raise ValueRangeError(
-            f"[finetune] {path}: the run was started with another {pairs}; repeat it as it was, or choose another "
-            "output folder"
-        )
-    return progress.step
+    return progress.step, state
 
 
 def _flatten(conditions: Mapping[str, Any]) -> dict[str, Any]:

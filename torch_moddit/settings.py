@@ -15,6 +15,11 @@ from moddit.routing import DENOMINATOR
 from torch_moddit.targets import check_target
 
 MOST_STEPS: Final = 10**8
+TRACKERS: Final = ("tensorboard", "wandb")  # of Accelerate
+RATE_SCHEDULES: Final = (  # ours, and those of diffusers.optimization (`torch_moddit.rates`)
+    *("warmup_stable_decay", "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts"),
+    "polynomial",
+)
 # How far a ratio whose gradient has the mean size could go in all, while ratios are learned, and the most in one step.
 # On shapes64 the held-out distance to the teacher was .058, .041 and .051 with 0.5, 1.5 and 4 (200 steps of 16 samples,
 # target 0.7, one seed each).
@@ -24,10 +29,11 @@ MOST_RATIO_RATE: Final = 0.05  # half a bin
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("steps", "log_every", "save_every", "keep_checkpoints"), (1, MOST_STEPS)),
     "batch_size": (1, 65_536),
-    "accumulation": (1, 4096),
-    "lora_rank": (1, 4096),
+    **dict.fromkeys(("accumulation", "lora_rank", "lr_cycles"), (1, 4096)),
+    "lr_power": (0, 100),
     "regions": (1, REGIONS),
-    "warmup": (0, MOST_STEPS),
+    **dict.fromkeys(("warmup", "validate_every"), (0, MOST_STEPS)),
+    "validation_share": (0, 0.5),
     "workers": (0, 256),
     "seed": (0, 2**64 - 1),
     **dict.fromkeys(("learning_rate", "router_rate", "ratio_rate", "weight_decay"), (0, 10)),
@@ -35,8 +41,13 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(("beta2", "ema_decay"), (0, 1)),
     **dict.fromkeys(("max_grad_norm", "distill_weight", "ratio_loss"), (0, 10**6)),
 }
-# Fields of the configuration that may differ when a run resumes, because no weight depends on them.
-_FREE: Final = ("output", "log_every", "save_every", "workers", "progress")
+# Fields of the configuration that may differ when a run resumes: no weight depends on them, or else only on what two of
+# them make together, the samples of a step (`Trainer.conditions`).
+_FREE: Final = (
+    *("output", "steps", "log_every", "save_every", "keep_checkpoints", "validate_every"),
+    *("by_products", "workers", "progress", "trackers"),
+    *("batch_size", "accumulation", "gradient_checkpointing"),
+)
 
 
 Target = float | tuple[float, ...]  # mean keep ratio over layers and regions, or of each region
@@ -62,7 +73,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How to train. Rates are AdamW's; shares are of `steps`."""
+    """How to train. Rates are AdamW's; shares are of `span`."""
 
     output: Path  # folder of the log and the checkpoints
     steps: int  # optimizer steps
@@ -80,24 +91,32 @@ class FinetuneConfig:
     weight_decay: float = 0.01  # of the transformer
     beta2: float = 0.99
     max_grad_norm: float = 1.0  # of transformer and routers
+    lr_scheduler: str = RATE_SCHEDULES[0]
     warmup: int = 50  # steps
-    flat_share: float = 0.5  # before the rates fall as a cosine
-    floor: float = 0.03  # share of the rates left at the end
+    flat_share: float = 0.5  # of warmup_stable_decay, before the rates fall as a cosine
+    floor: float = 0.03  # share of the rates that it leaves at the end
+    lr_cycles: int = 1  # of cosine_with_restarts
+    lr_power: float = 1.0  # of polynomial
     fall_share: float = 0.35  # in which the ratios' mean falls from 1 to the target
     # after which the ratios are rounded and stay; the rest trains the final plan, at its cost
     freeze_share: float = 0.6
+    schedule_steps: int | None = None  # that these shares are of, in a run that was made longer; None for all steps
     distill_weight: float = 0.0  # of the squared distance to the dense model's prediction; 0 for no teacher
     caption_dropout: float = 0.1  # share of samples trained on the empty caption
     ema_decay: float = 0.999
-    mixed_precision: str = "no"  # or "fp16", "bf16"; weights that are not trained are stored in it
+    mixed_precision: str = "no"  # or "fp16", "bf16"; matrices that are not trained are stored in it
     use_8bit_adam: bool = False  # of bitsandbytes
     gradient_checkpointing: bool = False
     seed: int = 0
     log_every: int = 20  # steps
     save_every: int = 500  # steps
     keep_checkpoints: int = 2
+    validate_every: int = 0  # steps; 0 for the end alone
+    validation_share: float = 0.0  # of the dataset's end, which is not trained on but measured
+    by_products: bool = True  # kept each time the mean of learned ratios passes a tenth
     workers: int = 0  # processes that read data
     progress: bool = True  # bar on stderr
+    trackers: tuple[str, ...] = ()  # of TRACKERS, which are told the rows of the log
 
     def __post_init__(self) -> None:
         for target in self.targets:
@@ -116,6 +135,7 @@ class FinetuneConfig:
                 f"[finetune] fall_share {self.fall_share} is more than freeze_share {self.freeze_share}: the keep "
                 "ratios would freeze before their mean is the target; want at most as much"
             )
+        self._check_schedule()
         if self.mode in (Mode.UNIFORM, Mode.RANDOM) and not all(
             math.isclose(tenths, target * DENOMINATOR) for tenths, target in zip(self.tenths, self.targets, strict=True)
         ):
@@ -127,6 +147,15 @@ class FinetuneConfig:
                 f"[finetune] train routers got mode {self.mode.value}, which has none; want learned, uniform, fixed"
             )
 
+    def _check_schedule(self) -> None:
+        if not 1 <= self.span <= self.steps:
+            raise ValueRangeError(f"[finetune] schedule_steps out of range, got {self.span}, want 1..{self.steps}")
+        if self.lr_scheduler not in RATE_SCHEDULES:
+            names = ", ".join(RATE_SCHEDULES)
+            raise ValueRangeError(f"[finetune] lr_scheduler is {self.lr_scheduler!r}, want one of {names}")
+        if unknown := set(self.trackers) - set(TRACKERS):
+            raise ValueRangeError(f"[finetune] trackers has {unknown}, want {' and '.join(TRACKERS)}, or one of them")
+
     @property
     def targets(self) -> tuple[float, ...]:
         """Mean keep ratio: one over layers and regions, or one of each region over layers."""
@@ -137,8 +166,13 @@ class FinetuneConfig:
         return tuple(round(target * DENOMINATOR) for target in self.targets)
 
     @property
+    def span(self) -> int:
+        """Steps in which rates and ratios go their way; after them both stay."""
+        return self.schedule_steps or self.steps
+
+    @property
     def freeze_step(self) -> int:
-        return max(1, round(self.freeze_share * self.steps))
+        return max(1, round(self.freeze_share * self.span))
 
     def goals(self, step: int) -> tuple[float, ...]:
         """Mean keep ratio after `step` steps, as `targets`: from 1 to the target in equal parts."""
@@ -147,7 +181,7 @@ class FinetuneConfig:
 
     @property
     def fall_steps(self) -> int:
-        return round(self.fall_share * self.steps)
+        return round(self.fall_share * self.span)
 
     @property
     def moving_steps(self) -> float:
@@ -163,15 +197,6 @@ class FinetuneConfig:
         """Rate of the ratios: full while the goal falls, then linearly to zero until the ratios freeze."""
         left = (self.freeze_step - step) / max(1, self.freeze_step - self.fall_steps)
         return self.full_ratio_rate * min(1.0, max(0.0, left))
-
-
-def rate_factor(step: int, config: FinetuneConfig) -> float:
-    """Share of the full rates at a step: linear warm-up, flat, then a cosine down to `floor`."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    start = max(config.warmup, round(config.flat_share * config.steps))
-    done = min(1.0, max(0, step - start) / max(1, config.steps - start))
-    return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * done)) / 2
 
 
 # Settings of a purpose, by name; `FinetuneConfig(output=..., steps=..., **PRESETS["mac"])`.
@@ -198,7 +223,8 @@ def preset(name: str) -> dict[str, Any]:
 
 def describe(config: FinetuneConfig) -> dict[str, Any]:
     """Write the fields on which the weights depend as JSON values."""
-    return {name: _plain(value) for name, value in asdict(config).items() if name not in _FREE}
+    values = {name: _plain(value) for name, value in asdict(config).items() if name not in _FREE}
+    return {**values, "schedule_steps": config.span}
 
 
 def _plain(value: Any) -> Any:

@@ -206,9 +206,18 @@ class Shards(Dataset[Item]):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Item:
+        shard, within = self._find(index)
+        return shard.item(within)
+
+    def first_view(self, index: int) -> int:
+        """Find the first view of the picture that a sample is of."""
+        shard, within = self._find(index)
+        return index - within % (len(shard) // len(shard.numbers))
+
+    def _find(self, index: int) -> tuple[_Shard, int]:
         place = bisect.bisect_right(self._ends, index)
         shard = self._shards[place]
-        return shard.item(index - self._ends[place] + len(shard))
+        return shard, index - self._ends[place] + len(shard)
 
 
 @dataclass(frozen=True)

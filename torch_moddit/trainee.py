@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -17,8 +18,10 @@ from torch_moddit.lora import add_lora, without_lora
 from torch_moddit.model import Context, RoutedTransformer
 from torch_moddit.ratios import KeepRatios
 from torch_moddit.settings import FinetuneConfig, Mode, Train
+from torch_moddit.targets import round_to_budget
 from torch_moddit.tokens import BinUse, Scored
 
+NEAR: Final = 1e-6  # by which a mean of float32 ratios may lie below what it was projected onto
 HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MakeOptimizers = Callable[[FinetuneConfig, "Trainee"], Sequence[torch.optim.Optimizer]]
 
@@ -50,6 +53,29 @@ class Trainee(nn.Module):
     def trained(self) -> list[nn.Parameter]:
         """List the weights that are trained: not the keep ratios."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def keep_ratio(self) -> float:
+        """Mean over layers and regions."""
+        return self.model.policy.plan.mean_keep_ratio if self.ratios is None else self.ratios.mean
+
+    def keep_ratio_by_region(self, regions: int) -> list[float]:
+        """Give the mean of each region over the layers."""
+        plan = self.model.policy.plan
+        if self.ratios is not None:
+            return self.ratios.region_means()
+        if self.model.policy.is_dense:
+            return [plan.mean_keep_ratio] * regions
+        return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
+
+    def plan(self, *, by_region: bool) -> RoutingPlan:
+        """Make the plan that the model has now: its ratios, rounded to what their mean, or each region's, allows."""
+        plan = self.model.policy.plan
+        if self.ratios is None or self.ratios.is_frozen:
+            return plan if self.ratios is None else self.ratios.plan()
+        means = self.ratios.region_means() if by_region else [self.ratios.mean]
+        rows = round_to_budget(self.ratios.values.detach().tolist(), [min(1.0, mean + NEAR) for mean in means])
+        return RoutingPlan(tuple(map(tuple, rows)), plan.num_train_timesteps)
 
 
 class TrainedState:
@@ -98,10 +124,16 @@ def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: 
     for router in routed.router_parameters():
         router.requires_grad_(True)
     if (dtype := HALF.get(config.mixed_precision)) is not None:
-        for parameter in routed.parameters():
+        _store_in(dtype, routed)
+    return Trainee(routed, ratios)
+
+
+def _store_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Store in 16 bits what is not trained of the layers that autocast computes in them: no output is another one."""
+    for layer in model.modules():
+        for parameter in layer.parameters(recurse=False) if isinstance(layer, (nn.Linear, nn.Conv2d)) else ():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
-    return Trainee(routed, ratios)
 
 
 def _keep_all(_: int, __: Sequence[int]) -> list[BinUse]:
@@ -122,6 +154,22 @@ def _route(
     policy = TokenPolicy.random(plan) if config.mode is Mode.RANDOM else TokenPolicy.topk(plan)
     ratios = KeepRatios(layers, config.regions, num_train_timesteps) if config.mode is Mode.LEARNED else None
     return routed_class(model).from_dense(model, policy), ratios
+
+
+def copy_teacher(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> RoutedTransformer | None:
+    """Copy the model that is trained as it is now, if there is to be a teacher that is not in its weights later."""
+    if not config.distill_weight or (config.train is not Train.ALL and config.mode is not Mode.FIXED):
+        return None
+    copied = copy.deepcopy(model)
+    frozen: RoutedTransformer = freeze(
+        copied if isinstance(copied, RoutedTransformer) else dense(copied, num_train_timesteps)
+    )
+    return frozen
+
+
+def freeze(module: Any) -> Any:
+    """Take a module, which nothing trains, into evaluation mode."""
+    return module.requires_grad_(False).eval()
 
 
 def make_adamw(config: FinetuneConfig, trainee: Trainee) -> list[torch.optim.Optimizer]:

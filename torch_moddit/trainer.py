@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -12,34 +11,45 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DistributedType
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from moddit.contract import TEXT_ENCODER
-from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
+from moddit.errors import MissingError, ValueRangeError
 from moddit.files import discard, exclusive, new_folder, recover_all
+from moddit.routing import RoutingPlan
 from moddit.samplers import NoiseSchedule
 from moddit.signals import raise_if_stopped
-from torch_moddit.architectures import dense
-from torch_moddit.conditioning import Components, make_context
-from torch_moddit.data import SEEDS, Batches, Item, Stream, collate, count_buckets, ignore_interrupts
+from torch_moddit.byproducts import BY_PRODUCTS, drop_by_products, find_by_products, list_by_products
+from torch_moddit.conditioning import Components
+from torch_moddit.data import Item, count_buckets, hold_out, load_batches
 from torch_moddit.doubts import doubts_of_plan, doubts_of_run
-from torch_moddit.lora import take_lora
-from torch_moddit.model import Context, RoutedTransformer
+from torch_moddit.lora import merged, take_lora
+from torch_moddit.model import RoutedTransformer
 from torch_moddit.movers import Mover, make_mover
-from torch_moddit.runfiles import CHECKPOINTS, LOG, Log, list_checkpoints, read_progress, write_progress
+from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
+from torch_moddit.processes import make_accelerator
+from torch_moddit.rates import make_rate_factor
+from torch_moddit.runfiles import (
+    CHECKPOINTS,
+    LOG,
+    Log,
+    list_checkpoints,
+    read_progress,
+    read_schedule_steps,
+    write_progress,
+)
 from torch_moddit.runstate import read_state, restore, write_state
-from torch_moddit.settings import FinetuneConfig, Mode, Train, describe, rate_factor
-from torch_moddit.trainee import MakeOptimizers, TrainedState, make_adamw, make_trainee
+from torch_moddit.settings import FinetuneConfig, Mode, Train, describe
+from torch_moddit.tracking import track, tracking
+from torch_moddit.trainee import MakeOptimizers, TrainedState, copy_teacher, freeze, make_adamw, make_trainee
+from torch_moddit.validation import DrawPictures, Validation
 
 LOGGER: Final = logging.getLogger("torch_moddit")
-SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
+RANDOM_SCORES: Final = 1  # which the generators of samples have not in their keys
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ def finetune(
     components: Components | None = None,
     draw_timesteps: DrawTimesteps | None = None,
     make_optimizers: MakeOptimizers | None = None,
+    draw_pictures: DrawPictures | None = None,
     stop_after: int | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> FinetuneResult:
@@ -77,30 +88,46 @@ def finetune(
         null: the empty caption or the class that is none, with the dataset's keys; needed for caption dropout.
         components: of the model's pipeline, kept as they are: the text encoder for datasets with "input_ids", the VAE
             for those with "pixels".
-        draw_timesteps: how timesteps are drawn; stratified over all of them by default.
+        draw_timesteps: how the timesteps of a whole step are drawn; stratified over all of them by default.
         make_optimizers: what moves weights and routers; `make_adamw` by default. Each group's rate follows the
             configuration's schedule, from the rate it was made with.
+        draw_pictures: draws what a validation shows (`torch_moddit.validation.Painter`).
         stop_after: steps of this call, after which it writes a checkpoint and returns.
         on_log: called with each row of the log.
 
     Raises:
-        MissingError: `null` or a component is needed and absent.
-        ValueRangeError: a checkpoint was made with another configuration, number of processes or data; or the loss or
-            a weight is not finite any more.
+        MissingError: `null` or a component is needed and absent, or a tracker is not installed or does not start.
+        ValueRangeError: a checkpoint was made with another configuration, number of samples a step or data; or the loss
+            or a weight is not finite any more.
         FormatError: a checkpoint is damaged, or of another version.
-        UnsupportedError: Accelerate splits the model between processes.
+        UnsupportedError: Accelerate splits the model between processes, or samples are to be held out of a dataset
+            without a length.
         StorageError: a checkpoint or the log cannot be written, or another run writes into the same folder.
     """
     if null is None and config.caption_dropout > 0:
         raise MissingError(
             "[finetune] caption_dropout needs the null condition `null`; pass it, or set the dropout to 0"
         )
-    optimizers = make_optimizers or make_adamw
-    buckets = count_buckets(dataset)
-    trainer = Trainer(config, model, schedule, components or {}, draw_timesteps, optimizers, on_log, buckets)
+    if config.validate_every and not config.validation_share and draw_pictures is None:
+        raise ValueRangeError(
+            f"[finetune] validate_every {config.validate_every} has nothing to look at; want a validation_share above "
+            "0, or validation prompts"
+        )
+    trainer = Trainer(
+        config,
+        model,
+        dataset,
+        schedule,
+        components or {},
+        draw_timesteps,
+        make_optimizers or make_adamw,
+        draw_pictures,
+        on_log,
+    )
     with trainer.alone():
         trainer.resume()
-        return trainer.train(dataset, null, stop_after)
+        with tracking(trainer.accelerator, trainer.config, trainer.step):
+            return trainer.train(null, stop_after)
 
 
 class Trainer:
@@ -110,30 +137,26 @@ class Trainer:
         self,
         config: FinetuneConfig,
         model: nn.Module,
+        dataset: Dataset[Item],
         schedule: NoiseSchedule,
         components: Components,
         draw_timesteps: DrawTimesteps | None,
         make_optimizers: MakeOptimizers,
+        draw_pictures: DrawPictures | None,
         on_log: Callable[[dict[str, Any]], None] | None,
-        buckets: list[int] | None,
     ) -> None:
         self.config = config
-        self.buckets = buckets  # samples of each picture size, which decide their order
+        self.dataset, held_out = hold_out(dataset, config.validation_share)
+        self.buckets = count_buckets(self.dataset)  # samples of each picture size, which decide their order
         self.schedule = schedule
         stratified = partial(draw_stratified, num_train_timesteps=schedule.num_train_timesteps)
         self.draw_timesteps = draw_timesteps or stratified
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulation
-        )
-        if self.accelerator.distributed_type in SPLITTING:
-            raise UnsupportedError(
-                f"[finetune] {self.accelerator.distributed_type.value} splits the model between processes, which is "
-                "not implemented; want each process to hold all of it"
-            )
+        self.rate_factor = make_rate_factor(config)
+        self.accelerator = make_accelerator(config)
         device = self.accelerator.device
-        teacher = self._copy_teacher(model) if self._needs_copy else None
-        frozen = components.keys() & {TEXT_ENCODER, "vae"}
-        self.components = {name: _freeze(components[name]).to(device) for name in frozen}
+        teacher = copy_teacher(config, model, schedule.num_train_timesteps)
+        names = components.keys() & {TEXT_ENCODER, "vae"}
+        frozen = {name: freeze(components[name]).to(device) for name in names}
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
         self.state = TrainedState(self.trainee)
         self.frozen = self.state.checksum()
@@ -146,10 +169,12 @@ class Trainer:
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
         for group in self.groups:
             group["base_rate"] = group["lr"]
-        alphas = torch.from_numpy(schedule.alphas_cumprod)
-        self.signal, self.noise = alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device)
+        self.noising = Noising(schedule, config.regions, frozen, device)
         self.step = 0
-        self.log = Log(config.output / LOG, on_log)
+        self.validation = Validation(held_out, config.batch_size, self.noising, config.seed, draw_pictures)
+        self.by_products: set[int] = set()  # tenths
+        self.on_log = on_log
+        self.log = Log(config.output / LOG, self._tell)
         self.totals = torch.zeros(config.regions, 3, device=device)  # of diffusion loss, distillation loss, samples
 
     @contextmanager
@@ -163,20 +188,35 @@ class Trainer:
         with exclusive(folder) if self.accelerator.is_main_process else nullcontext():
             if self.accelerator.is_main_process:
                 recover_all(folder)
+                recover_all(self.config.output / BY_PRODUCTS)
             self.accelerator.wait_for_everyone()  # before others look for checkpoints
             yield
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.config.batch_size * self.config.accumulation * self.accelerator.num_processes
 
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def train(self, dataset: Dataset[Item], null: Item | None, stop_after: int | None) -> FinetuneResult:
+    def train(self, null: Item | None, stop_after: int | None) -> FinetuneResult:
         """Take the steps that are left, or `stop_after` of them."""
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
-        batches = iter(self._loader(dataset))
         self._warn(doubts_of_run(config))
+        stride = accelerator.num_processes
+        batches = load_batches(
+            self.dataset,
+            self.buckets,
+            config.batch_size,
+            config.seed,
+            first=self.step * config.accumulation * stride + accelerator.process_index,
+            stride=stride,
+            workers=config.workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
         is_silent = not (config.progress and accelerator.is_main_process)
         self.trainee.train()
         # None: unless it is a terminal
@@ -184,12 +224,16 @@ class Trainer:
             while self.step < last:
                 raise_if_stopped()
                 self._before_step()
+                before = self.trainee.keep_ratio
                 for micro in range(config.accumulation):
-                    self._micro_step(_take(batches), micro, null)
+                    self._micro_step(next(batches), micro, null)
                 self.step += 1
                 bar.update()
+                self._keep_by_products(before)
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     bar.set_postfix(self._write_log())
+                if self.step == config.steps or (config.validate_every and self.step % config.validate_every == 0):
+                    self._validate()
                 if self.step % config.save_every == 0 or self.step == last:
                     self.save()
         return self._result()
@@ -205,11 +249,14 @@ class Trainer:
     @property
     def conditions(self) -> dict[str, Any]:
         """What has to be the same when a run is resumed, as JSON has it."""
+        # scores are drawn for a batch at once, and its samples are of one picture size
+        divides = self.config.mode is not Mode.RANDOM and len(self.buckets or [0]) == 1
         return {
             "config": describe(self.config),
             "frozen_weights": self.frozen,
             "schedule": asdict(self.schedule),
-            "processes": self.accelerator.num_processes,
+            "samples_per_step": self.samples_per_step,
+            "batch_size": None if divides else self.config.batch_size,
             "samples": None if self.buckets is None else sum(self.buckets),
         }
 
@@ -248,18 +295,71 @@ class Trainer:
         """Continue from the newest checkpoint if there is one; drop what the log tells of later steps.
 
         Raises:
-            ValueRangeError: it was made with another configuration, number of processes or data.
+            ValueRangeError: it was made with another configuration, number of samples a step or data.
             FormatError: it is damaged, or of another version.
         """
         found = list_checkpoints(self.config.output)
         if found:
+            if self.config.schedule_steps is None:  # a run that is made longer goes on as it was begun
+                span = min(self.config.steps, read_schedule_steps(found[-1]))
+                self.config = replace(self.config, schedule_steps=span)
+                self.rate_factor = make_rate_factor(self.config)
             step = read_progress(found[-1], self.conditions)
+            if step > self.config.steps:
+                raise ValueRangeError(
+                    f"[finetune] {found[-1]}: the run has taken {step} steps, more than steps {self.config.steps}; "
+                    "want at least as many, or another output folder"
+                )
             restore(found[-1], self.parts, read_state(found[-1]))
             self.average.to(self.accelerator.device)
             self.step = step
         if self.accelerator.is_main_process:
             self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
+            drop_by_products(self.config.output, self.step)
             self.log.trim(self.step)
+        self.accelerator.wait_for_everyone()
+        self.by_products = {found.tenths for found in list_by_products(self.config.output)}
+
+    def _keep_by_products(self, before: float) -> None:
+        """Write a by-product for each tenth that the mean keep ratio has passed in a step, unless it did so before."""
+        config, ratios = self.config, self.trainee.ratios
+        if ratios is None or ratios.is_frozen or not config.by_products:
+            return
+        for found in find_by_products(ratios, before, config.targets, self.step):
+            if found.tenths in self.by_products:
+                continue
+            self.by_products.add(found.tenths)
+            with self._averaged(found.plan(config.targets, self.schedule.num_train_timesteps)) as model:
+                found = replace(found, validation_loss=self.validation.loss(model, self.accelerator))
+                if self.accelerator.is_main_process:
+                    found.write(config.output, merged(model) if config.train is Train.LORA else model)
+            self.accelerator.wait_for_everyone()
+
+    def _validate(self) -> None:
+        """Measure averaged weights under the plan that ratios are rounded to now, draw with them, and write a row."""
+        if self.validation.is_empty:
+            return
+        plan = self.trainee.plan(by_region=len(self.config.targets) > 1)
+        with self._averaged(plan) as model:
+            row = self.validation.run(model, self.accelerator, self.config.output, self.step)
+        if self.accelerator.is_main_process:
+            self.log.write({"step": self.step, "validated_keep_ratio": plan.mean_keep_ratio, **row})
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _averaged(self, plan: RoutingPlan) -> Iterator[RoutedTransformer]:
+        """Give the model its averaged weights and a plan for a while, in evaluation mode."""
+        model, weights = self.trainee.model, self.trainee.trained()
+        policy, model.policy = model.policy, replace(model.policy, plan=plan)
+        self.average.store(weights)
+        self.average.copy_to(weights)
+        model.generator = None  # which cannot be copied
+        try:
+            yield model.eval()
+        finally:
+            self.average.restore(weights)
+            model.policy = policy
+            model.train()
 
     def _before_step(self) -> None:
         """Set the rates, and freeze the ratios when it is time."""
@@ -268,7 +368,7 @@ class Trainer:
             self._freeze_ratios(mover)
             # forget weights of other ratios soon: the average starts to warm up again
             self.average.optimization_step = 0
-        factor = rate_factor(self.step, config)
+        factor = self.rate_factor(self.step)
         for group in self.groups:
             group["lr"] = group["base_rate"] * factor
 
@@ -283,10 +383,10 @@ class Trainer:
     def _micro_step(self, batch: Item, micro: int, null: Item | None) -> None:
         """Add one batch's gradient; after the last one of the step, move the weights."""
         config, accelerator, mover = self.config, self.accelerator, self.mover
-        generator = self._generator(micro)
-        self.trainee.model.generator = generator
+        first = (micro * accelerator.num_processes + accelerator.process_index) * config.batch_size
+        self.trainee.model.generator = make_generator(config.seed, self.step, 1 + first, RANDOM_SCORES)
         with accelerator.accumulate(self.wrapped):
-            accelerator.backward(self._loss(batch, null, generator))
+            accelerator.backward(self._loss(batch, null, first))
             if not accelerator.sync_gradients:
                 return
             loss_scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
@@ -301,95 +401,23 @@ class Trainer:
                 mover.ratios.values.grad = None
             self.average.step(trained)
 
-    def _loss(self, batch: Item, null: Item | None, generator: torch.Generator) -> Tensor:
-        """Noise a batch, predict, and compare with the truth and the teacher."""
-        device = self.accelerator.device
-        latents, context = self._encode(batch, null, generator)
-        timesteps = self.draw_timesteps(len(latents), generator)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        regions = (timesteps * self.config.regions // self.schedule.num_train_timesteps).to(device)
-        timesteps = timesteps.to(device)
-        signal, share = (table[timesteps].view(-1, 1, 1, 1) for table in (self.signal, self.noise))
-        noisy = signal * latents + share * noise
-        wanted = noise if self.schedule.prediction_type == "epsilon" else signal * noise - share * latents
-        output = self._predict(self.wrapped, noisy, timesteps, context)
-        losses = (output - wanted).square().mean(dim=(1, 2, 3))
+    def _loss(self, batch: Item, null: Item | None, first: int) -> Tensor:
+        """Noise a batch, predict, and compare with the truth and the teacher; it begins at a place in the step."""
+        config = self.config
+        timesteps = self.draw_timesteps(self.samples_per_step, make_generator(config.seed, self.step))
+        generators = make_generators(config.seed, self.step, first, config.batch_size)
+        timesteps = timesteps[first : first + config.batch_size]
+        noised = self.noising(batch, timesteps, generators, null, config.caption_dropout)
+        output = noised.predict(self.wrapped)
+        losses = noised.losses(output)
         distances = torch.zeros_like(losses)
         if self.config.distill_weight > 0:
             with torch.no_grad(), self.accelerator.autocast():
-                told = self._predict(self.teacher, noisy, timesteps, context)
+                told = noised.predict(self.teacher)
             distances = (output - told).square().mean(dim=(1, 2, 3))
         rows = torch.stack([losses, distances, torch.ones_like(losses)], dim=1).detach()
-        self.totals.index_add_(0, regions, rows)
-        return (losses + self.config.distill_weight * distances).mean()
-
-    def _predict(self, predict: Callable[..., Tensor], noisy: Tensor, *inputs: Any) -> Tensor:
-        """Predict noise or velocity, without the variance that some models predict beside it."""
-        return predict(noisy, *inputs)[:, : noisy.shape[1]].float()
-
-    @property
-    def _needs_copy(self) -> bool:
-        """Whether a teacher is needed that the weights of the trained model do not have in them."""
-        config = self.config
-        return config.distill_weight > 0 and (config.train is Train.ALL or config.mode is Mode.FIXED)
-
-    def _copy_teacher(self, model: nn.Module) -> RoutedTransformer:
-        """Copy the model that is trained as it is now."""
-        copied = copy.deepcopy(model)
-        if not isinstance(copied, RoutedTransformer):
-            copied = dense(copied, self.schedule.num_train_timesteps)
-        frozen: RoutedTransformer = _freeze(copied)
-        return frozen
-
-    @torch.no_grad()
-    def _encode(self, batch: Item, null: Item | None, generator: torch.Generator) -> tuple[Tensor, Context]:
-        """Turn a batch into latents and context; in some samples the null condition takes the place of their own."""
-        device = self.accelerator.device
-        dropped = torch.rand(len(next(iter(batch.values()))), generator=generator) < self.config.caption_dropout
-        nulls = {key: value for key, value in (null or {}).items() if key in batch}
-        items = {**batch, **{key: _replace(batch[key], value, dropped) for key, value in nulls.items()}}
-        context = make_context({key: value.to(device) for key, value in items.items()}, self.components)
-        if "text" in context:
-            context = {**context, "text": context["text"].float()}
-        posterior = batch if "latents" in batch else self._encode_pixels(batch["pixels"])
-        latents = posterior["latents"].to(device).float()
-        if "std" in posterior:
-            noise = torch.randn(latents.shape, generator=generator).to(device)
-            latents = latents + posterior["std"].to(device).float() * noise
-        return latents, context
-
-    def _encode_pixels(self, pixels: Tensor) -> Item:
-        vae: Any = self.components.get("vae")
-        if vae is None:
-            raise MissingError("[finetune] the dataset gives pixels: pass `components` with a 'vae'")
-        encoded = vae.encode(pixels.to(self.accelerator.device, vae.dtype)).latent_dist
-        # without the VAE's shift_factor: diffusers' pipelines decode without it
-        scale = vae.config.scaling_factor
-        return {"latents": encoded.mean * scale, "std": encoded.std * scale}
-
-    def _loader(self, dataset: Dataset[Item]) -> DataLoader[Item]:
-        accelerator, config = self.accelerator, self.config
-        stride = accelerator.num_processes
-        first = self.step * config.accumulation * stride + accelerator.process_index
-        load = partial(
-            DataLoader[Item],
-            collate_fn=collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator().manual_seed(config.seed % SEEDS),
-        )
-        if isinstance(dataset, IterableDataset):  # which each of several workers would read from its start
-            stream = Stream(dataset, config.batch_size, first=first, stride=stride)
-            return load(stream, batch_size=config.batch_size, num_workers=min(config.workers, 1))
-        assert self.buckets is not None
-        batches = Batches(self.buckets, config.batch_size, config.seed, first=first, stride=stride)
-        return load(dataset, batch_sampler=batches, num_workers=config.workers)
-
-    def _generator(self, micro: int) -> torch.Generator:
-        """Make the source of everything random in one micro-step of this process."""
-        key = [self.config.seed, self.step, micro, self.accelerator.process_index]
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-        return torch.Generator().manual_seed(seed >> 1)
+        self.totals.index_add_(0, noised.regions, rows)
+        return (losses + config.distill_weight * distances).mean()
 
     def _write_log(self) -> dict[str, str]:
         """Write the means since the last row; return what the progress bar shows."""
@@ -399,13 +427,13 @@ class Trainer:
         diffusion, distill = (float(sums[i] / sums[2]) for i in (0, 1))
         row = {
             "step": self.step,
-            "samples": self.step * self.config.batch_size * self.config.accumulation * self.accelerator.num_processes,
+            "samples": self.step * self.samples_per_step,
             "loss": diffusion + self.config.distill_weight * distill,
             "diffusion_loss": diffusion,
             "distill_loss": distill,
             "diffusion_loss_by_region": (totals[:, 0] / totals[:, 2].clamp_min(1)).tolist(),
-            "keep_ratio": self._keep_ratio(),
-            "keep_ratio_by_region": self._keep_ratio_by_region(),
+            "keep_ratio": self.trainee.keep_ratio,
+            "keep_ratio_by_region": self.trainee.keep_ratio_by_region(self.config.regions),
             "learning_rate": self.groups[0]["lr"],
         }
         if not math.isfinite(diffusion + distill):
@@ -414,17 +442,10 @@ class Trainer:
             self.log.write(row)
         return {"loss": f"{row['loss']:.4f}", "keep": f"{row['keep_ratio']:.3f}"}
 
-    def _keep_ratio(self) -> float:
-        ratios = self.trainee.ratios
-        return self.trainee.model.policy.plan.mean_keep_ratio if ratios is None else ratios.mean
-
-    def _keep_ratio_by_region(self) -> list[float]:
-        ratios, plan = self.trainee.ratios, self.trainee.model.policy.plan
-        if ratios is not None:
-            return ratios.region_means()
-        if self.trainee.model.policy.is_dense:
-            return [plan.mean_keep_ratio] * self.config.regions
-        return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
+    def _tell(self, row: dict[str, Any]) -> None:
+        track(self.accelerator, self.config.output, row)
+        if self.on_log is not None:
+            self.on_log(row)
 
     def _result(self) -> FinetuneResult:
         """Give the model its averaged weights and the final plan; training is over."""
@@ -441,33 +462,3 @@ class Trainer:
             keep_ratio = mover.ratios.values.detach().cpu().clone()
         lora = take_lora(model.cpu()) if self.config.train is Train.LORA else None
         return FinetuneResult(model.float().eval(), keep_ratio, self.step, is_finished, self.log.path, lora)
-
-
-def draw_stratified(count: int, generator: torch.Generator, *, num_train_timesteps: int) -> Tensor:
-    """Draw one timestep from each of `count` equal parts of the range, in random order of samples."""
-    places = (torch.arange(count) + torch.rand(count, generator=generator)) / count * num_train_timesteps
-    return places[torch.randperm(count, generator=generator)].long().clamp_max(num_train_timesteps - 1)
-
-
-def _replace(values: Tensor, null: Tensor, dropped: Tensor) -> Tensor:
-    """Put the null condition in the place of some samples, with zeros after the shorter of two texts.
-
-    Shapes: values (B, ...), null (...), dropped (B,)
-    """
-    if null.ndim:
-        inner, length = (0, 0) * (null.ndim - 1), max(null.shape[0], values.shape[1])
-        values, null = (nn.functional.pad(x, (*inner, 0, length - x.shape[-null.ndim])) for x in (values, null))
-    return torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), null.to(values.dtype), values)
-
-
-def _take(batches: Iterator[Item]) -> Item:
-    """Take the next batch; an error says no more than it did in the process that read the data."""
-    try:
-        return next(batches)
-    except InputError as error:
-        kind = type(error)
-        raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()) from None
-
-
-def _freeze(module: Any) -> Any:
-    return module.requires_grad_(False).eval()

@@ -24,6 +24,7 @@ class Picture:
     prompt: str
     seed: int
     steps: int
+    reuse: int  # the model is asked in the first of so many steps
     psnr: Mapping[str, float]  # by arithmetic, decibels
 
     @property
@@ -65,7 +66,8 @@ class Report:
         lines += [_line(item, width) for item in self.outcomes]
         if self.picture is not None:
             values = ", ".join(f"{name} {value:.1f} dB" for name, value in self.picture.psnr.items())
-            lines.append(f"picture of {self.picture.prompt!r}, {self.picture.steps} steps: {values}")
+            reuse = f" with reuse {self.picture.reuse}" if self.picture.reuse > 1 else ""
+            lines.append(f"picture of {self.picture.prompt!r}, {self.picture.steps} steps{reuse}: {values}")
         lines.append(
             "errors are shares of the largest output; rerouted counts tokens that float16 routes otherwise, by layer"
         )

@@ -108,7 +108,7 @@ def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, 
     for name, picture in {"reference": wanted, **found}.items():
         _save(exact.folder / f"verify-{name}.png", picture)
     psnr = {name: measure_psnr(image, wanted) for name, image in found.items()}
-    return Picture(request.subject, request.seed, request.steps, psnr)
+    return Picture(request.subject, request.seed, request.steps, request.reuse, psnr)
 
 
 def _save(path: Path, picture: NDArray[np.float32]) -> None:

@@ -88,7 +88,7 @@ def read_lora(path: Path, scale: float, wanted: Mapping[str, TensorInfo]) -> Lor
         raise ValueRangeError(f"[lora] {path}: the scale is not finite, got {scale}, want a number such as 1 or 0.7")
     file, config = _find_files(path)
     tensors = read_tensors(file)
-    routing = _take_routing(tensors)
+    routing = _take_routing(tensors, file)
     found = _group(tensors, file)
     layers = _find_layers(found, Layers(wanted), file)
     alphas = {module: pieces.pop(Piece.ALPHA) for module, pieces in found.items() if Piece.ALPHA in pieces}
@@ -102,7 +102,13 @@ def read_lora(path: Path, scale: float, wanted: Mapping[str, TensorInfo]) -> Lor
             strength = scale * strengths.of(module, layers[module].name, pieces[Piece.DOWN].shape[0])
             additions[name] = replace(addition, strength=strength)
     files = (file,) if config is None else (file, config)
-    return Lora(files, additions, routing, strengths.metadata.get(PLAN_KEY))
+    plan = strengths.metadata.get(PLAN_KEY)
+    if plan is not None and not routing:
+        raise FormatError(
+            f"[lora] {file}: has {PLAN_KEY!r} in its metadata, the plan of a routed model, but no routers; "
+            "copy or export it again"
+        )
+    return Lora(files, additions, routing, plan)
 
 
 def _find_files(path: Path) -> tuple[Path, Path | None]:
@@ -135,10 +141,18 @@ def _find_weights(folder: Path) -> Path:
     return there[0]
 
 
-def _take_routing(tensors: dict[str, FileTensor]) -> dict[str, StoredTensor]:
+def _take_routing(tensors: dict[str, FileTensor], file: Path) -> dict[str, StoredTensor]:
     """Take out what `torch_moddit.export.save_adapter` writes beside adapters, under canonical names."""
-    names = {name: name.removeprefix(LORA_PREFIX) for name in tensors}
-    return {names[name]: tensors.pop(name) for name in list(tensors) if is_routing(names[name])}
+    routing: dict[str, StoredTensor] = {}
+    for name in list(tensors):
+        canonical = name.removeprefix(LORA_PREFIX)
+        if is_routing(canonical):
+            if canonical in routing:
+                raise FormatError(
+                    f"[lora] {file}: {routing[canonical].name!r} and {name!r} are both {canonical!r}; export it again"
+                )
+            routing[canonical] = tensors.pop(name)
+    return routing
 
 
 def _group(tensors: Mapping[str, FileTensor], file: Path) -> dict[str, _Pieces]:

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moddit.cache import FirstBlockCache
 from moddit.request import Request
 from moddit.routing import capacity
-from moddit.samplers import build_table
 from moddit.sampling import denoise, guide
 from recipes.comparison.methods import Entry
 from recipes.comparison.rivals import block_flops
 from recipes.world import Pictures
 from torch_moddit.model import BlockTrace
 from torch_moddit.pipeline import ReferencePipeline
+from torch_moddit.tokens import follow_plan, relative_change
 
 BATCH: Final = 32  # prompts
 PROMPT_SEEDS: Final = 100_000  # apart, so that no two prompts of a comparison share their noise
@@ -61,9 +62,10 @@ def draw(pipeline: ReferencePipeline, entry: Entry, prompts: Sequence[str], *, s
     pipeline.model.generator = torch.Generator().manual_seed(seed)  # of tokens that are kept at random
     pictures: list[Any] = []
     costs: list[float] = []
-    for start in range(0, len(prompts), BATCH):
-        part = prompts[start : start + BATCH]
-        request = pipeline.request(part[0], steps=steps, **entry.how.options)
+    batch = BATCH if entry.options.get("cache") is None else 1  # which is decided for each picture
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        request = pipeline.request(part[0], steps=steps, **entry.options)
         seeds = [seed * PROMPT_SEEDS + start + number for number in range(len(part))]
         meter = Meter(pipeline, entry)
         latents = _denoise(pipeline, request, part, seeds, meter)
@@ -84,10 +86,14 @@ def _denoise(
     rows = torch.cat([torch.zeros(count, dtype=torch.int64), torch.arange(1, count + 1)])
     context = {name: value[rows] for name, value in pipeline.encode((negative, *prompts)).items()}
 
+    routing = follow_plan(pipeline.model.policy.keeping(request.keep).plan)
+    cache = None if request.cache is None else FirstBlockCache(request.cache, relative_change)
+
     def predict(_: int, step: Any, latents: Tensor) -> Tensor:
         timestep = torch.full((2 * count,), step.timestep)
-        output = pipeline.model(torch.cat([latents, latents]), timestep, context, on_block=meter.watch)
+        inputs = torch.cat([latents, latents])
+        output = pipeline.model(inputs, timestep, context, routing=routing, on_block=meter.watch, cache=cache)
         return guide(output.chunk(2), request.guidance_scale)[:, :channels]
 
-    *_, last = denoise(build_table(spec.scheduler, request.sampler, request.steps), noise, predict)
+    *_, last = denoise(request.table(spec), noise, predict)
     return last.latents

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib import pyplot as plt
 
-from recipes.comparison.methods import BY_PRODUCT, DIFFCR
+from recipes.comparison.methods import BY_PRODUCT, DIAL, DIFFCR
 from recipes.figures import name_regions, save_figure
 from recipes.runs import read_journal
 from torch_moddit.model import BlockTrace
@@ -60,11 +60,11 @@ def draw_trajectories(runs: Path, path: Path) -> None:
 
 
 def draw_by_products(rows: Sequence[Mapping[str, Any]], outcome: str, path: Path) -> None:
-    """Draw what one run is worth on its way, beside runs that end there, if there are by-products."""
-    if not any(row["method"] == BY_PRODUCT for row in rows):
+    """Draw what one run is worth on its way, and at its end where it keeps more, beside runs that end there."""
+    if not any(row["method"] in (BY_PRODUCT, DIAL) for row in rows):
         return
     figure, axes = plt.subplots(figsize=(6.4, 4))
-    for method, style in ((BY_PRODUCT, "o-"), (DIFFCR, "s--")):
+    for method, style in ((BY_PRODUCT, "o-"), (DIAL, "^-"), (DIFFCR, "s--")):
         for steps in dict.fromkeys(row["steps"] for row in rows if row["method"] == method):
             shown = [row for row in rows if (row["method"], row["steps"]) == (method, steps)]
             points = sorted((row["keep"], row["scores"][outcome]) for row in shown)

@@ -14,7 +14,10 @@ DENSE: Final = "dense"
 CONTROL: Final = "dense-trained"
 DIFFCR: Final = "diffcr-lt"
 BY_PRODUCT: Final = "by-product"
-LONGEST: Final = 5  # tenths that the run falls to whose by-products are drawn
+DIAL: Final = "dial"
+LONGEST: Final = 5  # tenths that the run falls to whose by-products are drawn, and whose result keeps more
+CACHE: Final = 0.1  # threshold of the first-block cache
+RATIO_LOSS: Final = 0.3  # the paper's coefficient
 _WHOLE: Final = (DENOMINATOR,)
 
 
@@ -81,6 +84,7 @@ SMOKE: Final = Scale(
 FAMILIES: Final[Mapping[str, Family]] = {
     CONTROL: Family({"mode": Mode.DENSE}),
     DIFFCR: Family({"mode": Mode.LEARNED}),
+    "diffcr-lt-loss": Family({"mode": Mode.LEARNED, "ratio_loss": RATIO_LOSS}),
     "uniform": Family({"mode": Mode.UNIFORM}),
     "diffcr-l": Family({"mode": Mode.LEARNED, "regions": 1}),
     "diffcr-lora": Family({"mode": Mode.LEARNED, "train": Train.LORA}),
@@ -91,13 +95,21 @@ METHODS: Final[Mapping[str, Method]] = {
     "tome": Method("ToMe", rival=MERGING),
     "at-edm": Method("AT-EDM", rival=PRUNING),
     "random-drop": Method("random drop", rival=RANDOM_DROP),
+    "reuse-2": Method("static reuse, n = 2", options={"reuse": 2}, keeps=_WHOLE, has_edge=False),
+    "reuse-3": Method("static reuse, n = 3", options={"reuse": 3}, keeps=_WHOLE, has_edge=False),
+    "cache": Method("first-block cache", options={"cache": CACHE}, keeps=_WHOLE, has_edge=False),
     CONTROL: Method("dense, trained as long", CONTROL, keeps=_WHOLE, partner=CONTROL),
     "random": Method("random drop, trained", "random", RANDOM_DROP, partner=CONTROL),
     "uniform": Method("uniform MoD", "uniform", partner=CONTROL),
     "diffcr-l": Method("DiffCR-L", "diffcr-l", partner=CONTROL),
     "diffcr-lora": Method("DiffCR-LT, LoRA", "diffcr-lora", partner=CONTROL),
+    "diffcr-lt-loss": Method("DiffCR-LT, ratio loss", "diffcr-lt-loss", partner=CONTROL),
     DIFFCR: Method("DiffCR-LT", DIFFCR, partner=CONTROL),
+    "diffcr-reuse-2": Method("DiffCR-LT, reuse n = 2", DIFFCR, options={"reuse": 2}, partner=DIFFCR, has_edge=False),
+    "diffcr-reuse-3": Method("DiffCR-LT, reuse n = 3", DIFFCR, options={"reuse": 3}, partner=DIFFCR, has_edge=False),
+    "diffcr-cache": Method("DiffCR-LT, cache", DIFFCR, options={"cache": CACHE}, partner=DIFFCR, has_edge=False),
     BY_PRODUCT: Method("DiffCR-LT, on the way", DIFFCR, keeps=(9, 8, 7, 6), partner=CONTROL),
+    DIAL: Method("DiffCR-LT, keeping more", DIFFCR, keeps=(8, 7, 6), partner=CONTROL, has_edge=False),
 }
 
 
@@ -133,23 +145,28 @@ class Entry:
         return METHODS[self.method]
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """Options of its requests."""
+        return {"keep": self.tenths / DENOMINATOR} if self.method == DIAL else self.how.options
+
+    @property
     def checkpoint(self) -> Training | None:
         """The training that it takes; None for the teacher."""
         family = self.how.family
         if family is None:
             return None
         assert self.training is not None
-        if self.method == BY_PRODUCT:
-            return Training(family, LONGEST, self.training, self.tenths)
-        return Training(family, self.tenths, self.training)
+        passed = self.tenths if self.method == BY_PRODUCT else None
+        return Training(family, LONGEST if self.method in (BY_PRODUCT, DIAL) else self.tenths, self.training, passed)
 
     @property
     def plain(self) -> Entry:
         """The method that does nothing to the checkpoint that it was not trained with."""
         if self.checkpoint is None:
             return Entry(DENSE, DENOMINATOR, None)
-        method = self.method if self.method == BY_PRODUCT else self.checkpoint.family
-        return Entry(method, self.tenths, self.training)
+        if self.method == BY_PRODUCT:
+            return self
+        return Entry(self.checkpoint.family, self.checkpoint.tenths, self.training)
 
     @property
     def partner(self) -> Entry:

@@ -176,7 +176,7 @@ def _results(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> l
             " / ".join(f"{100 * score:.1f} %" for score in row["by_training"]),
             "-" if row["psnr"] is None else f"{row['psnr']:.1f}",
             f"{row['frechet']:.3g}",
-            " ".join(f"{loss:.4f}" for loss in row["losses"]),
+            " ".join(f"{loss:.4f}" for loss in row["losses"]) or "-",
         )
         lines.append((row["title"], f"{row['keep']:.1f}", str(row["steps"]), *numbers, *tested))
     return lines

@@ -74,7 +74,7 @@ def _timed(evaluation: Evaluation, runtime: str) -> Iterator[Entry]:
     yield Entry(DENSE, DENOMINATOR, None)
     wanted = evaluation.scale.timed or METHODS
     for entry in evaluation.entries():
-        can_run = runtime == "torch" or not (entry.how.rival or entry.how.options)
+        can_run = runtime == "torch" or not (entry.how.rival or entry.options)
         if entry.method != DENSE and entry.method in wanted and not entry.training and can_run:
             yield entry
 

@@ -43,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     pipeline = open_entry(Path(job.folder), job.entry)
     spec = pipeline.spec
-    request = pipeline.request(job.prompt, steps=job.steps, **job.entry.how.options)
+    request = pipeline.request(job.prompt, steps=job.steps, **job.entry.options)
     meter = Meter(pipeline, job.entry)
     for _ in pipeline.denoise(request, on_block=lambda _, trace: meter.watch(trace)):
         pass  # a first picture, which counts the FLOPs

@@ -221,7 +221,7 @@ class Programs:
         dense = tiny.save_pipeline(self.scratch / "dense", kind="alpha", routed=False)
         data = save_shards(self.scratch / "data", dense)
         inputs = ("--model", str(dense), "--data", str(data), "--batch-size", "2", "--caption-dropout", "0")
-        often = ("--warmup", "1", "--steps", "3", "--save-every", "1", "--log-every", "1")
+        often = ("--warmup", "1", "--steps", "3", "--target", "0.8", "--save-every", "1", "--log-every", "1")
         options = (*inputs, *often, "--out", "{folder}/run", "--overwrite")
         units = ("run/model",)
         return Program(name, "torch_moddit", options, "run", units, starts, self._undisturbed(name), check_run)

@@ -16,7 +16,7 @@ from tests.kills.programs import Programs
 pytestmark = needs_linux
 
 # Changes of the run's folder, and from where it goes on when it is stopped there.
-PLACES: Final = {3: "the start, since there is no checkpoint yet", 20: "step 2", 40: "step 3"}
+PLACES: Final = {3: "the start, since there is no checkpoint yet", 30: "step 2", 44: "step 3"}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -61,6 +61,11 @@ def test_paths_go_to_stdout_and_the_table_to_stderr(routed_bundle: Path) -> None
     assert result.stderr.splitlines()[-1].startswith("4 steps, median")
 
 
+def test_steps_that_are_reused_are_told_from_those_that_were_measured(routed_bundle: Path) -> None:
+    result = succeed(routed_bundle, "--prompt", PROMPT, "--steps", "5", "--reuse", "2", "--num-images", "2")
+    assert result.stderr.splitlines()[-1].startswith("6 of 10 steps ask the model, median")
+
+
 def test_json_is_one_object_of_a_fixed_shape(routed_bundle: Path) -> None:
     arguments = ("--num-images", "2", "--save-routes", "{seed}-routes.png", "-o", "{seed}.png", "--dtype", "float32")
     report = json.loads(succeed(routed_bundle, *FAST, *arguments, "--json").stdout)
@@ -127,15 +132,17 @@ def test_config_from_repeats_the_file_byte_for_byte(routed_bundle: Path) -> None
     assert Path("frugal.png").read_bytes() == Path("first.png").read_bytes()
 
 
-@pytest.mark.parametrize("saving", [("--reuse", "2"), ("--cache", "0.2"), ("--keep", "0.8")], ids=lambda item: item[0])
+@pytest.mark.parametrize("saving", [("--reuse", "2"), ("--cache", "0.4"), ("--keep", "0.8")], ids=lambda item: item[0])
 def test_config_from_repeats_what_saved_work(routed_bundle: Path, saving: tuple[str, str]) -> None:
     name, value = saving
-    succeed(routed_bundle, "--prompt", PROMPT, "--steps", "4", *saving, "--save-routes", "r.png", "-o", "first.png")
+    wanted = ("--prompt", PROMPT, "--steps", "9")
+    succeed(routed_bundle, *wanted, *saving, "--save-routes", "r.png", "-o", "first.png")
     assert getattr(read_metadata(Path("first.png")).settings, name.removeprefix("--")) == float(value)
     assert run("generate", "--config-from", "first.png", "-o", "again.png").exit_code == 0
     assert Path("again.png").read_bytes() == Path("first.png").read_bytes()
-    succeed(routed_bundle, "--prompt", PROMPT, "--steps", "4", "-o", "plain.png")
-    assert Path("plain.png").read_bytes() != Path("first.png").read_bytes()
+    succeed(routed_bundle, *wanted, "-o", "plain.png")
+    plain, first = (np.array(Image.open(path)) for path in ("plain.png", "first.png"))
+    assert not np.array_equal(plain, first)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +177,16 @@ def test_options_override_the_repeated_picture(routed_bundle: Path) -> None:
     settings = read_metadata(Path("0.png")).settings
     assert (settings.seed, settings.guidance_scale, settings.height, settings.steps) == (12, 0.0, 24, 2)
     assert settings.prompt == PROMPT
+
+
+def test_a_cache_of_the_repeated_picture_can_be_left_out(routed_bundle: Path) -> None:
+    succeed(routed_bundle, *FAST, "--steps", "4", "--cache", "0.4", "-o", "first.png")
+    refused = run("generate", "--config-from", "first.png", "--reuse", "2", "-o", "second.png")
+    assert "reuse 2 and cache 0.4 at once" in refused.stderr
+    result = run("generate", "--config-from", "first.png", "--reuse", "2", "--cache", "0", "-o", "second.png")
+    assert result.exit_code == 0, result.output
+    settings = read_metadata(Path("second.png")).settings
+    assert (settings.reuse, settings.cache) == (2, None)
 
 
 def test_config_from_repeats_resolution_binning(table_bundle: Path) -> None:

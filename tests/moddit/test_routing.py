@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -129,6 +130,15 @@ def test_entries_of_a_raised_plan_stay_in_order(plan, share):
 def test_a_plan_is_raised_from_its_own_mean_to_one(plan):
     assert plan.raised(plan.mean_keep_ratio) == plan
     assert set(sum(plan.raised(1.0).keep_tenths, ())) == {10}
+
+
+def test_the_least_that_a_refusal_names_is_accepted():
+    tenths = np.random.default_rng(2).integers(1, 11, (28, 100))  # of whose mean, 0.551821, four digits are too few
+    plan = RoutingPlan(tuple(tuple(map(int, row)) for row in tenths))
+    with pytest.raises(ValueRangeError) as refusal:
+        plan.raised(0.1)
+    (least,) = re.findall(r"want (.*?)\.\.1:", str(refusal.value))
+    assert plan.raised(float(least)) == plan
 
 
 def test_a_plan_is_raised_by_hand():

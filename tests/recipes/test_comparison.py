@@ -91,7 +91,7 @@ def test_smoke_run_and_what_it_does_not_repeat(world: str, tmp_path: Path) -> No
     assert {gain["runtime"] for gain in results["gains"]} == {"torch", "mlx"}
     assert "DiffCR-LT" in (tmp_path / "report" / "tables.md").read_text()
     assert {path.name for path in (tmp_path / "report").glob("*.png")} == {
-        *("quality.png", "trajectories.png", "ratios.png", "routes.png"),
+        *("quality.png", "trajectories.png", "by-products.png", "ratios.png", "routes.png"),
     }
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "results.md").write_text(f"# Results\n{BEFORE}")

@@ -25,7 +25,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[bool, Path]
 
 
 @pytest.mark.parametrize("routed", [False, True])
-@pytest.mark.parametrize(("options", "least", "most"), [({}, 4, 4)])
+@pytest.mark.parametrize(("options", "least", "most"), [({}, 4, 4), ({"reuse": 2}, 2, 2), ({"cache": 0.3}, 2, 3.9)])
 def test_a_batch_is_what_is_drawn_one_by_one(
     options: Mapping[str, Any],
     least: float,

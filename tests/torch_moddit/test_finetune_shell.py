@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +17,6 @@ from moddit.checkpoint.safetensors import read_tensors
 from moddit.errors import (
     FormatError,
     OutputExistsError,
-    ValueRangeError,
 )
 from moddit.routing import RoutingPlan
 from tests import tiny
@@ -78,25 +74,6 @@ def test_shift_of_the_vae_is_not_used_as_in_the_pipelines(tmp_path: Path, dense:
         assert code == 0, output
         routers.append(load_checkpoint(tmp_path / f"out-{model.name}" / "model").transformer.state_dict())
     assert all(torch.equal(routers[1][name], value) for name, value in routers[0].items())
-
-
-def test_two_processes_share_a_run(tmp_path: Path, dense: Path) -> None:
-    for index in range(4):
-        Image.new("RGB", (16, 16), (60 * index, 0, 99)).save(tmp_path / f"{index}.png")
-        (tmp_path / f"{index}.txt").write_text("a small blue square")
-    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "torch_moddit.finetune")
-    files = ("--model", dense, "--images", tmp_path, "--out", tmp_path / "out", "--height", "16", "--width", "16")
-    command = [sys.executable, "-m", *launch, *map(str, files), "--steps", "3", "--batch-size", "2", "--log-every", "1"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["samples"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
-    assert done.stdout.splitlines() == [str(tmp_path / "out" / "model")]  # one of them writes it
-    assert load_checkpoint(tmp_path / "out" / "model").policy.has_routers
-    # nor does one process go on where two have been
-    with pytest.raises(ValueRangeError, match=r"another processes \(was 2, is 1\)"):
-        run(*command[8:], "--overwrite")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -143,13 +144,25 @@ def test_controls_take_adapters_too(tmp_path: Path, mode: Mode) -> None:
     assert not any("lora" in name for name in result.model.state_dict())
 
 
+@pytest.mark.parametrize("train_", PARTS)
+def test_weights_in_half_precision_change_no_answer(train_: Train) -> None:
+    """Autocast rounds what is stored in 16 bits anyway; tables, which it leaves as they are, stay in float32."""
+    whole, stored = (make(train=train_, mixed_precision=name).eval() for name in ("no", "bf16"))
+    matrices = [
+        value for name, value in stored.named_parameters() if name.endswith(("to_q.weight", "to_q.base_layer.weight"))
+    ]
+    assert {value.dtype for value in matrices} == {torch.bfloat16}
+    assert all(value.dtype == torch.float32 for value in stored.trained())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        told = dense(tiny.make_transformer(), 1000).eval()(*inputs())
+        assert torch.equal(stored.predict_untrained(*inputs()), told)
+        assert torch.equal(stored(*inputs()), whole(*inputs()))
+
+
 @pytest.mark.parametrize("train_", list(Train))
-def test_half_precision_is_for_what_is_not_trained(tmp_path: Path, train_: Train) -> None:
+def test_training_in_half_precision_ends_in_float32(tmp_path: Path, train_: Train) -> None:
     AcceleratorState._reset_state()  # it knows one precision in a process
     config = configure(tmp_path, train=train_, lora_rank=RANK, mixed_precision="bf16", gradient_checkpointing=True)
-    trainee = make_trainee(config, tiny.make_transformer(), 1000)
-    for parameter in trainee.parameters():
-        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
     result = train(config)
     assert all(value.dtype == torch.float32 for value in result.model.parameters())
     assert all(row["loss"] < 10 for row in read_log(result))
@@ -237,5 +250,32 @@ def test_a_damaged_plan_is_one_error(
     file = write(tmp_path / "adapter", result) / DIFFUSERS_FILE
     tensors = {name: torch.from_numpy(tensor.read()) for name, tensor in read_tensors(file).items()}
     write_tensors(file, tensors, {} if plan is None else {"diffcr": plan})
+    with pytest.raises(InputError, match=message):
+        load_checkpoint(Sources(base / "transformer", loras=(LoraSource(file),)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        (r".*\.(router|keep_ratio).*", None, "has 'diffcr' in its metadata, .* but no routers"),
+        (
+            r"transformer\.(transformer_blocks\.0\.router\.weight)",
+            r"\1",
+            "are both 'transformer_blocks.0.router.weight'",
+        ),
+    ],
+)
+def test_routers_are_there_and_there_once(
+    tmp_path: Path, base: Path, result: FinetuneResult, pattern: str, replacement: str | None, message: str
+) -> None:
+    file = write(tmp_path / "adapter", result) / DIFFUSERS_FILE
+    tensors = {name: torch.from_numpy(tensor.read()) for name, tensor in read_tensors(file).items()}
+    found = {match[0]: match for match in map(re.compile(pattern).fullmatch, tensors) if match}
+    for name, match in found.items():
+        if replacement is None:
+            del tensors[name]
+        else:
+            tensors[match.expand(replacement)] = tensors[name].clone()
+    write_tensors(file, tensors, {"diffcr": json.dumps(result.model.policy.plan.to_json())})
     with pytest.raises(InputError, match=message):
         load_checkpoint(Sources(base / "transformer", loras=(LoraSource(file),)))

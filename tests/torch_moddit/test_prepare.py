@@ -146,7 +146,7 @@ def test_the_documentation_names_options_that_exist() -> None:
     commands = {"prepare": prepare.command, "finetune": cli.command}
     text = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text(encoding="utf-8")
     lines = re.findall(r"^python -m torch_moddit\.(\w+) (.*)$", text, re.MULTILINE)
-    assert [name for name, _ in lines] == list(commands)
+    assert list(dict(lines)) == list(commands)
     for name, arguments in lines:
         known = {option for parameter in commands[name].params for option in parameter.opts}
         assert {word for word in arguments.split() if word.startswith("--")} <= known

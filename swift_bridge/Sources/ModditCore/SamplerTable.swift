@@ -90,11 +90,14 @@ struct SamplerTable: Sendable, Hashable {
     ///   - steps: 1 to `numTrainTimesteps`.
     ///   - reuse: the model is asked in the first of so many steps; the others have its denoised latent.
     /// - Throws: `ModditError.valueRange` for so many steps that a timestep repeats or leaves the training range, and
-    ///   where reuse would leave a single step.
+    ///   for a reuse that is out of range or would leave a single step.
     init(
         _ schedule: NoiseSchedule, sampler: Sampler? = nil, steps: Int, reuse: Int = 1
     ) throws(ModditError) {
-        guard reuse == 1 || (2..<max(2, steps)).contains(reuse) else {
+        guard (1...Bounds.timesteps).contains(reuse) else {
+            throw .valueRange("[request] reuse out of range, got \(reuse), want 1..\(Bounds.timesteps)")
+        }
+        guard reuse == 1 || reuse < steps else {
             throw .valueRange(
                 "[request] reuse \(reuse) of \(steps) steps leaves a single one, want fewer than the steps")
         }

@@ -57,7 +57,8 @@ struct SamplerTests {
         let wanted = "[request] reuse 4 of 4 steps leaves a single one, want fewer than the steps"
         #expect(throws: ModditError.valueRange(wanted)) { try SamplerTable(schedule, steps: 4, reuse: 4) }
         for reuse in [0, -1, Int.max, Int.min] {
-            #expect(throws: ModditError.self) { try SamplerTable(schedule, steps: 4, reuse: reuse) }
+            let wanted = "[request] reuse out of range, got \(reuse), want 1..100000"
+            #expect(throws: ModditError.valueRange(wanted)) { try SamplerTable(schedule, steps: 4, reuse: reuse) }
         }
     }
 

@@ -193,5 +193,7 @@ def test_a_picture_with_steps_that_are_reused_is_that_of_the_reference(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify", str(bundle), "--reuse", "2", "--steps", "5"]) == 0
+    assert "5 steps with reuse 2: " in capsys.readouterr().out
+    assert json.loads((bundle / "parity.json").read_text())["picture"]["reuse"] == 2
     assert main(["verify", str(bundle), "--reuse", "5", "--steps", "5"]) == 1
     assert "reuse 5 of 5 steps leaves a single one" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""The processes that share a run, as Accelerate knows them; each holds the whole model."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env
+
+from moddit.errors import UnsupportedError
+from torch_moddit.settings import FinetuneConfig
+from torch_moddit.tracking import LOGS, check_trackers
+
+SPLITTING: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def make_accelerator(config: FinetuneConfig) -> Accelerator:
+    """Make what connects this process with the others.
+
+    Raises:
+        UnsupportedError: the model is to be split.
+        MissingError: a tracker is not installed.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # of which Accelerate makes a traceback where there is no GPU
+        _check_is_whole(DistributedType.FSDP)
+    check_trackers(config.trackers)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.accumulation,
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(str(config.output), logging_dir=str(config.output / LOGS)),
+    )
+    _check_is_whole(accelerator.distributed_type)
+    return accelerator
+
+
+def _check_is_whole(kind: DistributedType) -> None:
+    if kind in SPLITTING:
+        raise UnsupportedError(
+            f"[finetune] {kind.value} splits the model between processes, which is not implemented; want each process "
+            "to hold all of it"
+        )
