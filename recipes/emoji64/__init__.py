@@ -14,5 +14,7 @@ goes on where it was stopped: data and training from their last file, other stag
     final        and while the rates fall:  runs/final/, preview/final*, final/
     evaluate     scores.json
 
-To end it early, stop it in "large" and run ``--stage final --stage evaluate``.
+To end it early, stop it in "large" and run ``--stage final --stage evaluate``. One thread of a machine whose two cores
+others used, too, took 11, 10 and 21 minutes for text, classifier and autoencoder, then saw up to 41 pictures a second
+in "small" (in float32, since then in bfloat16) and 12 in "large".
 """
