@@ -108,6 +108,7 @@ def configure(train: Train, output: Path, steps: int, mixed_precision: str = "no
         gradient_checkpointing=True,
         log_every=1,
         save_every=steps + 1,
+        by_products=False,
         progress=False,
     )
 

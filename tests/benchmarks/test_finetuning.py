@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks.finetuning import ARMS, Estimate, Measurement, estimate, format_estimates, format_measurements, measure
 from torch_moddit.settings import Train
+
+FILES = ("finetuning.json", "finetuning-estimate.json")
 
 
 @pytest.mark.parametrize("arm", ["diffusers", "lora"])
@@ -23,6 +28,17 @@ def test_what_is_not_trained_needs_less() -> None:
     assert lora.fixed < 0.6 * whole.fixed
     assert 0 < whole.batch < lora.batch
     assert len(format_estimates([whole, lora]).splitlines()) == 4
+
+
+def test_the_page_has_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs/finetuning.md").read_text(encoding="utf-8")
+    found, computed = (json.loads((root / "benchmarks" / name).read_text()) for name in FILES)
+    measured = [Measurement(**row) for row in found["measurements"]]
+    assert format_measurements(measured) in page
+    assert format_estimates([Estimate(**row) for row in computed["estimates"]]) in page
+    peaks = {row.arm: row.peak_bytes for row in measured}
+    assert peaks["lora"] < 0.6 * peaks["all"]
 
 
 def test_the_table_compares_with_the_first_and_with_all() -> None:
