@@ -45,7 +45,10 @@ _DTYPES: Final = ("float16", "bfloat16", "float32")
 )
 @click.option("--guidance-scale", type=click.FloatRange(0), help="1 or less halves the batch.  [default: the model's]")
 @click.option(
-    "--keep", type=click.FloatRange(0.1, 1), help="Share of the tokens in every layer.  [default: the model's]"
+    "--keep",
+    type=click.FloatRange(0.1, 1),
+    help="Share of the tokens in every layer; of a routed model that keeps more, in the mean, as generate.  [default: "
+    "the model's]",
 )
 @click.option(
     "--align",

@@ -113,9 +113,16 @@ def _keeping(spec: ModelSpec, keep: float) -> TokenPolicy:
 
 
 def change(asked: Asked, *, keep: float | None = None, dtype: str | None = None, bits: int | None = None) -> Asked:
-    """Ask for the same of a model that is stored, or keeps tokens, otherwise; what is None stays."""
+    """Ask for the same of a model that is stored, or keeps tokens, otherwise; what is None stays.
+
+    A routed model keeps more than it was trained to as where it draws (`TokenPolicy.keeping`). Where it keeps less,
+    which no runtime does, or has no routers yet, every layer keeps the same.
+    """
     manifest = asked.manifest
-    tokens = manifest.tokens if keep is None else _keeping(manifest.spec, keep)
+    tokens = manifest.tokens
+    if keep is not None:
+        is_more = tokens.has_routers and keep >= tokens.plan.mean_keep_ratio
+        tokens = tokens.keeping(keep) if is_more else _keeping(manifest.spec, keep)
     if dtype is None and bits is None:
         return replace(asked, manifest=replace(manifest, tokens=tokens))
     if bits is None and (mean := asked.bits) is not None:

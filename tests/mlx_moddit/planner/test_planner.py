@@ -24,6 +24,7 @@ from moddit.conditioning import Text
 from moddit.configurations import find_configuration
 from moddit.cost import step_flops
 from moddit.errors import MissingError, UnsupportedError
+from moddit.manifest import read_manifest
 from moddit.operations import combine, matmul
 from moddit.routing import RoutingPlan
 from moddit.tokens import TokenPolicy
@@ -155,6 +156,14 @@ def test_a_bundle_can_be_planned_otherwise_than_it_is(routed_bundle: Path) -> No
     assert (other["dtype"], other["mean_keep_ratio"]) == ("bfloat16", 1.0)
     assert stored["mean_keep_ratio"] < 1
     assert stored["download"]["size"] == other["download"]["size"] == 0
+
+
+def test_a_routed_bundle_keeps_what_it_would_where_it_draws(routed_bundle: Path) -> None:
+    found = json.loads(call("--model", str(routed_bundle), "--keep", "0.73", "--json").stdout)
+    tokens = read_manifest(routed_bundle).tokens
+    assert found["mean_keep_ratio"] == tokens.keeping(0.73).plan.mean_keep_ratio
+    fewer = json.loads(call("--model", str(routed_bundle), "--keep", "0.3", "--json").stdout)
+    assert fewer["mean_keep_ratio"] == 0.3
 
 
 def measured(config: str, layers: int, sides: tuple[int, ...], noise: float = 0.0) -> BenchmarkRecord:
