@@ -73,6 +73,7 @@ def take_lora(model: RoutedTransformer) -> dict[str, Tensor]:
         layer.merge()
         parent, _, child = name.rpartition(".")
         setattr(model.transformer.get_submodule(parent), child, layer.get_base_layer())
+    del model.transformer.peft_config  # or peft takes it for a model with adapters, when it is trained again
     return taken
 
 

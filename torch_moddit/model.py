@@ -193,16 +193,17 @@ class RoutedTransformer(nn.Module, ABC):
         kept: list[Tensor | None] = []
         for use in uses:
             outcome, indices = self._run_bin(block, use.tenths, _take(inputs, use.rows))
+            dtype = outcome.dtype
             kept.append(indices)
             if use.weight is not None:
-                outcome = outcome * use.weight.to(outcome.dtype)[:, None, None]
+                outcome = outcome * use.weight[:, None, None]  # in float32: in 16 bits shares add up to less or more
             if use.rows is not None:
                 mixed = torch.zeros_like(inputs["tokens"], dtype=outcome.dtype) if mixed is None else mixed
                 mixed = mixed.index_add(0, use.rows.to(outcome.device), outcome)
             else:
                 mixed = outcome if mixed is None else mixed + outcome
         assert mixed is not None
-        return mixed, kept
+        return mixed.to(dtype), kept
 
     def _run_bin(self, block: Any, tenths: int, inputs: Told) -> tuple[Tensor, Tensor | None]:
         """Run one block at one keep ratio; kept tokens are None where that is all of them."""

@@ -61,7 +61,8 @@ class FinetuneResult:
     step: int
     is_finished: bool
     log: Path
-    lora: dict[str, Tensor] | None = None  # adapters that are merged into the model, by their names in diffusers' files
+    # adapters that are merged into a model that was dense, by their names in diffusers' files
+    lora: dict[str, Tensor] | None = None
 
 
 def finetune(
@@ -461,4 +462,5 @@ class Trainer:
             model.policy = replace(model.policy, plan=mover.ratios.plan())
             keep_ratio = mover.ratios.values.detach().cpu().clone()
         lora = take_lora(model.cpu()) if self.config.train is Train.LORA else None
+        lora = None if self.config.mode is Mode.FIXED else lora  # it would go with no dense model
         return FinetuneResult(model.float().eval(), keep_ratio, self.step, is_finished, self.log.path, lora)

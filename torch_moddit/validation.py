@@ -185,7 +185,12 @@ class Painter:
         if TEXT_ENCODER in components:
             components[TEXT_ENCODER].to(device)
         rows = [request.rows(spec) for request in self.requests]
-        self.contexts = {row: encode_rows(spec, components, row, device) for row in rows}
+        contexts = {row: encode_rows(spec, components, row, device) for row in rows}
+        # a text in float32, as in training, whatever its encoder is stored in; numbers of classes as they are
+        self.contexts = {
+            row: {name: value.float() if value.is_floating_point() else value for name, value in context.items()}
+            for row, context in contexts.items()
+        }
 
     def __call__(self, model: RoutedTransformer) -> list[NDArray[np.float32]]:
         """Draw them all. Shapes: -> (H, W, 3) each, 0..1."""

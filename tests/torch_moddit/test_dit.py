@@ -29,6 +29,7 @@ from torch_moddit.finetune import Mode, finetune
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import BlockTrace
 from torch_moddit.pipeline import ReferencePipeline
+from torch_moddit.tokens import BinUse
 
 LAST_BIT = 1e-6  # the operations are the same; products at differently aligned addresses may differ in the last bit
 ROUNDING = 5e-5  # float32 sums in another order, on values of about 10
@@ -214,3 +215,20 @@ def test_a_transformer_loads_without_knowing_its_pipeline(tmp_path: Path) -> Non
     assert load_checkpoint(folder).policy.has_routers
     with pytest.raises(UnsupportedError, match="'DiTPAGPipeline' is not implemented"):
         ReferencePipeline.load(folder)
+
+
+def test_shares_add_up_to_one_in_half_precision() -> None:
+    """Every layer mixes its whole output: shares in bfloat16, which add up to 1.002 or 0.998, would scale it."""
+    model = RoutedDiT.from_dense(tiny.make_dit(), TokenPolicy.topk(RoutingPlan(((10,),) * 3))).eval()
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    share = torch.full((2,), 0.3018)  # of which bfloat16 makes 0.3027 and 0.6992
+
+    def mix(_: int, __: Any) -> list[BinUse]:
+        return [BinUse(10, None, share), BinUse(10, None, 1 - share)]
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole, mixed = (
+            model(latents, torch.tensor([10, 700]), {"labels": torch.tensor([0, 1])}, routing=routing)
+            for routing in (None, mix)
+        )
+    assert torch.equal(mixed, whole)

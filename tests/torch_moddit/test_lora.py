@@ -215,6 +215,16 @@ def write(folder: Path, result: FinetuneResult) -> Path:
     return folder
 
 
+def test_what_is_added_to_a_routed_model_is_no_adapter_of_a_dense_one(tmp_path: Path, result: FinetuneResult) -> None:
+    config = configure(tmp_path, mode=Mode.FIXED, train=Train.LORA, lora_rank=RANK)
+    before = copy.deepcopy(result.model)
+    further = finetune(config, copy.deepcopy(before), Latents(), schedule(), null=NULL)
+    assert further.lora is None
+    after = further.model.state_dict()
+    assert after.keys() == before.state_dict().keys()
+    assert any(not torch.equal(value, after[name]) for name, value in before.state_dict().items() if "ff" in name)
+
+
 def test_the_adapter_on_the_dense_model_is_the_merged_model(tmp_path: Path, base: Path, result: FinetuneResult) -> None:
     adapter = write(tmp_path / "adapter", result)
     found = load_checkpoint(Sources(base / "transformer", loras=(LoraSource(adapter),)))

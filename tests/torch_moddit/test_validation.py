@@ -179,3 +179,13 @@ def test_classes_are_drawn_by_name_or_number(tmp_path: Path) -> None:
     assert [picture.shape for picture in pictures] == [(16, 32, 3)] * 2
     wanted = ReferencePipeline.load(sources).generate(label=1, height=16, width=32)
     np.testing.assert_array_equal(pictures[0], wanted)
+
+
+def test_text_encoders_may_be_stored_in_half_precision(tmp_path: Path) -> None:
+    pipeline = tiny.make_pipeline("alpha")
+    pipeline.text_encoder.half()
+    pipeline.save_pretrained(tmp_path / "m")
+    sources = Sources(tmp_path / "m")
+    paint = Painter(sources, describe(sources).spec, ["a red circle"], {}, device=torch.device("cpu"))
+    (picture,) = paint(load_checkpoint(sources))
+    assert picture.shape == (32, 32, 3)
