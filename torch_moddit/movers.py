@@ -24,9 +24,11 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor
 
+from moddit.routing import RoutingPlan
 from torch_moddit.ratios import KeepRatios
 from torch_moddit.targets import project, round_to_budget
 
+NEAR: Final = 1e-6  # by which a mean of float32 ratios may lie below what it was projected onto
 MEMORY: Final = 0.9  # of the average gradient
 OUTLIER: Final = 5.0  # mean gradient sizes
 SLACK: Final = 0.005  # by which the mean may lie above its goal before the ratio loss is weighted more
@@ -49,6 +51,9 @@ class Mover(Protocol):
             rate: change of a ratio whose gradient has the usual size.
             loss_scale: that the gradient was multiplied with (fp16).
         """
+
+    def plan(self) -> RoutingPlan:
+        """Make the plan that the ratios would be rounded to if their learning ended now."""
 
     def freeze(self) -> None:
         """End the learning of ratios: from now on they are bins, whose mean is to be the target."""
@@ -86,6 +91,11 @@ class Projection:
         if float(self.size) > 0:
             values = values - rate * (self.momentum / self.size).clamp(-OUTLIER, OUTLIER)
         self.ratios.move_to(torch.tensor(project(values.tolist(), goals)))
+
+    def plan(self) -> RoutingPlan:
+        means = self.ratios.region_means() if len(self.targets) > 1 else [self.ratios.mean]
+        rows = round_to_budget(self.ratios.values.detach().tolist(), [min(1.0, mean + NEAR) for mean in means])
+        return RoutingPlan(tuple(map(tuple, rows)), self.ratios.num_train_timesteps)
 
     def freeze(self) -> None:
         self.ratios.freeze(round_to_budget(self.ratios.values.detach().tolist(), self.targets))
@@ -125,8 +135,11 @@ class RatioLoss:
         change = rate * GROWTH * (excess / SLACK - 1).clamp(-1, 1)
         self.coefficients.mul_(change.exp()).clamp_(min=self.least)
 
+    def plan(self) -> RoutingPlan:
+        return self.ratios.plan()
+
     def freeze(self) -> None:
-        self.ratios.freeze(self.ratios.plan().keep_tenths)
+        self.ratios.freeze(self.plan().keep_tenths)
 
     def state_dict(self) -> dict[str, Any]:
         return {"coefficients": self.coefficients, "adam": self.adam.state_dict()}

@@ -18,10 +18,8 @@ from torch_moddit.lora import add_lora, without_lora
 from torch_moddit.model import Context, RoutedTransformer
 from torch_moddit.ratios import KeepRatios
 from torch_moddit.settings import FinetuneConfig, Mode, Train
-from torch_moddit.targets import round_to_budget
 from torch_moddit.tokens import BinUse, Scored
 
-NEAR: Final = 1e-6  # by which a mean of float32 ratios may lie below what it was projected onto
 HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MakeOptimizers = Callable[[FinetuneConfig, "Trainee"], Sequence[torch.optim.Optimizer]]
 
@@ -67,15 +65,6 @@ class Trainee(nn.Module):
         if self.model.policy.is_dense:
             return [plan.mean_keep_ratio] * regions
         return [sum(row[region] for row in plan.keep_tenths) / (10 * plan.layers) for region in range(plan.regions)]
-
-    def plan(self, *, by_region: bool) -> RoutingPlan:
-        """Make the plan that the model has now: its ratios, rounded to what their mean, or each region's, allows."""
-        plan = self.model.policy.plan
-        if self.ratios is None or self.ratios.is_frozen:
-            return plan if self.ratios is None else self.ratios.plan()
-        means = self.ratios.region_means() if by_region else [self.ratios.mean]
-        rows = round_to_budget(self.ratios.values.detach().tolist(), [min(1.0, mean + NEAR) for mean in means])
-        return RoutingPlan(tuple(map(tuple, rows)), plan.num_train_timesteps)
 
 
 class TrainedState:

@@ -340,12 +340,18 @@ class Trainer:
         """Measure averaged weights under the plan that ratios are rounded to now, draw with them, and write a row."""
         if self.validation.is_empty:
             return
-        plan = self.trainee.plan(by_region=len(self.config.targets) > 1)
+        plan = self._plan()
         with self._averaged(plan) as model:
             row = self.validation.run(model, self.accelerator, self.config.output, self.step)
         if self.accelerator.is_main_process:
             self.log.write({"step": self.step, "validated_keep_ratio": plan.mean_keep_ratio, **row})
         self.accelerator.wait_for_everyone()
+
+    def _plan(self) -> RoutingPlan:
+        """Find the plan that the model would have if training ended now."""
+        if self.mover is None:
+            return self.trainee.model.policy.plan
+        return self.mover.ratios.plan() if self.mover.ratios.is_frozen else self.mover.plan()
 
     @contextmanager
     def _averaged(self, plan: RoutingPlan) -> Iterator[RoutedTransformer]:

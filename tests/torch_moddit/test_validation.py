@@ -73,6 +73,14 @@ def test_looking_changes_nothing(tmp_path: Path, mode: Mode) -> None:
     assert len(list((tmp_path / "looking" / "validation").glob("*/00.png"))) == 8
 
 
+@pytest.mark.parametrize("ratio_loss", [0.0, 0.3])
+def test_the_last_look_is_at_the_plan_that_is_saved(tmp_path: Path, ratio_loss: float) -> None:
+    """However ratios are rounded, and also where they learn to the end."""
+    result = train(configure(tmp_path, ratio_loss=ratio_loss, freeze_share=1.0, validation_share=0.25, target=0.83))
+    rows = [row["validated_keep_ratio"] for row in read_log(result) if "validated_keep_ratio" in row]
+    assert rows[-1] == result.model.policy.plan.mean_keep_ratio
+
+
 def test_a_loss_depends_on_the_model_alone(tmp_path: Path) -> None:
     """Not on the step, nor on how the samples are divided."""
     still = {"learning_rate": 0.0, "mode": Mode.DENSE, "validation_share": 0.25, "validate_every": 3}
