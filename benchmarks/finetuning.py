@@ -37,7 +37,7 @@ from torch_moddit.data import Item
 from torch_moddit.finetune import FinetuneConfig, finetune
 from torch_moddit.pixart import RoutedPixArt
 from torch_moddit.settings import Train
-from torch_moddit.trainee import Trainee, make_trainee
+from torch_moddit.trainee import Trainee, copy_teacher, make_trainee
 
 CONFIG: Final = "pixart-sigma-xl"
 DENSE: Final = "diffusers"
@@ -181,7 +181,9 @@ def estimate(train: Train, size: int) -> Estimate:
     assert isinstance(transformer, PixArtSpec)
     config = configure(train, Path("unused"), 1, mixed_precision="bf16")
     with torch.device("meta"):
-        trainee = make_trainee(config, RoutedPixArt.make(transformer), 1000)
+        model = RoutedPixArt.make(transformer)
+        teacher = copy_teacher(config, model, 1000)
+        trainee = make_trainee(config, model, 1000)
     trained = _count(trainee.trained())
     one, two = (_kept_bytes(config, layers, size) for layers in (1, 2))
     block, rest = two - one, 2 * one - two
@@ -191,7 +193,7 @@ def estimate(train: Train, size: int) -> Estimate:
         train.value,
         weights=sum(parameter.nbytes for parameter in trainee.model.parameters()) + 2 * trained,
         states=4 * 4 * trained,
-        teacher=4 * _count(trainee.model.parameters()) if train is Train.ALL else 0,
+        teacher=0 if teacher is None else sum(parameter.nbytes for parameter in teacher.parameters()),
         block=block,
         activations=inputs + block + rest,
     )

@@ -72,15 +72,15 @@ class TrainedState:
 
     def __init__(self, trainee: Trainee) -> None:
         self.trainee = trainee
-        self.frozen = {name for name, parameter in trainee.named_parameters() if not parameter.requires_grad}
+        self.untrained = {name for name, parameter in trainee.named_parameters() if not parameter.requires_grad}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.trainee.state_dict().items() if name not in self.frozen}
+        return {name: value for name, value in self.trainee.state_dict().items() if name not in self.untrained}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over a state; raises RuntimeError if it is another trainee's."""
         found = self.trainee.load_state_dict(state, strict=False)
-        wrong = {*found.missing_keys} - self.frozen | {*found.unexpected_keys}
+        wrong = {*found.missing_keys} - self.untrained | {*found.unexpected_keys}
         if wrong:
             raise RuntimeError(f"missing or unknown: {', '.join(sorted(wrong)[:3])}")
 
@@ -88,10 +88,10 @@ class TrainedState:
         """Tell the weights that are not trained from others; None where all are trained."""
         total = 0
         for name, parameter in self.trainee.named_parameters():
-            if name in self.frozen:
+            if name in self.untrained:
                 values = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
                 total = zlib.crc32(values.data, total)
-        return total if self.frozen else None
+        return total if self.untrained else None
 
 
 def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> Trainee:
@@ -112,13 +112,15 @@ def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: 
         add_lora(routed, config.lora_rank, config.seed)
     for router in routed.router_parameters():
         router.requires_grad_(True)
-    if (dtype := HALF.get(config.mixed_precision)) is not None:
-        _store_in(dtype, routed)
+    _store_untrained(config, routed)
     return Trainee(routed, ratios)
 
 
-def _store_in(dtype: torch.dtype, model: nn.Module) -> None:
+def _store_untrained(config: FinetuneConfig, model: nn.Module) -> None:
     """Store in 16 bits what is not trained of the layers that autocast computes in them: no output is another one."""
+    dtype = HALF.get(config.mixed_precision)
+    if dtype is None:
+        return
     for layer in model.modules():
         for parameter in layer.parameters(recurse=False) if isinstance(layer, (nn.Linear, nn.Conv2d)) else ():
             if not parameter.requires_grad:
@@ -150,10 +152,10 @@ def copy_teacher(config: FinetuneConfig, model: nn.Module, num_train_timesteps: 
     if not config.distill_weight or (config.train is not Train.ALL and config.mode is not Mode.FIXED):
         return None
     copied = copy.deepcopy(model)
-    frozen: RoutedTransformer = freeze(
-        copied if isinstance(copied, RoutedTransformer) else dense(copied, num_train_timesteps)
-    )
-    return frozen
+    routed = copied if isinstance(copied, RoutedTransformer) else dense(copied, num_train_timesteps)
+    teacher: RoutedTransformer = freeze(routed)
+    _store_untrained(config, teacher)
+    return teacher
 
 
 def freeze(module: Any) -> Any:

@@ -157,10 +157,10 @@ class Trainer:
         device = self.accelerator.device
         teacher = copy_teacher(config, model, schedule.num_train_timesteps)
         names = components.keys() & {TEXT_ENCODER, "vae"}
-        frozen = {name: freeze(components[name]).to(device) for name in names}
+        encoders = {name: freeze(components[name]).to(device) for name in names}
         self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
         self.state = TrainedState(self.trainee)
-        self.frozen = self.state.checksum()
+        self.checksum = self.state.checksum()
         self.teacher: Callable[..., Tensor] = self.trainee.predict_untrained if teacher is None else teacher.to(device)
         ratios = self.trainee.ratios
         self.mover = None if ratios is None else make_mover(ratios, config.targets, config.ratio_loss)
@@ -170,7 +170,7 @@ class Trainer:
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
         for group in self.groups:
             group["base_rate"] = group["lr"]
-        self.noising = Noising(schedule, config.regions, frozen, device)
+        self.noising = Noising(schedule, config.regions, encoders, device)
         self.step = 0
         self.validation = Validation(held_out, config.batch_size, self.noising, config.seed, draw_pictures)
         self.by_products: set[int] = set()  # tenths
@@ -254,7 +254,7 @@ class Trainer:
         divides = self.config.mode is not Mode.RANDOM and len(self.buckets or [0]) == 1
         return {
             "config": describe(self.config),
-            "frozen_weights": self.frozen,
+            "untrained_weights": self.checksum,
             "schedule": asdict(self.schedule),
             "samples_per_step": self.samples_per_step,
             "batch_size": None if divides else self.config.batch_size,

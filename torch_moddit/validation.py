@@ -187,7 +187,7 @@ class Painter:
         rows = [request.rows(spec) for request in self.requests]
         contexts = {row: encode_rows(spec, components, row, device) for row in rows}
         # a text in float32, as in training, whatever its encoder is stored in; numbers of classes as they are
-        self.contexts = {
+        self.contexts: dict[tuple[Any, ...], Context] = {
             row: {name: value.float() if value.is_floating_point() else value for name, value in context.items()}
             for row, context in contexts.items()
         }

@@ -127,7 +127,7 @@ def test_killed_and_resumed_reaches_the_same_weights(tmp_path: Path, train_: Tra
 def test_a_run_goes_on_with_the_weights_that_it_began_with(tmp_path: Path) -> None:
     config = configure(tmp_path, train=Train.LORA, lora_rank=RANK)
     train(config, stop_after=3)
-    with pytest.raises(ValueRangeError, match="frozen_weights"):
+    with pytest.raises(ValueRangeError, match="untrained_weights"):
         finetune(config, tiny.make_transformer(seed=5), Latents(), schedule(), null=NULL)
 
 
