@@ -254,9 +254,16 @@ def command(
     routed = load_checkpoint(sources)
     start: Any = routed if config.mode is Mode.FIXED else _dense(routed, choice.model)
     with _resumable(output):
-        if process.is_main_process:
-            choice.write(output)
-        result = finetune(config, start, dataset, spec.scheduler, null=null, components=components, draw_pictures=draw)
+        result = finetune(
+            config,
+            start,
+            dataset,
+            spec.scheduler,
+            null=null,
+            components=components,
+            draw_pictures=draw,
+            on_start=partial(choice.write, output),
+        )
         if not process.is_main_process:
             return
         save_checkpoint(

@@ -78,6 +78,7 @@ def finetune(
     draw_pictures: DrawPictures | None = None,
     stop_after: int | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> FinetuneResult:
     """Train, from the last checkpoint in `config.output` if there is one.
 
@@ -95,6 +96,7 @@ def finetune(
         draw_pictures: draws what a validation shows (`torch_moddit.validation.Painter`).
         stop_after: steps of this call, after which it writes a checkpoint and returns.
         on_log: called with each row of the log.
+        on_start: called by the main process when the first step of this call is taken, before anything is written.
 
     Raises:
         MissingError: `null` or a component is needed and absent, or a tracker is not installed or does not start.
@@ -128,7 +130,7 @@ def finetune(
     with trainer.alone():
         trainer.resume()
         with tracking(trainer.accelerator, trainer.config, trainer.step):
-            return trainer.train(null, stop_after)
+            return trainer.train(null, stop_after, on_start)
 
 
 class Trainer:
@@ -202,8 +204,9 @@ class Trainer:
         """The parameter groups of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def train(self, null: Item | None, stop_after: int | None) -> FinetuneResult:
+    def train(self, null: Item | None, stop_after: int | None, on_start: Callable[[], None] | None) -> FinetuneResult:
         """Take the steps that are left, or `stop_after` of them."""
+        first = self.step + 1
         config, accelerator = self.config, self.accelerator
         last = config.steps if stop_after is None else min(config.steps, self.step + stop_after)
         self._warn(doubts_of_run(config))
@@ -230,6 +233,8 @@ class Trainer:
                     self._micro_step(next(batches), micro, null)
                 self.step += 1
                 bar.update()
+                if on_start is not None and self.step == first and accelerator.is_main_process:
+                    on_start()
                 self._keep_by_products(before)
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     bar.set_postfix(self._write_log())

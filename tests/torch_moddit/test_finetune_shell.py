@@ -86,6 +86,7 @@ def test_a_damaged_picture_is_one_line(tmp_path: Path, dense: Path, workers: int
         run(*files, "--steps", 1, "--batch-size", 1, "--workers", workers)
     assert str(raised.value).startswith(f"[data] {tmp_path}/0.png: cannot read the picture")
     assert "\n" not in str(raised.value)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]  # nothing tells of a run
 
 
 def test_shell_trains_on_shards(tmp_path: Path, dense: Path) -> None:
