@@ -18,7 +18,9 @@ KEPT_ALIKE: Final = {"float32": 1.0, "float16": 0.985, "bfloat16": 0.97}
 # Relative to the largest latent. 1e-6, 2.4e-3 and 0.28 were measured: one token kept differently moves its latents by
 # 1e-2 and more, and in eight steps to another place.
 TRAJECTORY_TOLERANCES: Final = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 0.5}
-CACHE: Final = 0.3  # leaves out some of the steps of these random models
+# Thresholds that leave out some of the steps of these random models, routed or not: the reference's first block changes
+# by at least 0.1 more or less in every step.
+CACHES: Final = {True: 0.66, False: 0.5}
 SETTINGS: Final[dict[str, Any]] = {"negative_prompt": "green", "seed": 3, "steps": 8, "height": 32, "width": 48}
 
 
@@ -43,8 +45,10 @@ def test_reuse_equals_the_reference(tmp_path: Path, stored_dtype: str, kind: str
 @pytest.mark.parametrize("routed", [True, False], ids=["routed", "dense"])
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_a_first_block_cache_equals_the_reference(tmp_path: Path, stored_dtype: str, kind: str, routed: bool) -> None:
+    if stored_dtype == "bfloat16" and routed:
+        pytest.skip("in bfloat16 a router keeps other tokens (tests.parity.bridge), and the cache decides otherwise")
     folder = tiny.save_pipeline(tmp_path / "model", kind=kind, routed=routed)
-    wanted, found = compare(tmp_path, stored_dtype, folder, cache=CACHE)
+    wanted, found = compare(tmp_path, stored_dtype, folder, cache=CACHES[routed])
     assert {len(blocks) for blocks in wanted.outputs} == {1, 3}
     assert not routed or [len(layers) for layers in found.kept] == [len(layers) for layers in wanted.kept]
 
