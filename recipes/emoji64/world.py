@@ -32,7 +32,7 @@ class Emoji64(World):
 
     NAME: ClassVar[str] = "emoji64"
     OUTCOME: ClassVar[str] = "features/1"
-    SETTINGS: ClassVar[Mapping[str, Any]] = settings(BUDGET)
+    SETTINGS: ClassVar[Mapping[str, Any]] = {**settings(BUDGET), "mixed_precision": "bf16"}  # as its teacher
 
     def teacher(self) -> Path:
         """Raises MissingError if the recipe has not trained it."""
