@@ -1,12 +1,13 @@
-"""What every training stage needs: a journal that survives, files that appear whole, averages, learning rates."""
+"""What every recipe needs: a command, a journal that survives, files that appear whole, averages, learning rates."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ import torch
 from torch import nn
 
 State = dict[str, Any]
+
+
+def make_parser(program: str, description: str | None, stages: Iterable[str]) -> argparse.ArgumentParser:
+    """Make the parser of a recipe's command, with the options that all of them have."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything the stages write")
+    parser.add_argument("--smoke", action="store_true", help="a minute's run that checks every stage")
+    parser.add_argument("--stage", choices=stages, action="append", help="run only this stage (may be repeated)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    return parser
 
 
 class Journal:

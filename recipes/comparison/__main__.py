@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from recipes.comparison.report import write_report
 from recipes.comparison.timing import time_missing
 from recipes.comparison.training import train_missing
 from recipes.comparison.worlds import WORLDS
+from recipes.runs import make_parser
 
 STAGES: Final[Mapping[str, Callable[[Evaluation], None]]] = {
     "train": train_missing,
@@ -30,18 +30,14 @@ STAGES: Final[Mapping[str, Callable[[Evaluation], None]]] = {
 
 def main() -> int:
     """Parse the command line and run the stages; return 1 after an error that the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.comparison", description=__doc__)
+    parser = make_parser("recipes.comparison", __doc__, STAGES)
     parser.add_argument("--world", choices=WORLDS, required=True, help="what the models draw")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything the stages write")
     parser.add_argument("--world-work", type=Path, help="folder of the world's own recipe (default: WORK/world)")
-    parser.add_argument("--smoke", action="store_true", help="a minute's run that checks every stage")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
     parser.add_argument("--only", choices=METHODS, action="append", help="only this method (may be repeated)")
     parser.add_argument("--prompts", type=int, help="held-out prompts (default: 500)")
     parser.add_argument("--seeds", type=int, help="seeds of noise (default: 3)")
     parser.add_argument("--steps", type=int, action="append", help="of pictures; the first is what FLOPs are shares of")
     parser.add_argument("--trainings", type=int, help="seeds of training (default: 2)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--publish", type=Path, metavar="REPOSITORY", help="only put the report into the repository")
     arguments = parser.parse_args()
     if arguments.threads:

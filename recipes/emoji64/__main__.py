@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import diffusers
 import torch
 import transformers
 
-from moddit.errors import InputError
+from moddit.errors import ModditError
 from recipes.emoji64.recipe import FULL, SMOKE, STAGES, Recipe
+from recipes.runs import make_parser
 
 
 def main() -> int:
     """Parse the command line and run the stages; return 1 after an error that the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.emoji64", description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything the stages write")
-    parser.add_argument("--smoke", action="store_true", help="a minute's run that checks every stage")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser = make_parser("recipes.emoji64", __doc__, STAGES)
     arguments = parser.parse_args()
     if not sys.stderr.isatty():
         for library in (diffusers, transformers):
@@ -32,8 +27,8 @@ def main() -> int:
         recipe = Recipe(arguments.work, SMOKE if arguments.smoke else FULL)
         for name in arguments.stage or STAGES:
             STAGES[name](recipe)
-    except InputError as error:
-        print(error, file=sys.stderr)
+    except ModditError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 

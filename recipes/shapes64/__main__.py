@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from diffusers import PixArtTransformer2DModel
 from transformers import T5EncoderModel
 
 from recipes.pipeline import assemble, save_pipeline
-from recipes.runs import Journal
+from recipes.runs import Journal, make_parser
 from recipes.shapes64 import vae
 from recipes.shapes64.dense import DenseSettings, DenseTrainer, encode_set
 from recipes.shapes64.diffcr import train_routed, write_data
@@ -140,11 +139,7 @@ STAGES: Final[dict[str, Callable[[Path, Budget], None]]] = {
 
 def main() -> None:
     """Parse the command line and run the stages."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.shapes64", description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything the stages write")
-    parser.add_argument("--smoke", action="store_true", help="a minute's run that checks every stage")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser = make_parser("recipes.shapes64", __doc__, STAGES)
     parser.add_argument("--teacher", action="store_true", help="take the repository's dense teacher, train none")
     parser.add_argument("--publish", type=Path, metavar="REPOSITORY", help="only copy the results into the repository")
     arguments = parser.parse_args()

@@ -134,8 +134,12 @@ def test_with_a_cache_no_step_is_built_before_the_one_before_is_done(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Building it computes its first block, whose time would be told of the step before."""
-    monkeypatch.setattr(mx, "async_eval", None)
+    submitted: list[object] = []
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: submitted.extend(arrays))
     pipeline.generate(PROMPT, steps=STEPS, cache=CACHE)
+    assert not submitted
+    pipeline.generate(PROMPT, steps=STEPS)
+    assert submitted
 
 
 def test_what_a_cache_remembers_is_evaluated_with_its_step(pipeline: Pipeline) -> None:

@@ -106,9 +106,11 @@ def test_killed_and_resumed_tells_the_same(tmp_path: Path) -> None:
     assert all(scores[0])
 
 
-class Endless(IterableDataset[Item]):
+class Unmeasured(IterableDataset[Item]):
+    """A dataset without a length, which is refused before anything of it is read."""
+
     def __iter__(self) -> Iterator[Item]:
-        raise NotImplementedError
+        return iter(())
 
 
 class Sizes(Dataset[Item]):
@@ -140,7 +142,7 @@ def test_views_of_a_picture_stay_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "changes", "kind", "message"),
     [
-        (Endless(), {"validation_share": 0.1}, UnsupportedError, "without a length"),
+        (Unmeasured(), {"validation_share": 0.1}, UnsupportedError, "without a length"),
         (Latents(), {"validation_share": 0.01}, ValueRangeError, r"0\.01 of 24 samples.* is none; want a larger share"),
         (Latents(), {"validate_every": 2}, ValueRangeError, "validate_every 2 has nothing to look at; want"),
     ],
