@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 import torch
@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from moddit.bounds import SIDE
 from moddit.checkpoint.description import describe
+from moddit.checkpoint.sources import Sources
 from moddit.conditioning import Label
 from moddit.errors import MissingError, ValueRangeError
 from moddit.signals import Stopped
@@ -46,7 +47,7 @@ from torch_moddit.settings import (
 )
 from torch_moddit.shards import Encoders, Shards
 from torch_moddit.targets import check_target
-from torch_moddit.trainer import finetune
+from torch_moddit.trainer import FinetuneResult, finetune
 from torch_moddit.validation import DrawPictures, Painter
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
@@ -237,20 +238,18 @@ def command(
     sources = choice.find()
     description = describe(sources)
     spec = description.spec
-    if images is None:
-        assert data is not None
-        shards, components = Shards(data, spec.transformer, Encoders.of(description)), {}
-        dataset, null = cast("Dataset[Item]", shards), shards.null
+    components: Components = {}
+    dataset: Dataset[Item]
+    if data is not None:
+        dataset = shards = Shards(data, spec.transformer, Encoders.of(description))
+        null = shards.null
     else:
+        assert images is not None
         components = load_components(sources, spec)
         dataset, null = _read_images(spec, components, images, height, width, column)
     # as the trainer's Accelerator makes it, which shares its state
     process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    draw: DrawPictures | None = None
-    if prompts:  # before the transformer takes memory
-        draw = _leave_drawing
-        if process.is_main_process:
-            draw = Painter(sources, spec, prompts, components, device=process.device, height=height, width=width)
+    draw = _find_painter(process, sources, spec, prompts, components, height, width)  # before the transformer is there
     routed = load_checkpoint(sources)
     start: Any = routed if config.mode is Mode.FIXED else _dense(routed, choice.model)
     with _resumable(output):
@@ -264,27 +263,35 @@ def command(
             draw_pictures=draw,
             on_start=partial(choice.write, output),
         )
-        if not process.is_main_process:
-            return
-        save_checkpoint(
-            output / "model",
-            result.model,
-            source=sources,
-            keep_ratio=result.keep_ratio,
-            dtype=_TYPES[dtype],
-            overwrite=overwrite,
-        )
-        if result.lora is not None:
-            save_adapter(
-                output / "adapter",
-                result.model,
-                result.lora,
-                keep_ratio=result.keep_ratio,
-                dtype=_TYPES[dtype],
-                overwrite=overwrite,
-            )
+        if process.is_main_process:
+            _save(output, result, sources, dtype=_TYPES[dtype], overwrite=overwrite)
+
+
+def _save(output: Path, result: FinetuneResult, sources: Sources, *, dtype: torch.dtype, overwrite: bool) -> None:
+    """Write what a run has made, and tell where it and what it left on its way are."""
+    how: dict[str, Any] = {"keep_ratio": result.keep_ratio, "dtype": dtype, "overwrite": overwrite}
+    save_checkpoint(output / "model", result.model, source=sources, **how)
+    if result.lora is not None:
+        save_adapter(output / "adapter", result.model, result.lora, **how)
     _tell_by_products(output)
     click.echo(output / "model")
+
+
+def _find_painter(
+    process: PartialState,
+    sources: Sources,
+    spec: ModelSpec,
+    prompts: tuple[str, ...],
+    components: Components,
+    height: int | None,
+    width: int | None,
+) -> DrawPictures | None:
+    """Find what draws the pictures of validations: the main process does, the others wait for it."""
+    if not prompts:
+        return None
+    if not process.is_main_process:
+        return _leave_drawing
+    return Painter(sources, spec, prompts, components, device=process.device, height=height, width=width)
 
 
 def _leave_drawing(_: RoutedTransformer) -> Any:
