@@ -169,6 +169,16 @@ def test_training_in_half_precision_ends_in_float32(tmp_path: Path, train_: Trai
     AcceleratorState._reset_state()
 
 
+def test_a_precision_that_is_not_there_is_one_error(tmp_path: Path) -> None:
+    AcceleratorState._reset_state()
+    with pytest.raises(UnsupportedError, match=r"refuses mixed_precision 'fp16' .which a cpu has not"):
+        train(configure(tmp_path / "fp16", mixed_precision="fp16"))
+    AcceleratorState._reset_state()
+    train(configure(tmp_path / "whole", steps=1))
+    with pytest.raises(UnsupportedError, match=r"refuses mixed_precision 'bf16' .*the same for all runs"):
+        train(configure(tmp_path / "bf16", mixed_precision="bf16"))
+
+
 def test_adam_of_8_bits_goes_on_where_it_was(tmp_path: Path) -> None:
     """One matrix of the tiny model is large enough for it. The library is not among those of development: peft loads
     it, seconds and a warning, wherever it is installed.
