@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,21 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from click.core import ParameterSource
-from torch.utils.data import Dataset
 from transformers.utils.logging import disable_progress_bar
 
 from moddit.bounds import SIDE
 from moddit.checkpoint.description import describe
 from moddit.checkpoint.sources import Sources
-from moddit.conditioning import Label
 from moddit.errors import MissingError, ValueRangeError
 from moddit.signals import Stopped
 from moddit.spec import ModelSpec
 from torch_moddit.byproducts import NAMES, list_by_products, pick
-from torch_moddit.conditioning import Components, teller
-from torch_moddit.data import Item, PictureFolder
+from torch_moddit.conditioning import Components
 from torch_moddit.export import check_adapter, check_output, save_adapter, save_checkpoint
+from torch_moddit.inputs import Inputs
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
-from torch_moddit.pipeline import load_components
 from torch_moddit.runfiles import list_checkpoints
 from torch_moddit.settings import (
     PRESETS,
@@ -45,7 +43,6 @@ from torch_moddit.settings import (
     Train,
     preset,
 )
-from torch_moddit.shards import Encoders, Shards
 from torch_moddit.targets import check_target
 from torch_moddit.trainer import FinetuneResult, finetune
 from torch_moddit.validation import DrawPictures, Painter
@@ -79,6 +76,17 @@ def _setting(name: str, text: str) -> Callable[[Any], Any]:
     kind = click.IntRange(int(least), int(most)) if field.type == "int" else click.FloatRange(least, most)
     default = None if field.default is MISSING else field.default
     return click.option(f"--{name.replace('_', '-')}", type=kind, help=text, default=default)
+
+
+def _choice(name: str, kind: type[Enum], text: str) -> Callable[[Any], Any]:
+    """Make the option of a setting that is one of several, by their values."""
+    return click.option(
+        f"--{name}",
+        type=click.Choice([item.value for item in kind]),
+        default=_FIELDS[name].default.value,
+        callback=lambda _, __, value: kind(value),
+        help=text,
+    )
 
 
 def _apply_presets(ctx: click.Context, _: click.Parameter, names: tuple[str, ...]) -> None:
@@ -116,12 +124,11 @@ def tell_preset(name: str) -> str:
 @_setting("steps", "Optimizer steps; more than before make a run longer.")
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
-@click.option("--mode", type=click.Choice([mode.value for mode in Mode]), default="learned", help="What is learned.")
-@click.option(
-    "--train",
-    type=click.Choice([train.value for train in Train]),
-    default="all",
-    help="Weights of the transformer that are trained: all, adapters beside the blocks' (LoRA), or none but routers.",
+@_choice("mode", Mode, "What is learned.")
+@_choice(
+    "train",
+    Train,
+    "Weights of the transformer that are trained: all, adapters beside the blocks' (LoRA), or only routers.",
 )
 @_setting("lora_rank", "Of the adapters of --train lora.")
 @click.option(
@@ -195,19 +202,14 @@ def tell_preset(name: str) -> str:
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUT/model, or what --pick writes, if it is there.")
 def command(
-    model: str | None,
-    base: str | None,
-    revision: str | None,
-    variant: str | None,
+    choice: ModelChoice | None,
     data: Path | None,
     images: Path | None,
     column: str | None,
-    output: Path,
-    mode: str,
-    train: str,
-    layerwise: bool,
     height: int | None,
     width: int | None,
+    output: Path,
+    layerwise: bool,
     dtype: str,
     prompts: tuple[str, ...],
     picked: str | None,
@@ -220,51 +222,50 @@ def command(
     The same command resumes a run that was stopped, with as many processes and samples as before. Several devices:
     accelerate launch -m torch_moddit.finetune ...
     """
-    choice = None if model is None else ModelChoice(model, base, revision, variant)
+    how: dict[str, Any] = {"dtype": _TYPES[dtype], "overwrite": overwrite}
     if picked is not None:
         _check_picking()
-        sources = (choice or ModelChoice.read(output)).find()
-        click.echo(pick(output, picked, sources, dtype=_TYPES[dtype], overwrite=overwrite))
+        click.echo(pick(output, picked, (choice or ModelChoice.read(output)).find(), **how))
         return
-    _check_training(model, settings["steps"], (data, images), (height, width, column))
-    assert choice is not None
+    if choice is None or settings["steps"] is None:
+        raise click.UsageError("training needs --model and --steps")
+    inputs = Inputs(data, images, column, height, width)
+    inputs.check()
     if layerwise:
         settings["regions"] = _check_layerwise(settings["regions"])
-    check_output(output / "model", overwrite=overwrite)
-    check_adapter(output / "adapter", overwrite=overwrite)
+    _train(FinetuneConfig(output=output, **settings), choice, inputs, prompts, how)
+
+
+def _train(
+    config: FinetuneConfig, choice: ModelChoice, inputs: Inputs, prompts: tuple[str, ...], how: dict[str, Any]
+) -> None:
+    """Train, and write the result; `how` it is written is `_save`'s."""
+    output = config.output
+    check_output(output / "model", overwrite=how["overwrite"])
+    check_adapter(output / "adapter", overwrite=how["overwrite"])
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
-    config = FinetuneConfig(output=output, mode=Mode(mode), train=Train(train), **settings)
     sources = choice.find()
     description = describe(sources)
-    spec = description.spec
-    components: Components = {}
-    dataset: Dataset[Item]
-    if data is not None:
-        dataset = shards = Shards(data, spec.transformer, Encoders.of(description))
-        null = shards.null
-    else:
-        assert images is not None
-        components = load_components(sources, spec)
-        dataset, null = _read_images(spec, components, images, height, width, column)
+    dataset, null, components = inputs.open(description, sources)
     # as the trainer's Accelerator makes it, which shares its state
     process = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    draw = _find_painter(process, sources, spec, prompts, components, height, width)  # before the transformer is there
+    # before the transformer is there
+    draw = _find_painter(process, sources, description.spec, prompts, components, inputs)
     routed = load_checkpoint(sources)
-    start: Any = routed if config.mode is Mode.FIXED else _dense(routed, choice.model)
     with _resumable(output):
         result = finetune(
             config,
-            start,
+            routed if config.mode is Mode.FIXED else _dense(routed, choice.model),
             dataset,
-            spec.scheduler,
+            description.spec.scheduler,
             null=null,
             components=components,
             draw_pictures=draw,
             on_start=partial(choice.write, output),
         )
         if process.is_main_process:
-            _save(output, result, sources, dtype=_TYPES[dtype], overwrite=overwrite)
+            _save(output, result, sources, **how)
 
 
 def _save(output: Path, result: FinetuneResult, sources: Sources, *, dtype: torch.dtype, overwrite: bool) -> None:
@@ -283,15 +284,15 @@ def _find_painter(
     spec: ModelSpec,
     prompts: tuple[str, ...],
     components: Components,
-    height: int | None,
-    width: int | None,
+    inputs: Inputs,
 ) -> DrawPictures | None:
     """Find what draws the pictures of validations: the main process does, the others wait for it."""
     if not prompts:
         return None
     if not process.is_main_process:
         return _leave_drawing
-    return Painter(sources, spec, prompts, components, device=process.device, height=height, width=width)
+    size = {"height": inputs.height, "width": inputs.width}
+    return Painter(sources, spec, prompts, components, device=process.device, **size)
 
 
 def _leave_drawing(_: RoutedTransformer) -> Any:
@@ -303,18 +304,6 @@ def _tell_by_products(output: Path) -> None:
         loss = by_product.validation_loss
         score = "" if loss is None else f", validation loss {loss:.4f}"
         click.echo(f"--pick {by_product.name} has the model of step {by_product.step}{score}", err=True)
-
-
-def _check_training(model: str | None, steps: int | None, inputs: tuple[Any, Any], for_images: tuple[Any, ...]) -> None:
-    """Raise UsageError if options of training are missing, or do not go together."""
-    if model is None or steps is None:
-        raise click.UsageError("training needs --model and --steps")
-    if (inputs[0] is None) == (inputs[1] is None):
-        raise click.UsageError("give one of --data and --images")
-    if inputs[1] is None and any(for_images):
-        raise click.UsageError(
-            "--height, --width and --caption-column are for --images; those of --data are what it was made with"
-        )
 
 
 def _check_layerwise(regions: int) -> int:
@@ -356,24 +345,3 @@ def _dense(routed: RoutedTransformer, model: str) -> Any:
     if not routed.policy.is_dense:
         raise MissingError(f"[finetune] {model}: the model is routed already; want a dense one, or --mode fixed")
     return routed.transformer
-
-
-def _read_images(
-    spec: ModelSpec, components: Components, images: Path, height: int | None, width: int | None, column: str | None
-) -> tuple[PictureFolder, Item]:
-    tell = teller(spec, components)
-    height, width = height or spec.default_side, width or spec.default_side
-    folder = PictureFolder(
-        images,
-        partial(_tell_caption, spec, tell),
-        height=height,
-        width=width,
-        sizes=spec.transformer.size_features(height, width),
-        are_classes=spec.conditioning.KIND == Label.KIND,
-        column=column,
-    )
-    return folder, tell(spec.conditioning.null(spec.transformer))
-
-
-def _tell_caption(spec: ModelSpec, tell: Callable[[Any], Item], caption: str) -> Item:
-    return tell(spec.conditioning.of_caption(caption, spec.transformer))

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,17 +73,24 @@ def _anywhere(place: str) -> str:
 
 
 def model_options(*, required: bool = True) -> Callable[[Any], Any]:
-    """Add `model`, `base`, `revision` and `variant`, of which a `ModelChoice` is made."""
+    """Add --model, --base, --revision and --variant, and hand them on as `choice`, None without a model."""
 
     def add(command: Any) -> Any:
+        @wraps(command)
+        def collect(
+            *, model: str | None, base: str | None, revision: str | None, variant: str | None, **others: Any
+        ) -> Any:
+            return command(None if model is None else ModelChoice(model, base, revision, variant), **others)
+
+        decorated: Any = collect
         for option in (
             click.option("--variant", metavar="NAME", help="Read model.NAME.safetensors where there is one, as fp16."),
             click.option("--revision", metavar="REV", help="Branch, tag or commit of --model on the Hub."),
             click.option("--base", metavar="FOLDER|ID", help="Pipeline that has the components which --model has not."),
             click.option("--model", required=required, metavar="FOLDER|ID", help="Checkpoint, as convert's --hf-path."),
         ):
-            command = option(command)
-        return command
+            decorated = option(decorated)
+        return decorated
 
     return add
 

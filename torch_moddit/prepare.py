@@ -62,10 +62,7 @@ _DTYPES: Final[Mapping[str, torch.dtype | str]] = {
 @click.option("--skip-damaged", is_flag=True, help="Leave damaged pictures out, and list them at the end.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the places of crops.")
 def command(
-    model: str,
-    base: str | None,
-    revision: str | None,
-    variant: str | None,
+    choice: ModelChoice,
     images: Path,
     output: Path,
     column: str | None,
@@ -87,7 +84,7 @@ def command(
     """
     if not sys.stderr.isatty():
         disable_progress_bar()  # of loading weights, which would fill a log
-    sources = ModelChoice(model, base, revision, variant).find()
+    sources = choice.find()
     spec = describe(sources).spec
     cut = Cut.of(spec, list(map(parse_size, sizes)), crops=crops, flip=flip, shard_size=shard_size, seed=seed)
     samples = list_samples(images, are_classes=spec.conditioning.KIND == Label.KIND, column=column)
