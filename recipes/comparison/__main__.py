@@ -38,12 +38,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, help="seeds of noise (default: 3)")
     parser.add_argument("--steps", type=int, action="append", help="of pictures; the first is what FLOPs are shares of")
     parser.add_argument("--trainings", type=int, help="seeds of training (default: 2)")
+    parser.add_argument("--training-steps", type=int, help="of every training (default: the world's)")
     parser.add_argument("--publish", type=Path, metavar="REPOSITORY", help="only put the report into the repository")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     chosen = {name: getattr(arguments, name) for name in ("prompts", "seeds", "trainings", "steps")}
     scale = replace(SMOKE if arguments.smoke else FULL, **{name: value for name, value in chosen.items() if value})
+    if arguments.training_steps:
+        scale = replace(scale, training={**scale.training, "steps": arguments.training_steps})
     world = WORLDS[arguments.world]()(arguments.world_work or arguments.work / "world", is_smoke=arguments.smoke)
     evaluation = Evaluation(world, arguments.work, scale, arguments.only or ())
     try:
