@@ -21,25 +21,51 @@ SEED_MIN: Final = -(2**63)
 SEED_MAX: Final = 2**64 - 1
 
 
-def torch_randn(shape: Sequence[int], seed: int) -> NDArray[np.float32]:
-    """Draw what ``torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`` draws, within 1e-6.
+class NoiseStream:
+    """Draw what a ``torch.Generator("cpu").manual_seed(seed)`` gives to one ``torch.randn`` after the other.
 
-    Of a seed, -2**63 .. 2**64 - 1, only the low 32 bits count, as in PyTorch.
-
-    Shapes:
-        -> (*shape)
-
-    Raises ValueRangeError if the seed is outside its range, or a size below 0.
+    Of a seed, -2**63 .. 2**64 - 1, only the low 32 bits count, as in PyTorch. Raises ValueRangeError if it is outside.
     """
-    if not SEED_MIN <= seed <= SEED_MAX:
-        raise ValueRangeError(f"[noise] seed out of range, got {seed}, want {SEED_MIN}..{SEED_MAX}")
-    if any(size < 0 for size in shape):
-        raise ValueRangeError(f"[noise] size out of range, got shape {tuple(shape)}, want sizes of at least 0")
-    count = math.prod(shape)
-    # RandomState seeds MT19937 by Knuth's recurrence as PyTorch does, and NumPy promises never to change its stream.
-    generator = np.random.RandomState(seed & 0xFFFFFFFF)
-    values = _fill_blocks(generator, count) if count >= BLOCK else _fill_pairs(generator, count)
-    return values.reshape(tuple(shape))
+
+    def __init__(self, seed: int) -> None:
+        if not SEED_MIN <= seed <= SEED_MAX:
+            raise ValueRangeError(f"[noise] seed out of range, got {seed}, want {SEED_MIN}..{SEED_MAX}")
+        # RandomState seeds MT19937 by Knuth's recurrence as PyTorch does, and NumPy promises never to change its stream.
+        self._generator = np.random.RandomState(seed & 0xFFFFFFFF)
+        self._spare: list[np.float64] = []  # the second of a pair, which the next small tensor begins with
+
+    def normal(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """Draw the next tensor, within 1e-6.
+
+        Shapes:
+            -> (*shape)
+
+        Raises ValueRangeError for a size below 0.
+        """
+        if any(size < 0 for size in shape):
+            raise ValueRangeError(f"[noise] size out of range, got shape {tuple(shape)}, want sizes of at least 0")
+        count = math.prod(shape)
+        values = _fill_blocks(self._generator, count) if count >= BLOCK else self._fill_pairs(count)
+        return values.reshape(tuple(shape))
+
+    def _fill_pairs(self, count: int) -> NDArray[np.float32]:
+        """Make fewer than 16 normal values, in pairs from uniform values of 53 random bits."""
+        pairs = (count - len(self._spare) + 1) // 2
+        words = _words(self._generator, 4 * pairs).astype(np.uint64).reshape(pairs, 2, 2)
+        bits = (words[..., 0] << np.uint64(32) | words[..., 1]) & np.uint64(2**53 - 1)
+        uniform = bits.astype(np.float64) * 2.0**-53
+        radius = np.sqrt(-2.0 * np.log1p(-uniform[:, 1]))
+        angle = 2.0 * math.pi * uniform[:, 0]
+        drawn = [*self._spare, *np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)]
+        self._spare = drawn[count:]
+        return np.array(drawn[:count], np.float32)
+
+
+def torch_randn(shape: Sequence[int], seed: int) -> NDArray[np.float32]:
+    """Draw what ``torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`` draws; otherwise as
+    `NoiseStream`.
+    """
+    return NoiseStream(seed).normal(shape)
 
 
 def _words(generator: np.random.RandomState, count: int) -> NDArray[np.uint32]:
@@ -71,15 +97,3 @@ def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     angle = (np.float32(2 * math.pi) * blocks[:, 1]).astype(np.float64)
     normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return normal.astype(np.float32).reshape(-1)
-
-
-def _fill_pairs(generator: np.random.RandomState, count: int) -> NDArray[np.float32]:
-    """Make fewer than 16 normal values, in pairs from uniform values of 53 random bits; an odd count drops one."""
-    pairs = (count + 1) // 2
-    words = _words(generator, 4 * pairs).astype(np.uint64).reshape(pairs, 2, 2)
-    bits = (words[..., 0] << np.uint64(32) | words[..., 1]) & np.uint64(2**53 - 1)
-    uniform = bits.astype(np.float64) * 2.0**-53
-    radius = np.sqrt(-2.0 * np.log1p(-uniform[:, 1]))
-    angle = 2.0 * math.pi * uniform[:, 0]
-    normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    return normal.reshape(-1)[:count].astype(np.float32)

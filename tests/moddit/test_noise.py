@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moddit.errors import ValueRangeError
-from moddit.noise import SEED_MAX, SEED_MIN, torch_randn
+from moddit.noise import SEED_MAX, SEED_MIN, NoiseStream, torch_randn
 
 TOLERANCE = 1e-6  # float32 sine, cosine and logarithm of vector libraries at radii up to 5.8
 SEEDS = (0, 1, 42, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, 2**63, SEED_MAX, -1, -5, SEED_MIN)
@@ -46,6 +46,16 @@ def test_equals_torch_for_degenerate_shapes(shape: tuple[int, ...]) -> None:
     assert ours.shape == shape
     assert ours.size == math.prod(shape)
     np.testing.assert_allclose(ours, reference(shape, 7), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("counts", [(256, 256), (1, 1, 1), (3, 20, 2, 5), (15, 17, 0, 4), (20, 3, 16, 1)])
+def test_one_tensor_after_the_other_equals_torch(counts: tuple[int, ...]) -> None:
+    """Small ones leave the second of a pair to the next small one, whatever is drawn in between."""
+    for seed in range(20):
+        stream, generator = NoiseStream(seed), torch.Generator("cpu").manual_seed(seed)
+        for count in counts:
+            wanted = torch.randn(count, generator=generator).numpy()
+            np.testing.assert_allclose(stream.normal((count,)), wanted, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("seed", [SEED_MIN - 1, SEED_MAX + 1])
