@@ -30,7 +30,7 @@ class NoiseStream:
     def __init__(self, seed: int) -> None:
         if not SEED_MIN <= seed <= SEED_MAX:
             raise ValueRangeError(f"[noise] seed out of range, got {seed}, want {SEED_MIN}..{SEED_MAX}")
-        # RandomState seeds MT19937 by Knuth's recurrence as PyTorch does, and NumPy promises never to change its stream.
+        # RandomState seeds MT19937 by Knuth's recurrence as PyTorch does; NumPy promises never to change its stream.
         self._generator = np.random.RandomState(seed & 0xFFFFFFFF)
         self._spare: list[np.float64] = []  # the second of a pair, which the next small tensor begins with
 

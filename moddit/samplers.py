@@ -6,7 +6,10 @@ With x the latent, o the model's output and d the denoised latent, every step of
     d     = denoised_x * x + denoised_output * o, or d_of_the_step_before where the step is reused
     x'    = keep_x * x + current * d + previous * d_of_the_step_before
 
-so that a runtime needs no sampler code, only the table. Notation of the comments: a = alphas_cumprod,
+A run begins at x = init_scale * noise + init_clean * image, where an edit starts from an image's latents. Where a mask
+says what is drawn anew, the rest of x' is known_clean * image + known_noise * noise.
+
+So a runtime needs no sampler code, only the table. Notation of the comments: a = alphas_cumprod,
 s = sqrt((1 - a) / a), the noise level relative to the signal.
 """
 
@@ -149,6 +152,8 @@ class SamplerStep:
     keep_x: float
     current: float
     previous: float  # 0 in the first step
+    known_clean: float = 0.0  # of clean latents, and of noise, in those of the level that the step leads to
+    known_noise: float = 0.0
     is_reused: bool = False  # has the denoised latent of the step before: the model is not asked
 
     def denoise(self, x: Array, output: Array) -> Array:
@@ -177,21 +182,40 @@ class SamplerStep:
             advanced = advanced + self.previous * previous_denoised
         return advanced
 
+    def put_back(self, x: Array, image: Array, noise: Array, mask: Array) -> Array:
+        """Give the latent after the step with an image's where the mask is 0, at the level that the step leads to, as
+        diffusers' StableDiffusionInpaintPipeline does with a model of four channels.
+
+        Shapes:
+            all arrays alike, but for a mask that may be broadcast
+        """
+        known: Any = self.known_clean * image + self.known_noise * noise
+        return (1 - mask) * known + mask * x
+
 
 @dataclass(frozen=True)
 class SamplerTable:
-    """A sampling run: start from ``init_scale * noise`` and take the steps in order."""
+    """A sampling run: start from ``init_scale * noise + init_clean * image`` and take the steps in order."""
 
     name: str  # one of SAMPLERS
     init_scale: float
     steps: tuple[SamplerStep, ...]
+    init_clean: float = 0.0  # nothing but noise, unless it starts from an image
 
     @property
     def timesteps(self) -> tuple[float, ...]:
         return tuple(step.timestep for step in self.steps)
 
 
-def build_table(schedule: NoiseSchedule, sampler: str, steps: int, reuse: int = 1) -> SamplerTable:
+def build_table(
+    schedule: NoiseSchedule,
+    sampler: str,
+    steps: int,
+    reuse: int = 1,
+    *,
+    strength: float = 1.0,
+    starts_from_image: bool = False,
+) -> SamplerTable:
     """Compute the table of a sampling run of so many steps, 1..num_train_timesteps, by one of SAMPLERS.
 
     It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing. The model is
@@ -201,9 +225,12 @@ def build_table(schedule: NoiseSchedule, sampler: str, steps: int, reuse: int = 
     The last step asks the model where `steps` is one more than a multiple. Asking it there always, or counting from the
     last step, was tried and gave no clear gain for the evaluation that it takes.
 
+    Of the steps, `int(steps * strength)` are taken, the last ones (`get_timesteps` of diffusers' img2img). A run that
+    leaves some out starts from an image with the noise of its first timestep, as does one of all steps if asked to.
+
     Raises:
         UnsupportedError: an unknown sampler.
-        ValueRangeError: so many steps that a timestep repeats or leaves the training range.
+        ValueRangeError: so many steps that a timestep repeats or leaves the training range, or none left to take.
     """
     if sampler not in SAMPLERS:
         wanted = " or ".join(map(repr, SAMPLERS))
@@ -218,8 +245,29 @@ def build_table(schedule: NoiseSchedule, sampler: str, steps: int, reuse: int = 
             f"spacing {schedule.timestep_spacing!r} and offset {schedule.steps_offset}, want another number of steps"
         )
     table = _TABLES[sampler](schedule, timesteps, steps)
-    rows = (replace(step, is_reused=index % reuse != 0) for index, step in enumerate(table.steps))
-    return replace(table, steps=tuple(rows))
+    first = steps - count_steps(steps, strength)
+    mixes = [_mix(sampler, level) for level in _noise_levels(schedule, timesteps)]
+    rows = [
+        replace(step, known_clean=clean, known_noise=noise, is_reused=(index - first) % reuse != 0)
+        for index, (step, (clean, noise)) in enumerate(zip(table.steps, mixes[1:], strict=True))
+    ][first:]
+    if first == 0 and not starts_from_image:
+        return replace(table, steps=tuple(rows))
+    # without a step before it, as in diffusers with `set_begin_index`
+    rows[0] = replace(rows[0], current=rows[0].current + rows[0].previous, previous=0.0)
+    clean, noise = mixes[first]
+    return replace(table, init_scale=noise, init_clean=clean, steps=tuple(rows))
+
+
+def count_steps(steps: int, strength: float) -> int:
+    """Count the steps that a run of some strength takes; raises ValueRangeError if that is none."""
+    count = min(int(steps * strength), steps)
+    if count < 1:
+        raise ValueRangeError(
+            f"[samplers] strength {strength} of {steps} steps leaves none to take, want at least {1 / steps:.3g}, or "
+            "more steps"
+        )
+    return count
 
 
 def _timesteps(schedule: NoiseSchedule, sampler: str, steps: int) -> NDArray[np.float64]:
@@ -245,6 +293,11 @@ def _noise_levels(schedule: NoiseSchedule, timesteps: NDArray[np.float64]) -> li
     """List s at the timesteps, and the 0 that they lead to."""
     levels = np.sqrt(1.0 / schedule.alphas_cumprod - 1.0)
     return [*map(float, np.interp(timesteps, np.arange(schedule.num_train_timesteps), levels)), 0.0]
+
+
+def _mix(sampler: str, level: float) -> tuple[float, float]:
+    """Weights of an image and of noise in x at a noise level, as the `add_noise` of the sampler's scheduler."""
+    return (1.0, level) if sampler == "euler" else (1.0 / math.hypot(1.0, level), level / math.hypot(1.0, level))
 
 
 def _denoise(schedule: NoiseSchedule, level: float) -> tuple[float, float]:

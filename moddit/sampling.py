@@ -25,23 +25,34 @@ class Denoised(Generic[Array]):
 
 
 def denoise(
-    table: SamplerTable, noise: Array, predict: Callable[[int, SamplerStep, Array], Array]
+    table: SamplerTable,
+    noise: Array,
+    predict: Callable[[int, SamplerStep, Array], Array],
+    image: Array | None = None,
+    mask: Array | None = None,
 ) -> Iterator[Denoised[Array]]:
     """Take the steps of a sampling run from standard normal noise, one each time the next result is asked for.
 
     `predict` gives the model's prediction, guidance applied, for a step's index, the step and the scaled latents; for
-    a step that is reused it is not called.
+    a step that is reused it is not called. `image` is clean latents, which a table that starts from an image needs, and
+    a mask: where it is 0 they are put back after each step, with their noise.
 
     Shapes:
-        all arrays alike
+        all arrays alike, but for a mask that may be broadcast
     """
-    latents = noise * table.init_scale
+    latents: Any = noise * table.init_scale
+    if table.init_clean:
+        assert image is not None
+        latents = latents + image * table.init_clean
     clean: Any = None
     for index, step in enumerate(table.steps):
         previous = clean
         if not step.is_reused:
             clean = step.denoise(latents, predict(index, step, step.input_scale * latents))
         latents = step.advance(latents, clean, previous)
+        if mask is not None:
+            assert image is not None
+            latents = step.put_back(latents, image, noise, mask)
         yield Denoised(index, step, latents, clean)
 
 

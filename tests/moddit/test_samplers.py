@@ -352,6 +352,76 @@ def test_refuses_steps_that_do_not_fit(sampler: str, spacing: str, offset: int, 
         build_table(schedule, sampler, steps)
 
 
+def edit_by_diffusers(
+    scheduler: Any,
+    steps: int,
+    strength: float,
+    tensors: tuple[np.ndarray, ...],
+    mask: np.ndarray,
+    *,
+    is_inpainting: bool,
+) -> list[np.ndarray]:
+    """Do as the loops of StableDiffusionImg2ImgPipeline and StableDiffusionInpaintPipeline."""
+    image, noise = map(torch.from_numpy, tensors)
+    scheduler.set_timesteps(steps)
+    skipped = steps - min(int(steps * strength), steps)
+    timesteps = scheduler.timesteps[skipped:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(skipped)
+    x = scheduler.add_noise(image, noise, timesteps[:1])
+    if is_inpainting and strength == 1.0:
+        x = noise * scheduler.init_noise_sigma
+    trajectory, denoiser = [x.numpy()], ToyDenoiser(read(scheduler))
+    for index, timestep in enumerate(timesteps):
+        output = denoiser(scheduler.scale_model_input(x, timestep).numpy(), float(timestep))
+        x = scheduler.step(torch.from_numpy(output), timestep, x, return_dict=False)[0]
+        if is_inpainting:
+            is_last = index == len(timesteps) - 1
+            known = image if is_last else scheduler.add_noise(image, noise, timesteps[index + 1 : index + 2])
+            x = (1 - torch.from_numpy(mask)) * known + torch.from_numpy(mask) * x
+        trajectory.append(x.numpy())
+    return trajectory
+
+
+@pytest.mark.parametrize("is_inpainting", [False, True], ids=["img2img", "inpainting"])
+@pytest.mark.parametrize(("steps", "strength"), [(1, 1.0), (20, 1.0), (20, 0.8), (20, 0.06), (7, 0.5), (50, 0.99)])
+@pytest.mark.parametrize("spacing", TIMESTEP_SPACINGS)
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_edit_equals_diffusers_step_for_step(
+    sampler: str, prediction: str, spacing: str, steps: int, strength: float, *, is_inpainting: bool
+) -> None:
+    scheduler = make_scheduler(sampler, prediction_type=prediction, timestep_spacing=spacing)
+    image, noise = (torch_randn((1, 4, 8, 8), seed) for seed in (steps, steps + 1))
+    mask = (torch_randn((1, 1, 8, 8), 9) > 0).astype(np.float32)
+    wanted = edit_by_diffusers(scheduler, steps, strength, (image, noise), mask, is_inpainting=is_inpainting)
+
+    schedule = read(scheduler)
+    table = build_table(schedule, sampler, steps, strength=strength, starts_from_image=not is_inpainting)
+    denoiser, masked = ToyDenoiser(schedule), mask if is_inpainting else None
+    run = denoise(table, noise, lambda _, step, x: denoiser(x, step.timestep), image, masked)
+    found = [table.init_scale * noise + table.init_clean * image, *(done.latents for done in run)]
+    assert len(found) == len(wanted) == max(1, int(steps * strength)) + 1
+    assert found[-1].dtype == np.float32
+    level = table.init_scale / (table.init_clean or 1.0)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert np.abs(ours - theirs).max() <= max(TOLERANCE, ROUNDINGS * level) * max(1, np.abs(theirs).max())
+    if is_inpainting:
+        known = np.broadcast_to(mask == 0, image.shape)
+        assert np.array_equal(found[-1][known], image[known])
+
+
+def test_reuse_counts_from_the_first_step_that_is_taken() -> None:
+    table = build_table(read(make_scheduler("ddim")), "ddim", 10, 3, strength=0.7)
+    assert [step.is_reused for step in table.steps] == [False, True, True, False, True, True, False]
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(20, 0.04), (1, 0.9), (5, 0.0)])
+def test_a_strength_that_leaves_no_step_is_refused(steps: int, strength: float) -> None:
+    with pytest.raises(ValueRangeError, match=rf"strength {strength} of {steps} steps leaves none"):
+        build_table(read(make_scheduler("ddim")), "ddim", steps, strength=strength)
+
+
 @given(
     sampler=st.sampled_from(SAMPLERS),
     spacing=st.sampled_from(TIMESTEP_SPACINGS),
