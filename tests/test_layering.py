@@ -27,15 +27,17 @@ class Rule:
     apart_from: set[str] = field(default_factory=set)  # never these modules, nor what is in them
 
 
+PICTURES = "moddit.pictures"  # with Pillow, which not everybody who imports the core has
 RULES = {
-    "moddit": Rule(),
+    "moddit": Rule(apart_from={PICTURES}),
+    PICTURES: Rule(others={"PIL"}),
     # Pickles, the Hub and tokenizers are read by the libraries that own them, where a checkpoint has such a part.
-    "moddit.checkpoint": Rule(inside_functions={"torch", "huggingface_hub", "tokenizers"}),
+    "moddit.checkpoint": Rule(inside_functions={"torch", "huggingface_hub", "tokenizers"}, apart_from={PICTURES}),
     "torch_moddit": Rule({"moddit"}, {"train"}, inside_functions={"bitsandbytes"}),  # where a user has installed it
     "mlx_moddit": Rule({"moddit"}, {"mlx"}),
-    "convert": Rule({"moddit"}, {"convert"}, inside_functions={"torch", "torch_moddit"}),
+    "convert": Rule({"moddit"}, {"convert"}, inside_functions={"torch", "torch_moddit"}, apart_from={PICTURES}),
     # The exporter, and what proves its work without sharing any of it.
-    "convert.coreml": Rule({"moddit"}, {"convert"}, {"coremltools"}, apart_from={"convert.verify"}),
+    "convert.coreml": Rule({"moddit"}, {"convert"}, {"coremltools"}, apart_from={"convert.verify", PICTURES}),
     "convert.verify": Rule(
         {"moddit", "torch_moddit"}, {"convert", "coreml"}, {"google"}, apart_from={"convert.coreml"}
     ),
@@ -226,12 +228,13 @@ CLEAN = {
     "moddit/__init__.py": "",
     "moddit/errors.py": "import json\n",
     "moddit/spec.py": "import numpy as np\nfrom moddit import errors\nfrom moddit.errors import json\n",
+    "moddit/pictures.py": "import PIL.Image\n",
     "moddit/checkpoint/pth.py": "import numpy\ndef read():\n    import torch\n",
     "convert/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
     "convert/pth.py": "def read():\n    import torch\n    from torch_moddit import model\n",
     "convert/coreml/package.py": "import coremltools as ct\nfrom convert import pth\n",
     "convert/verify/package.py": "import torch\nimport torch_moddit.model\nfrom google.protobuf import message\n",
-    "mlx_moddit/cli.py": "import click\nimport PIL.Image\nimport mlx.core as mx\nfrom moddit.spec import np\n",
+    "mlx_moddit/cli.py": "import click\nimport PIL.Image\nimport mlx.core as mx\nfrom moddit.pictures import PIL\n",
     "torch_moddit/model.py": "import torch\nfrom diffusers import PixArtTransformer2DModel\n",
     "torch_moddit/cli.py": "import torch_moddit.model\n",
     "torch_moddit/train.py": "if __name__ == '__main__':\n    from torch_moddit.cli import main\n",
@@ -262,6 +265,10 @@ def test_accepts_a_layered_tree(tmp_path: Path) -> None:
         ),
         ("moddit/checkpoint/a.py", "def f():\n    import mlx.core", "moddit.checkpoint.a:2: imports mlx.core"),
         ("moddit/a.py", "from click import echo", "moddit.a:1: imports click"),
+        ("moddit/a.py", "import PIL.Image", "moddit.a:1: imports PIL.Image"),
+        ("moddit/a.py", "from moddit.pictures import PIL", "moddit.a:1: imports moddit.pictures"),
+        ("moddit/checkpoint/a.py", "from moddit import pictures", "moddit.checkpoint.a:1: imports moddit.pictures"),
+        ("convert/a.py", "def f():\n    import moddit.pictures", "convert.a:2: imports moddit.pictures"),
         ("moddit/a.py", "from convert import b", "moddit.a:1: imports convert"),
         ("moddit/a.py", "import importlib\nimportlib.import_module('torch')", "moddit.a:2: imports torch"),
         ("moddit/a.py", "import importlib\nimportlib.import_module(name)", "moddit.a:2: imports by a computed"),

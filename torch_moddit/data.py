@@ -31,7 +31,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 
 from moddit.bounds import PIXELS
 from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
-from torch_moddit.pictures import fit, read_picture, to_pixels
+from moddit.pictures import fit, read_picture
+from torch_moddit.pictures import to_pixels
 from torch_moddit.samples import list_samples
 
 SEEDS: Final = 1 << 63  # that torch's generators take
@@ -76,7 +77,7 @@ class PictureFolder(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
-        pixels = to_pixels(fit(read_picture(sample.opener, sample.where), self.height, self.width))
+        pixels = to_pixels(fit(read_picture(sample.opener, sample.origin), self.height, self.width))
         try:
             told = self.tell(sample.caption)
         except InputError as error:

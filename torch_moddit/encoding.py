@@ -27,11 +27,12 @@ from moddit.conditioning import Label
 from moddit.contract import TEXT_ENCODER
 from moddit.errors import FormatError, InputError, OutputExistsError, ShapeError, ValueRangeError
 from moddit.files import exclusive, recover_all
+from moddit.pictures import fit, read_picture, read_size
 from moddit.signals import raise_if_stopped
 from moddit.spec import ModelSpec
 from torch_moddit.conditioning import tokenize
 from torch_moddit.data import ignore_interrupts
-from torch_moddit.pictures import fit, read_picture, read_size, to_pixels
+from torch_moddit.pictures import to_pixels
 from torch_moddit.pipeline import load_component
 from torch_moddit.samples import Sample
 from torch_moddit.shards import (
@@ -87,7 +88,7 @@ class Cut:
 
     def views_of(self, sample: Sample, size: Size) -> Tensor:
         """Cut a picture. Shapes: -> (views, 3, H, W), -1..1. Raises FormatError if it is damaged."""
-        picture = read_picture(sample.opener, sample.where)
+        picture = read_picture(sample.opener, sample.origin)
         chance = random.Random(f"{self.seed} {sample.name}")
         places = [0.5, *(chance.random() for _ in range(self.crops - 1))]
         pixels = torch.stack([to_pixels(fit(picture, *size, place)) for place in places])
@@ -124,7 +125,7 @@ def make_plan(samples: Sequence[Sample], cut: Cut, *, skip_damaged: bool, progre
     for sample in tqdm(samples, desc="looking at pictures", unit="", disable=None if progress else True):
         raise_if_stopped()
         try:
-            height, width = read_size(sample.opener, sample.where)
+            height, width = read_size(sample.opener, sample.origin)
         except FormatError as error:
             if not skip_damaged:
                 raise _advise(error) from None

@@ -25,8 +25,8 @@ from msgspec import Meta
 
 from moddit.bounds import LOG_BYTES, PATH, TEXT, Text
 from moddit.errors import FormatError, MissingError
+from moddit.pictures import SUFFIXES, Opener
 from moddit.record import Keys, Origin, decode, escape, open_regular, parse_json, quote, read_bytes
-from torch_moddit.pictures import SUFFIXES, Opener
 
 PICTURE_BYTES: Final = 1 << 28  # of one file in a tar file
 _METADATA: Final = ("metadata.jsonl", "metadata.csv")
@@ -47,6 +47,10 @@ class Sample:
     @property
     def where(self) -> str:
         return escape(str(self.path) if self.start is None else f"{self.path}: {self.name}")
+
+    @property
+    def origin(self) -> Origin:
+        return Origin("data", self.where, "replace it or take it out")
 
     @property
     def opener(self) -> Opener:

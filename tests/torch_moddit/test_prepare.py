@@ -27,11 +27,12 @@ from moddit.errors import (
     ShapeError,
     ValueRangeError,
 )
+from moddit.pictures import fit
 from tests import tiny
 from torch_moddit import cli, encoding, prepare
 from torch_moddit.encoding import Cut, Encoding, Report
 from torch_moddit.loading import load_checkpoint
-from torch_moddit.pictures import fit, to_pixels
+from torch_moddit.pictures import to_pixels
 from torch_moddit.pipeline import load_component
 from torch_moddit.samples import list_samples
 from torch_moddit.shards import Encoders, Shards
