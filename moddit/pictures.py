@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from moddit.bins import Size
+from moddit.edits import cover
 from moddit.errors import FormatError
 from moddit.record import Origin, escape
 
@@ -51,14 +52,13 @@ def read_picture(opener: Opener, origin: Origin) -> Image.Image:
 
 def fit(picture: Image.Image, height: int, width: int, place: float = 0.5) -> Image.Image:
     """Scale a picture to cover height x width, and crop what stands out: equally on both sides at place 0.5, all of it
-    at one of them at 0 or 1.
+    at one of them at 0 or 1. What is cropped takes no memory, whatever the picture's shape.
     """
-    scale = max(width / picture.width, height / picture.height)
-    size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    left, top = int((size[0] - width) * place), int((size[1] - height) * place)
-    return picture.crop((left, top, left + width, top + height))
+    scaled = cover((picture.height, picture.width), (height, width))
+    top, left = int((scaled[0] - height) * place), int((scaled[1] - width) * place)
+    down, right = picture.height / scaled[0], picture.width / scaled[1]  # pixels of the picture for one of the result
+    box = (left * right, top * down, (left + width) * right, (top + height) * down)
+    return picture.resize((width, height), Image.Resampling.LANCZOS, box)
 
 
 @contextmanager

@@ -66,6 +66,12 @@ def test_pictures_are_covered_and_cropped(size: tuple[int, int]) -> None:
     assert [fit(halves, 16, 24, place).getpixel((5, 5)) for place in (0, 1)] == [(255, 0, 0), (0, 0, 255)]
 
 
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000)])
+def test_what_is_cropped_takes_no_memory(size: tuple[int, int]) -> None:
+    """Scaled as a whole it had 8 thousand million pixels."""
+    assert fit(Image.new("RGB", size, "red"), 512, 512).getpixel((256, 256)) == (255, 0, 0)
+
+
 @pytest.mark.parametrize("kind", ["EPS", "PPM"])
 def test_what_is_no_picture_of_these_kinds_is_not_looked_into(kind: str, tmp_path: Path) -> None:
     """Pillow goes by the content, and runs Ghostscript for one of them."""
