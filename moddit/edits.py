@@ -17,7 +17,7 @@ from moddit.bins import Size
 from moddit.bounds import SIDE
 from moddit.errors import ValueRangeError
 
-Image = NDArray[np.uint8]  # (H, W, 3)
+Pixels = NDArray[np.uint8]  # (H, W, 3)
 Mask = NDArray[np.bool_]  # (H, W)
 
 RING: Final = 4  # pixels around the mask, whose tone the drawn picture gets
@@ -26,7 +26,7 @@ FEATHER: Final = 2  # pixels inside the mask, over which the image becomes the d
 _PARTS: Final = FEATHER + 1  # that a pixel is mixed of
 
 
-def image_digest(image: Image) -> str:
+def image_digest(image: Pixels) -> str:
     """Give the SHA-256 of an image's size and pixels, whatever file they came in: 64 hexadecimal digits."""
     return _digest(image)
 
@@ -61,7 +61,7 @@ def cover(source: Size, wanted: Size) -> Size:
     return height, width
 
 
-def normalize(image: Image) -> NDArray[np.float32]:
+def normalize(image: Pixels) -> NDArray[np.float32]:
     """Turn pixels into what a VAE takes. Shapes: (H, W, 3) -> alike, -1..1."""
     return image.astype(np.float32) / 127.5 - 1.0
 
@@ -105,7 +105,7 @@ def latent_mask(mask: Mask, downscale: int) -> NDArray[np.float32]:
     return np.logical_or.reduce(cells, axis=(1, 3)).astype(np.float32)
 
 
-def finish(image: Image, drawn: Image, mask: Mask) -> Image:
+def finish(image: Pixels, drawn: Pixels, mask: Mask) -> Pixels:
     """Paste what was drawn into the image where the mask is true: in the tone of what is around, and feathered.
 
     Every pixel outside the mask is the image's.
@@ -132,7 +132,7 @@ def _window(mask: Mask) -> tuple[slice, slice]:
     return slice(max(rows[0] - RING, 0), rows[-1] + RING + 1), slice(max(columns[0] - RING, 0), columns[-1] + RING + 1)
 
 
-def _tone(old: Image, new: Image, ring: Mask) -> NDArray[np.int16]:
+def _tone(old: Pixels, new: Pixels, ring: Mask) -> NDArray[np.int16]:
     """Find what to add to each channel, halves of levels: twice the median of what the image has more in a ring."""
     differences = old[ring].astype(np.int16) - new[ring]
     medians = []

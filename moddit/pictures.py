@@ -1,4 +1,4 @@
-"""Pictures of files as a model sees them: upright, in red, green and blue of 8 bits, cut to a size.
+"""Pictures of files as a model sees them: upright, in red, green and blue of 8 bits, cut to a size; and masks of them.
 
 As PixArt's own feature extraction, a picture is scaled to cover its size and cropped. Colours are taken as they are
 stored: colour profiles are not applied, as there. This is the core's only module that needs Pillow, which the packages
@@ -7,25 +7,35 @@ that use it bring; nothing else in the core imports it.
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from moddit.bins import Size
-from moddit.edits import cover
-from moddit.errors import FormatError
-from moddit.record import Origin, escape
+from moddit.bounds import PIXELS, SIDE
+from moddit.edits import Mask, Pixels, cover
+from moddit.errors import FormatError, ShapeError, ValueRangeError
+from moddit.paths import expand
+from moddit.record import Origin, absent_file, escape, open_regular
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")  # Pillow would go by the content, and run other programs for some
 _SIDEWAYS: Final = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _HIGHEST: Final = 257  # 65535 / 255
+_HALF: Final = 127  # of 255; what is above is marked
+_BOX: Final = "box:"
+_BOX_NUMBERS: Final = re.compile(_BOX + ",".join(2 * ["([0-9]{1,5})"] + 2 * ["([1-9][0-9]{0,4})"]))
+_ADVICE: Final = f"export it as PNG, JPEG or WebP of at most {PIXELS} pixels"
 # Of Pillow's readers, which check little.
 _ERRORS: Final = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error),
@@ -61,14 +71,143 @@ def fit(picture: Image.Image, height: int, width: int, place: float = 0.5) -> Im
     return picture.resize((width, height), Image.Resampling.LANCZOS, box)
 
 
+def read_image(path: Path) -> Pixels:
+    """Read the picture that an edit starts from, as `read_picture`; of an animation the first frame.
+
+    Shapes:
+        -> (H, W, 3)
+
+    Raises:
+        MissingError: there is no such file.
+        FormatError: it is no picture, damaged or unreadable.
+        ValueRangeError: it is too large, which is found before its pixels are decoded.
+    """
+    with _bounded(path, Origin("image", str(path), _ADVICE)) as picture:
+        return np.asarray(_to_rgb(picture))
+
+
+def read_mask(text: str, image_size: Size) -> Mask:
+    """Read what of an image is drawn anew, from a file or as a box.
+
+    A file is a picture of the image's size. What is transparent in it is drawn anew, as editors of images export it; if
+    nothing is, what is white, and of greys what is above half.
+
+    Shapes:
+        -> (H, W) of `image_size`
+
+    Args:
+        text: the file's path, or "box:X,Y,WIDTH,HEIGHT", whole pixels of the image, from its left and its top.
+        image_size: height and width of the image, pixels.
+
+    Raises:
+        MissingError: there is no such file.
+        FormatError: it is no picture, damaged or unreadable; or the box is none.
+        ShapeError: the file has another size than the image, or the box reaches outside.
+        ValueRangeError: the file is too large or has no contrast; nothing of the image is marked, or all of it.
+    """
+    origin = Origin("mask", text, _ADVICE)
+    mask = _parse_box(text, image_size, origin) if text.startswith(_BOX) else _read_mask_file(text, image_size, origin)
+    if mask.all():
+        raise ValueRangeError(
+            f"{origin}: marks all of the image; leave the mask out to draw all of it from the image, or the image too"
+        )
+    return mask
+
+
+def prepare(image: Pixels, size: Size, *, covers: bool) -> Pixels:
+    """Scale an image to the size to draw at: until it covers it, and crop equally on both sides, or stretch it.
+
+    As in diffusers' image processor with Lanczos' filter. Shapes: (H, W, 3) -> (height, width, 3) of `size`.
+    """
+    picture = Image.fromarray(image)
+    scaled = fit(picture, *size) if covers else picture.resize(size[::-1], Image.Resampling.LANCZOS)
+    return np.asarray(scaled)
+
+
+def scale_back(drawn: Pixels, size: Size) -> Pixels:
+    """Scale what was drawn to the size of the image that it is pasted into. Shapes: as `prepare`."""
+    return prepare(drawn, size, covers=False)
+
+
+def _parse_box(text: str, image_size: Size, origin: Origin) -> Mask:
+    found = _BOX_NUMBERS.fullmatch(text)
+    if found is None:
+        raise FormatError(
+            f"{origin}: is no box, want box:X,Y,WIDTH,HEIGHT in whole pixels from the image's left and top, WIDTH and "
+            f"HEIGHT at least 1, such as box:16,8,32,24; a file of this name is written ./{escape(text)}"
+        )
+    left, top, width, height = map(int, found.groups())
+    if left + width > image_size[1] or top + height > image_size[0]:
+        raise ShapeError(
+            f"{origin}: reaches {left + width} pixels to the right and {top + height} down, want a box inside the "
+            f"image, of width {image_size[1]} and height {image_size[0]}"
+        )
+    mask = np.zeros(image_size, np.bool_)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def _read_mask_file(text: str, image_size: Size, origin: Origin) -> Mask:
+    with _bounded(expand(text), origin) as picture:
+        size = (picture.height, picture.width)
+        if size != image_size:
+            raise ShapeError(
+                f"{origin}: has height {size[0]} and width {size[1]}, want those of the image, {image_size[0]} and "
+                f"{image_size[1]}"
+            )
+        levels = _to_levels(picture)
+    low, high = int(levels.min()), int(levels.max())
+    if 0 < low == high < 255:
+        raise ValueRangeError(f"{origin}: has no contrast, all its pixels are {high} of 255; want white on black")
+    if high <= _HALF:
+        raise ValueRangeError(
+            f"{origin}: marks nothing, the most that a pixel is white or transparent is {high} of 255, want more than "
+            f"{_HALF} where the image is drawn anew"
+        )
+    return levels > _HALF
+
+
+def _to_levels(picture: Image.Image) -> NDArray[np.uint8]:
+    """Say how much each pixel is marked. Shapes: -> (H, W), 0..255."""
+    if picture.has_transparency_data:
+        opaque = np.asarray(picture.convert("RGBA").getchannel("A"))
+        if opaque.min() < 255:
+            return 255 - opaque
+    return np.asarray(picture.convert("L"))
+
+
+@contextmanager
+def _bounded(path: Path, origin: Origin) -> Iterator[Image.Image]:
+    """Open a file of bounded size, and turn it upright."""
+    with _opened(partial(_open_file, path, origin), origin) as found:
+        if found.width * found.height > PIXELS or max(found.size) > SIDE:
+            raise ValueRangeError(
+                f"{origin}: has height {found.height} and width {found.width}, want at most {PIXELS} pixels, and "
+                f"{SIDE} a side; make it smaller"
+            )
+        yield _upright(found)
+
+
+def _open_file(path: Path, origin: Origin) -> IO[bytes]:
+    try:
+        return open(path, "rb", opener=open_regular)
+    except (FileNotFoundError, NotADirectoryError):
+        raise absent_file(path, origin, "want a picture") from None
+
+
 @contextmanager
 def _opened(opener: Opener, origin: Origin) -> Iterator[Image.Image]:
     try:
         with opener() as file, _open_known(file) as picture:
             yield picture
     except _ERRORS as error:
-        reason = "neither PNG nor JPEG nor WebP" if isinstance(error, UnidentifiedImageError) else escape(str(error))
-        raise FormatError(f"{origin}: cannot read the picture ({reason}){origin.end}") from None
+        raise FormatError(f"{origin}: cannot read the picture ({_explain(error)}){origin.end}") from None
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "neither PNG nor JPEG nor WebP"
+    return escape(getattr(error, "strerror", None) or str(error))
 
 
 def _open_known(file: IO[bytes]) -> Image.Image:

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from moddit import edits
 from moddit.bins import Size
 from moddit.bounds import SIDE
-from moddit.edits import Image, Mask
+from moddit.edits import Mask, Pixels
 from moddit.errors import ValueRangeError
 
 SIDES = st.integers(1, 40)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def noise(height: int, width: int, seed: int = 0, low: int = 0, high: int = 256) -> Image:
+def noise(height: int, width: int, seed: int = 0, low: int = 0, high: int = 256) -> Pixels:
     return np.random.default_rng(seed).integers(low, high, (height, width, 3)).astype(np.uint8)
 
 
