@@ -41,7 +41,7 @@ from moddit.manifest import read_manifest
 from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES, STORED, Metadata, ModelReference
 from moddit.paths import expand
-from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, Request
+from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, IMAGE_STRENGTH, MASK_STRENGTH, Request
 from moddit.samplers import SAMPLERS
 
 
@@ -69,6 +69,26 @@ def main() -> None:
 @click.option("--num-images", type=click.IntRange(1), default=1, show_default=True, help="Pictures for each seed.")
 @click.option("--height", type=click.IntRange(1), help="Pixels.  [default: the model's]")
 @click.option("--width", type=click.IntRange(1), help="Pixels.  [default: the model's]")
+@click.option("--image", "--image-path", "image", metavar="FILE", help="Picture to start from.")
+@click.option(
+    "--mask",
+    metavar="FILE|BOX",
+    help="What of the image to draw anew: a picture of its size, white where it is, or with transparency, transparent "
+    "where it is; or box:x,y,w,h in pixels.  [default: all]",
+)
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help=f"Share of the steps to take from the image, the last ones.  [default: {IMAGE_STRENGTH}, with a mask "
+    f"{MASK_STRENGTH:g}]",
+)
+@click.option(
+    "--image-strength",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="The same said as mflux does: how much of the image to keep, 1 less --strength.",
+)
 @click.option(
     "--resolution-binning/--no-resolution-binning",
     default=None,
@@ -137,6 +157,8 @@ def generate(**options: Any) -> None:
         subjects += [options["labels"]] if options["labels"] else []
         if len(subjects) > 1 or not (subjects or options["config_from"]):
             raise click.UsageError("Give one of --prompt, --prompt-file and --label, or --config-from.")
+        if options["strength"] is not None and options["image_strength"] is not None:
+            raise click.UsageError("Give one of --strength and --image-strength.")
         ranks = Ranks.join()
     with exit_on_error(ranks.label):
         report = _generate(options, ranks)
@@ -196,6 +218,8 @@ def _generate(options: dict[str, Any], ranks: Ranks) -> Report:
             f"{chosen or 'the embedded one'} is now; name the one to use with --model"
         )
     job = Job.plan(options, pipeline.bundle.spec, repeated)
+    for name in [] if repeated is None else job.replaced(repeated):
+        ranks.say(f"note: {options[name]} is not the {name} that {options['config_from']} was made from")
     check_outputs(job.files, overwrite=job.overwrite)  # of all ranks: none has begun before they agree
     metadata = Metadata(job.requests[0], reference, pipeline.dtype, versions())
     with ranks.watch(job.files):
@@ -213,7 +237,7 @@ def _draw(pipeline: Pipeline, job: Job, metadata: Metadata, ranks: Ranks) -> dic
     mine = job.part(ranks.parts(len(job.requests))[ranks.rank])
     steps: list[tuple[float, ...]] = []  # seconds of those of each picture that was written
     with _Progress(mine.requests, pipeline.bundle.spec.text_tokens, ranks) as progress:
-        run = pipeline.run(mine.requests, routes=mine.route_paths is not None, on_stage=progress)
+        run = pipeline.run(mine.requests, mine.edit, routes=mine.route_paths is not None, on_stage=progress)
         try:
             for index, picture in enumerate(run):
                 _save(picture, mine.part(slice(index, index + 1)), metadata)

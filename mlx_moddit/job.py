@@ -13,14 +13,17 @@ from typing import Any, Final, Self
 from mlx_moddit.names import default_names, file_key, name_files
 from mlx_moddit.pipeline import spread_seeds
 from moddit.bounds import JSON_BYTES, PICTURES
-from moddit.errors import FormatError, ValueRangeError
+from moddit.edits import Edit
+from moddit.errors import FormatError, MissingError, ValueRangeError
 from moddit.metadata import Metadata
 from moddit.paths import expand
+from moddit.pictures import open_edit
 from moddit.record import Origin, read_bytes
 from moddit.request import Request, choose_tile
 from moddit.spec import ModelSpec
 
 STDIN: Final = "-"
+_DIGITS: Final = 9  # of a strength: 1 - 0.9 is 0.1, not a little less
 _SETTINGS: Final[tuple[str, ...]] = (  # options that a request has as they are
     "negative_prompt",
     "steps",
@@ -40,6 +43,7 @@ class Job:
     """The pictures of one run and where they go."""
 
     requests: tuple[Request, ...]
+    edit: Edit | None  # of all of them
     paths: tuple[Path, ...]
     route_paths: tuple[Path, ...] | None
     overwrite: bool
@@ -63,10 +67,13 @@ class Job:
                 f"[prompts] got {len(subjects)} for {len(seeds)} seeds, want at most {PICTURES} pictures"
             )
         complete = [Request.complete(spec, **subject, **given) for subject in subjects]
-        requests = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
+        edit = _edit(options, spec, given, repeated)
+        edited = [item.editing(spec, edit, _strength(options, repeated)) for item in complete]
+        requests = tuple(replace(item, seed=seed) for item in edited for seed in seeds)
         output, routes = options["output"], options["save_routes"]
         job = cls(
             requests=requests,
+            edit=edit,
             paths=default_names(requests) if output is None else name_files(output, requests),
             route_paths=None if routes is None else name_files(routes, requests),
             overwrite=options["overwrite"],
@@ -82,6 +89,13 @@ class Job:
         """Every file that the run writes."""
         return (*self.paths, *(self.route_paths or ()))
 
+    def replaced(self, repeated: Metadata) -> list[str]:
+        """List what of "image" and "mask" is not what a picture that is repeated was made from."""
+        found = {
+            name: (getattr(repeated.settings, name), getattr(self.requests[0], name)) for name in ("image", "mask")
+        }
+        return [name for name, (before, now) in found.items() if before not in (None, now)]
+
     @property
     def digest(self) -> str:
         """What tells the pictures of two runs apart, whatever their files are called."""
@@ -92,6 +106,30 @@ class Job:
         """Take some of the pictures, with the names that they have in the whole."""
         routes = None if self.route_paths is None else self.route_paths[span]
         return replace(self, requests=self.requests[span], paths=self.paths[span], route_paths=routes)
+
+
+def _edit(
+    options: Mapping[str, Any], spec: ModelSpec, given: Mapping[str, Any], repeated: Metadata | None
+) -> Edit | None:
+    """Open the image and mask of an edit, if there are any; those of a picture that is repeated have to be given."""
+    for name in ("image", "mask"):
+        digest = None if repeated is None else getattr(repeated.settings, name)
+        if digest is not None and options[name] is None:
+            raise MissingError(
+                f"[metadata] {options['config_from']} was made from an {name} whose pixels have the SHA-256 "
+                f"{digest[:16]}...; give it again with --{name}"
+            )
+    return open_edit(spec, options["image"], options["mask"], height=given.get("height"), width=given.get("width"))
+
+
+def _strength(options: Mapping[str, Any], repeated: Metadata | None) -> float | None:
+    """Choose the strength of an edit, which mflux's users say as its complement."""
+    if options["image_strength"] is not None:
+        return round(1.0 - options["image_strength"], _DIGITS)
+    if options["strength"] is None and repeated is not None:
+        return repeated.settings.strength
+    strength: float | None = options["strength"]
+    return strength
 
 
 def _tile(options: Mapping[str, Any], repeated: Metadata | None) -> int | None:

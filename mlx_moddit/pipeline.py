@@ -23,15 +23,24 @@ from PIL import Image
 from mlx_moddit.load import DTYPES, Bundle, load_bundle
 from mlx_moddit.memory import Meter, StageCost
 from mlx_moddit.routes import RegionRoutes, RouteCounter
-from mlx_moddit.stages import Decoded, Encoded, Loaded, Models, Prepared, Stage, Step
+from mlx_moddit.stages import Decoded, Encoded, EncodedImage, Loaded, Models, Prepared, Stage, Step
 from moddit.bounds import PICTURES
+from moddit.edits import Edit
 from moddit.errors import ModditError, UnsupportedError, ValueRangeError
 from moddit.manifest import verify_files
 from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES, STORED
+from moddit.pictures import ImageLike, finish_edit, open_edit
 from moddit.request import DEFAULT_STEPS, Request, choose_tile
 
-LAP_NAMES: Final = {Loaded: "load", Encoded: "encode", Prepared: "prepare", Step: "denoise", Decoded: "decode"}
+LAP_NAMES: Final = {
+    Loaded: "load",
+    Encoded: "encode",
+    EncodedImage: "encode_image",
+    Prepared: "prepare",
+    Step: "denoise",
+    Decoded: "decode",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Picture:
     """A finished picture and how it came about."""
 
     request: Request
-    pixels: NDArray[np.uint8]  # (H, W, 3)
+    pixels: NDArray[np.uint8]  # (H, W, 3); of an edit with a mask the size of its image
     step_seconds: tuple[float, ...]  # of those that ask the model
     routes: tuple[RegionRoutes, ...]  # empty unless asked for
 
@@ -53,7 +62,7 @@ class Result:
     """The pictures of a run, and what its stages cost."""
 
     pictures: tuple[Picture, ...]
-    costs: tuple[StageCost, ...]  # load, encode, prepare, denoise, decode: those that ran
+    costs: tuple[StageCost, ...]  # load, encode, encode_image, prepare, denoise, decode: those that ran
     peak_rss_bytes: int  # of the process
 
     @property
@@ -113,6 +122,9 @@ class Pipeline:
         reuse: int = 1,
         cache: float | None = None,
         keep: float | None = None,
+        image: ImageLike | None = None,
+        mask: ImageLike | None = None,
+        strength: float | None = None,
         routes: bool = False,
         on_stage: Callable[[Stage], None] | None = None,
     ) -> Result:
@@ -140,6 +152,11 @@ class Pipeline:
             cache: threshold of a first-block cache (`moddit.cache`), 0..1: a step whose first block does nearly what it
                 did in the last full one, within this share, does not run the others; 0 for none. Not with `reuse`.
             keep: mean share of the tokens to keep, between what the model was trained to keep and 1.
+            image: picture to start from, as `moddit.pictures.open_edit` takes it; without height and width what is
+                drawn has about the model's size in its aspect ratio.
+            mask: what of the image to draw anew, likewise; the rest of the result is the image, pixel by pixel.
+            strength: share of the steps to take of an edit, the last ones: small ones stay near the image. By default
+                0.8, with a mask 1.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.
 
@@ -147,8 +164,9 @@ class Pipeline:
             InputError: a request that this model cannot fulfil; raised before anything is computed.
             ModditError: the model gave values that are not finite, or MLX could not compute.
         """
+        spec = self.bundle.spec
         first = Request.complete(
-            self.bundle.spec,
+            spec,
             prompt,
             negative_prompt=negative_prompt,
             steps=steps,
@@ -158,24 +176,35 @@ class Pipeline:
             sampler=sampler,
             resolution_binning=resolution_binning,
             vae_tile_size=choose_tile(vae_tiling, vae_tile_size, None),
-            label=None if label is None else self.bundle.spec.number(label),
+            label=None if label is None else spec.number(label),
             reuse=reuse,
             cache=cache,
             keep=keep,
         )
+        edit = open_edit(spec, image, mask, height=height, width=width)
+        first = first.editing(spec, edit, strength)
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
-        run = self.run(requests, routes=routes, on_stage=on_stage)
+        run = self.run(requests, edit, routes=routes, on_stage=on_stage)
         return Result(tuple(run), run.costs, peak_rss_bytes())
 
     def run(
-        self, requests: Sequence[Request], *, routes: bool = False, on_stage: Callable[[Stage], None] | None = None
+        self,
+        requests: Sequence[Request],
+        edit: Edit | None = None,
+        *,
+        routes: bool = False,
+        on_stage: Callable[[Stage], None] | None = None,
     ) -> Generation:
-        """Begin to generate a picture for each request; arguments and errors as `generate`."""
-        return Generation(self, requests, self.stages(requests, routes=routes), on_stage)
+        """Begin to generate a picture for each request, all of which were completed with the edit; otherwise as
+        `generate`.
+        """
+        return Generation(self, requests, edit, self.stages(requests, edit, routes=routes), on_stage)
 
-    def stages(self, requests: Sequence[Request], *, routes: bool = False) -> Generator[Stage, None, None]:
+    def stages(
+        self, requests: Sequence[Request], edit: Edit | None = None, *, routes: bool = False
+    ) -> Generator[Stage, None, None]:
         """Yield the stages of a run in order, each before its arrays are evaluated (see `Models.stages`)."""
-        return self._models.stages(requests, routes=routes)
+        return self._models.stages(requests, edit, routes=routes)
 
 
 class Generation:
@@ -192,11 +221,13 @@ class Generation:
         self,
         pipeline: Pipeline,
         requests: Sequence[Request],
+        edit: Edit | None,
         stages: Generator[Stage, None, None],
         on_stage: Callable[[Stage], None] | None,
     ):
         self._pipeline = pipeline
         self._requests = requests
+        self._edit = edit
         self._stages = stages
         self._on_stage = on_stage
         self._meter = Meter()
@@ -269,7 +300,10 @@ class Generation:
             advice = "" if dtype == "float32" else f"; try dtype float32 (now {dtype})"
             raise ModditError(f"[pipeline] the picture of seed {request.seed} has values that are not finite{advice}")
         routes = self._routes.result() if self._routes is not None else ()
-        picture = Picture(request, np.array(stage.pixels), tuple(self._step_seconds), routes)
+        pixels = np.array(stage.pixels)
+        if self._edit is not None:
+            pixels = finish_edit(self._edit, pixels)
+        picture = Picture(request, pixels, tuple(self._step_seconds), routes)
         self._step_seconds, self._routes = [], None
         return picture
 

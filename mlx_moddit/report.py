@@ -70,7 +70,7 @@ class Report:
         steps = [seconds for picture in self.pictures for seconds in picture.step_seconds]
         facts = f"process peak {self.peak_rss_bytes / MB:.0f} MB, {self.device}, dtype {self.dtype}"
         if steps:
-            taken = sum(picture.request.steps for picture in self.pictures)
+            taken = sum(picture.request.taken_steps for picture in self.pictures)
             asked = f"{taken} steps" if len(steps) == taken else f"{len(steps)} of {taken} steps ask the model"
             facts = f"{asked}, median {median(steps) * 1e3:.1f} ms a step, {facts}"
         return "\n".join([*align(rows), facts])

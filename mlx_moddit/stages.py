@@ -27,8 +27,9 @@ from moddit.bins import resize_and_crop
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.conditioning import Label, Text
 from moddit.contract import TEXT_ENCODER
+from moddit.edits import Edit
 from moddit.errors import UnsupportedError
-from moddit.noise import torch_randn
+from moddit.noise import NoiseStream
 from moddit.request import Request
 from moddit.samplers import SamplerStep, SamplerTable
 from moddit.sampling import denoise, guide, is_guided
@@ -50,6 +51,13 @@ class Encoded:
 
     arrays: Arrays  # per row of the batch: states of a text (L, d_model)
     tokens: tuple[int, ...]  # number of tokens of each text
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The image that an edit starts from, encoded."""
+
+    arrays: Arrays  # mean and deviation of its latents (1, h, w, C) float32
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Decoded:
     is_finite: mx.array  # (), whether no value on the way became infinite or NaN
 
 
-Stage = Loaded | Encoded | Prepared | Step | Decoded
+Stage = Loaded | Encoded | EncodedImage | Prepared | Step | Decoded
 
 
 class Models:
@@ -105,13 +113,16 @@ class Models:
         self._tokenizer: PromptTokenizer | None = None
         self.loaded: dict[str, nn.Module] = {}  # by component
 
-    def stages(self, requests: Sequence[Request], *, routes: bool = False) -> Generator[Stage, None, None]:
+    def stages(
+        self, requests: Sequence[Request], edit: Edit | None = None, *, routes: bool = False
+    ) -> Generator[Stage, None, None]:
         """Yield the stages of a run in order, each before its arrays are evaluated.
 
-        Per picture: Loaded for every component that is not in memory, Encoded (of texts) and Prepared if the picture
-        before it did not share them, Step for every step, Decoded. A step's arrays depend on those of the step before,
-        so a caller evaluates `stage.arrays` once per stage. Only a picture that is decoded in strips or tiles is
-        computed before its stage. With `routes` every Step has the kept tokens.
+        Per picture: Loaded for every component that is not in memory, Encoded (of texts), EncodedImage (of an edit) and
+        Prepared if the picture before it did not share them, Step for every step, Decoded. A step's arrays depend on
+        those of the step before, so a caller evaluates `stage.arrays` once per stage. Only a picture that is decoded in
+        strips or tiles is computed before its stage. With `routes` every Step has the kept tokens. The requests were
+        completed with the edit, if there is one.
 
         Raises:
             InputError: at once, if the model cannot fulfil one of the requests.
@@ -121,16 +132,18 @@ class Models:
         for item in requests:
             item.check(self.bundle.spec)
             item.table(self.bundle.spec)
+            item.check_edit(edit)
             self.bundle.policy.keeping(item.keep)
-        return self._stages(requests, routes)
+        return self._stages(requests, edit, routes)
 
-    def _stages(self, requests: Sequence[Request], routes: bool) -> Generator[Stage, None, None]:
+    def _stages(self, requests: Sequence[Request], edit: Edit | None, routes: bool) -> Generator[Stage, None, None]:
         encode = CONDITIONINGS[self.bundle.spec.conditioning.KIND]
         with memory_limits(low_ram=self.low_ram):
             told: tuple[Any, ...] = ()
             context: Arrays = ()
             shared: Request | None = None
             conditions: Conditions | None = None
+            posterior: Arrays = ()
             for picture, item in enumerate(requests):
                 rows = item.rows(self.bundle.spec)
                 if rows != told:
@@ -138,7 +151,10 @@ class Models:
                 # Pictures that differ in nothing but their seeds share everything but the noise.
                 if shared != replace(item, seed=0):
                     shared, conditions = replace(item, seed=0), None
-                latents, conditions = yield from self._denoise(picture, item, context, conditions, routes)
+                if edit is not None and not posterior:
+                    posterior = yield from self._encode_image(edit)
+                start = self._start(item, edit, posterior)
+                latents, conditions = yield from self._denoise(picture, item, context, conditions, start, routes)
                 yield from self._decode(picture, item, latents)
 
     def encode_texts(self, texts: tuple[str, ...]) -> Generator[Stage, None, Arrays]:
@@ -158,8 +174,23 @@ class Models:
         self._free(rows)
         return rows
 
+    def _encode_image(self, edit: Edit) -> Generator[Stage, None, Arrays]:
+        """Encode the image of an edit, which all pictures of a run share."""
+        model: AutoencoderKL = yield from self._model("vae", self.bundle.vae, part="encoder")
+        posterior = model.encode(mx.array(edit.pixels()))
+        del model
+        yield EncodedImage(posterior)
+        self._free(posterior)
+        return posterior
+
     def _denoise(
-        self, picture: int, request: Request, context: Arrays, conditions: Conditions | None, routes: bool
+        self,
+        picture: int,
+        request: Request,
+        context: Arrays,
+        conditions: Conditions | None,
+        start: Start,
+        routes: bool,
     ) -> Generator[Stage, None, tuple[mx.array, Conditions]]:
         spec, plan = self.bundle.spec, self.bundle.policy.plan
         table = request.table(spec)
@@ -171,8 +202,7 @@ class Models:
         watch = (lambda _, __, chosen: kept.append(chosen)) if routes else None
         run = conditions.start(on_block=watch, cache=request.cache)
         predict = partial(_predict, model, conditions, run, request.guidance_scale)
-        latents = self._noise(request)
-        for done in denoise(table, latents, predict):
+        for done in denoise(table, start.noise, predict, start.image, start.mask):
             latents, timestep = done.latents, done.step.timestep
             arrays, total, region = (latents, *kept, *run.remembered), len(table.steps), plan.region(timestep)
             yield Step(
@@ -193,7 +223,7 @@ class Models:
         return latents, conditions
 
     def _decode(self, picture: int, request: Request, latents: mx.array) -> Generator[Stage, None, None]:
-        model: AutoencoderKL = yield from self._model("vae", self.bundle.vae)
+        model: AutoencoderKL = yield from self._model("vae", self.bundle.vae, part="decoder")
         tile = request.vae_tile_size
         image = model.decode(
             latents,
@@ -213,13 +243,17 @@ class Models:
         size = request.generated_size(self.bundle.spec)
         return choose_strip_bytes(self.bundle.manifest, compute, size, low_ram=self.low_ram)
 
-    def _model(self, name: str, build: Callable[[], Any], *, is_streamed: bool = False) -> Generator[Stage, None, Any]:
-        """Give a component that is in memory, or build it; one that is streamed reads its weights while it runs."""
+    def _model(
+        self, name: str, build: Callable[[], Any], *, part: str | None = None, is_streamed: bool = False
+    ) -> Generator[Stage, None, Any]:
+        """Give a component that is in memory, or build it.
+
+        Of one that is used in parts, only the part is read; what is streamed reads its weights while it runs.
+        """
         if name in self.loaded:
             return self.loaded[name]
         model = build()
-        # The VAE's encoder is never used here, so it is never read.
-        read = model.decoder if isinstance(model, AutoencoderKL) else model
+        read = model if part is None else model[part]
         yield Loaded(() if is_streamed else tuple(dict(tree_flatten(read.parameters())).values()), name)
         if not self.low_ram:
             self.loaded[name] = model
@@ -238,12 +272,31 @@ class Models:
         conditions = model.prepare(context, table.timesteps, height // downscale, width // downscale, sizes=sizes)
         return replace(conditions, policy=self.bundle.policy.keeping(request.keep))
 
-    def _noise(self, request: Request) -> mx.array:
-        """Draw PyTorch's noise, which is NCHW. Shapes: -> (1, h, w, C) float32."""
-        spec = self.bundle.spec
+    def _start(self, request: Request, edit: Edit | None, posterior: Arrays) -> Start:
+        """Draw the noise that a picture begins with, and before it that of the VAE's sample of an edit's image."""
+        spec, stream = self.bundle.spec, NoiseStream(request.seed)
         sides = (side // spec.vae.downscale for side in request.generated_size(spec))
-        noise = torch_randn((1, spec.transformer.latent_channels, *sides), request.seed)
-        return mx.array(noise.transpose(0, 2, 3, 1))
+        shape = (1, spec.transformer.latent_channels, *sides)
+        if edit is None:
+            return Start(_draw(stream, shape))
+        mean, deviation = posterior
+        image = mean + deviation * _draw(stream, shape)
+        mask = edit.latent_mask(spec.vae.downscale)
+        return Start(_draw(stream, shape), image, None if mask is None else mx.array(mask))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the denoising of a picture starts from."""
+
+    noise: mx.array  # (1, h, w, C) float32
+    image: mx.array | None = None  # alike, clean latents
+    mask: mx.array | None = None  # (1, h, w, 1), 1 where latents are drawn anew
+
+
+def _draw(stream: NoiseStream, shape: Sequence[int]) -> mx.array:
+    """Draw PyTorch's noise, which is NCHW. Shapes: -> (1, h, w, C) float32."""
+    return mx.array(stream.normal(shape).transpose(0, 2, 3, 1))
 
 
 def _encode_labels(_: Models, numbers: tuple[int, ...]) -> Generator[Stage, None, Arrays]:

@@ -282,24 +282,16 @@ class AutoencoderKL(nn.Module):
         return mx.concatenate(bands, axis=1)
 
     def encode(self, images: mx.array) -> tuple[mx.array, mx.array]:
-        """Encode pictures to the distribution of their latents, before the transformer's scaling (see `scale`).
+        """Encode pictures to the distribution of their latents, in the transformer's scale.
 
-        Shapes: images (B, H, W, in_channels), -1..1 -> mean, log variance (B, h, w, latent_channels) float32
+        Shapes: images (B, H, W, in_channels), -1..1 -> mean, deviation (B, h, w, latent_channels) float32
         """
         x = self.encoder(images.astype(without_overflow(self.encoder.conv_in.weight.dtype)))
         if "quant_conv" in self:
             x = self.quant_conv(x)
         mean, logvar = mx.split(x.astype(mx.float32), 2, axis=-1)
-        return mean, mx.clip(logvar, *LOGVAR_RANGE)
-
-    def scale(self, encoded: mx.array) -> mx.array:
-        """Scale what `encode` gave (its mean, or a sample) to the transformer's latents."""
-        return (encoded - self.spec.shift_factor) * self.spec.scaling_factor
-
-
-def sample(mean: mx.array, logvar: mx.array, noise: mx.array) -> mx.array:
-    """Draw from the distribution that `AutoencoderKL.encode` gave, with standard normal noise of the same shape."""
-    return mean + mx.exp(0.5 * logvar) * noise
+        deviation = mx.exp(0.5 * mx.clip(logvar, *LOGVAR_RANGE))
+        return (mean - self.spec.shift_factor) * self.spec.scaling_factor, deviation * self.spec.scaling_factor
 
 
 def _blend(before: mx.array, after: mx.array, extent: int, axis: int) -> mx.array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -168,3 +169,29 @@ def dilate(mask: Mask, reach: int) -> Mask:
         mask[:, :-step] |= rows[:, step:]
         done += step
     return mask
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An image to start from, and what of it is drawn anew (`moddit.pictures.open_edit`)."""
+
+    image: Pixels  # (H, W, 3), into which what is drawn is pasted where there is a mask
+    mask: Mask | None  # (H, W); None to draw all of it anew
+    image_digest: str  # of what was given, before anything was cropped
+    mask_digest: str | None
+    start: Pixels  # (height, width, 3), the image in the size that is drawn
+    start_mask: Mask | None  # (height, width)
+
+    @property
+    def size(self) -> Size:
+        """Height and width that are drawn, pixels."""
+        height, width, _ = self.start.shape
+        return height, width
+
+    def pixels(self) -> NDArray[np.float32]:
+        """Give what a VAE takes. Shapes: -> (1, height, width, 3), -1..1."""
+        return normalize(self.start)[None]
+
+    def latent_mask(self, downscale: int) -> NDArray[np.float32] | None:
+        """Give the mask of the latents. Shapes: -> (1, h, w, 1), 0 or 1."""
+        return None if self.start_mask is None else latent_mask(self.start_mask, downscale)[None, ..., None]

@@ -71,6 +71,7 @@ class Metadata:
             "CFG scale": f"{settings.guidance_scale:g}",
             "Seed": settings.seed,
             "Size": f"{settings.width}x{settings.height}",
+            **({} if settings.strength is None else {"Denoising strength": f"{settings.strength:g}"}),
             **{name.capitalize(): f"{written[name]:g}" for name in _TRADES if name in written},
             "Model hash": self.model.fingerprint[:10],
             "Version": f"moddit {self.versions['moddit']}",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,11 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from moddit.bins import Size
 from moddit.bounds import PIXELS, SIDE
-from moddit.edits import Mask, Pixels, cover
-from moddit.errors import FormatError, ShapeError, ValueRangeError
+from moddit.edits import Edit, Mask, Pixels, cover, finish, image_digest, mask_digest, scale_mask, working_size
+from moddit.errors import FormatError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.paths import expand
 from moddit.record import Origin, absent_file, escape, open_regular
+from moddit.spec import ModelSpec
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")  # Pillow would go by the content, and run other programs for some
@@ -42,6 +43,7 @@ _ERRORS: Final = (
     Image.DecompressionBombError,
 )
 
+ImageLike = str | Path | Image.Image | NDArray[Any]  # a file, or pixels
 Opener = Callable[[], AbstractContextManager[IO[bytes]]]
 
 
@@ -107,10 +109,7 @@ def read_mask(text: str, image_size: Size) -> Mask:
     """
     origin = Origin("mask", text, _ADVICE)
     mask = _parse_box(text, image_size, origin) if text.startswith(_BOX) else _read_mask_file(text, image_size, origin)
-    if mask.all():
-        raise ValueRangeError(
-            f"{origin}: marks all of the image; leave the mask out to draw all of it from the image, or the image too"
-        )
+    _check_marks(mask, origin)
     return mask
 
 
@@ -236,3 +235,97 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
+
+
+def open_edit(
+    spec: ModelSpec,
+    image: ImageLike | None,
+    mask: ImageLike | None = None,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+) -> Edit | None:
+    """Open the image that an edit starts from, and the mask of what is drawn anew; None if there is neither.
+
+    Without height and width the image is drawn in `working_size`, to which it is stretched by less than a patch, and
+    what is drawn by a mask is pasted into the image as it is. Of another size it is scaled to cover it, and cropped.
+
+    Args:
+        spec: of the model.
+        image: a file; or pixels, (H, W, 3) uint8 or Pillow's.
+        mask: a file or box as `read_mask` takes it; or pixels, (H, W) bool or Pillow's.
+        height: of what is drawn, pixels; of one side the other follows.
+        width: likewise.
+
+    Raises:
+        UnsupportedError: a mask without an image.
+        InputError: as `read_image`, `read_mask` and `scale_mask`.
+    """
+    if image is None:
+        if mask is not None:
+            raise UnsupportedError("[request] mask without an image, of which it marks what to draw anew; give one")
+        return None
+    whole = _take_image(image)
+    marked = None if mask is None else _take_mask(mask, _size(whole))
+    natural = working_size(_size(whole), spec.default_side, spec.pixels_per_patch)
+    size = _complete_size(natural, spec.pixels_per_patch, height, width)
+    digests = image_digest(whole), None if marked is None else mask_digest(marked)
+    if size != natural:
+        whole = prepare(whole, size, covers=True)
+        marked = None if marked is None else scale_mask(marked, size, covers=True)
+    start = prepare(whole, size, covers=False)
+    start_mask = None if marked is None else scale_mask(marked, size, covers=False)
+    return Edit(whole, marked, *digests, start, start_mask)
+
+
+def finish_edit(edit: Edit, drawn: Pixels) -> Pixels:
+    """Give the result of an edit: what was drawn, or where there is a mask the image with what was drawn in it.
+
+    Shapes: drawn (*edit.size, 3) -> (H, W, 3)
+    """
+    return drawn if edit.mask is None else finish(edit.image, scale_back(drawn, _size(edit.image)), edit.mask)
+
+
+def _take_image(image: ImageLike) -> Pixels:
+    if isinstance(image, str | Path):
+        return read_image(expand(str(image)))
+    if isinstance(image, Image.Image):
+        return np.asarray(_to_rgb(_upright(image)))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ShapeError(f"[image] an array of {image.dtype} {image.shape}, want uint8 (height, width, 3)")
+    return image
+
+
+def _take_mask(mask: ImageLike, image_size: Size) -> Mask:
+    if isinstance(mask, str | Path):
+        return read_mask(str(mask), image_size)
+    marked = _to_levels(mask) > _HALF if isinstance(mask, Image.Image) else np.asarray(mask)
+    if marked.dtype != np.bool_ or marked.shape != image_size:
+        raise ShapeError(f"[mask] an array of {marked.dtype} {marked.shape}, want bool {image_size} as the image")
+    _check_marks(marked, Origin("mask", "the array"))
+    return marked
+
+
+def _check_marks(mask: Mask, origin: Origin) -> None:
+    if not mask.any():
+        raise ValueRangeError(f"{origin}: marks nothing, want true where the image is drawn anew")
+    if mask.all():
+        raise ValueRangeError(
+            f"{origin}: marks all of the image; leave the mask out to draw all of it from the image, or the image too"
+        )
+
+
+def _complete_size(natural: Size, unit: int, height: int | None, width: int | None) -> Size:
+    """Find the sides that are not given from those that are, in the shape of the image."""
+    if height is None and width is None:
+        return natural
+    if height is None:
+        height = max(1, round((width or 0) * natural[0] / natural[1] / unit)) * unit
+    if width is None:
+        width = max(1, round(height * natural[1] / natural[0] / unit)) * unit
+    return height, width
+
+
+def _size(pixels: Pixels) -> Size:
+    height, width, _ = pixels.shape
+    return height, width

@@ -18,19 +18,23 @@ from moddit.bounds import (
     TOKENS,
     TRAINED_TOKENS,
     ClassNumber,
+    Sha256,
     Side,
     Text,
     Timesteps,
     choice,
 )
+from moddit.edits import Edit
 from moddit.errors import ShapeError, UnsupportedError, ValueRangeError
 from moddit.noise import SEED_MAX, SEED_MIN
 from moddit.routing import DENOMINATOR
-from moddit.samplers import SAMPLERS, SamplerTable, build_table
+from moddit.samplers import SAMPLERS, SamplerTable, build_table, count_steps
 from moddit.sampling import is_guided
 from moddit.spec import ModelSpec
 
 DEFAULT_STEPS: Final = 20
+IMAGE_STRENGTH: Final = 0.8  # of diffusers' img2img
+MASK_STRENGTH: Final = 1.0  # of diffusers' inpainting
 DEFAULT_VAE_TILE_SIZE: Final = 512  # pixels
 TILE_PARTS: Final = 4  # tiles overlap by one part of so many; every part must be made of whole latent pixels
 # The least and the largest value, of what a command line or a program may give.
@@ -45,6 +49,7 @@ _RANGES: Final = {
     "reuse": (1, TIMESTEPS),
     "cache": (0, 1),
     "keep": (1 / DENOMINATOR, 1),
+    "strength": (0, 1),
 }
 
 
@@ -70,6 +75,9 @@ class Request:
     reuse: Timesteps = 1  # the model is asked in the first of so many steps, and its clean latents serve the others
     cache: Annotated[float, Meta(ge=0, le=1)] | None = None  # threshold of a first-block cache (`moddit.cache`)
     keep: Annotated[float, Meta(ge=1 / DENOMINATOR, le=1)] | None = None  # of the tokens, in the mean; None as trained
+    image: Sha256 | None = None  # that an edit starts from (`moddit.edits`)
+    mask: Sha256 | None = None  # of what is drawn anew; None for all of it
+    strength: Annotated[float, Meta(ge=0, le=1)] | None = None  # share of the steps that an edit takes, the last ones
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -81,9 +89,11 @@ class Request:
                 f"[request] a picture of height {self.height} and width {self.width} is too large, want at most "
                 f"{PIXELS} pixels"
             )
-        if self.reuse > 1 and self.reuse >= self.steps:
+        self._check_edit()
+        taken = self.taken_steps
+        if self.reuse > 1 and self.reuse >= taken:
             raise ValueRangeError(
-                f"[request] reuse {self.reuse} of {self.steps} steps leaves a single one, want fewer than the steps"
+                f"[request] reuse {self.reuse} of {taken} steps leaves a single one, want fewer than the steps"
             )
         if self.reuse > 1 and self.cache is not None:
             raise UnsupportedError(
@@ -100,6 +110,17 @@ class Request:
                 getattr(self, name).encode("utf-8")
             except UnicodeEncodeError:
                 raise ValueRangeError(f"[request] {name} is not Unicode text, got {getattr(self, name)!r}") from None
+
+    def _check_edit(self) -> None:
+        for name in ("mask", "strength"):
+            if self.image is None and getattr(self, name) is not None:
+                raise UnsupportedError(f"[request] {name} without an image, which it says what to do with; give one")
+        if self.image is not None and self.strength is None:
+            raise UnsupportedError("[request] image without a strength, want the share of the steps to take")
+        if self.image is not None and self.resolution_binning:
+            raise UnsupportedError(
+                "[request] resolution_binning and an image at once, which says what size to draw; give one"
+            )
 
     @classmethod
     def complete(
@@ -147,10 +168,29 @@ class Request:
             cache=float(cache) if cache else None,
             keep=None if keep is None else float(keep),
         )
-        request.check(spec)
-        if vae_tile_size is not None and vae_tile_size >= max(request.generated_size(spec)):
-            return replace(request, vae_tile_size=None)
-        return request
+        return request._checked(spec)
+
+    def editing(self, spec: ModelSpec, edit: Edit | None, strength: float | None = None) -> Self:
+        """Ask for the same of an edit, which is drawn in a size of its own, if there is one; raises as `complete`."""
+        if edit is None:
+            return self if strength is None else replace(self, strength=strength)  # which is refused
+        height, width = edit.size
+        default = IMAGE_STRENGTH if edit.mask is None else MASK_STRENGTH
+        request = replace(
+            self,
+            height=height,
+            width=width,
+            image=edit.image_digest,
+            mask=edit.mask_digest,
+            strength=float(default if strength is None else strength),
+        )
+        return request._checked(spec)
+
+    def _checked(self, spec: ModelSpec) -> Self:
+        """Check it against a model, and drop a tile that holds the whole picture."""
+        self.check(spec)
+        is_whole = self.vae_tile_size is not None and self.vae_tile_size >= max(self.generated_size(spec))
+        return replace(self, vae_tile_size=None) if is_whole else self
 
     @property
     def is_guided(self) -> bool:
@@ -160,6 +200,11 @@ class Request:
     def subject(self) -> str:
         """What is to be drawn, in words."""
         return self.prompt if self.label is None else f"class {self.label}"
+
+    @property
+    def taken_steps(self) -> int:
+        """Of `steps`, how many are taken; raises ValueRangeError if that is none."""
+        return count_steps(self.steps, 1.0 if self.strength is None else self.strength)
 
     def rows(self, spec: ModelSpec) -> tuple[Any, ...]:
         """List what the rows of a batch are conditioned on: texts or numbers of classes.
@@ -184,7 +229,14 @@ class Request:
 
     def table(self, spec: ModelSpec) -> SamplerTable:
         """Compute the sampling run; raises as `build_table`."""
-        return build_table(spec.scheduler, self.sampler, self.steps, self.reuse)
+        return build_table(
+            spec.scheduler,
+            self.sampler,
+            self.steps,
+            self.reuse,
+            strength=1.0 if self.strength is None else self.strength,
+            starts_from_image=self.image is not None and self.mask is None,
+        )
 
     def check(self, spec: ModelSpec) -> None:
         """Check the sizes against a model: sides of what is generated in patches, a tile in quarters that overlap, and
@@ -210,6 +262,13 @@ class Request:
                 f"{TRAINED_TOKENS} times those of the {spec.default_side} pixels that the model was trained at, and no "
                 f"more than {TOKENS}"
             )
+
+    def check_edit(self, edit: Edit | None) -> None:
+        """Check that an edit is the one that the request was completed with; raises ValueRangeError otherwise."""
+        wanted = (self.image, self.mask)
+        found = (None, None) if edit is None else (edit.image_digest, edit.mask_digest)
+        if found != wanted or (edit is not None and edit.size != (self.height, self.width)):
+            raise ValueRangeError(f"[request] image and mask are those of digests {found}, want {wanted}")
 
     def to_json(self) -> dict[str, Any]:
         """Write every field, but those that have their default."""

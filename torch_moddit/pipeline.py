@@ -22,7 +22,9 @@ from moddit.cache import FirstBlockCache
 from moddit.checkpoint.description import describe
 from moddit.checkpoint.sources import WEIGHTED, Sources, as_sources
 from moddit.contract import TEXT_ENCODER
+from moddit.edits import Edit
 from moddit.errors import FormatError, UnsupportedError
+from moddit.pictures import ImageLike, finish_edit, open_edit
 from moddit.record import escape
 from moddit.request import Request
 from moddit.samplers import NoiseSchedule
@@ -79,11 +81,19 @@ class ReferencePipeline:
         return next(self.model.parameters()).dtype
 
     def request(
-        self, prompt: str = "", negative_prompt: str = "", *, label: int | str | None = None, **settings: Any
+        self,
+        prompt: str = "",
+        negative_prompt: str = "",
+        *,
+        label: int | str | None = None,
+        edit: Edit | None = None,
+        strength: float | None = None,
+        **settings: Any,
     ) -> Request:
         """Complete a request by what the model has; raises as `Request.complete` and `ModelSpec.number`."""
         number = None if label is None else self.spec.number(label)
-        return Request.complete(self.spec, prompt, negative_prompt=negative_prompt, label=number, **settings)
+        request = Request.complete(self.spec, prompt, negative_prompt=negative_prompt, label=number, **settings)
+        return request.editing(self.spec, edit, strength)
 
     def generate(
         self,
@@ -92,33 +102,48 @@ class ReferencePipeline:
         *,
         on_block: OnBlock | None = None,
         on_step: OnStep | None = None,
+        image: ImageLike | None = None,
+        mask: ImageLike | None = None,
         **settings: Any,
     ) -> NDArray[np.float32]:
-        """Generate a picture; the settings are a label, and those of `Request.complete`.
+        """Generate a picture; the settings are a label, a strength, and those of `Request.complete`.
 
         Without guidance, the negative prompt is without effect. `on_block` is called after each block of each step,
-        `on_step` after each step.
+        `on_step` after each step. An image, with a mask or without, is edited as by `mlx_moddit`.
 
         Shapes:
-            -> (height, width, 3), 0..1
+            -> (height, width, 3), 0..1; with a mask the size of the image, unless another is asked for
 
         Raises InputError as `request` and `TokenPolicy.keeping`, and UnsupportedError for a size that diffusers'
         resizing loses.
         """
-        return self.draw(self.request(prompt, negative_prompt, **settings), on_block=on_block, on_step=on_step)
+        edit = open_edit(self.spec, image, mask, height=settings.get("height"), width=settings.get("width"))
+        request = self.request(prompt, negative_prompt, edit=edit, **settings)
+        return self.draw(request, edit, on_block=on_block, on_step=on_step)
 
     def draw(
-        self, request: Request, *, on_block: OnBlock | None = None, on_step: OnStep | None = None
+        self,
+        request: Request,
+        edit: Edit | None = None,
+        *,
+        on_block: OnBlock | None = None,
+        on_step: OnStep | None = None,
     ) -> NDArray[np.float32]:
-        """Generate the picture of a request; otherwise as `generate`."""
-        for done in self.denoise(request, on_block=on_block):
+        """Generate the picture of a request, which was completed with the edit; otherwise as `generate`."""
+        for done in self.denoise(request, edit, on_block=on_block):
             if on_step is not None:
                 on_step(done)
-        return self.decode(request, done.latents)
+        picture = self.decode(request, done.latents)
+        if edit is None or edit.mask is None:
+            return picture
+        return finish_edit(edit, np.round(picture * 255).astype(np.uint8)).astype(np.float32) / np.float32(255)
 
     @torch.no_grad()
-    def denoise(self, request: Request, *, on_block: OnBlock | None = None) -> Iterator[Denoised[Tensor]]:
-        """Take the steps of a request; arguments as `generate`."""
+    def denoise(
+        self, request: Request, edit: Edit | None = None, *, on_block: OnBlock | None = None
+    ) -> Iterator[Denoised[Tensor]]:
+        """Take the steps of a request; arguments as `draw`."""
+        request.check_edit(edit)
         spec = self.spec
         routing = follow_plan(self.model.policy.keeping(request.keep).plan)
         height, width = request.generated_size(spec)
@@ -127,8 +152,9 @@ class ReferencePipeline:
         told = {name: torch.tensor([values] * len(rows), device=self.device) for name, values in sizes.items()}
         context = {**self.encode(rows), **told}
         shape = (1, spec.transformer.latent_channels, height // spec.vae.downscale, width // spec.vae.downscale)
-        noise = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(request.seed))
-        noise = noise.to(self.device, self.dtype)
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        image, mask = (None, None) if edit is None else self._start(edit, generator)
+        noise = torch.randn(shape, generator=generator).to(self.device, self.dtype)
         cache = None if request.cache is None else FirstBlockCache(request.cache, relative_change)
 
         def predict(index: int, step: Any, latents: Tensor) -> Tensor:
@@ -138,7 +164,16 @@ class ReferencePipeline:
             output = self.model(batch, timestep, context, routing=routing, on_block=watch, cache=cache)
             return guide(output.split(1), request.guidance_scale)[:, : shape[1]]
 
-        yield from denoise(request.table(spec), noise, predict)
+        yield from denoise(request.table(spec), noise, predict, image, mask)
+
+    def _start(self, edit: Edit, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Encode the image of an edit, and its mask. Shapes: -> (1, C, h, w), (1, 1, h, w)."""
+        vae = self.components["vae"]
+        pixels = torch.from_numpy(edit.pixels()).permute(0, 3, 1, 2).to(self.device, vae.dtype)
+        latents = vae.encode(pixels).latent_dist.sample(generator) * self.spec.vae.scaling_factor
+        mask = edit.latent_mask(self.spec.vae.downscale)
+        marks = None if mask is None else torch.from_numpy(mask).permute(0, 3, 1, 2).to(self.device, self.dtype)
+        return latents.to(self.dtype), marks
 
     def encode(self, rows: tuple[Any, ...]) -> Context:
         """Turn what the rows of a batch are conditioned on (`Request.rows`) into the model's context."""

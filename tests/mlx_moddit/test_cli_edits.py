@@ -1,0 +1,131 @@
+"""`mlx_moddit generate --image` and `--mask`: the files that a user has, what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlx_moddit.images import read_metadata
+from moddit.edits import image_digest, mask_digest
+from tests.mlx_moddit.test_cli import FAST, run, succeed, work_folder
+from tests.torch_moddit.test_edits import make_image
+
+__all__ = ["work_folder"]  # a fixture
+
+BOX: Final = ("--mask", "box:4,8,10,16")
+
+
+@pytest.fixture
+def photo(work_folder: Path) -> Path:
+    path = work_folder / "photo.png"
+    Image.fromarray(make_image()).save(path)
+    return path
+
+
+def pixels(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_an_image_is_drawn_over(routed_bundle: Path, photo: Path) -> None:
+    result = succeed(routed_bundle, *FAST, "--image", str(photo), "-o", "out.png", "--json")
+    report = json.loads(result.stdout)
+    assert [stage["name"] for stage in report["stages"]] == [
+        *("load", "encode", "encode_image", "prepare", "denoise", "decode")
+    ]
+    settings = report["pictures"][0]["settings"]
+    assert settings["image"] == image_digest(make_image())
+    assert settings["strength"] == 0.8
+    assert "mask" not in settings
+    assert "photo" not in result.stdout
+    assert str(photo) not in read_metadata(Path("out.png")).describe()
+    assert pixels("out.png").shape == (settings["height"], settings["width"], 3)
+
+
+def test_pixels_outside_the_mask_are_the_images(routed_bundle: Path, photo: Path) -> None:
+    succeed(routed_bundle, *FAST, "--image", str(photo), *BOX, "-o", "out.png")
+    mask = np.zeros((40, 24), dtype=bool)
+    mask[8:24, 4:14] = True
+    found = pixels("out.png")
+    assert np.array_equal(found[~mask], make_image()[~mask])
+    assert not np.array_equal(found[mask], make_image()[mask])
+    settings = read_metadata(Path("out.png")).settings
+    assert (settings.mask, settings.strength) == (mask_digest(mask), 1.0)
+    Image.fromarray(mask).save("mask.png")
+    succeed(routed_bundle, *FAST, "--image", str(photo), "--mask", "mask.png", "-o", "same.png")
+    assert Path("same.png").read_bytes() == Path("out.png").read_bytes()
+
+
+@pytest.mark.parametrize("edit", [BOX, (), (*BOX, "--height", "32", "--width", "32"), ("--strength", "0.5")], ids=str)
+def test_an_edit_is_repeated_byte_for_byte(routed_bundle: Path, photo: Path, edit: tuple[str, ...]) -> None:
+    arguments = ("-p", "a circle", "--steps", "4", "--image", str(photo))
+    succeed(routed_bundle, *arguments, *edit, "-o", "first.png")
+    again = ("generate", "--config-from", "first.png", "--image", str(photo), *(BOX if "--mask" in edit else ()))
+    result = run(*again, "-o", "again.png")
+    assert result.exit_code == 0, result.output
+    assert Path("again.png").read_bytes() == Path("first.png").read_bytes()
+
+
+def test_repeating_an_edit_needs_what_it_was_made_of(routed_bundle: Path, photo: Path) -> None:
+    succeed(routed_bundle, *FAST, "--image", str(photo), *BOX, "-o", "first.png")
+    result = run("generate", "--config-from", "first.png", "-o", "again.png")
+    assert result.exit_code == 1
+    assert f"SHA-256 {image_digest(make_image())[:16]}" in result.output
+    assert "--image" in result.output
+    result = run("generate", "--config-from", "first.png", "--image", str(photo), "-o", "again.png")
+    assert result.exit_code == 1
+    assert "give it again with --mask" in result.output
+    Image.fromarray(make_image(1)).save("other.png")
+    result = run("generate", "--config-from", "first.png", "--image", "other.png", *BOX, "-o", "again.png")
+    assert result.exit_code == 0
+    assert "note: other.png is not the image that first.png was made from" in result.output
+
+
+def test_mfluxs_options_mean_the_same(routed_bundle: Path, photo: Path) -> None:
+    arguments = ("-p", "a circle", "--steps", "10")
+    succeed(routed_bundle, *arguments, "--image", str(photo), "--strength", "0.7", "-o", "ours.png")
+    succeed(routed_bundle, *arguments, "--image-path", str(photo), "--image-strength", "0.3", "-o", "theirs.png")
+    assert Path("ours.png").read_bytes() == Path("theirs.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (BOX, "mask without an image"),
+        (("--strength", "0.5"), "strength without an image"),
+        (("--image", "none.png"), "none.png"),
+        (("--image", "photo.png", "--mask", "box:0,0,25,1"), "box"),
+        (("--image", "photo.png", "--mask", "box:1,2,3"), "box"),
+        (("--image", "photo.png", "--strength", "0.1"), "leaves none to take"),
+        (("--image", "photo.png", "--height", "33"), "height is not a multiple"),
+        (("--image", "photo.png", "--resolution-binning"), "resolution_binning"),
+        (("--image", "notes.txt"), "notes.txt"),
+        (("--image", "photo.png", "--mask", "notes.txt"), "notes.txt"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_edited_is_refused_in_a_line(
+    routed_bundle: Path, photo: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    Path("notes.txt").write_text("no picture")
+    before = sorted(Path().iterdir())
+    result = run("generate", "--model", str(routed_bundle), *FAST, *arguments, "-o", "out.png")
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert len(result.output.splitlines()) == 1
+    assert message in result.output
+    assert sorted(Path().iterdir()) == before
+
+
+def test_strength_is_said_once(routed_bundle: Path, photo: Path) -> None:
+    result = run(
+        *("generate", "--model", str(routed_bundle), *FAST, "--image", str(photo)),
+        *("--strength", "0.5", "--image-strength", "0.5"),
+    )
+    assert result.exit_code == 2
+    assert "one of --strength and --image-strength" in result.output
