@@ -26,7 +26,7 @@ from moddit.signals import Stopped
 from moddit.spec import ModelSpec
 from torch_moddit.byproducts import NAMES, list_by_products, pick
 from torch_moddit.conditioning import Components
-from torch_moddit.export import check_adapter, check_output, save_adapter, save_checkpoint
+from torch_moddit.export import check_adapter, check_output, drop_adapter, save_adapter, save_checkpoint
 from torch_moddit.inputs import Inputs
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
@@ -200,7 +200,7 @@ def tell_preset(name: str) -> str:
     type=click.Choice(NAMES),
     help="Train nothing: write the by-product of OUT with this mean keep ratio to OUT/model-RATIO.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUT/model, or what --pick writes, if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT/model and OUT/adapter, or what --pick writes.")
 def command(
     choice: ModelChoice | None,
     data: Path | None,
@@ -274,6 +274,8 @@ def _save(output: Path, result: FinetuneResult, sources: Sources, *, dtype: torc
     save_checkpoint(output / "model", result.model, source=sources, **how)
     if result.lora is not None:
         save_adapter(output / "adapter", result.model, result.lora, **how)
+    elif overwrite:
+        drop_adapter(output / "adapter")  # of an earlier run, which would be taken for that of this model
     _tell_by_products(output)
     click.echo(output / "model")
 

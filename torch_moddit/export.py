@@ -24,7 +24,7 @@ from moddit.checkpoint.conditioning import NAMES
 from moddit.checkpoint.diffcr import PLAN_KEY, ROUTED_CLASS, ROUTED_NORM_TYPE
 from moddit.checkpoint.lora import DIFFUSERS_FILE, LORA_PREFIX
 from moddit.checkpoint.sources import COMPONENTS, INDEX, TRANSFORMER, Sources, as_sources
-from moddit.files import check_folder, new_folder, recover
+from moddit.files import check_folder, discard, new_folder, recover
 from moddit.tensors import KEEP_RATIO, ROUTER
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.tensorfiles import write_tensors
@@ -116,6 +116,12 @@ def save_adapter(
         metadata[PLAN_KEY] = json.dumps(model.policy.plan.to_json())
     with new_folder(folder, kind=ADAPTER, may_replace=is_adapter if overwrite else None) as target:
         write_tensors(target / DIFFUSERS_FILE, tensors, metadata)
+
+
+def drop_adapter(folder: Path) -> None:
+    """Remove what `save_adapter` has written there, if anything; raises StorageError."""
+    if is_adapter(folder):
+        discard(folder)
 
 
 def write_transformer(

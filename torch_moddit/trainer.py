@@ -46,7 +46,7 @@ from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, Mode, Train, describe
 from torch_moddit.tracking import track, tracking
 from torch_moddit.trainee import MakeOptimizers, TrainedState, copy_teacher, freeze, make_adamw, make_trainee
-from torch_moddit.validation import DrawPictures, Validation
+from torch_moddit.validation import DrawPictures, Validation, drop_pictures
 
 LOGGER: Final = logging.getLogger("torch_moddit")
 RANDOM_SCORES: Final = 1  # which the generators of samples have not in their keys
@@ -322,6 +322,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
             drop_by_products(self.config.output, self.step)
+            drop_pictures(self.config.output, self.step)
             self.log.trim(self.step)
         self.accelerator.wait_for_everyone()
         self.by_products = {found.tenths for found in list_by_products(self.config.output)}
