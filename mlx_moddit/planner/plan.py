@@ -34,6 +34,7 @@ class Asked:
     batch: int
     download: Download = field(default_factory=Download)
     reuse: int = 1  # the model is asked in the first of so many steps
+    has_cache: bool = False  # a first-block cache, in whose steps the blocks behind the first may be left out
 
     @property
     def dtype(self) -> str:
@@ -55,7 +56,7 @@ class Asked:
     def memory(self, *, has_bfloat16: bool) -> dict[str, int]:
         """Estimate the peak of each stage on a Mac's GPU, bytes."""
         compute = Compute(is_gpu=True, dtype=None, has_bfloat16=has_bfloat16)
-        return estimate_memory(self.manifest, compute, self.size, DEFAULT_VAE_TILE_SIZE)
+        return estimate_memory(self.manifest, compute, self.size, DEFAULT_VAE_TILE_SIZE, has_cache=self.has_cache)
 
     def drawing(self) -> Drawing:
         """Say what there is to compute."""
@@ -170,6 +171,7 @@ def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates
         "size": list(asked.size),
         "steps": asked.steps,
         "reuse": asked.reuse,
+        "has_cache": asked.has_cache,
         "batch": asked.batch,
         "dtype": asked.dtype,
         "bits": asked.bits,
