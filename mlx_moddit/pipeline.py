@@ -40,7 +40,7 @@ class Picture:
 
     request: Request
     pixels: NDArray[np.uint8]  # (H, W, 3)
-    step_seconds: tuple[float, ...]  # of those that ask the model
+    step_seconds: tuple[float, ...]  # of full ones
     routes: tuple[RegionRoutes, ...]  # empty unless asked for
 
     @property
@@ -246,8 +246,8 @@ class Generation:
     def _finish(self, stage: Stage) -> None:
         mx.eval(stage.arrays)
         seconds = self._meter.lap(LAP_NAMES[type(stage)])
-        if isinstance(stage, Step) and not stage.is_reused:
-            self._step_seconds.append(seconds)
+        if isinstance(stage, Step):
+            self._step_seconds += [seconds] if stage.is_full else []
             self._count(stage)
         if self._on_stage is not None:
             self._on_stage(stage)
