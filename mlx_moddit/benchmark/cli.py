@@ -33,7 +33,12 @@ _OF_JOB: Final = (  # options that a job has as they are
 @click.option("--config", type=click.Choice(tuple(CONFIGURATIONS)), help="Measure random weights of this model.")
 @click.option("--layers", type=click.IntRange(1), help="Layers of --config, for slow machines.  [default: all]")
 @click.option("--encoder", is_flag=True, help="Measure the text encoder of --config too, which is large.")
-@click.option("--keep", type=click.FloatRange(0.1, 1), help="Tokens kept in every layer.  [default: the model's plan]")
+@click.option(
+    "--keep",
+    type=click.FloatRange(0.1, 1),
+    help="Share of the tokens in every layer; of a routed model that keeps more, in the mean, as generate.  [default: "
+    "the model's]",
+)
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Precision to compute in.  [default: as generate]")
 @click.option("--bits", type=click.Choice(list(map(str, BITS))), help="Quantise the weights of --config.")
 @click.option("--size", "sizes", multiple=True, metavar="HxW", help="Pixels; repeatable.  [default: the model's]")

@@ -16,6 +16,7 @@ from typing import Any, Final
 import mlx.core as mx
 
 from mlx_moddit.benchmark.random_weights import make_bundle
+from mlx_moddit.imagined import imagine_tokens
 from mlx_moddit.load import DTYPES, Bundle, load_bundle
 from mlx_moddit.memory import StageCost
 from mlx_moddit.pipeline import Pipeline, default_dtype
@@ -50,7 +51,7 @@ class Job:
     model: str | None = None  # folder of a bundle
     config: str | None = None  # or name of a configuration, with random weights
     layers: int | None = None  # of the configuration, instead of all of them
-    keep: float | None = None  # ratio in every layer, instead of the model's plan
+    keep: float | None = None  # share of the tokens, instead of the model's plan (`imagine_tokens`)
     dtype: str | None = None  # as `Pipeline.load` takes it; of random weights what they have
     bits: int | None = None  # of random weights
     encoder: bool = False  # of a configuration, instead of random states
@@ -94,6 +95,8 @@ def open_job(job: Job) -> Bundle:
         assert job.model is not None
         bundle = load_bundle(job.model, DTYPES.get(job.dtype or default_dtype()))
         stored = bundle.policy
+        if job.keep is not None and stored.has_routers:
+            stored = imagine_tokens(stored, job.keep)
     else:
         spec = find_configuration(job.config, job.layers)
         layers, timesteps = spec.transformer.num_layers, spec.scheduler.num_train_timesteps
@@ -115,8 +118,6 @@ def _policy(job: Job, stored: TokenPolicy) -> TokenPolicy:
             f"[benchmark] {job.model or job.config}: the model is dense, it has no arm {job.arm!r}; measure a routed "
             "bundle, or a configuration with --keep"
         )
-    if job.keep is not None:
-        plan = RoutingPlan.uniform(plan.layers, 1, snap(job.keep), plan.num_train_timesteps)
     return TokenPolicy.first(plan) if job.arm == ORACLE else TokenPolicy.topk(plan)
 
 

@@ -110,7 +110,7 @@ class Arm:
     steps: Timesteps
     tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None  # None for an autoencoder
     text_tokens: Annotated[int, Meta(ge=0, le=TEXT_TOKENS)] | None  # of the longest text; 0 of a model of classes
-    keep: Annotated[float, Meta(gt=0, le=1)] | None  # ratio of every layer; None: the model's own plan, or all
+    keep: Annotated[float, Meta(gt=0, le=1)] | None  # share that was asked for; None: the model's own plan, or all
     kept_tokens: Annotated[float, Meta(ge=0, le=1 << 20)] | None  # of a block, in the mean over layers and full steps
     step_flops: Annotated[float, Meta(ge=0, le=1e18)] | None  # of a full step and its batch, in the mean
 

@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 
 from mlx_moddit.benchmark.trial import Job, open_job, run
 from mlx_moddit.cli import main
+from mlx_moddit.load import load_bundle
 from mlx_moddit.pipeline import Pipeline
 from moddit.benchmark.record import STAGES, read_record
 from moddit.errors import UnsupportedError
+from moddit.routing import RoutingPlan
 from tests.mlx_moddit.conftest import PLAN
 
 JOB: Final = Job(prompt="a red circle", steps=2)
@@ -62,6 +64,15 @@ def test_the_dense_arm_of_a_routed_bundle_draws_as_if_it_had_no_routers(routed_b
         pictures[arm] = pipeline.generate("a red circle", steps=2).images[0]
     assert not np.array_equal(pictures["dense"], pictures["routed"])
     assert not np.array_equal(pictures["oracle"], pictures["routed"])
+
+
+@pytest.mark.parametrize(("keep", "is_raised"), [(0.8, True), (0.1, False)])
+def test_keep_means_what_it_means_where_pictures_are_drawn(routed_bundle: Path, keep: float, is_raised: bool) -> None:
+    trained = load_bundle(routed_bundle).policy
+    for arm in ("routed", "oracle"):
+        plan = open_job(replace(JOB, model=str(routed_bundle), arm=arm, keep=keep)).policy.plan
+        assert plan == (trained.keeping(keep).plan if is_raised else RoutingPlan.uniform(len(PLAN), 1, 1))
+    assert open_job(replace(JOB, model=str(routed_bundle), keep=keep)).policy.is_dense
 
 
 def test_first_tokens_are_those_that_come_first(routed_bundle: Path) -> None:
