@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.report import update_readme, write_report, write_summary
+from benchmarks.report import ALTERNATIVES, update_readme, write_report, write_summary
 from benchmarks.run import run_everything
 from moddit.benchmark.comparison import compare as compare_records
 from moddit.benchmark.record import read_record
@@ -49,6 +49,8 @@ def report(folder: Path, output: Path) -> None:
         with new_file(path, overwrite=True) as file:
             file.write(text.encode())
         click.echo(path)
+    for name in ALTERNATIVES.keys() - made.plots.keys():
+        output.with_name(name).unlink(missing_ok=True)  # of other records
 
 
 @main.command()

@@ -32,6 +32,9 @@ DECODER_COPIES_GPU: Final = 9
 # The same of one strip, beside the activations that are held: its neighbours, norms, padding and windows. Measured on
 # CPU with the VAE of SDXL at 512 and 1024 pixels (15.0 and 15.1); taken for GPUs too, which need not unfold.
 STRIP_COPIES: Final = 15
+# Of the size of all tokens, alive with a first-block cache (`moddit.cache`): two that it keeps from step to step, and a
+# new residual beside them. Measured on CPU with shapes64 at 256 pixels: 2.75.
+CACHE_ARRAYS: Final = 3
 ATTENTION_COPIES: Final = 8  # of the latent-sized activation: states, queries, keys, values, what they give
 SCORE_COPIES: Final = 1
 _BLOCK: Final = re.compile(r"encoder\.block\.\d+\.")  # of a T5
@@ -48,7 +51,9 @@ class Compute:
     has_bfloat16: bool = False  # in which T5 and VAE are computed in place of float16 (`layers.has_bfloat16`)
 
 
-def estimate_memory(manifest: Manifest, compute: Compute, size: Size, tile: int) -> dict[str, int]:
+def estimate_memory(
+    manifest: Manifest, compute: Compute, size: Size, tile: int, *, has_cache: bool = False
+) -> dict[str, int]:
     """Estimate the peak of each stage: the weights of its component, and the activations alive at once.
 
     "all_in_memory" is the peak where components stay for the next picture; the others are peaks with low_ram.
@@ -58,13 +63,14 @@ def estimate_memory(manifest: Manifest, compute: Compute, size: Size, tile: int)
         compute: what it would run on.
         size: height and width, pixels.
         tile: side of the VAE's tiles, pixels.
+        has_cache: whether steps remember what a first-block cache does.
 
     Raises:
         ShapeError: the model cannot make pictures of this size.
     """
     weights = _weights(manifest, compute)
     everything = sum(weights.values())
-    denoise, decode = _denoise_bytes(manifest, compute, size), _decoder_bytes(manifest, compute, size)
+    denoise, decode = _denoise_bytes(manifest, compute, size, has_cache), _decoder_bytes(manifest, compute, size)
     strips, tiled = _strips_bytes(manifest, compute, size), decode
     if max(size) > tile:
         # beside the tile: the bands that are done, and the picture that they become
@@ -123,7 +129,7 @@ def tensor_bytes(tensors: Tensors, dtype: str, packed: Mapping[str, Packing]) ->
     return total
 
 
-def _denoise_bytes(manifest: Manifest, compute: Compute, size: Size) -> int:
+def _denoise_bytes(manifest: Manifest, compute: Compute, size: Size, has_cache: bool) -> int:
     spec, scale = manifest.spec.transformer, manifest.spec.vae.downscale
     tokens = spec.tokens(size[0] // scale, size[1] // scale)
     itemsize = ITEM_BYTES[compute.dtype or manifest.components["transformer"].dtype or "float32"]
@@ -133,7 +139,8 @@ def _denoise_bytes(manifest: Manifest, compute: Compute, size: Size) -> int:
     text = 2 * GUIDED_BATCH * manifest.spec.text_tokens * spec.hidden_size * spec.num_layers * itemsize
     # MLX's attention on a CPU holds the scores of all heads; on Metal it is fused.
     scores = 0 if compute.is_gpu else GUIDED_BATCH * spec.num_attention_heads * kept * kept * ITEM_BYTES["float32"]
-    return BLOCK_COPIES * rows + text + scores
+    residuals = CACHE_ARRAYS * GUIDED_BATCH * tokens * spec.hidden_size * itemsize if has_cache else 0
+    return BLOCK_COPIES * rows + text + scores + residuals
 
 
 def _decoder_bytes(manifest: Manifest, compute: Compute, size: Size) -> int:

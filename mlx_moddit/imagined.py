@@ -1,4 +1,4 @@
-"""The manifest of a bundle that is not there: what `convert` would write of a specification."""
+"""What is not there: the manifest that `convert` would write of a specification, models that keep tokens otherwise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 from mlx_moddit.estimate import tensor_bytes
 from moddit.manifest import Component, FileInfo, Manifest, Provenance
 from moddit.quantization import AFFINE, Packing, group
+from moddit.routing import DENOMINATOR, RoutingPlan, snap
 from moddit.spec import ModelSpec
 from moddit.tensors import UNCOMPRESSED, Tensors
 from moddit.tokens import TokenPolicy
@@ -33,6 +34,20 @@ def imagine_manifest(spec: ModelSpec, tokens: TokenPolicy, dtype: str, bits: int
     }
     made = Provenance("random weights", _NOTHING, {}, "2026-01-01T00:00:00Z")
     return Manifest(_NOTHING, "mlx", spec, tokens, components, None, made)
+
+
+def imagine_tokens(tokens: TokenPolicy, keep: float) -> TokenPolicy:
+    """Have a model keep this share of the tokens.
+
+    A routed model keeps more than it was trained to as where it draws (`TokenPolicy.keeping`). Where it keeps less,
+    which no runtime draws with, or has no routers yet, every layer keeps the same.
+    """
+    plan = tokens.plan
+    if tokens.has_routers and keep >= plan.mean_keep_ratio:
+        return tokens.keeping(keep)
+    if not tokens.has_routers and snap(keep) == DENOMINATOR:
+        return TokenPolicy.dense(plan.layers, plan.num_train_timesteps)
+    return TokenPolicy.topk(RoutingPlan.uniform(plan.layers, 1, snap(keep), plan.num_train_timesteps))
 
 
 def _component(name: str, tensors: Tensors | None, dtype: str, packing: Packing | None) -> Component:

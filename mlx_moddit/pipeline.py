@@ -49,7 +49,7 @@ class Picture:
 
     request: Request
     pixels: NDArray[np.uint8]  # (H, W, 3); of an edit with a mask the size of its image
-    step_seconds: tuple[float, ...]  # of those that ask the model
+    step_seconds: tuple[float, ...]  # of full ones
     routes: tuple[RegionRoutes, ...]  # empty unless asked for
 
     @property
@@ -277,8 +277,8 @@ class Generation:
     def _finish(self, stage: Stage) -> None:
         mx.eval(stage.arrays)
         seconds = self._meter.lap(LAP_NAMES[type(stage)])
-        if isinstance(stage, Step) and not stage.is_reused:
-            self._step_seconds.append(seconds)
+        if isinstance(stage, Step):
+            self._step_seconds += [seconds] if stage.is_full else []
             self._count(stage)
         if self._on_stage is not None:
             self._on_stage(stage)

@@ -25,7 +25,7 @@ class SavedPicture:
     path: Path
     routes: Path | None
     request: Request
-    step_seconds: tuple[float, ...]  # of those that ask the model
+    step_seconds: tuple[float, ...]  # of full ones, in which all blocks run
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,8 +71,8 @@ class Report:
         facts = f"process peak {self.peak_rss_bytes / MB:.0f} MB, {self.device}, dtype {self.dtype}"
         if steps:
             taken = sum(picture.request.taken_steps for picture in self.pictures)
-            asked = f"{taken} steps" if len(steps) == taken else f"{len(steps)} of {taken} steps ask the model"
-            facts = f"{asked}, median {median(steps) * 1e3:.1f} ms a step, {facts}"
+            full = f"{taken} steps" if len(steps) == taken else f"{len(steps)} of {taken} steps in full"
+            facts = f"{full}, median {median(steps) * 1e3:.1f} ms a step, {facts}"
         return "\n".join([*align(rows), facts])
 
 

@@ -80,11 +80,17 @@ class Step:
     denoised: mx.array  # (1, h, w, C) float32, the clean latents that the model expects
     region: int  # of the timestep
     is_reused: bool  # the model was not asked
+    is_cached: bool  # the first block alone ran
     kept: Arrays  # of every layer that ran and ranks its tokens (B, K); empty unless asked for
 
     @property
     def is_last(self) -> bool:
         return self.index == self.total - 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all blocks ran."""
+        return not (self.is_reused or self.is_cached)
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ class Models:
                 done.clean,
                 region,
                 done.step.is_reused,
+                run.is_cached,
                 tuple(kept),
             )
             kept.clear()

@@ -58,6 +58,11 @@ class TokenRun:
         """What later steps may need, to be evaluated with a step: unevaluated it would hold on to more."""
         return () if self.cache is None else self.cache.residuals
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether the last step has left out the blocks behind the first."""
+        return self.cache is not None and self.cache.is_hit
+
     def keep(self, block: Any, x: mx.array, layer: int, step: int) -> Kept:
         """Take the tokens that a block processes in a step. Shapes: x (B, N, C)."""
         return self._keep(self, block, x, layer, self.capacities[step][layer])

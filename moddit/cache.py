@@ -26,6 +26,7 @@ class FirstBlockCache(Generic[Array]):
     def __init__(self, threshold: float, change: Callable[[Array, Array], float]):
         self.threshold = threshold
         self.residuals: tuple[Array, ...] = ()  # of the last full step: the first block's, and that of the others
+        self.is_hit = False  # the last step was not full
         self._change = change
 
     def run(self, tokens: Array, first: Array, rest: Callable[[Array], Array]) -> Array:
@@ -35,7 +36,10 @@ class FirstBlockCache(Generic[Array]):
             tokens before the first block, first after it (B, N, C) -> (B, N, C)
         """
         residual = first - tokens
-        if self.residuals and self._change(residual, self.residuals[0]) <= self.threshold:  # false of NaN
+        self.is_hit = (
+            bool(self.residuals) and self._change(residual, self.residuals[0]) <= self.threshold
+        )  # false of NaN
+        if self.is_hit:
             return first + self.residuals[1]
         last = rest(first)
         self.residuals = (residual, last - first)

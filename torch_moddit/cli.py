@@ -26,11 +26,12 @@ from moddit.signals import Stopped
 from moddit.spec import ModelSpec
 from torch_moddit.byproducts import NAMES, list_by_products, pick
 from torch_moddit.conditioning import Components
-from torch_moddit.export import check_adapter, check_output, save_adapter, save_checkpoint
+from torch_moddit.export import check_adapter, check_output, drop_adapter, save_adapter, save_checkpoint
 from torch_moddit.inputs import Inputs
 from torch_moddit.loading import load_checkpoint
 from torch_moddit.model import RoutedTransformer
 from torch_moddit.options import FOLDER, OUTPUT, PICTURES, ModelChoice, column_option, model_options, run
+from torch_moddit.result import FinetuneResult
 from torch_moddit.runfiles import list_checkpoints
 from torch_moddit.settings import (
     PRESETS,
@@ -44,7 +45,7 @@ from torch_moddit.settings import (
     preset,
 )
 from torch_moddit.targets import check_target
-from torch_moddit.trainer import FinetuneResult, finetune
+from torch_moddit.trainer import finetune
 from torch_moddit.validation import DrawPictures, Painter
 
 _FIELDS = {field.name: field for field in fields(FinetuneConfig)}
@@ -200,7 +201,7 @@ def tell_preset(name: str) -> str:
     type=click.Choice(NAMES),
     help="Train nothing: write the by-product of OUT with this mean keep ratio to OUT/model-RATIO.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace OUT/model, or what --pick writes, if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT/model and OUT/adapter, or what --pick writes.")
 def command(
     choice: ModelChoice | None,
     data: Path | None,
@@ -270,10 +271,12 @@ def _train(
 
 def _save(output: Path, result: FinetuneResult, sources: Sources, *, dtype: torch.dtype, overwrite: bool) -> None:
     """Write what a run has made, and tell where it and what it left on its way are."""
-    how: dict[str, Any] = {"keep_ratio": result.keep_ratio, "dtype": dtype, "overwrite": overwrite}
-    save_checkpoint(output / "model", result.model, source=sources, **how)
+    how: dict[str, Any] = {"dtype": dtype, "overwrite": overwrite}
+    save_checkpoint(output / "model", result.model, source=sources, keep_ratio=result.keep_ratio, **how)
     if result.lora is not None:
-        save_adapter(output / "adapter", result.model, result.lora, **how)
+        save_adapter(output / "adapter", result, **how)
+    elif overwrite:
+        drop_adapter(output / "adapter")  # of an earlier run, which would be taken for that of this model
     _tell_by_products(output)
     click.echo(output / "model")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +23,11 @@ from moddit.checkpoint.conditioning import NAMES
 from moddit.checkpoint.diffcr import PLAN_KEY, ROUTED_CLASS, ROUTED_NORM_TYPE
 from moddit.checkpoint.lora import DIFFUSERS_FILE, LORA_PREFIX
 from moddit.checkpoint.sources import COMPONENTS, INDEX, TRANSFORMER, Sources, as_sources
-from moddit.files import check_folder, new_folder, recover
+from moddit.errors import MissingError
+from moddit.files import check_folder, discard, new_folder, recover
 from moddit.tensors import KEEP_RATIO, ROUTER
 from torch_moddit.model import RoutedTransformer
+from torch_moddit.result import FinetuneResult
 from torch_moddit.tensorfiles import write_tensors
 
 KIND: Final = "checkpoint"
@@ -84,29 +85,29 @@ def save_checkpoint(
 
 
 def save_adapter(
-    folder: Path,
-    model: RoutedTransformer,
-    lora: Mapping[str, Tensor],
-    *,
-    keep_ratio: Tensor | None = None,
-    dtype: torch.dtype = torch.float32,
-    overwrite: bool = False,
+    folder: Path, result: FinetuneResult, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
 ) -> None:
     """Write what a run with LoRA has added to a dense model, as one file in diffusers' form.
 
     Args:
         folder: of the file.
-        model: trained, which says routers and plan.
-        lora: adapters, under diffusers' names.
-        keep_ratio: learned ratios [layers][regions].
+        result: of the run: adapters, routers, their plan and learned ratios.
         dtype: of adapters and routers.
         overwrite: replace an existing folder.
 
     Raises:
+        MissingError: the run has trained no adapters, or those of a model that was routed before, whose routers would
+            be taken for the run's own.
         OutputExistsError: the folder exists and may not be replaced.
         StorageError: it cannot be written.
     """
-    tensors = {name: tensor.to(dtype) for name, tensor in lora.items()}
+    if result.lora is None:
+        raise MissingError(
+            f"[finetune] {folder}: the run has no adapters of a dense model; want a run with train lora, and not in "
+            "mode fixed"
+        )
+    model, keep_ratio = result.model, result.keep_ratio
+    tensors = {name: tensor.to(dtype) for name, tensor in result.lora.items()}
     metadata = {"format": "pt"}
     if model.policy.has_routers:
         for layer, weight in enumerate(model.router_parameters()):
@@ -116,6 +117,12 @@ def save_adapter(
         metadata[PLAN_KEY] = json.dumps(model.policy.plan.to_json())
     with new_folder(folder, kind=ADAPTER, may_replace=is_adapter if overwrite else None) as target:
         write_tensors(target / DIFFUSERS_FILE, tensors, metadata)
+
+
+def drop_adapter(folder: Path) -> None:
+    """Remove what `save_adapter` has written there, if anything; raises StorageError."""
+    if is_adapter(folder):
+        discard(folder)
 
 
 def write_transformer(

@@ -36,7 +36,8 @@ if __name__ == "__main__":  # before the imports below: they take seconds, in wh
 
     sys.exit(main())
 
+from torch_moddit.result import FinetuneResult
 from torch_moddit.settings import FinetuneConfig, Mode
-from torch_moddit.trainer import FinetuneResult, finetune
+from torch_moddit.trainer import finetune
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "Mode", "finetune"]

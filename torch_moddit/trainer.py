@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,7 @@ from torch_moddit.movers import Mover, make_mover
 from torch_moddit.noising import DrawTimesteps, Noising, draw_stratified, make_generator, make_generators
 from torch_moddit.processes import make_accelerator
 from torch_moddit.rates import make_rate_factor
+from torch_moddit.result import FinetuneResult
 from torch_moddit.runfiles import (
     CHECKPOINTS,
     LOG,
@@ -46,23 +47,10 @@ from torch_moddit.runstate import read_state, restore, write_state
 from torch_moddit.settings import FinetuneConfig, Mode, Train, describe
 from torch_moddit.tracking import track, tracking
 from torch_moddit.trainee import MakeOptimizers, TrainedState, copy_teacher, freeze, make_adamw, make_trainee
-from torch_moddit.validation import DrawPictures, Validation
+from torch_moddit.validation import DrawPictures, Validation, drop_pictures
 
 LOGGER: Final = logging.getLogger("torch_moddit")
 RANDOM_SCORES: Final = 1  # which the generators of samples have not in their keys
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """What a call of `finetune` reached."""
-
-    model: RoutedTransformer  # averaged weights, evaluation mode, with the final plan
-    keep_ratio: Tensor | None  # learned ratios [layers][regions]; None where none were learned
-    step: int
-    is_finished: bool
-    log: Path
-    # adapters that are merged into a model that was dense, by their names in diffusers' files
-    lora: dict[str, Tensor] | None = None
 
 
 def finetune(
@@ -322,6 +310,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._drop_oldest()  # which a run leaves that was killed after its last checkpoint
             drop_by_products(self.config.output, self.step)
+            drop_pictures(self.config.output, self.step)
             self.log.trim(self.step)
         self.accelerator.wait_for_everyone()
         self.by_products = {found.tenths for found in list_by_products(self.config.output)}

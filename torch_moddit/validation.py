@@ -22,7 +22,7 @@ from torch import Tensor
 from moddit.checkpoint.sources import TRANSFORMER, Sources
 from moddit.conditioning import Label
 from moddit.contract import TEXT_ENCODER
-from moddit.files import new_folder
+from moddit.files import discard, new_folder
 from moddit.request import Request
 from moddit.spec import ModelSpec
 from torch_moddit.conditioning import Components, encode_rows
@@ -139,6 +139,13 @@ class Validation:
 
     def _losses(self, model: RoutedTransformer, accelerator: Accelerator) -> list[float]:
         return [] if self.held_out is None else self.held_out.measure(model, accelerator)
+
+
+def drop_pictures(output: Path, step: int) -> None:
+    """Remove the pictures of later steps, which a resumed run draws again; raises StorageError."""
+    for folder in (output / VALIDATION).glob("*"):
+        if folder.name.isdigit() and int(folder.name) > step:
+            discard(folder)
 
 
 class Painter:

@@ -30,6 +30,7 @@ from moddit.request import Request
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
+_REFERENCE: Final = "reference"
 _TOOLS: Final = ("coremltools", "torch", "diffusers", "transformers", "numpy")
 
 
@@ -80,8 +81,9 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> 
     _check_tokenizer(exact, request)
     reference = Reference.build(spec, policy, read_values(exact))
     recover_all(folder)
-    with storage_errors(folder / REPORT_NAME):
-        (folder / REPORT_NAME).unlink(missing_ok=True)  # it would speak of another run if this one fails
+    for name in (REPORT_NAME, *map(_picture_name, (_REFERENCE, *(arithmetic.value for arithmetic in Arithmetic)))):
+        with storage_errors(folder / name):
+            (folder / name).unlink(missing_ok=True)  # it would speak of another run if this one fails or draws nothing
     stored = _read_outputs(folder, manifest)
     cases = list_cases(exact, reference, quick=False)
     outcomes = [check_case(case, reference, exact, rounded, stored)[0] for case in cases]
@@ -105,10 +107,14 @@ def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, 
     wanted = reference.pipeline(exact.folder).draw(request)
     pairs = {Arithmetic.EXACT: exact, Arithmetic.ROUNDED: rounded}
     found = {arithmetic.value: generate(packages, request) for arithmetic, packages in pairs.items()}
-    for name, picture in {"reference": wanted, **found}.items():
-        _save(exact.folder / f"verify-{name}.png", picture)
+    for name, picture in {_REFERENCE: wanted, **found}.items():
+        _save(exact.folder / _picture_name(name), picture)
     psnr = {name: measure_psnr(image, wanted) for name, image in found.items()}
     return Picture(request.subject, request.seed, request.steps, request.reuse, psnr)
+
+
+def _picture_name(name: str) -> str:
+    return f"verify-{name}.png"
 
 
 def _save(path: Path, picture: NDArray[np.float32]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -22,19 +22,31 @@ from moddit.metadata import DTYPE_NAMES
 from moddit.paths import expand
 from moddit.quantization import BITS
 
+_OF_JOB: Final = (  # options that a job has as they are
+    *("config", "layers", "keep", "dtype", "encoder", "prompt", "steps", "guidance_scale", "reuse", "cache", "low_ram"),
+    "decodes",
+)
+
 
 @click.command()
 @click.option("--model", metavar="DIR", help="Bundle to measure.  [default: the embedded model]")
 @click.option("--config", type=click.Choice(tuple(CONFIGURATIONS)), help="Measure random weights of this model.")
 @click.option("--layers", type=click.IntRange(1), help="Layers of --config, for slow machines.  [default: all]")
 @click.option("--encoder", is_flag=True, help="Measure the text encoder of --config too, which is large.")
-@click.option("--keep", type=click.FloatRange(0.1, 1), help="Tokens kept in every layer.  [default: the model's plan]")
+@click.option(
+    "--keep",
+    type=click.FloatRange(0.1, 1),
+    help="Share of the tokens in every layer; of a routed model that keeps more, in the mean, as generate.  [default: "
+    "the model's]",
+)
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="Precision to compute in.  [default: as generate]")
 @click.option("--bits", type=click.Choice(list(map(str, BITS))), help="Quantise the weights of --config.")
 @click.option("--size", "sizes", multiple=True, metavar="HxW", help="Pixels; repeatable.  [default: the model's]")
 @click.option("--arm", "arms", type=click.Choice(ARMS), multiple=True, help="Repeatable.  [default: all it has]")
 @click.option("--steps", type=click.IntRange(2), default=Job.steps, show_default=True, help="Denoising steps.")
 @click.option("--guidance-scale", type=click.FloatRange(0), help="1 or less halves the batch.  [default: the model's]")
+@click.option("--reuse", type=click.IntRange(1), default=1, show_default=True, help="As generate.")
+@click.option("--cache", type=click.FloatRange(0, 1), metavar="SHARE", help="As generate.")
 @click.option("-p", "--prompt", default=PROMPT, help="What to draw; its length counts.  [default: 32 words]")
 @click.option("--trials", type=click.IntRange(1, 100), default=5, show_default=True, help="Processes for each arm.")
 @click.option("--delay", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="Seconds between them.")
@@ -88,9 +100,8 @@ def _job(options: dict[str, Any], size: Size | None) -> Job:
     model = options["model"]
     if options["config"] is None:
         model = str(embedded_bundle() if model is None else expand(model))
-    same = ("config", "layers", "keep", "dtype", "encoder", "prompt", "steps", "guidance_scale", "low_ram", "decodes")
     bits = None if options["bits"] is None else int(options["bits"])
-    return Job(model=model, bits=bits, height=height, width=width, **{name: options[name] for name in same})
+    return Job(model=model, bits=bits, height=height, width=width, **{name: options[name] for name in _OF_JOB})
 
 
 def _scalar(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import mlx.core as mx
 
 from mlx_moddit.benchmark.random_weights import make_bundle
+from mlx_moddit.imagined import imagine_tokens
 from mlx_moddit.load import DTYPES, Bundle, load_bundle
 from mlx_moddit.memory import StageCost
 from mlx_moddit.pipeline import Pipeline, default_dtype
@@ -50,7 +51,7 @@ class Job:
     model: str | None = None  # folder of a bundle
     config: str | None = None  # or name of a configuration, with random weights
     layers: int | None = None  # of the configuration, instead of all of them
-    keep: float | None = None  # ratio in every layer, instead of the model's plan
+    keep: float | None = None  # share of the tokens, instead of the model's plan (`imagine_tokens`)
     dtype: str | None = None  # as `Pipeline.load` takes it; of random weights what they have
     bits: int | None = None  # of random weights
     encoder: bool = False  # of a configuration, instead of random states
@@ -59,8 +60,16 @@ class Job:
     width: int | None = None
     steps: int = 6
     guidance_scale: float | None = None
+    reuse: int = 1  # as `Request` has it
+    cache: float | None = None  # likewise
     low_ram: bool = False
     decodes: bool = True  # or the picture is left out, which takes minutes on a CPU
+
+    @property
+    def title(self) -> str:
+        """Name the arm in the record, apart from one that asks the model in every step, and for all of its blocks."""
+        saving = f" with reuse {self.reuse}" if self.reuse > 1 else f" with cache {self.cache:g}" if self.cache else ""
+        return self.name or f"{self.arm}{saving}"
 
 
 class _Enough(Exception):  # noqa: N818 # nothing is wrong
@@ -86,6 +95,8 @@ def open_job(job: Job) -> Bundle:
         assert job.model is not None
         bundle = load_bundle(job.model, DTYPES.get(job.dtype or default_dtype()))
         stored = bundle.policy
+        if job.keep is not None and stored.has_routers:
+            stored = imagine_tokens(stored, job.keep)
     else:
         spec = find_configuration(job.config, job.layers)
         layers, timesteps = spec.transformer.num_layers, spec.scheduler.num_train_timesteps
@@ -107,8 +118,6 @@ def _policy(job: Job, stored: TokenPolicy) -> TokenPolicy:
             f"[benchmark] {job.model or job.config}: the model is dense, it has no arm {job.arm!r}; measure a routed "
             "bundle, or a configuration with --keep"
         )
-    if job.keep is not None:
-        plan = RoutingPlan.uniform(plan.layers, 1, snap(job.keep), plan.num_train_timesteps)
     return TokenPolicy.first(plan) if job.arm == ORACLE else TokenPolicy.topk(plan)
 
 
@@ -131,6 +140,8 @@ def run(job: Job) -> dict[str, Any]:
         guidance_scale=job.guidance_scale,
         height=job.height,
         width=job.width,
+        reuse=job.reuse,
+        cache=job.cache,
     )
     stages: list[tuple[Stage, ProcessPeak]] = []
 
@@ -143,7 +154,8 @@ def run(job: Job) -> dict[str, Any]:
     drawing = pipeline.run([request], on_stage=on_stage)
     with suppress(_Enough):
         list(drawing)
-    measured = [Measured(_name(stage), lap, peak) for (stage, peak), lap in zip(stages, drawing.laps, strict=True)]
+    taken = zip(stages, drawing.laps, strict=True)
+    measured = [Measured(_name(stage), lap, peak) for (stage, peak), lap in taken if not _is_reused(stage)]
     text_tokens = max((max(stage.tokens) for stage, _ in stages if isinstance(stage, Encoded)), default=0)
     is_made = job.config is not None
     return {
@@ -158,9 +170,13 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
+def _is_reused(stage: Stage) -> bool:
+    return isinstance(stage, Step) and stage.is_reused
+
+
 def _name(stage: Stage) -> str:
     if isinstance(stage, Step):
-        return "step" if stage.index else "first_step"
+        return "cached_step" if stage.is_cached else "step" if stage.index else "first_step"
     return _NAMES[type(stage)]
 
 
@@ -194,11 +210,12 @@ def _arm(job: Job, bundle: Bundle, request: Request, text_tokens: int) -> Arm:
     spec, policy = bundle.spec.transformer, bundle.policy
     downscale = bundle.spec.vae.downscale
     tokens = spec.tokens(request.height // downscale, request.width // downscale)
-    regions = policy.plan.schedule(request.table(bundle.spec).timesteps)
+    timesteps = [step.timestep for step in request.table(bundle.spec).steps if not step.is_reused]
+    regions = policy.plan.schedule(timesteps)
     batch = len(request.rows(bundle.spec))
     weights = spec.tensors(has_routers=bundle.manifest.tokens.has_routers)
     return Arm(
-        name=job.name or job.arm,
+        name=job.title,
         runtime="mlx",
         device="cpu" if mx.default_device() == mx.cpu else "gpu",
         dtype=_dtype_name(bundle),

@@ -79,7 +79,7 @@ def _drawing(arm: Arm, spec: ModelSpec, size: Size, text_tokens: int) -> Drawing
     policy = TokenPolicy.dense(layers, timesteps)
     if arm.keep is not None:
         plan = RoutingPlan.uniform(layers, 1, snap(arm.keep), timesteps)
-        policy = TokenPolicy.first(plan) if arm.name == ORACLE else TokenPolicy.topk(plan)
+        policy = TokenPolicy.first(plan) if arm.name.startswith(ORACLE) else TokenPolicy.topk(plan)
     weight_bytes = ITEM_BYTES[arm.dtype] if arm.bits is None else arm.bits / 8
     return Drawing(spec, policy, *size, arm.steps, arm.batch, text_tokens, weight_bytes)
 

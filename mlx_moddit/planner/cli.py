@@ -43,6 +43,12 @@ _DTYPES: Final = ("float16", "bfloat16", "float32")
 @click.option(
     "--reuse", type=click.IntRange(1), default=1, show_default=True, help="Ask the model in the first of so many steps."
 )
+@click.option(
+    "--cache",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="As generate: count what a first-block cache keeps in memory.  Seconds are those of full steps.",
+)
 @click.option("--guidance-scale", type=click.FloatRange(0), help="1 or less halves the batch.  [default: the model's]")
 @click.option(
     "--keep",
@@ -81,10 +87,10 @@ def _ask(options: dict[str, Any]) -> Asked:
     model = find_model(options["model"], options["config"], **places)
     spec = model.manifest.spec
     size: Size = parse_size(options["size"]) if options["size"] else (spec.default_side, spec.default_side)
-    sampling = {name: options[name] for name in ("steps", "guidance_scale", "reuse")}
-    asked = {"height": size[0], "width": size[1], **sampling}
-    batch = len(Request.complete(spec, **spec.conditioning.EXAMPLE, **asked).rows(spec))  # refuses what cannot be drawn
-    found = Asked(model.name, model.manifest, size, options["steps"], batch, model.download, options["reuse"])
+    sampling = {name: options[name] for name in ("steps", "guidance_scale", "reuse", "cache")}
+    request = Request.complete(spec, **spec.conditioning.EXAMPLE, height=size[0], width=size[1], **sampling)
+    batch, has_cache = len(request.rows(spec)), request.cache is not None  # after what cannot be drawn is refused
+    found = Asked(model.name, model.manifest, size, request.steps, batch, model.download, request.reuse, has_cache)
     keep, dtype, bits = (options[name] for name in ("keep", "dtype", "bits"))
     if any((keep, dtype, bits)):
         found = change(found, keep=keep, dtype=dtype, bits=None if bits is None else int(bits))
@@ -95,6 +101,7 @@ def _write(facts: dict[str, Any]) -> Iterator[str]:
     height, width = facts["size"]
     total = sum(facts["bundle_bytes"].values())
     steps = f"{facts['steps']} steps" + (f" with reuse {facts['reuse']}" if facts["reuse"] > 1 else "")
+    steps += " with a cache, as if all were full" if facts["has_cache"] else ""
     stored = facts["dtype"] if facts["bits"] is None else f"{facts['bits']:g}-bit"
     yield (
         f"{facts['model']}: {facts['parameters'] / 1e6:,.0f} M parameters, {total / GB:.2f} GB as a bundle in "

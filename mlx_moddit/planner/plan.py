@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from mlx_moddit.estimate import ITEM_BYTES, Compute, estimate_memory
-from mlx_moddit.imagined import imagine_manifest
+from mlx_moddit.imagined import imagine_manifest, imagine_tokens
 from mlx_moddit.planner.chips import Chip, gpu_bytes
 from mlx_moddit.planner.latency import Drawing, Range, Rates, chip_rates
 from mlx_moddit.planner.model import Download
@@ -15,7 +15,7 @@ from moddit.bins import Size
 from moddit.manifest import Manifest
 from moddit.quantization import AFFINE, MODES, mean_bits
 from moddit.request import DEFAULT_VAE_TILE_SIZE
-from moddit.routing import RoutingPlan, snap
+from moddit.routing import RoutingPlan
 from moddit.spec import ModelSpec
 from moddit.tokens import TokenPolicy
 
@@ -34,6 +34,7 @@ class Asked:
     batch: int
     download: Download = field(default_factory=Download)
     reuse: int = 1  # the model is asked in the first of so many steps
+    has_cache: bool = False  # a first-block cache, in whose steps the blocks behind the first may be left out
 
     @property
     def dtype(self) -> str:
@@ -55,7 +56,7 @@ class Asked:
     def memory(self, *, has_bfloat16: bool) -> dict[str, int]:
         """Estimate the peak of each stage on a Mac's GPU, bytes."""
         compute = Compute(is_gpu=True, dtype=None, has_bfloat16=has_bfloat16)
-        return estimate_memory(self.manifest, compute, self.size, DEFAULT_VAE_TILE_SIZE)
+        return estimate_memory(self.manifest, compute, self.size, DEFAULT_VAE_TILE_SIZE, has_cache=self.has_cache)
 
     def drawing(self) -> Drawing:
         """Say what there is to compute."""
@@ -102,27 +103,15 @@ def imagine(
     name: str, spec: ModelSpec, size: Size, *, keep: float | None, dtype: str, bits: int | None, steps: int, batch: int
 ) -> Asked:
     """Ask for pictures of a model that is not there; with `keep`, every layer keeps that share of the tokens."""
-    return Asked(name, imagine_manifest(spec, _keeping(spec, keep or 1.0), dtype, bits), size, steps, batch)
-
-
-def _keeping(spec: ModelSpec, keep: float) -> TokenPolicy:
-    layers, timesteps = spec.transformer.num_layers, spec.scheduler.num_train_timesteps
-    if snap(keep) == snap(1.0):
-        return TokenPolicy.dense(layers, timesteps)
-    return TokenPolicy.topk(RoutingPlan.uniform(layers, 1, snap(keep), timesteps))
+    dense = TokenPolicy.dense(spec.transformer.num_layers, spec.scheduler.num_train_timesteps)
+    tokens = dense if keep is None else imagine_tokens(dense, keep)
+    return Asked(name, imagine_manifest(spec, tokens, dtype, bits), size, steps, batch)
 
 
 def change(asked: Asked, *, keep: float | None = None, dtype: str | None = None, bits: int | None = None) -> Asked:
-    """Ask for the same of a model that is stored, or keeps tokens, otherwise; what is None stays.
-
-    A routed model keeps more than it was trained to as where it draws (`TokenPolicy.keeping`). Where it keeps less,
-    which no runtime does, or has no routers yet, every layer keeps the same.
-    """
+    """Ask for the same of a model that is stored, or keeps tokens (`imagine_tokens`), otherwise; what is None stays."""
     manifest = asked.manifest
-    tokens = manifest.tokens
-    if keep is not None:
-        is_more = tokens.has_routers and keep >= tokens.plan.mean_keep_ratio
-        tokens = tokens.keeping(keep) if is_more else _keeping(manifest.spec, keep)
+    tokens = manifest.tokens if keep is None else imagine_tokens(manifest.tokens, keep)
     if dtype is None and bits is None:
         return replace(asked, manifest=replace(manifest, tokens=tokens))
     if bits is None and (mean := asked.bits) is not None:
@@ -170,6 +159,7 @@ def describe(asked: Asked, chips: Sequence[Chip], memory_gb: float | None, rates
         "size": list(asked.size),
         "steps": asked.steps,
         "reuse": asked.reuse,
+        "has_cache": asked.has_cache,
         "batch": asked.batch,
         "dtype": asked.dtype,
         "bits": asked.bits,

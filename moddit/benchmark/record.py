@@ -36,7 +36,8 @@ RECORD_VERSION: Final = 1
 THERMAL_STATES: Final = ("nominal", "fair", "serious", "critical", "unknown")
 POWER_SOURCES: Final = ("mains", "battery", "unknown")
 RUNTIMES: Final = ("mlx", "coreml", "torch", "files")  # "files" copies or converts a model, and draws nothing
-# In the order in which they run. Core ML's load is "cold" with the compilation, of a package that was in no cache.
+# In the order in which they run. A cached step runs the first block alone; where the model is not asked there is none.
+# Core ML's load is "cold" with the compilation, of a package that was in no cache.
 STAGES: Final = (
     "convert",
     "load",
@@ -46,6 +47,7 @@ STAGES: Final = (
     "prepare",
     "first_step",
     "step",
+    "cached_step",
     "first_predict",
     "predict",
     "decode",
@@ -108,9 +110,9 @@ class Arm:
     steps: Timesteps
     tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None  # None for an autoencoder
     text_tokens: Annotated[int, Meta(ge=0, le=TEXT_TOKENS)] | None  # of the longest text; 0 of a model of classes
-    keep: Annotated[float, Meta(gt=0, le=1)] | None  # ratio of every layer; None: the model's own plan, or all
-    kept_tokens: Annotated[float, Meta(ge=0, le=1 << 20)] | None  # of a block, in the mean over layers and steps
-    step_flops: Annotated[float, Meta(ge=0, le=1e18)] | None  # of a step and its batch, in the mean over steps
+    keep: Annotated[float, Meta(gt=0, le=1)] | None  # share that was asked for; None: the model's own plan, or all
+    kept_tokens: Annotated[float, Meta(ge=0, le=1 << 20)] | None  # of a block, in the mean over layers and full steps
+    step_flops: Annotated[float, Meta(ge=0, le=1e18)] | None  # of a full step and its batch, in the mean
 
 
 @dataclass(frozen=True)

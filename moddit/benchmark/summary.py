@@ -88,8 +88,15 @@ def picture_seconds(record: BenchmarkRecord, arm: int) -> float | None:
     if "first_step" not in found or "decode" not in found:
         return None
     once = sum(found[name].median for name in ("encode", "prepare", "first_step", "decode") if name in found)
-    steps = record.arms[arm].steps - 1
-    return once + (steps * found["step"].median if steps else 0.0)
+    return once + sum(
+        stage_count(record, arm, name) * found[name].median for name in ("step", "cached_step") if name in found
+    )
+
+
+def stage_count(record: BenchmarkRecord, arm: int, name: str) -> float:
+    """Say how often a stage ran in a trial of an arm: the median over those in which it did, 0 without one."""
+    stages = (find_stage(trial, name) for trial in trials_of(record, arm))
+    return median([len(stage.seconds) for stage in stages if stage is not None] or [0])
 
 
 def peak_bytes(record: BenchmarkRecord, arm: int, field: str) -> int | None:

@@ -11,6 +11,7 @@ from moddit.benchmark.summary import (
     peak_bytes,
     picture_seconds,
     routing_gains,
+    stage_count,
     stage_spreads,
     trials_of,
 )
@@ -53,7 +54,7 @@ def _warnings(record: BenchmarkRecord) -> str:
 def _arms(record: BenchmarkRecord) -> str:
     """Write a row for each arm, with the columns that any arm has something in."""
     stages = (f"{name.replace('_', ' ')} s" for name in STAGES)
-    header = ("size", "arm", "on", *stages, "steps/s", "s/picture", "peak GB", "process GB", "operations")
+    header = ("size", "arm", "on", *stages, "in full", "steps/s", "s/picture", "peak GB", "process GB", "operations")
     rows: list[tuple[str, ...]] = [header]
     for number, arm in enumerate(record.arms):
         found = stage_spreads(record, number)
@@ -67,6 +68,7 @@ def _arms(record: BenchmarkRecord) -> str:
                 arm.name,
                 f"{arm.runtime} {arm.device} {stored}",
                 *(_spread(found.get(name)) for name in STAGES),
+                _full_steps(record, number),
                 f"{1 / found['step'].median:.3g}" if "step" in found else NONE,
                 NONE if picture is None else f"{picture:.3g}",
                 _gigabytes(peak_bytes(record, number, "runtime_peak_bytes")),
@@ -76,6 +78,13 @@ def _arms(record: BenchmarkRecord) -> str:
         )
     columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {NONE}]
     return "\n".join(markdown(list(zip(*columns, strict=True))))
+
+
+def _full_steps(record: BenchmarkRecord, arm: int) -> str:
+    """Say in how many steps all blocks ran, where they did not in others."""
+    total = record.arms[arm].steps
+    full = stage_count(record, arm, "first_step") + stage_count(record, arm, "step")
+    return NONE if full in (0, total) else f"{full:.0f} of {total} steps"
 
 
 def _routing(record: BenchmarkRecord) -> str:

@@ -73,6 +73,17 @@ def test_records_without_routing_have_no_plots(tmp_path: Path) -> None:
     assert "![" not in report.text
 
 
+def test_plots_of_other_records_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_records_without_routing_have_no_plots(tmp_path)
+    readme, gains = tmp_path / "README.md", tmp_path / "benchmarks-gains.svg"
+    readme.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
+    gains.write_text("<svg/>")
+    monkeypatch.setattr("benchmarks.__main__.README", readme)
+    done = CliRunner().invoke(main, ["report", "--folder", str(tmp_path), "--output", str(tmp_path / "benchmarks.md")])
+    assert done.exit_code == 0, done.output
+    assert not gains.exists()
+
+
 def test_a_record_that_cannot_be_true_is_not_reported(tmp_path: Path) -> None:
     (tmp_path / "m3.json").write_text(replace(GOOD, commit=None).write())
     with pytest.raises(FormatError, match=r"m3\.json: commit is None.*measure again"):

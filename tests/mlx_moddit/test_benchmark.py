@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import mlx.core as mx
 import numpy as np
@@ -13,9 +14,11 @@ from click.testing import CliRunner, Result
 
 from mlx_moddit.benchmark.trial import Job, open_job, run
 from mlx_moddit.cli import main
+from mlx_moddit.load import load_bundle
 from mlx_moddit.pipeline import Pipeline
 from moddit.benchmark.record import STAGES, read_record
 from moddit.errors import UnsupportedError
+from moddit.routing import RoutingPlan
 from tests.mlx_moddit.conftest import PLAN
 
 JOB: Final = Job(prompt="a red circle", steps=2)
@@ -63,6 +66,15 @@ def test_the_dense_arm_of_a_routed_bundle_draws_as_if_it_had_no_routers(routed_b
     assert not np.array_equal(pictures["oracle"], pictures["routed"])
 
 
+@pytest.mark.parametrize(("keep", "is_raised"), [(0.8, True), (0.1, False)])
+def test_keep_means_what_it_means_where_pictures_are_drawn(routed_bundle: Path, keep: float, is_raised: bool) -> None:
+    trained = load_bundle(routed_bundle).policy
+    for arm in ("routed", "oracle"):
+        plan = open_job(replace(JOB, model=str(routed_bundle), arm=arm, keep=keep)).policy.plan
+        assert plan == (trained.keeping(keep).plan if is_raised else RoutingPlan.uniform(len(PLAN), 1, 1))
+    assert open_job(replace(JOB, model=str(routed_bundle), keep=keep)).policy.is_dense
+
+
 def test_first_tokens_are_those_that_come_first(routed_bundle: Path) -> None:
     """The oracle processes as many tokens as routing keeps; the others stay as they are."""
     bundle = open_job(replace(JOB, model=str(routed_bundle), arm="oracle"))
@@ -104,8 +116,30 @@ def test_a_model_of_classes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("saving", "name", "counts"),
+    [
+        ({"reuse": 2}, "routed with reuse 2", {"first_step": [1], "step": [5]}),
+        ({"cache": 0.4}, "routed with cache 0.4", {"first_step": [1], "step": range(11), "cached_step": range(1, 12)}),
+        ({"cache": 0.0}, "routed", {"first_step": [1], "step": [11]}),
+    ],
+)
+def test_steps_that_are_not_full_are_apart(
+    routed_bundle: Path, saving: dict[str, Any], name: str, counts: dict[str, Sequence[int]]
+) -> None:
+    found = run(replace(JOB, model=str(routed_bundle), arm="routed", decodes=False, **saving, steps=12))
+    assert found["arm"]["name"] == name
+    samples = {item["name"]: len(item["seconds"]) for item in found["stages"] if item["name"].endswith("step")}
+    assert samples.keys() <= counts.keys()
+    assert all(samples.get(stage, 0) in count for stage, count in counts.items())
+    assert sum(samples.values()) == (6 if "reuse" in saving else 12)
+    whole = run(replace(JOB, model=str(routed_bundle), arm="routed", decodes=False, steps=12))
+    assert "cache" not in saving or found["arm"]["step_flops"] == whole["arm"]["step_flops"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--reuse", "2", "--cache", "0.1"), "reuse 2 and cache 0.1 at once"),
         (("--config", "dit-xl-2", "--model", "x"), "got --model and --config, want one of them"),
         (("--bits", "4"), "--bits is only for --config"),
         (("--encoder",), "--encoder is only for --config"),

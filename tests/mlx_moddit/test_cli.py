@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -63,7 +64,7 @@ def test_paths_go_to_stdout_and_the_table_to_stderr(routed_bundle: Path) -> None
 
 def test_steps_that_are_reused_are_told_from_those_that_were_measured(routed_bundle: Path) -> None:
     result = succeed(routed_bundle, "--prompt", PROMPT, "--steps", "5", "--reuse", "2", "--num-images", "2")
-    assert result.stderr.splitlines()[-1].startswith("6 of 10 steps ask the model, median")
+    assert result.stderr.splitlines()[-1].startswith("6 of 10 steps in full, median")
 
 
 def test_json_is_one_object_of_a_fixed_shape(routed_bundle: Path) -> None:
@@ -180,7 +181,10 @@ def test_options_override_the_repeated_picture(routed_bundle: Path) -> None:
 
 
 def test_a_cache_of_the_repeated_picture_can_be_left_out(routed_bundle: Path) -> None:
-    succeed(routed_bundle, *FAST, "--steps", "4", "--cache", "0.4", "-o", "first.png")
+    told = succeed(routed_bundle, *FAST, "--steps", "12", "--cache", "0.4", "-o", "first.png").stderr
+    full = re.match(r"(\d+) of 12 steps in full, median", told.splitlines()[-1])
+    assert full, told
+    assert 1 <= int(full[1]) < 12
     refused = run("generate", "--config-from", "first.png", "--reuse", "2", "-o", "second.png")
     assert "reuse 2 and cache 0.4 at once" in refused.stderr
     result = run("generate", "--config-from", "first.png", "--reuse", "2", "--cache", "0", "-o", "second.png")

@@ -123,6 +123,10 @@ def test_a_cache_begins_anew_with_each_picture_and_has_its_blocks_counted(pipeli
     blocks = [len(stage.kept) for stage in stages if isinstance(stage, Step)]
     assert set(blocks) == {1, len(PLAN)}
     assert blocks[0] == blocks[12] == len(PLAN)
+    assert [stage.is_full for stage in stages if isinstance(stage, Step)] == [count == len(PLAN) for count in blocks]
+    assert [len(picture.step_seconds) for picture in both.pictures] == [
+        sum(count == len(PLAN) for count in blocks[first : first + 12]) for first in (0, 12)
+    ]
     second = pipeline.generate(PROMPT, steps=12, seed=2, cache=CACHE, routes=True)
     assert np.array_equal(second.images[0], both.images[1])
     assert all(0 < item.frequency.mean() <= 1 for item in both.pictures[0].routes)

@@ -28,7 +28,10 @@ class Blocks:
             self.ran.append(added)
             return tokens + 10 * added
 
-        return self.cache.run(before, before + added, rest)
+        count = len(self.ran)
+        found = self.cache.run(before, before + added, rest)
+        assert self.cache.is_hit is (len(self.ran) == count)
+        return found
 
 
 def test_blocks_run_again_once_the_first_has_moved_from_where_it_was_in_the_last_full_step() -> None:

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from moddit.checkpoint.lora import DIFFUSERS_FILE
 from moddit.checkpoint.safetensors import read_tensors
 from moddit.errors import (
     FormatError,
@@ -97,6 +98,34 @@ def test_shell_trains_on_shards(tmp_path: Path, dense: Path) -> None:
     )
     assert code == 0, output
     assert load_checkpoint(tmp_path / "out" / "model").policy.plan == RoutingPlan.uniform(3, 4, 3)
+
+
+def test_nothing_of_another_run_stays_in_a_run_that_replaces_it(tmp_path: Path, dense: Path) -> None:
+    data, out = save_shards(tmp_path / "data", dense), tmp_path / "out"
+    files = (
+        "--model",
+        dense,
+        "--data",
+        data,
+        "--out",
+        out,
+        "--batch-size",
+        2,
+        "--caption-dropout",
+        0,
+        "--no-by-products",
+    )
+    drawing = ("--validation-prompt", "a red circle", "--validate-every", 1)
+    assert run(*files, *drawing, "--steps", 2, "--train", "lora")[0] == 0
+    assert sorted(path.name for path in (out / "validation").iterdir()) == ["00000001", "00000002"]
+    adapter = (out / "adapter" / DIFFUSERS_FILE).read_bytes()
+    shutil.rmtree(out / "checkpoints")  # or the run would go on
+    with pytest.raises(OutputExistsError, match="model: exists"):
+        run(*files, "--steps", 1)
+    assert (out / "adapter" / DIFFUSERS_FILE).read_bytes() == adapter
+    assert run(*files, "--steps", 1, "--overwrite")[0] == 0
+    left = {path.relative_to(out).parts[0] for path in out.rglob("*") if path.is_file()}
+    assert left == {"checkpoints", "log.jsonl", "model", "source.json"}
 
 
 def test_shell_starts_from_a_transformer_and_a_base(tmp_path: Path, dense: Path) -> None:

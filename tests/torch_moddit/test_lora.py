@@ -220,8 +220,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
 
 
 def write(folder: Path, result: FinetuneResult) -> Path:
-    assert result.lora is not None
-    save_adapter(folder, result.model, result.lora, keep_ratio=result.keep_ratio)
+    save_adapter(folder, result)
     return folder
 
 
@@ -230,6 +229,9 @@ def test_what_is_added_to_a_routed_model_is_no_adapter_of_a_dense_one(tmp_path: 
     before = copy.deepcopy(result.model)
     further = finetune(config, copy.deepcopy(before), Latents(), schedule(), null=NULL)
     assert further.lora is None
+    with pytest.raises(MissingError, match="no adapters of a dense model; want a run with train lora, and not in mode"):
+        save_adapter(tmp_path / "adapter", further)
+    assert not (tmp_path / "adapter").exists()
     after = further.model.state_dict()
     assert after.keys() == before.state_dict().keys()
     assert any(not torch.equal(value, after[name]) for name, value in before.state_dict().items() if "ff" in name)

@@ -50,6 +50,8 @@ class TestCommand:
         )  # fmt: skip
         assert report == json.loads((bundle / "parity.json").read_text())
         assert len(list(bundle.glob("verify-*.png"))) == 3
+        assert main(["verify", str(bundle), "--no-picture"]) == 0  # whose report tells of none
+        assert not list(bundle.glob("verify-*.png"))
 
     def test_draws_at_a_size_that_there_is(self, bundle: Path) -> None:
         """However many tokens that is: a model draws what the exporter has made a function for."""

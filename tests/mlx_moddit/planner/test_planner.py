@@ -82,6 +82,21 @@ def test_steps_that_are_reused_take_nothing() -> None:
     assert "20 steps with reuse 2" in result.output
 
 
+def test_what_a_cache_keeps_counts_in_memory_and_not_in_seconds() -> None:
+    options = ("--config", "pixart-sigma-xl", "--size", "512x512", "--chip", "M2", "--json")
+    plain, cached, none = (
+        json.loads(call(*options, *more).stdout) for more in ((), ("--cache", "0.1"), ("--cache", "0"))
+    )
+    assert plain == none
+    more = cached["memory_bytes"]["denoise"] - plain["memory_bytes"]["denoise"]
+    assert more == 3 * (2 * 1024 * 1152 * 2)  # arrays of all tokens, of two rows, in float16
+    assert cached["memory_bytes"]["decode"] == plain["memory_bytes"]["decode"]
+    assert cached["chips"][0]["seconds"] == plain["chips"][0]["seconds"]
+    result = call(*options[:-1], "--cache", "0.1")
+    assert "20 steps with a cache, as if all were full" in result.output
+    assert "reuse 2 and cache 0.1 at once" in call(*options, "--cache", "0.1", "--reuse", "2").output
+
+
 def test_what_is_published_lies_within_the_prediction() -> None:
     """FLUX.2 klein-4B takes 6.8 s a step of 1024 pixels on an M1 Max: about 4.3e13 FLOPs of matrices and attention."""
     work = {"matmul": 3.7e13, "attention": 6.5e12}

@@ -8,7 +8,7 @@ import pytest
 
 from moddit.benchmark.summary import Spread, peak_bytes, picture_seconds, ratio, routing_gains, stage_medians
 from moddit.benchmark.table import write_table
-from tests.moddit.benchmark.records import record
+from tests.moddit.benchmark.records import record, stages
 
 
 def test_a_spread_is_the_median_and_the_quartiles() -> None:
@@ -23,6 +23,17 @@ def test_trials_count_alike_however_many_samples_they_have() -> None:
 def test_a_picture_is_everything_but_loading() -> None:
     made = record({"dense": [[1.0, 1.0, 1.0]]})
     assert picture_seconds(made, 0) == pytest.approx(0.5 + 0.25 + 2.0 + 3 * 1.0 + 1.0)
+
+
+def test_a_picture_has_the_steps_that_ran_and_the_table_says_how_many_in_full() -> None:
+    made = record({"dense": [[1.0]] * 2})
+    trials = tuple(replace(trial, stages=stages([1.0], cached_step=[0.25, 0.25])) for trial in made.trials)
+    made = replace(made, trials=trials)
+    assert picture_seconds(made, 0) == pytest.approx(0.5 + 0.25 + 2.0 + 1.0 + 2 * 0.25 + 1.0)
+    text = write_table(made)
+    assert "cached step s" in text
+    assert "| 2 of 4 steps |" in text
+    assert "in full" not in write_table(record({"dense": [[1.0] * 3]}))
 
 
 def test_a_peak_is_the_largest_of_all_stages() -> None:
@@ -76,7 +87,7 @@ def test_the_table_tells_what_was_measured() -> None:
 
 
 def test_a_table_has_the_columns_of_what_was_measured() -> None:
-    head = write_table(record({"dense": [[2.0]]})).split("\n\n")[1].splitlines()[0]
+    head = write_table(record({"dense": [[2.0] * 3]})).split("\n\n")[1].splitlines()[0]
     names = ["size", "arm", "on", "load s", "encode s", "prepare s", "first step s", "step s", "decode s"]
     assert [cell.strip() for cell in head.strip("|").split("|")] == [
         *names,
