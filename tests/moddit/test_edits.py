@@ -143,10 +143,20 @@ def test_what_is_another_thing_is_not_taken_for_another_tone() -> None:
 
 def test_the_tone_is_that_of_a_ring_of_four_pixels() -> None:
     image, mask = np.full((40, 40, 3), 100, np.uint8), boxed((40, 40), 15, 15, 10, 10)
-    for reach, seen in ((4, 100), (5, 100), (0, 90)):
-        drawn = np.full_like(image, 90)
-        drawn[~edits.dilate(mask, reach)] = 100  # beyond the ring, or all around
-        assert (edits.finish(image, drawn, mask)[20, 20] == seen).all(), reach
+    near, ring = edits.dilate(mask, 2), edits.dilate(mask, 4)
+    drawn = np.where((ring & ~near)[..., None], image, 90).astype(np.uint8)  # 128 of the 224 pixels of the ring
+    assert (edits.finish(image, drawn, mask)[20, 20] == 90).all()
+    drawn[ring] = 90
+    assert (edits.finish(image, drawn, mask)[20, 20] == 100).all()
+
+
+def test_levels_are_rounded_to_the_nearest_and_halves_up() -> None:
+    image, mask = np.full((40, 40, 3), 100, np.uint8), boxed((40, 40), 15, 15, 10, 10)
+    drawn = image.copy()
+    drawn[:, :15] = drawn[:15, :20] = drawn[25:, :20] = 99  # half of the ring: a tone of .5
+    assert edits.finish(image, drawn, mask)[20, 15:20, 0].tolist() == [100, 100, 101, 101, 101]
+    drawn[:] = [200, 201, 202]
+    assert edits.finish(image, drawn, mask)[20, 15].tolist() == [133, 134, 134]
 
 
 def test_the_edge_is_feathered_inside() -> None:
