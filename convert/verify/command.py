@@ -35,6 +35,9 @@ PROMPT: Final = Text.EXAMPLE["prompt"]
     type=float,
     help="Of its classifier-free guidance.  [default: as mlx_moddit generate]",
 )
+@click.option("--image", metavar="FILE", help="Picture that it is drawn over, as mlx_moddit generate.")
+@click.option("--mask", metavar="FILE|BOX", help="What of the image is drawn anew.")
+@click.option("--strength", type=click.FloatRange(0, 1), metavar="SHARE", help="Of an edit.")
 @click.option("--picture/--no-picture", default=True, show_default=True, help="Compare a whole picture too.")
 @click.option("--on-device", is_flag=True, help="macOS: compile, predict and time every function with Core ML instead.")
 @click.option(
@@ -58,6 +61,9 @@ def command(
     compute_units: str | None,
     timeout: float,
     as_json: bool,
+    image: str | None,
+    mask: str | None,
+    strength: float | None,
     **wanted: Any,
 ) -> None:
     """Run every function of BUNDLE, from its saved packages alone, and compare with PyTorch.
@@ -77,8 +83,12 @@ def command(
         return
     with uninterrupted():  # the libraries that this loads may swallow exceptions
         from convert.verify.verification import verify_bundle
-    request = _request(manifest, **wanted) if picture else None
-    report = verify_bundle(bundle, manifest, request)
+        from moddit.pictures import open_edit
+    request, edit = _request(manifest, **wanted) if picture else None, None
+    if request is not None:
+        edit = open_edit(manifest.spec, image, mask, height=request.height, width=request.width)
+        request = request.editing(manifest.spec, edit, strength)
+    report = verify_bundle(bundle, manifest, request, edit)
     report.write(bundle)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
     if not report.passed:

@@ -14,20 +14,34 @@ from convert.verify.bundle import Arrays, Packages
 from convert.verify.interpreter import Arithmetic
 from moddit.checkpoint.prompt_tokenizer import PromptTokenizer
 from moddit.conditioning import Label, Text
-from moddit.contract import INPUT_IDS, LABELS, LATENTS, TEXT, TEXT_ENCODER, TEXT_MASK, TIMESTEP, TOKENIZER, size_name
-from moddit.noise import torch_randn
+from moddit.contract import (
+    IMAGE,
+    INPUT_IDS,
+    LABELS,
+    LATENTS,
+    TEXT,
+    TEXT_ENCODER,
+    TEXT_MASK,
+    TIMESTEP,
+    TOKENIZER,
+    size_name,
+)
+from moddit.edits import Edit
+from moddit.noise import NoiseStream
+from moddit.pictures import finish_edit
 from moddit.request import Request
 from moddit.samplers import SamplerStep
 from moddit.sampling import denoise, guide
 
+LOGVAR_RANGE: Final = (-30.0, 20.0)  # of diffusers' DiagonalGaussianDistribution
 PICTURE_DECIBELS: Final = {  # PSNR that a picture must reach against the reference's
     Arithmetic.EXACT: 45.0,  # float32's rounding, which the sampling run magnifies, and pictures of eight bits
     Arithmetic.ROUNDED: 35.0,  # float16's rounding, and a few tokens routed otherwise
 }
 
 
-def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
-    """Generate a picture as an app does it.
+def generate(packages: Packages, request: Request, edit: Edit | None = None) -> NDArray[np.float32]:
+    """Generate a picture as an app does it; of an edit, which the request was completed with.
 
     Shapes: -> (H, W, 3), 0..1
 
@@ -37,7 +51,10 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
     spec = packages.spec
     rows = CONDITIONINGS[spec.conditioning.KIND](packages, request.rows(spec))
     height, width = request.height // spec.vae.downscale, request.width // spec.vae.downscale
-    noise = torch_randn((1, spec.transformer.latent_channels, height, width), request.seed)
+    stream, shape = NoiseStream(request.seed), (1, spec.transformer.latent_channels, height, width)
+    start = None if edit is None else _encode_image(packages, request, edit, stream.normal(shape))
+    mask = None if edit is None else edit.latent_mask(spec.vae.downscale)
+    noise = stream.normal(shape)
     batch = 2 if 2 in packages.graphs.batches else min(packages.graphs.batches)
     calls = [packages.prepare(batch, told) for told in _batches(rows, batch)]
 
@@ -50,10 +67,23 @@ def generate(packages: Packages, request: Request) -> NDArray[np.float32]:
         ]
         return guide(outputs[: len(rows)], request.guidance_scale)
 
-    *_, last = denoise(request.table(spec), noise, predict)
+    marks = None if mask is None else mask.transpose(0, 3, 1, 2)
+    *_, last = denoise(request.table(spec), noise, predict, start, marks)
     function = size_name(request.height, request.width)
     image = packages.run("vae_decoder", function, {LATENTS: last.latents.astype(np.float32)})
-    return np.clip(image[0].transpose(1, 2, 0) / 2 + 0.5, 0, 1)
+    picture: NDArray[np.float32] = np.clip(image[0].transpose(1, 2, 0) / 2 + 0.5, 0, 1)
+    if edit is None or edit.mask is None:
+        return picture
+    return finish_edit(edit, np.round(picture * 255).astype(np.uint8)).astype(np.float32) / np.float32(255)
+
+
+def _encode_image(packages: Packages, request: Request, edit: Edit, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Draw from the latents of an edit's image. Shapes: noise (1, C, h, w) -> alike."""
+    function, vae = size_name(request.height, request.width), packages.spec.vae
+    moments = packages.run("vae_encoder", function, {IMAGE: edit.pixels().transpose(0, 3, 1, 2)})
+    mean, logvar = np.split(moments.astype(np.float32), 2, axis=1)
+    sample: NDArray[np.float32] = mean + np.exp(np.float32(0.5) * np.clip(logvar, *LOGVAR_RANGE)) * noise
+    return (sample - np.float32(vae.shift_factor)) * np.float32(vae.scaling_factor)
 
 
 def measure_psnr(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:

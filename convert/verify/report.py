@@ -25,7 +25,8 @@ class Picture:
     seed: int
     steps: int
     reuse: int  # the model is asked in the first of so many steps
-    psnr: Mapping[str, float]  # by arithmetic, decibels
+    strength: float | None  # of an edit
+    psnr: Mapping[str, float]  # by arithmetic, decibels; of an edit's mask alone, if there is one
 
     @property
     def passed(self) -> bool:

@@ -22,6 +22,7 @@ from convert.verify.report import REPORT_NAME, Picture, Report
 from convert.verify.stored import read_stored, reference_file, store
 from convert.verify.weights import read_values
 from moddit.conditioning import Text
+from moddit.edits import Edit
 from moddit.errors import MissingError, ParityError
 from moddit.files import new_file, recover_all, storage_errors
 from moddit.graphs import Graphs
@@ -62,8 +63,8 @@ def verify_written(
     return report
 
 
-def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> Report:
-    """Run every function at every edge of its regions in both arithmetics, then draw a picture.
+def verify_bundle(folder: Path, manifest: Manifest, request: Request | None, edit: Edit | None = None) -> Report:
+    """Run every function at every edge of its regions in both arithmetics, then draw a picture, or an edit.
 
     The reference has the weights that the packages hold; reference.npz, if it is there, tells whether they are still
     those that were written. Leaves the pictures of reference and packages in the folder, as verify-*.png.
@@ -87,7 +88,7 @@ def verify_bundle(folder: Path, manifest: Manifest, request: Request | None) -> 
     stored = _read_outputs(folder, manifest)
     cases = list_cases(exact, reference, quick=False)
     outcomes = [check_case(case, reference, exact, rounded, stored)[0] for case in cases]
-    picture = None if request is None else _compare_pictures(reference, exact, rounded, request)
+    picture = None if request is None else _compare_pictures(reference, exact, rounded, request, edit)
     return Report(tuple(outcomes), picture, _versions(), knows_weights=stored is not None)
 
 
@@ -103,14 +104,17 @@ def _check_tokenizer(packages: Packages, request: Request | None) -> None:
         raise MissingError(f"[verify] {tokenizer.path}: has no {', '.join(missing)}; convert the checkpoint again")
 
 
-def _compare_pictures(reference: Reference, exact: Packages, rounded: Packages, request: Request) -> Picture:
-    wanted = reference.pipeline(exact.folder).draw(request)
+def _compare_pictures(
+    reference: Reference, exact: Packages, rounded: Packages, request: Request, edit: Edit | None
+) -> Picture:
+    wanted = reference.pipeline(exact.folder).draw(request, edit)
     pairs = {Arithmetic.EXACT: exact, Arithmetic.ROUNDED: rounded}
-    found = {arithmetic.value: generate(packages, request) for arithmetic, packages in pairs.items()}
+    found = {arithmetic.value: generate(packages, request, edit) for arithmetic, packages in pairs.items()}
     for name, picture in {_REFERENCE: wanted, **found}.items():
         _save(exact.folder / _picture_name(name), picture)
-    psnr = {name: measure_psnr(image, wanted) for name, image in found.items()}
-    return Picture(request.subject, request.seed, request.steps, request.reuse, psnr)
+    drawn = np.s_[:] if edit is None or edit.mask is None else edit.mask
+    psnr = {name: measure_psnr(image[drawn], wanted[drawn]) for name, image in found.items()}
+    return Picture(request.subject, request.seed, request.steps, request.reuse, request.strength, psnr)
 
 
 def _picture_name(name: str) -> str:

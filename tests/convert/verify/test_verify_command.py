@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convert.cli import main
 from convert.verify.command import _request as make_request
@@ -23,6 +24,7 @@ from tests.convert.coreml.bundles import (
     verify,
 )
 from tests.convert.verify.packages import MODEL, REGION, TRANSFORMER, edit, rewire
+from tests.torch_moddit.test_edits import make_image
 
 
 class TestCommand:
@@ -52,6 +54,20 @@ class TestCommand:
         assert len(list(bundle.glob("verify-*.png"))) == 3
         assert main(["verify", str(bundle), "--no-picture"]) == 0  # whose report tells of none
         assert not list(bundle.glob("verify-*.png"))
+
+    @pytest.mark.parametrize("more", [(), ("--mask", "box:3,5,20,11"), ("--strength", "0.5")], ids=str)
+    def test_draws_an_edit(
+        self, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+    ) -> None:
+        path = tmp_path / "image.png"
+        Image.fromarray(make_image()).save(path)
+        arguments = ("verify", str(bundle), "--steps", "4", "--image", str(path), *more, "--json")
+        assert main(list(arguments)) == 0
+        picture = json.loads(capsys.readouterr().out)["picture"]
+        assert picture["strength"] == {"--strength": 0.5, "--mask": 1.0}.get(more[0] if more else "", 0.8)
+        assert picture["passed"]
+        assert main(["verify", str(bundle), "--strength", "0.5"]) == 1
+        assert "strength without an image" in capsys.readouterr().err
 
     def test_draws_at_a_size_that_there_is(self, bundle: Path) -> None:
         """However many tokens that is: a model draws what the exporter has made a function for."""
