@@ -23,7 +23,7 @@ from mlx_moddit.console import exit_on_error
 from mlx_moddit.embedded import embedded_bundle
 from mlx_moddit.estimate import Compute
 from mlx_moddit.images import check_outputs, read_metadata, save_image, save_picture
-from mlx_moddit.job import STDIN, Job
+from mlx_moddit.job import SHEETS, STDIN, Job
 from mlx_moddit.layers import has_bfloat16
 from mlx_moddit.memory import StageCost
 from mlx_moddit.names import DEFAULT_PATTERN
@@ -31,8 +31,8 @@ from mlx_moddit.pipeline import Picture, Pipeline, default_dtype
 from mlx_moddit.planner.cli import plan
 from mlx_moddit.ranks import Ranks, name_some
 from mlx_moddit.report import Report, SavedPicture, slowest, versions
-from mlx_moddit.routes import draw_routes
 from mlx_moddit.sensitivity.cli import sensitivity
+from mlx_moddit.sheets import draw_edit, draw_routes
 from mlx_moddit.stages import Encoded, Stage, Step
 from moddit.bounds import PROMPT
 from moddit.conditioning import Label, Text
@@ -141,6 +141,7 @@ def main() -> None:
     help=f"Side of a tile; turns tiling on.  [default: {DEFAULT_VAE_TILE_SIZE}]",
 )
 @click.option("--save-routes", metavar="PATTERN", help="Draw which tokens each region keeps into a second PNG.")
+@click.option("--save-edit", metavar="PATTERN", help="Draw image, mask and result of an edit into a further PNG.")
 @click.option(
     "--config-from",
     metavar="PNG",
@@ -237,7 +238,7 @@ def _draw(pipeline: Pipeline, job: Job, metadata: Metadata, ranks: Ranks) -> dic
     mine = job.part(ranks.parts(len(job.requests))[ranks.rank])
     steps: list[tuple[float, ...]] = []  # seconds of those of each picture that was written
     with _Progress(mine.requests, pipeline.bundle.spec.text_tokens, ranks) as progress:
-        run = pipeline.run(mine.requests, mine.edit, routes=mine.route_paths is not None, on_stage=progress)
+        run = pipeline.run(mine.requests, mine.edit, routes="routes" in mine.sheet_paths, on_stage=progress)
         try:
             for index, picture in enumerate(run):
                 _save(picture, mine.part(slice(index, index + 1)), metadata)
@@ -256,8 +257,8 @@ def _report(
     pictures: list[SavedPicture] = []
     missing: list[Path] = []
     for share, part in zip(shares, map(job.part, ranks.parts(len(job.requests))), strict=True):
-        routes = part.route_paths or (None,) * len(part.paths)
-        written = zip(part.paths, routes, part.requests, map(tuple, share["steps"]), strict=False)
+        sheets = [part.sheet_paths.get(name, (None,) * len(part.paths)) for name in SHEETS]
+        written = zip(part.paths, *sheets, part.requests, map(tuple, share["steps"]), strict=False)
         pictures += [SavedPicture(*fields) for fields in written]
         missing += part.paths[len(share["steps"]) :]
     if missing and not ranks.is_first:
@@ -283,8 +284,11 @@ def _save(picture: Picture, job: Job, metadata: Metadata) -> None:
     """Write the files of a job of one picture."""
     (path,) = job.paths
     save_picture(path, picture.image, replace(metadata, settings=picture.request), overwrite=job.overwrite)
-    for routes in job.route_paths or ():
-        save_image(routes, draw_routes(picture.image, picture.routes), overwrite=job.overwrite)
+    for sheet in job.sheet_paths.get("routes", ()):
+        save_image(sheet, draw_routes(picture.image, picture.routes), overwrite=job.overwrite)
+    for sheet in job.sheet_paths.get("edit", ()):
+        assert job.edit is not None
+        save_image(sheet, draw_edit(picture.image, job.edit), overwrite=job.overwrite)
 
 
 class _Progress:

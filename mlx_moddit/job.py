@@ -14,7 +14,7 @@ from mlx_moddit.names import default_names, file_key, name_files
 from mlx_moddit.pipeline import spread_seeds
 from moddit.bounds import JSON_BYTES, PICTURES
 from moddit.edits import Edit
-from moddit.errors import FormatError, MissingError, ValueRangeError
+from moddit.errors import FormatError, MissingError, UnsupportedError, ValueRangeError
 from moddit.metadata import Metadata
 from moddit.paths import expand
 from moddit.pictures import open_edit
@@ -23,6 +23,7 @@ from moddit.request import Request, choose_tile
 from moddit.spec import ModelSpec
 
 STDIN: Final = "-"
+SHEETS: Final = ("routes", "edit")
 _DIGITS: Final = 9  # of a strength: 1 - 0.9 is 0.1, not a little less
 _SETTINGS: Final[tuple[str, ...]] = (  # options that a request has as they are
     "negative_prompt",
@@ -45,7 +46,7 @@ class Job:
     requests: tuple[Request, ...]
     edit: Edit | None  # of all of them
     paths: tuple[Path, ...]
-    route_paths: tuple[Path, ...] | None
+    sheet_paths: Mapping[str, tuple[Path, ...]]  # of further files, by what they show, one of SHEETS
     overwrite: bool
 
     @classmethod
@@ -70,24 +71,28 @@ class Job:
         edit = _edit(options, spec, given, repeated)
         edited = [item.editing(spec, edit, _strength(options, repeated)) for item in complete]
         requests = tuple(replace(item, seed=seed) for item in edited for seed in seeds)
-        output, routes = options["output"], options["save_routes"]
+        output, patterns = options["output"], {name: options[f"save_{name}"] for name in SHEETS}
+        if edit is None and patterns["edit"] is not None:
+            raise UnsupportedError("[output] --save-edit without an image, of which it would show the edit; give one")
         job = cls(
             requests=requests,
             edit=edit,
             paths=default_names(requests) if output is None else name_files(output, requests),
-            route_paths=None if routes is None else name_files(routes, requests),
+            sheet_paths={name: name_files(text, requests) for name, text in patterns.items() if text is not None},
             overwrite=options["overwrite"],
         )
-        routes_keys = set(map(file_key, job.route_paths or ()))
-        for path in job.paths:
-            if file_key(path) in routes_keys:
-                raise ValueRangeError(f"[output] --save-routes and --output name the same file, {path}")
+        options_by_key = {file_key(path): "--output" for path in job.paths}
+        for name, paths in job.sheet_paths.items():
+            for path in paths:
+                other = options_by_key.setdefault(file_key(path), f"--save-{name}")
+                if other != f"--save-{name}":
+                    raise ValueRangeError(f"[output] --save-{name} and {other} name the same file, {path}")
         return job
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that the run writes."""
-        return (*self.paths, *(self.route_paths or ()))
+        return (*self.paths, *(path for paths in self.sheet_paths.values() for path in paths))
 
     def replaced(self, repeated: Metadata) -> list[str]:
         """List what of "image" and "mask" is not what a picture that is repeated was made from."""
@@ -104,8 +109,8 @@ class Job:
 
     def part(self, span: slice) -> Self:
         """Take some of the pictures, with the names that they have in the whole."""
-        routes = None if self.route_paths is None else self.route_paths[span]
-        return replace(self, requests=self.requests[span], paths=self.paths[span], route_paths=routes)
+        sheets = {name: paths[span] for name, paths in self.sheet_paths.items()}
+        return replace(self, requests=self.requests[span], paths=self.paths[span], sheet_paths=sheets)
 
 
 def _edit(

@@ -24,6 +24,7 @@ class SavedPicture:
 
     path: Path
     routes: Path | None
+    edit: Path | None
     request: Request
     step_seconds: tuple[float, ...]  # of full ones, in which all blocks run
 
@@ -31,6 +32,7 @@ class SavedPicture:
         return {
             "path": str(self.path),
             "routes": str(self.routes) if self.routes else None,
+            "edit": str(self.edit) if self.edit else None,
             "settings": self.request.to_json(),
             "step_seconds": list(self.step_seconds),
         }

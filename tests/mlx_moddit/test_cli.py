@@ -75,7 +75,7 @@ def test_json_is_one_object_of_a_fixed_shape(routed_bundle: Path) -> None:
     assert report["version"] == 1
     assert [picture["path"] for picture in report["pictures"]] == ["0.png", "1.png"]
     for seed, picture in enumerate(report["pictures"]):
-        assert sorted(picture) == ["path", "routes", "settings", "step_seconds"]
+        assert sorted(picture) == ["edit", "path", "routes", "settings", "step_seconds"]
         assert picture["routes"] == f"{seed}-routes.png"
         assert len(picture["step_seconds"]) == 2
         assert picture["settings"] == {
@@ -263,8 +263,8 @@ FAILURES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "pattern": (("--prompt", "a", "-o", "{step}.png"), "want only {prompt}, {seed}, {index}"),
     "kind": (("--prompt", "a", "-o", "a.jpg"), "ends in .png"),
     "collision": (("--prompt", "a", "-o", "a.png", "--num-images", "2"), "2 pictures would be called a.png"),
-    "same file": (("--prompt", "a", "-o", "a.png", "--save-routes", "a.png"), "name the same file, a.png"),
-    "same file on a Mac": (("--prompt", "a", "-o", "a.png", "--save-routes", "A.PNG"), "name the same file, a.png"),
+    "same file": (("--prompt", "a", "-o", "a.png", "--save-routes", "a.png"), "name the same file, A.PNG"),
+    "same file on a Mac": (("--prompt", "a", "-o", "a.png", "--save-routes", "A.PNG"), "name the same file, A.PNG"),
     "long name": (("--prompt", "a", "-o", "a" * 300 + ".png"), "is too long, got 304 bytes"),
     "exists": (("--prompt", "a", "-o", "old.png"), "old.png exists"),
     "routes exist": (("--prompt", "a", "-o", "new.png", "--save-routes", "old.png"), "old.png exists"),

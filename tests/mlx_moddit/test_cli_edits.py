@@ -48,7 +48,11 @@ def test_an_image_is_drawn_over(routed_bundle: Path, photo: Path) -> None:
 
 
 def test_pixels_outside_the_mask_are_the_images(routed_bundle: Path, photo: Path) -> None:
-    succeed(routed_bundle, *FAST, "--image", str(photo), *BOX, "-o", "out.png")
+    result = succeed(
+        routed_bundle, *FAST, "--image", str(photo), *BOX, "-o", "out.png", "--save-edit", "e.png", "--json"
+    )
+    assert json.loads(result.stdout)["pictures"][0]["edit"] == "e.png"
+    assert pixels("e.png").shape[1] > 3 * 24
     mask = np.zeros((40, 24), dtype=bool)
     mask[8:24, 4:14] = True
     found = pixels("out.png")
@@ -98,6 +102,8 @@ def test_mfluxs_options_mean_the_same(routed_bundle: Path, photo: Path) -> None:
     [
         (BOX, "mask without an image"),
         (("--strength", "0.5"), "strength without an image"),
+        (("--save-edit", "edit.png"), "--save-edit without an image"),
+        (("--image", "photo.png", "--save-edit", "out.png"), "--save-edit and --output name the same file"),
         (("--image", "none.png"), "none.png"),
         (("--image", "photo.png", "--mask", "box:0,0,25,1"), "box"),
         (("--image", "photo.png", "--mask", "box:1,2,3"), "box"),
