@@ -1,6 +1,6 @@
 """Every function of every package in Core ML itself: predictions, times, and the compute unit of each operation.
 
-Core ML may abort its process, so each package is compiled, each function run and each plan asked for in a process of
+Core ML may abort its process, so each package is compiled, each function run and placed in a process of
 its own, of bounded time (`convert/verify/device_process.py`).
 
 Nobody has run this yet: it was written without a Mac, from the sources of coremltools 9, and tested against fakes of
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from convert.verify.device_process import TIMEOUT, Processes
 from convert.verify.device_report import DeviceReport, Measured, Placement, Prediction
-from convert.verify.device_task import Answer, Compile, Describe, Link, Plan, Run, Task, Trouble
+from convert.verify.device_task import Answer, Compile, Describe, Link, Place, Run, Task, Trouble
 from convert.verify.framework import UNITS, Arrays
 from convert.verify.stored import read_stored, reference_file, stored_cases
 from moddit.contract import INPUT_IDS, TEXT_MASK
@@ -42,7 +42,7 @@ def check_on_device(
     seconds: float = TIMEOUT,
     told: Told = lambda _: None,
 ) -> DeviceReport:
-    """Compile every package, run every function on the stored inputs, and ask for Core ML's plan of each.
+    """Compile every package, run every function on the stored inputs, and ask where Core ML would run each.
 
     A function that Core ML refuses, or that crashes or does not end, is reported; the others are run nevertheless.
 
@@ -128,19 +128,19 @@ class _Session:
             for function in package.functions:
                 found = compiled[package.path]
                 if not isinstance(found, Trouble):
-                    found = self._plan(package, function.name)
+                    found = self._place(package, function.name)
                 yield Placement(
                     package.path, function.name, found if isinstance(found, Trouble) else found["operations"]
                 )
 
-    def _plan(self, package: Package, function: str) -> Answer | Trouble:
-        """Ask for the plan of one function, which has to be its package's only one."""
+    def _place(self, package: Package, function: str) -> Answer | Trouble:
+        """Ask for the placement of one function, which has to be its package's only one."""
         with TemporaryDirectory(dir=self.folder) as folder:
-            task = Plan(
+            task = Place(
                 str(self.bundle / package.path), str(self._compiled(package.path)), function, self.units,
                 is_alone=len(package.functions) == 1, folder=folder,
             )  # fmt: skip
-            return self._ask(f"planning {package.path}, {function}", task)
+            return self._ask(f"placing {package.path}, {function}", task)
 
     def _ask(self, what: str, task: Task) -> Answer | Trouble:
         self.told(what)

@@ -112,9 +112,9 @@ class DeviceReport:
 
     @property
     def failures(self) -> list[str]:
-        """Functions that differ or gave no answer, and plans that could not be had."""
+        """Functions that differ or gave no answer, and placements that could not be had."""
         return [item.case for item in self.predictions if not item.passed] + [
-            f"plan of {item.name}" for item in self.placements if not item.passed
+            f"placement of {item.name}" for item in self.placements if not item.passed
         ]
 
     def to_json(self) -> dict[str, Any]:

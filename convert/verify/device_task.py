@@ -108,7 +108,7 @@ class Run(msgspec.Struct, tag=True):
         return {"load_seconds": load_seconds, "predict_seconds": predict_seconds}
 
 
-class Plan(msgspec.Struct, tag=True):
+class Place(msgspec.Struct, tag=True):
     """Count a function's `operations`: by type, then by the device that Core ML prefers."""
 
     package: str  # path
@@ -120,9 +120,9 @@ class Plan(msgspec.Struct, tag=True):
 
     def perform(self, coreml: CoreML, told: Told) -> Answer:
         compiled = Path(self.compiled) if self.is_alone else self._compile_alone(coreml, told)
-        told(f"planning {Path(self.package).name}")
+        told(f"placing {Path(self.package).name}")
         operations: dict[str, dict[str, int]] = {}
-        for kind, device in coreml.plan(compiled, self.function, self.units):
+        for kind, device in coreml.place(compiled, self.function, self.units):
             counts = operations.setdefault(kind, {})
             counts[device] = counts.get(device, 0) + 1
         return {"operations": dict(sorted(operations.items()))}
@@ -137,7 +137,7 @@ class Plan(msgspec.Struct, tag=True):
         return compiled
 
 
-Task = Describe | Compile | Run | Plan
+Task = Describe | Compile | Run | Place
 
 
 def perform(task: Task, coreml: CoreML, told: Told = lambda _: None) -> Answer | Trouble:

@@ -45,7 +45,7 @@ class CoreML:
         # Not MLModel, which compiles a package again for every function and only warns when Core ML refuses it.
         return CompiledMLModel(str(compiled), ComputeUnit[UNITS[units]], function).predict
 
-    def plan(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
+    def place(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
         """List the operations of the default function: the type of each, and the device that Core ML prefers for it."""
         from coremltools import ComputeUnit
         from coremltools.models import compute_device as devices

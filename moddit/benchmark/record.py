@@ -134,7 +134,7 @@ class Trial:
     before: Conditions
     after: Conditions
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=len(STAGES))]
-    operations: Annotated[Mapping[Name, int], Meta(max_length=FUNCTIONS)]  # of Core ML's plan, by device
+    operations: Annotated[Mapping[Name, int], Meta(max_length=FUNCTIONS)]  # that Core ML would run, by device
 
 
 @dataclass(frozen=True)

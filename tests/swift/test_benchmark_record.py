@@ -91,7 +91,9 @@ def test_every_sample_and_peak_is_there(record: BenchmarkRecord) -> None:
     assert peak_bytes(record, 0, "process_peak_bytes") == 9_000_000
     planned = [trial.operations for trial in record.trials if trial.arm == 0]
     assert planned == [{}, {"CPU": 1, "GPU": 2, "unknown": 1}] * 2
-    assert all(not trial.operations for trial in record.trials if trial.arm == len(record.arms) - 1)  # no plan of it
+    assert all(
+        not trial.operations for trial in record.trials if trial.arm == len(record.arms) - 1
+    )  # no placement of it
 
 
 def test_the_conditions_are_those_of_each_process(record: BenchmarkRecord) -> None:

@@ -14,7 +14,7 @@ extension LoadedModel {
     /// the default function alone, the operations of others are "unknown".
     ///
     /// - Throws: Core ML's errors; `ModditError.missing` if the model has no such function.
-    static func plan(
+    static func place(
         _ compiled: URL, package: String, function: String, computeUnits: ComputeUnits
     ) async throws -> Placement {
         let configuration = MLModelConfiguration()

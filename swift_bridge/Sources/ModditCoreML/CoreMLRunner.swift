@@ -95,7 +95,7 @@ extension CoreMLRunner: FunctionMeasuring {
     }
 
     /// Asks Core ML where it would run a function's operations.
-    package func plan(_ package: Package, function: GraphFunction) async throws -> Placement {
-        try await model(package).plan(function.name)
+    package func place(_ package: Package, function: GraphFunction) async throws -> Placement {
+        try await model(package).place(function.name)
     }
 }

@@ -85,24 +85,24 @@ package actor ManagedModel {
     /// Asks Core ML where it would run a function's operations; the package is compiled, and nothing loaded.
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot tell.
-    package func plan(_ function: String) async throws -> Placement {
+    package func place(_ function: String) async throws -> Placement {
         let compiled = try await compile()
         do {
-            return try await plan(compiled.url, function)
+            return try await place(compiled.url, function)
         } catch let error as ModditError where compiled.origin == .cache {
             // as for a load: an older system may have compiled it
             guard case .compute = error, !Task.isCancelled else { throw error }
             try cache.remove(hash)
-            return try await plan(compile().url, function)
+            return try await place(compile().url, function)
         }
     }
 
-    private func plan(_ url: URL, _ function: String) async throws -> Placement {
+    private func place(_ url: URL, _ function: String) async throws -> Placement {
         do {
-            return try await LoadedModel.plan(
+            return try await LoadedModel.place(
                 url, package: package.path, function: function, computeUnits: computeUnits)
         } catch {
-            throw failure("plan function \(function) of", error)
+            throw failure("place function \(function) of", error)
         }
     }
 

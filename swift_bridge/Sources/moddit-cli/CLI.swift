@@ -7,7 +7,7 @@ import ModditCore
 @main
 struct CLI {
     static let commands = [
-        Generate.command, Info.command, Tokens.command, Schedule.command, Plan.command, Benchmark.command,
+        Generate.command, Info.command, Tokens.command, Schedule.command, Placements.command, Benchmark.command,
     ]
 
     static var help: String {
@@ -58,7 +58,7 @@ struct CLI {
         case Info.command.name: try Info.run(arguments)
         case Tokens.command.name: try Tokens.run(arguments)
         case Schedule.command.name: try Schedule.run(arguments)
-        case Plan.command.name: try await Plan.run(arguments)
+        case Placements.command.name: try await Placements.run(arguments)
         case Benchmark.command.name: try await Benchmark.run(arguments)
         case BenchmarkTrial.command.name: try await BenchmarkTrial.run(arguments)
         default: try await Generate.run(arguments)

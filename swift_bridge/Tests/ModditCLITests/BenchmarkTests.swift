@@ -68,7 +68,7 @@ struct BenchmarkTests {
         #expect(names.count == 22 && names.prefix(11) == names.suffix(11).reversed()[...])
         #expect(events.jobs.items.map(\.kind) == (0..<22).flatMap { _ in [FunctionTrial.Kind.cold, .cached] })
         #expect(events.notes.items.first == "1/44 text_encoder/encode, cpuAndGPU, cold")
-        let warning = "warning: no plan of VAEEncoder.mlpackage, px32x32: [coreml] cannot plan it"
+        let warning = "warning: no placement of VAEEncoder.mlpackage, px32x32: [coreml] cannot place it"
         #expect(events.notes.items.filter { $0 == warning }.count == 2)
         #expect(table.hasPrefix("Apple M3 Pro, 18 GPU cores, 18 GB, macOS 26.1\nwarning: measured on battery, thermal"))
         #expect(

@@ -80,8 +80,8 @@ struct FakeCoreML: FunctionMeasuring {
 
     func hold(_ tensor: Tensor) -> any FeatureValue { tensor }
 
-    func plan(_ package: Package, function: GraphFunction) async throws -> Placement {
-        guard package.path != "VAEEncoder.mlpackage" else { throw ModditError.compute("[coreml] cannot plan it") }
+    func place(_ package: Package, function: GraphFunction) async throws -> Placement {
+        guard package.path != "VAEEncoder.mlpackage" else { throw ModditError.compute("[coreml] cannot place it") }
         var placement = Placement(package: package.path, function: function.name)
         for device in ["GPU", "GPU", nil] { placement.count("ios18.linear", on: device) }
         placement.count("ios17.topk", on: "CPU")

@@ -71,15 +71,15 @@ struct CoreMLTests {
         #expect(reports.last?.operations["CPU"] != nil)
     }
 
-    /// Whether a plan heeds the function that its configuration names, which Apple does not say: nobody has run this yet.
-    @Test(.enabled(if: hasCoreML && bundle != nil)) func plansKnowEveryFunction() async throws {
+    /// Whether Core ML heeds the function that its configuration names, which Apple does not say: nobody has run this yet.
+    @Test(.enabled(if: hasCoreML && bundle != nil)) func placementsKnowEveryFunction() async throws {
         let cache = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString)")
         defer { try? FileManager.default.removeItem(at: cache) }
         let bundle = try ModelBundle(folder: try #require(bundle))
         let runner = try CoreMLRunner(bundle, options: CoreMLOptions(computeUnits: .cpuOnly, cacheFolder: cache))
         for package in try bundle.graphs().packages.values.joined() {
             for function in package.functions {
-                let placement = try await runner.model(package).plan(function.name)
+                let placement = try await runner.model(package).place(function.name)
                 #expect(placement.operations.values.contains { $0["CPU"] != nil }, "\(function.name)")
             }
         }

@@ -63,7 +63,7 @@ class Fake(CoreML):
         self.units.add(units)
         return self.functions[f"{compiled.stem}/{function}"]
 
-    def plan(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
+    def place(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
         self.units.add(units)
         yield from [("linear", "GPU"), ("linear", "GPU"), ("add", "unknown")]
         if compiled.stem == "First":
@@ -87,11 +87,11 @@ class AbortingCompiler(Fake):
         super().compile(package, compiled)
 
 
-class AbortingPlan(Fake):
-    def plan(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
+class AbortingPlacement(Fake):
+    def place(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
         if compiled.stem == "First":
             os.kill(os.getpid(), signal.SIGABRT)
-        yield from super().plan(compiled, function, units)
+        yield from super().place(compiled, function, units)
 
 
 class Hanging(Fake):

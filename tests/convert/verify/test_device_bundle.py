@@ -24,7 +24,7 @@ from tests.convert.verify.packages import block
 
 
 class Interpreted(CoreML):
-    """Compiling is copying; a plan is that of the default function alone, as coremltools gets it from Core ML."""
+    """Compiling is copying; a placement is that of the default function alone, as coremltools gets it from Core ML."""
 
     def describe(self) -> Mapping[str, str]:
         return {"chip": "none"}
@@ -40,7 +40,7 @@ class Interpreted(CoreML):
 
         return predict
 
-    def plan(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
+    def place(self, compiled: Path, function: str, units: str) -> Iterator[tuple[str, str]]:
         contents = read_package(compiled)
         load.load(contents.model, contents.model.specificationVersion, str(contents.file.parent / "weights"))
         device = "CPU" if contents.model.description.defaultFunctionName == function else "unknown"
@@ -54,7 +54,7 @@ class Interpreted(CoreML):
     [("--chunks", "2", "--compress", "int4"), ("--routing", "onehot", "--batch", "1", "--compress", "palette6")],
     ids=" ".join,
 )
-def test_every_function_passes_and_has_a_plan(source: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_every_function_passes_and_has_a_placement(source: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     bundle = tmp_path / "bundle"
     assert to_coreml(source, bundle, *options) == 0
     manifest = read_manifest(bundle)

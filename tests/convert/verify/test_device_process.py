@@ -17,7 +17,7 @@ from convert.verify import command, device
 from convert.verify.device import check_on_device
 from convert.verify.device_process import Processes
 from convert.verify.device_report import DeviceReport
-from convert.verify.device_task import Compile, Describe, Link, Plan, Run, Task, Trouble, read_task, write_task
+from convert.verify.device_task import Compile, Describe, Link, Place, Run, Task, Trouble, read_task, write_task
 from moddit.errors import UnsupportedError
 from moddit.manifest import Manifest
 from tests.convert.verify.fake_bundle import make_manifest
@@ -73,14 +73,14 @@ class TestFunctions:
         assert [item.found for item in (report.predictions[0], report.placements[0])] == [trouble, trouble]
         assert report.predictions[1].passed
         assert list(report.compile_seconds) == ["First.mlpackage", "Second.mlpackage"]
-        assert report.failures == ["text_encoder/encode", "plan of Text.mlpackage, encode"]
+        assert report.failures == ["text_encoder/encode", "placement of Text.mlpackage, encode"]
 
-    def test_a_plan_aborts(self, tmp_path, manifest):
-        report = check(tmp_path, manifest, "AbortingPlan")
+    def test_a_placement_aborts(self, tmp_path, manifest):
+        report = check(tmp_path, manifest, "AbortingPlacement")
         assert all(item.passed for item in report.predictions)
         assert [item.passed for item in report.placements] == [True, False, True]
-        assert report.failures == ["plan of First.mlpackage, px8x8"]
-        assert "operations of First.mlpackage, px8x8\n  crashed: while planning First.mlpackage: " in report.to_text()
+        assert report.failures == ["placement of First.mlpackage, px8x8"]
+        assert "operations of First.mlpackage, px8x8\n  crashed: while placing First.mlpackage: " in report.to_text()
 
     def test_an_exception_is_no_refusal(self, tmp_path, manifest):
         """coremltools raises bare exceptions where it cannot do its work."""
@@ -116,7 +116,7 @@ class TestCommand:
         captured = capsys.readouterr()
         assert captured.out.startswith("chip Apple M9, macOS 15.1, coremltools 9.0, cpuOnly\n")
         assert captured.out.endswith("passed\n")
-        assert "running transformer/px8x8/t999\nplanning Text.mlpackage, encode\n" in captured.err
+        assert "running transformer/px8x8/t999\nplacing Text.mlpackage, encode\n" in captured.err
 
     def test_a_crash_fails(self, tmp_path, monkeypatch, capsys):
         assert self.run(tmp_path, "Aborting", monkeypatch, "--json") == 1
@@ -150,7 +150,7 @@ def test_tasks_survive_their_files(tmp_path):
         Describe(),
         Compile("a.mlpackage", "a.mlmodelc"),
         Run("f", "all", links, "reference.npz", "role/f/t0", "output.npy"),
-        Plan("a.mlpackage", "a.mlmodelc", "f", "cpuOnly", True, "folder"),
+        Place("a.mlpackage", "a.mlmodelc", "f", "cpuOnly", True, "folder"),
     ]
     for task in tasks:
         write_task(task, tmp_path / "task.json")

@@ -1,4 +1,4 @@
-"""A function alone: the same function, and nothing else to plan for."""
+"""A function alone: the same function, and nothing else to place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from coremltools.converters.mil import Builder as mb
 
-from convert.verify.device_task import Plan, perform
+from convert.verify.device_task import Place, perform
 from convert.verify.interpreter import Arithmetic, Interpreter
 from convert.verify.package import copy_function, read_package
 from moddit.errors import MissingError
@@ -73,7 +73,7 @@ def test_no_such_function(package: Path, tmp_path: Path) -> None:
 
 
 class Compiler(Fake):
-    """Notes the functions of what it compiles, and the plans it is asked for."""
+    """Notes the functions of what it compiles, and the placements it is asked for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,13 +84,13 @@ class Compiler(Fake):
         description = read_package(package).model.description
         self.compiled[str(compiled)] = [description.defaultFunctionName, *(item.name for item in description.functions)]
 
-    def plan(self, compiled: Path, function: str, units: str) -> Any:
+    def place(self, compiled: Path, function: str, units: str) -> Any:
         assert self.compiled[str(compiled)] == [function, function]
         yield "linear", "GPU"
 
 
 @pytest.mark.parametrize("function", ["double", "negate"])
-def test_a_plan_is_that_of_the_function(function: str, package: Path, tmp_path: Path) -> None:
-    """Core ML plans for the default function alone, so each has to be that of what is compiled."""
-    task = Plan(str(package), str(tmp_path / "whole" / "model.mlmodelc"), function, "all", False, str(tmp_path))
+def test_a_placement_is_that_of_the_function(function: str, package: Path, tmp_path: Path) -> None:
+    """Core ML places the default function alone, so each has to be that of what is compiled."""
+    task = Place(str(package), str(tmp_path / "whole" / "model.mlmodelc"), function, "all", False, str(tmp_path))
     assert perform(task, Compiler()) == {"operations": {"linear": {"GPU": 1}}}

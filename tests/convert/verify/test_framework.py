@@ -26,7 +26,7 @@ class TestCoreML:
         load.assert_called_once_with(path="a.mlmodelc", compute_units=units, function_name="px8x8")
         assert run is load.return_value.predict
 
-    def test_plan(self, monkeypatch):
+    def test_placement(self, monkeypatch):
         def operation(kind: str) -> compute_plan.MLModelStructureProgramOperation:
             return compute_plan.MLModelStructureProgramOperation({}, kind, [], [], None)
 
@@ -56,7 +56,7 @@ class TestCoreML:
 
         monkeypatch.setattr(compute_plan.MLComputePlan, "load_from_path", load_from_path)
         assert hasattr(compute_plan.MLComputePlan, "get_compute_device_usage_for_mlprogram_operation")
-        assert list(CoreML().plan(Path("a.mlmodelc"), "px8x8", "all")) == [
+        assert list(CoreML().place(Path("a.mlmodelc"), "px8x8", "all")) == [
             ("gather", "CPU"),
             ("linear", "GPU"),
             ("add", "Neural Engine"),

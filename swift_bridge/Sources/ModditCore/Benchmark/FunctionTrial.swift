@@ -11,7 +11,7 @@ package protocol FunctionMeasuring: PackageRunning {
     func hold(_ tensor: Tensor) throws -> any FeatureValue
 
     /// Asks where a function's operations would run.
-    func plan(_ package: Package, function: GraphFunction) async throws -> Placement
+    func place(_ package: Package, function: GraphFunction) async throws -> Placement
 }
 
 /// A clock, and what a process knows of its memory.
@@ -43,7 +43,7 @@ package struct FunctionTrial: Sendable {
     package enum Kind: String, Sendable, CaseIterable {
         /// The first load, with the compilation; the cache of compiled models must be empty.
         case cold
-        /// A load of what the cold one left in the cache, calls, and the plan.
+        /// A load of what the cold one left in the cache, calls, and the placement.
         case cached
     }
 
@@ -90,7 +90,7 @@ package struct FunctionTrial: Sendable {
         var later: [Double] = []
         for _ in 0..<predictions { later.append(try await predict(runner, inputs, meter)) }
         stages.append(stage(.predict, later, meter))
-        return try await withPlan(runner, stages)
+        return try await withPlacement(runner, stages)
     }
 
     private func stage(_ name: TrialReport.Stage.Name, _ seconds: [Double], _ meter: TrialMeter) -> TrialReport.Stage {
@@ -106,16 +106,18 @@ package struct FunctionTrial: Sendable {
         }.seconds
     }
 
-    /// Asks for the plan after all that is timed; without one the times are good as they are.
-    private func withPlan(_ runner: some FunctionMeasuring, _ stages: [TrialReport.Stage]) async throws -> TrialReport {
+    /// Asks for the placement after all that is timed; without one the times are good as they are.
+    private func withPlacement(
+        _ runner: some FunctionMeasuring, _ stages: [TrialReport.Stage]
+    ) async throws -> TrialReport {
         do {
-            let plan = try await runner.plan(package, function: function)
-            return TrialReport(stages: stages, operations: plan.devices)
+            let placement = try await runner.place(package, function: function)
+            return TrialReport(stages: stages, operations: placement.devices)
         } catch let error as CancellationError {
             throw error
         } catch {
             let why = (error as? ModditError)?.message ?? error.localizedDescription.printable
-            return TrialReport(stages: stages, warnings: ["no plan of \(package.path), \(function.name): \(why)"])
+            return TrialReport(stages: stages, warnings: ["no placement of \(package.path), \(function.name): \(why)"])
         }
     }
 }

@@ -4,7 +4,7 @@ import Foundation
 package struct TrialReport: Sendable, Hashable {
     /// The stages that ran, each once.
     package let stages: [Stage]
-    /// Of Core ML's plan: device to how many there are. Empty where nobody can tell.
+    /// Of the placement by Core ML: device to how many there are. Empty where nobody can tell.
     package let operations: [String: Int]
     /// What a user should know.
     package let warnings: [String]

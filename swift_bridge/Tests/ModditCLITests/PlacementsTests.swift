@@ -4,7 +4,7 @@ import Testing
 @testable import ModditCore
 @testable import moddit_cli
 
-struct PlanTests {
+struct PlacementsTests {
     private static let graphs = """
         {"minimum_os": {"iOS": "18.0", "macOS": "15.0"}, "compute_units": "cpuAndGPU", "routing": "rows", "packages": {
         "text_encoder": [\(package("Text", ["encode"]))], "prepare": [\(package("Prepare", ["batch1"]))],
@@ -26,7 +26,7 @@ struct PlanTests {
         return try Graphs(JSONField(value, place: "graphs", component: "test"), roles: PackageRole.allCases)
     }
 
-    /// A plan with one operation on the GPU, and in the transformer what selects tokens.
+    /// A placement with one operation on the GPU, and in the transformer what selects tokens.
     private func place(_ package: Package, _ function: GraphFunction) -> Placement {
         var placement = Placement(package: package.path, function: function.name)
         placement.count("const", on: nil)
@@ -40,16 +40,16 @@ struct PlanTests {
 
     @Test func everyFunctionOfEveryPackage() async throws {
         var notes: [String] = []
-        let plans = try await Plans(try graphs(), only: nil, note: { notes.append($0) }) { place($0, $1) }
+        let report = try await PlacementReport(try graphs(), only: nil, note: { notes.append($0) }) { place($0, $1) }
         #expect(
-            plans.placements.map { "\($0.package) \($0.function)" } == [
+            report.placements.map { "\($0.package) \($0.function)" } == [
                 "Text.mlpackage encode", "Prepare.mlpackage batch1", "Model.mlpackage first", "Model.mlpackage second",
                 "Decoder.mlpackage px8x8", "Encoder.mlpackage px8x8",
             ])
-        #expect(plans.failures.isEmpty)
+        #expect(report.failures.isEmpty)
         #expect(notes.count == 6)
         #expect(
-            plans.text(.cpuOnly).hasPrefix(
+            report.text(.cpuOnly).hasPrefix(
                 """
                 compute units: cpuOnly
                 operations of Text.mlpackage, encode
@@ -63,34 +63,34 @@ struct PlanTests {
                   others: linear GPU 1
 
                 """))
-        #expect(plans.json(.all).text.contains(#""operations": {"gather": {"CPU": 2, "GPU": 1, "unknown": 1}"#))
-        #expect(plans.json(.all).text.contains(#""compute_units": "all""#))
+        #expect(report.json(.all).text.contains(#""operations": {"gather": {"CPU": 2, "GPU": 1, "unknown": 1}"#))
+        #expect(report.json(.all).text.contains(#""compute_units": "all""#))
     }
 
     @Test func oneThatFailsDoesNotStopTheOthers() async throws {
         var notes: [String] = []
-        let plans = try await Plans(try graphs(), only: nil, note: { notes.append($0) }) { package, function in
-            if function.name == "first" { throw ModditError.compute("[coreml] cannot plan it") }
+        let report = try await PlacementReport(try graphs(), only: nil, note: { notes.append($0) }) { package, function in
+            if function.name == "first" { throw ModditError.compute("[coreml] cannot place it") }
             return place(package, function)
         }
-        #expect(plans.placements.map(\.function) == ["encode", "batch1", "second", "px8x8", "px8x8"])
-        #expect(plans.failures == ["Model.mlpackage, first"])
-        #expect(notes.contains("error: [coreml] cannot plan it"))
-        #expect(plans.json(.all).text.contains(#""failures": ["Model.mlpackage, first"]"#))
+        #expect(report.placements.map(\.function) == ["encode", "batch1", "second", "px8x8", "px8x8"])
+        #expect(report.failures == ["Model.mlpackage, first"])
+        #expect(notes.contains("error: [coreml] cannot place it"))
+        #expect(report.json(.all).text.contains(#""failures": ["Model.mlpackage, first"]"#))
     }
 
     @Test func functionsOfOneName() async throws {
-        let plans = try await Plans(try graphs(), only: "px8x8", note: { _ in }) { place($0, $1) }
-        #expect(plans.placements.map(\.package) == ["Decoder.mlpackage", "Encoder.mlpackage"])
-        let wanted = ModditError.missing("[plan] no function 'main', want one of batch1, encode, first, px8x8, second")
+        let report = try await PlacementReport(try graphs(), only: "px8x8", note: { _ in }) { place($0, $1) }
+        #expect(report.placements.map(\.package) == ["Decoder.mlpackage", "Encoder.mlpackage"])
+        let wanted = ModditError.missing("[placement] no function 'main', want one of batch1, encode, first, px8x8, second")
         await #expect(throws: wanted) {
-            _ = try await Plans(try graphs(), only: "main", note: { _ in }) { place($0, $1) }
+            _ = try await PlacementReport(try graphs(), only: "main", note: { _ in }) { place($0, $1) }
         }
     }
 
     @Test func interruption() async throws {
         await #expect(throws: CancellationError.self) {
-            _ = try await Plans(try graphs(), only: nil, note: { _ in }) { _, _ in throw CancellationError() }
+            _ = try await PlacementReport(try graphs(), only: nil, note: { _ in }) { _, _ in throw CancellationError() }
         }
     }
 }

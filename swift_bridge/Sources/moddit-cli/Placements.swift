@@ -2,10 +2,10 @@ import Foundation
 import ModditCore
 import ModditCoreML
 
-/// `moddit-cli plan`: where Core ML would run each operation.
-enum Plan {
+/// `moddit-cli placement`: where Core ML would run each operation.
+enum Placements {
     static let command = Command(
-        name: "plan", summary: "Print the compute unit of every operation, by function.", argument: nil,
+        name: "placement", summary: "Print the compute unit of every operation, by function.", argument: nil,
         options: [
             .bundle, .computeUnits,
             Option(name: "function", value: "NAME", help: "Ask for functions of this name only.  [default: all]"),
@@ -22,36 +22,38 @@ enum Plan {
         let bundle = try CLI.bundle(arguments)
         let runner = try CoreMLRunner(bundle, options: options)
         let graphs = try bundle.graphs()
-        let plans = try await Plans(graphs, only: arguments.values["function"], note: CLI.note) { package, function in
-            try await runner.model(package).plan(function.name)
+        let found = try await PlacementReport(graphs, only: arguments.values["function"], note: CLI.note) {
+            try await runner.place($0, function: $1)
         }
         let units = options.computeUnits ?? graphs.computeUnits
-        let output = arguments.flags.contains("json") ? plans.json(units).text : plans.text(units)
-        guard plans.failures.isEmpty else {
+        let output = arguments.flags.contains("json") ? found.json(units).text : found.text(units)
+        guard found.failures.isEmpty else {
             print(output)
-            throw ModditError.compute("[plan] no plan of \(plans.failures.joined(separator: "; "))")
+            throw ModditError.compute("[placement] no placement of \(found.failures.joined(separator: "; "))")
         }
         return output
     }
 }
 
-/// The plans of a bundle's functions.
-struct Plans: Sendable, Equatable {
+/// The placements of a bundle's functions.
+struct PlacementReport: Sendable, Equatable {
     /// Those that there are.
     let placements: [Placement]
     /// Package and name of the functions without one.
     let failures: [String]
 
-    /// Asks for the plan of every function, or of those with a name; one that fails is noted, and the others are asked.
+    /// Asks for the placement of every function, or of those with a name.
+    ///
+    /// One that fails is noted, and the others are asked.
     ///
     /// - Throws: `ModditError.missing` if no function has the name; `CancellationError`.
-    init(_ graphs: Graphs, only name: String?, note: (String) -> Void, ask: Plan.Ask) async throws {
+    init(_ graphs: Graphs, only name: String?, note: (String) -> Void, ask: Placements.Ask) async throws {
         let packages = PackageRole.allCases.flatMap { graphs.packages[$0] ?? [] }
         var (placements, failures): ([Placement], [String]) = ([], [])
         for package in packages {
             for function in package.functions where name == nil || function.name == name {
                 let place = "\(package.path.printable), \(function.name)"
-                note("planning \(place)")
+                note("placing \(place)")
                 do {
                     placements.append(try await ask(package, function))
                 } catch let error as CancellationError {
@@ -64,7 +66,7 @@ struct Plans: Sendable, Equatable {
         }
         if let name, placements.isEmpty, failures.isEmpty {
             let known = Set(packages.flatMap(\.functions).map(\.name)).sorted().joined(separator: ", ")
-            throw ModditError.missing("[plan] no function '\(name)', want one of \(known)")
+            throw ModditError.missing("[placement] no function '\(name)', want one of \(known)")
         }
         self.placements = placements
         self.failures = failures
