@@ -263,7 +263,7 @@ FAILURES: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "pattern": (("--prompt", "a", "-o", "{step}.png"), "want only {prompt}, {seed}, {index}"),
     "kind": (("--prompt", "a", "-o", "a.jpg"), "ends in .png"),
     "collision": (("--prompt", "a", "-o", "a.png", "--num-images", "2"), "2 pictures would be called a.png"),
-    "same file": (("--prompt", "a", "-o", "a.png", "--save-routes", "a.png"), "name the same file, A.PNG"),
+    "same file": (("--prompt", "a", "-o", "a.png", "--save-routes", "a.png"), "name the same file, a.png"),
     "same file on a Mac": (("--prompt", "a", "-o", "a.png", "--save-routes", "A.PNG"), "name the same file, A.PNG"),
     "long name": (("--prompt", "a", "-o", "a" * 300 + ".png"), "is too long, got 304 bytes"),
     "exists": (("--prompt", "a", "-o", "old.png"), "old.png exists"),
