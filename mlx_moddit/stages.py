@@ -126,8 +126,8 @@ class Models:
 
         Per picture: Loaded for every component that is not in memory, Encoded (of texts), EncodedImage (of an edit) and
         Prepared if the picture before it did not share them, Step for every step, Decoded. A step's arrays depend on
-        those of the step before, so a caller evaluates `stage.arrays` once per stage. Only a picture that is decoded in
-        strips or tiles is computed before its stage. With `routes` every Step has the kept tokens. The requests were
+        those of the step before, so a caller evaluates `stage.arrays` once per stage. Only what is encoded or decoded
+        in strips or tiles is computed before its stage. With `routes` every Step has the kept tokens. The requests were
         completed with the edit, if there is one.
 
         Raises:
@@ -158,7 +158,7 @@ class Models:
                 if shared != replace(item, seed=0):
                     shared, conditions = replace(item, seed=0), None
                 if edit is not None and not posterior:
-                    posterior = yield from self._encode_image(edit)
+                    posterior = yield from self._encode_image(edit, self._strip_bytes(item))
                 start = self._start(item, edit, posterior)
                 latents, conditions = yield from self._denoise(picture, item, context, conditions, start, routes)
                 yield from self._decode(picture, item, latents)
@@ -180,10 +180,10 @@ class Models:
         self._free(rows)
         return rows
 
-    def _encode_image(self, edit: Edit) -> Generator[Stage, None, Arrays]:
+    def _encode_image(self, edit: Edit, strip_bytes: int | None) -> Generator[Stage, None, Arrays]:
         """Encode the image of an edit, which all pictures of a run share."""
         model: AutoencoderKL = yield from self._model("vae", self.bundle.vae, part="encoder")
-        posterior = model.encode(mx.array(edit.pixels()))
+        posterior = model.encode(mx.array(edit.pixels()), strip_bytes=strip_bytes)
         del model
         yield EncodedImage(posterior)
         self._free(posterior)

@@ -113,7 +113,24 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]))
+        return self._halve(mx.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]))
+
+    def in_strips(self, x: Strips, _: int) -> Strips:
+        """Do the same to strips, which are used up; a row is made of three, the last of the next one's."""
+        return hold(self._parts(x))
+
+    def _parts(self, x: Strips) -> Iterator[mx.array]:
+        above = x[0][:, :0]
+        for strip in drain(x):
+            rows = mx.concatenate([above, strip], axis=1)
+            ready = (rows.shape[1] - 1) // 2
+            above = rows[:, 2 * ready :]
+            if ready:
+                yield self._halve(rows[:, : 2 * ready + 1])
+        yield self(above)
+
+    def _halve(self, x: mx.array) -> mx.array:
+        return self.conv(mx.pad(x, [(0, 0), (0, 0), (0, 1), (0, 0)]))
 
 
 class Upsample(nn.Module):
@@ -159,7 +176,7 @@ class SideBlock(nn.Module):
         """Do the same to strips, which are used up."""
         for resnet in self.resnets:
             x = resnet.in_strips(x)
-        for layer in self.get("upsamplers", ()):
+        for layer in (*self.get("downsamplers", ()), *self.get("upsamplers", ())):
             x = layer.in_strips(x, strip_bytes)
         return x
 
@@ -187,6 +204,13 @@ class Encoder(nn.Module):
         x = self.mid_block(x)
         return self.conv_out(nn.silu(self.conv_norm_out(x)))
 
+    def in_strips(self, x: mx.array, strip_bytes: int) -> mx.array:
+        """Do the same, with little more in memory than one activation of the picture."""
+        strips = _begin(x, self.conv_in, strip_bytes)
+        for block in self.down_blocks:
+            strips = block.in_strips(strips, strip_bytes)
+        return _end(self.mid_block.in_strips(strips, strip_bytes), self.conv_norm_out, self.conv_out)
+
 
 class Decoder(nn.Module):
     """Shapes: latents (B, h, w, latent_channels) -> images (B, H, W, out_channels)."""
@@ -212,13 +236,22 @@ class Decoder(nn.Module):
 
     def in_strips(self, x: mx.array, strip_bytes: int) -> mx.array:
         """Do the same, with little more in memory than one activation of the picture."""
-        channels = self.conv_in.weight.shape[0]
-        rows = rows_of_strip((x.shape[0], x.shape[2], channels), x.itemsize, strip_bytes)
-        strips = self.mid_block.in_strips(hold(convolve(split(x, rows), self.conv_in)), strip_bytes)
+        strips = self.mid_block.in_strips(_begin(x, self.conv_in, strip_bytes), strip_bytes)
         for block in self.up_blocks:
             strips = block.in_strips(strips, strip_bytes)
-        activate = normalise(strips, self.conv_norm_out)
-        return mx.concatenate(list(hold(convolve(map(activate, drain(strips)), self.conv_out))), axis=1)
+        return _end(strips, self.conv_norm_out, self.conv_out)
+
+
+def _begin(x: mx.array, conv: nn.Conv2d, strip_bytes: int) -> Strips:
+    """Give the first layer's strips of a picture, or of latents."""
+    rows = rows_of_strip((x.shape[0], x.shape[2], conv.weight.shape[0]), x.itemsize, strip_bytes)
+    return hold(convolve(split(x, rows), conv))
+
+
+def _end(strips: Strips, norm: GroupNorm, conv: nn.Conv2d) -> mx.array:
+    """Put the last layers of strips together, which are used up."""
+    activate = normalise(strips, norm)
+    return mx.concatenate(list(hold(convolve(map(activate, drain(strips)), conv))), axis=1)
 
 
 class AutoencoderKL(nn.Module):
@@ -281,12 +314,13 @@ class AutoencoderKL(nn.Module):
             bands.append(mx.concatenate([part[:, : side - blend, : side - blend] for part in row], axis=2))
         return mx.concatenate(bands, axis=1)
 
-    def encode(self, images: mx.array) -> tuple[mx.array, mx.array]:
-        """Encode pictures to the distribution of their latents, in the transformer's scale.
+    def encode(self, images: mx.array, *, strip_bytes: int | None = None) -> tuple[mx.array, mx.array]:
+        """Encode pictures to the distribution of their latents, in the transformer's scale; `strip_bytes` as `decode`.
 
         Shapes: images (B, H, W, in_channels), -1..1 -> mean, deviation (B, h, w, latent_channels) float32
         """
-        x = self.encoder(images.astype(without_overflow(self.encoder.conv_in.weight.dtype)))
+        x = images.astype(without_overflow(self.encoder.conv_in.weight.dtype))
+        x = self.encoder(x) if strip_bytes is None else self.encoder.in_strips(x, strip_bytes)
         if "quant_conv" in self:
             x = self.quant_conv(x)
         mean, logvar = mx.split(x.astype(mx.float32), 2, axis=-1)

@@ -107,6 +107,14 @@ def difference(vae: AutoencoderKL, latents: mx.array, strip_bytes: int) -> float
     return error(found, wanted)
 
 
+def encoded_difference(vae: AutoencoderKL, latents: mx.array, strip_bytes: int) -> float:
+    """Compare the latents of a picture, whose mean and deviation are as far apart as pictures' are."""
+    pictures = vae.decode(latents)
+    wanted, found = (mx.concatenate(list(vae.encode(pictures, strip_bytes=each)), axis=-1) for each in (None, strip_bytes))
+    assert (found.shape, found.dtype) == (wanted.shape, mx.float32)
+    return error(found, wanted)
+
+
 def error(found: mx.array, wanted: mx.array) -> float:
     return float(np.abs(np.array(found - wanted)).max() / np.abs(np.array(wanted)).max())
 
@@ -114,7 +122,9 @@ def error(found: mx.array, wanted: mx.array) -> float:
 @pytest.mark.parametrize("strip_bytes", [ONE_ROW, 9 * ROW, 60 * ROW, 200 * ROW, 10**9])
 @pytest.mark.parametrize(("height", "width"), [(13, 9), (8, 8), (5, 16), (1, 3), (2, 1)])
 def test_strips_of_any_height_equal_the_whole(height: int, width: int, strip_bytes: int) -> None:
-    assert difference(make_vae(), latents_of(1, height, width), strip_bytes) < ROUNDING[mx.float32]
+    vae, latents = make_vae(), latents_of(1, height, width)
+    assert difference(vae, latents, strip_bytes) < ROUNDING[mx.float32]
+    assert encoded_difference(vae, latents, strip_bytes) < ROUNDING[mx.float32]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +140,9 @@ def test_strips_of_any_height_equal_the_whole(height: int, width: int, strip_byt
     ids=str,
 )
 def test_every_decoder_has_the_same_picture_in_strips(changes: dict[str, Any]) -> None:
-    assert difference(make_vae(**changes), latents_of(2, 7, 6), 60 * ROW) < ROUNDING[mx.float32]
+    vae, latents = make_vae(**changes), latents_of(2, 7, 6)
+    assert difference(vae, latents, 60 * ROW) < ROUNDING[mx.float32]
+    assert encoded_difference(vae, latents, 60 * ROW) < ROUNDING[mx.float32]
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
