@@ -41,7 +41,15 @@ from moddit.manifest import read_manifest
 from moddit.memory import peak_rss_bytes
 from moddit.metadata import DTYPE_NAMES, STORED, Metadata, ModelReference
 from moddit.paths import expand
-from moddit.request import DEFAULT_STEPS, DEFAULT_VAE_TILE_SIZE, IMAGE_STRENGTH, MASK_STRENGTH, Request
+from moddit.request import (
+    CAPTIONLESS_GUIDANCE,
+    DEFAULT_STEPS,
+    DEFAULT_VAE_TILE_SIZE,
+    IMAGE_STRENGTH,
+    INPAINTING_GUIDANCE,
+    MASK_STRENGTH,
+    Request,
+)
 from moddit.samplers import SAMPLERS
 
 
@@ -63,7 +71,8 @@ def main() -> None:
     "--guidance",
     type=click.FloatRange(0),
     help=f"How much to follow the prompt or label; 1 or less turns guidance off.  [default: {Text.GUIDANCE_SCALE}, of "
-    f"labels {Label.GUIDANCE_SCALE}]",
+    f"labels {Label.GUIDANCE_SCALE}, of a model that inpaints {INPAINTING_GUIDANCE}, without a prompt "
+    f"{CAPTIONLESS_GUIDANCE}]",
 )
 @click.option("--seed", "seeds", type=int, multiple=True, metavar="N", help="Seed; repeatable.  [default: 0]")
 @click.option("--num-images", type=click.IntRange(1), default=1, show_default=True, help="Pictures for each seed.")

@@ -57,7 +57,8 @@ class Encoded:
 class EncodedImage:
     """The image that an edit starts from, encoded."""
 
-    arrays: Arrays  # mean and deviation of its latents (1, h, w, C) float32
+    # mean and deviation of its latents (1, h, w, C) float32; of the masked one, too, for a model that inpaints
+    arrays: Arrays
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Models:
         for item in requests:
             item.check(self.bundle.spec)
             item.table(self.bundle.spec)
-            item.check_edit(edit)
+            item.check_edit(self.bundle.spec, edit)
             self.bundle.policy.keeping(item.keep)
         return self._stages(requests, edit, routes)
 
@@ -183,7 +184,9 @@ class Models:
     def _encode_image(self, edit: Edit, strip_bytes: int | None) -> Generator[Stage, None, Arrays]:
         """Encode the image of an edit, which all pictures of a run share."""
         model: AutoencoderKL = yield from self._model("vae", self.bundle.vae, part="encoder")
-        posterior = model.encode(mx.array(edit.pixels()), strip_bytes=strip_bytes)
+        posterior: Arrays = model.encode(mx.array(edit.pixels()), strip_bytes=strip_bytes)
+        if self.bundle.spec.transformer.inpaints:
+            posterior = (*posterior, *model.encode(mx.array(edit.masked_pixels()), strip_bytes=strip_bytes))
         del model
         yield EncodedImage(posterior)
         self._free(posterior)
@@ -207,7 +210,7 @@ class Models:
         kept: list[mx.array] = []
         watch = (lambda _, __, chosen: kept.append(chosen)) if routes else None
         run = conditions.start(on_block=watch, cache=request.cache)
-        predict = partial(_predict, model, conditions, run, request.guidance_scale)
+        predict = partial(_predict, model, conditions, run, request.guidance_scale, start.shown)
         for done in denoise(table, start.noise, predict, start.image, start.mask):
             latents, timestep = done.latents, done.step.timestep
             arrays, total, region = (latents, *kept, *run.remembered), len(table.steps), plan.region(timestep)
@@ -280,16 +283,25 @@ class Models:
         return replace(conditions, policy=self.bundle.policy.keeping(request.keep))
 
     def _start(self, request: Request, edit: Edit | None, posterior: Arrays) -> Start:
-        """Draw the noise that a picture begins with, and before it that of the VAE's sample of an edit's image."""
+        """Draw the noise that a picture begins with: before it that of the VAE's sample of an image, and after it that
+        of the masked one, for a model that inpaints.
+        """
         spec, stream = self.bundle.spec, NoiseStream(request.seed)
         sides = (side // spec.vae.downscale for side in request.generated_size(spec))
         shape = (1, spec.transformer.latent_channels, *sides)
         if edit is None:
             return Start(_draw(stream, shape))
-        mean, deviation = posterior
-        image = mean + deviation * _draw(stream, shape)
-        mask = edit.latent_mask(spec.vae.downscale)
-        return Start(_draw(stream, shape), image, None if mask is None else mx.array(mask))
+        mean, deviation, *masked = posterior
+        image, noise = mean + deviation * _draw(stream, shape), _draw(stream, shape)
+        marks = edit.latent_mask(spec.vae.downscale)
+        if marks is None:
+            return Start(noise, image)
+        mask = mx.array(marks)
+        if not masked:
+            return Start(noise, image, mask)
+        mean, deviation = masked
+        shown = mx.concatenate([mask, mean + deviation * _draw(stream, shape)], axis=-1)
+        return Start(noise, image, mask, shown)
 
 
 @dataclass(frozen=True)
@@ -299,6 +311,7 @@ class Start:
     noise: mx.array  # (1, h, w, C) float32
     image: mx.array | None = None  # alike, clean latents
     mask: mx.array | None = None  # (1, h, w, 1), 1 where latents are drawn anew
+    shown: mx.array | None = None  # (1, h, w, 1 + C), the mask and clean latents of the masked image
 
 
 def _draw(stream: NoiseStream, shape: Sequence[int]) -> mx.array:
@@ -332,12 +345,20 @@ def resize(image: mx.array, height: int, width: int) -> mx.array:
 
 
 def _predict(
-    model: Transformer, conditions: Conditions, run: TokenRun, scale: float, index: int, _: SamplerStep, x: mx.array
+    model: Transformer,
+    conditions: Conditions,
+    run: TokenRun,
+    scale: float,
+    shown: mx.array | None,
+    index: int,
+    _: SamplerStep,
+    x: mx.array,
 ) -> mx.array:
     """Predict a step, with classifier-free guidance if the scale asks for it, without the learned variance.
 
     Shapes: x (1, h, w, C) -> (1, h, w, C) float32
     """
     rows = 2 if is_guided(scale) else 1
+    x = x if shown is None else mx.concatenate([x, shown], axis=-1)
     output = model(mx.concatenate([x] * rows), index, conditions, run)
     return guide(list(mx.split(output, rows)), scale)[..., : model.spec.latent_channels]

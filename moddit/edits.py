@@ -24,6 +24,7 @@ Mask = NDArray[np.bool_]  # (H, W)
 RING: Final = 4  # pixels around the mask, whose tone the drawn picture gets
 TONE: Final = 38  # levels, .15 of all: what differs by more is another thing, not another tone
 FEATHER: Final = 2  # pixels inside the mask, over which the image becomes the drawn picture
+GREY: Final = 128  # level of an image of which nothing is visible
 _PARTS: Final = FEATHER + 1  # that a pixel is mixed of
 
 
@@ -97,6 +98,20 @@ def _any_between(mask: Mask, starts: NDArray[np.int64], ends: NDArray[np.int64])
     counts = np.zeros((len(mask) + 1, mask.shape[1]), np.int32)
     np.cumsum(mask, axis=0, out=counts[1:])
     return counts[ends] > counts[starts]
+
+
+def fill(image: Pixels, mask: Mask) -> Pixels:
+    """Fill what is masked with the mean of what is not, of each channel, rounded to the nearest, halves up.
+
+    A VAE spreads what it sees: on shapes64 grey of 0 in its place gave a tone that was further off. Where all is masked
+    it is grey. Shapes: (H, W, 3), (H, W) -> (H, W, 3)
+    """
+    visible = image[~mask]
+    count = len(visible)
+    mean = (2 * visible.sum(axis=0, dtype=np.int64) + count) // (2 * count) if count else GREY
+    filled = image.copy()
+    filled[mask] = mean
+    return filled
 
 
 def latent_mask(mask: Mask, downscale: int) -> NDArray[np.float32]:
@@ -191,6 +206,11 @@ class Edit:
     def pixels(self) -> NDArray[np.float32]:
         """Give what a VAE takes. Shapes: -> (1, height, width, 3), -1..1."""
         return normalize(self.start)[None]
+
+    def masked_pixels(self) -> NDArray[np.float32]:
+        """Give what a VAE takes of the image that a model which inpaints is shown. Shapes: as `pixels`."""
+        assert self.start_mask is not None
+        return normalize(fill(self.start, self.start_mask))[None]
 
     def latent_mask(self, downscale: int) -> NDArray[np.float32] | None:
         """Give the mask of the latents. Shapes: -> (1, h, w, 1), 0 or 1."""

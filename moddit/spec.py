@@ -25,10 +25,12 @@ class ModelSpec:
     scheduler: NoiseSchedule
 
     def __post_init__(self) -> None:
-        if self.transformer.latent_channels != self.vae.latent_channels:
+        latent, found = self.vae.latent_channels, self.transformer.in_channels
+        wanted = 2 * latent + 1 if self.transformer.inpaints else latent
+        if found != wanted:
             raise ShapeError(
-                f"[spec] transformer in_channels {self.transformer.latent_channels} and "
-                f"VAE latent_channels {self.vae.latent_channels} differ"
+                f"[spec] transformer in_channels {found} and VAE latent_channels {latent} differ, want in_channels "
+                f"{wanted}"
             )
         self.conditioning.check(self.transformer)
         if self.default_side > SIDE:

@@ -43,6 +43,7 @@ TRANSFORMER_KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
     # diffusers' alpha pipeline adds resolution and aspect ratio if and only if sample_size is 128; generate smaller
     "alpha-micro": {"sample_size": 128, "interpolation_scale": None, "use_additional_conditions": None},
 }
+INPAINTING: Final[Mapping[str, Any]] = {"in_channels": 9}  # changes of a transformer that inpaints
 SCHEDULERS: Final[Mapping[str, Any]] = {
     "dpmpp-2m": DPMSolverMultistepScheduler,
     "ddim": DDIMScheduler,

@@ -143,8 +143,8 @@ class ReferencePipeline:
         self, request: Request, edit: Edit | None = None, *, on_block: OnBlock | None = None
     ) -> Iterator[Denoised[Tensor]]:
         """Take the steps of a request; arguments as `draw`."""
-        request.check_edit(edit)
         spec = self.spec
+        request.check_edit(spec, edit)
         routing = follow_plan(self.model.policy.keeping(request.keep).plan)
         height, width = request.generated_size(spec)
         rows = request.rows(spec)
@@ -153,27 +153,41 @@ class ReferencePipeline:
         context = {**self.encode(rows), **told}
         shape = (1, spec.transformer.latent_channels, height // spec.vae.downscale, width // spec.vae.downscale)
         generator = torch.Generator("cpu").manual_seed(request.seed)
-        image, mask = (None, None) if edit is None else self._start(edit, generator)
+        image = None if edit is None else self._encode_image(edit.pixels(), generator)
         noise = torch.randn(shape, generator=generator).to(self.device, self.dtype)
+        mask = None if edit is None else self._take_mask(edit)
+        shown = [self._show(edit, generator)] if edit is not None and spec.transformer.inpaints else []
         cache = None if request.cache is None else FirstBlockCache(request.cache, relative_change)
 
         def predict(index: int, step: Any, latents: Tensor) -> Tensor:
             watch = None if on_block is None else lambda trace: on_block(index, trace)
             timestep = torch.full((len(rows),), step.timestep, device=self.device)
-            batch = latents.expand(len(rows), *shape[1:])
+            batch = torch.cat([latents, *shown], dim=1).expand(len(rows), -1, -1, -1)
             output = self.model(batch, timestep, context, routing=routing, on_block=watch, cache=cache)
             return guide(output.split(1), request.guidance_scale)[:, : shape[1]]
 
         yield from denoise(request.table(spec), noise, predict, image, mask)
 
-    def _start(self, edit: Edit, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Encode the image of an edit, and its mask. Shapes: -> (1, C, h, w), (1, 1, h, w)."""
+    def _encode_image(self, image: NDArray[np.float32], generator: torch.Generator) -> Tensor:
+        """Sample the latents of an image. Shapes: (1, H, W, 3), -1..1 -> (1, C, h, w)."""
         vae = self.components["vae"]
-        pixels = torch.from_numpy(edit.pixels()).permute(0, 3, 1, 2).to(self.device, vae.dtype)
-        latents = vae.encode(pixels).latent_dist.sample(generator) * self.spec.vae.scaling_factor
+        pixels = torch.from_numpy(image).permute(0, 3, 1, 2).to(self.device, vae.dtype)
+        latents: Tensor = vae.encode(pixels).latent_dist.sample(generator) * self.spec.vae.scaling_factor
+        return latents.to(self.dtype)
+
+    def _take_mask(self, edit: Edit) -> Tensor | None:
+        """Give the mask of an edit in latents. Shapes: -> (1, 1, h, w)."""
         mask = edit.latent_mask(self.spec.vae.downscale)
-        marks = None if mask is None else torch.from_numpy(mask).permute(0, 3, 1, 2).to(self.device, self.dtype)
-        return latents.to(self.dtype), marks
+        return None if mask is None else torch.from_numpy(mask).permute(0, 3, 1, 2).to(self.device, self.dtype)
+
+    def _show(self, edit: Edit, generator: torch.Generator) -> Tensor:
+        """Make what a model that inpaints reads beside the noisy latents: the mask and the latents of the masked image.
+
+        Shapes: -> (1, 1 + C, h, w)
+        """
+        mask = self._take_mask(edit)
+        assert mask is not None
+        return torch.cat([mask, self._encode_image(edit.masked_pixels(), generator)], dim=1)
 
     def encode(self, rows: tuple[Any, ...]) -> Context:
         """Turn what the rows of a batch are conditioned on (`Request.rows`) into the model's context."""

@@ -28,7 +28,7 @@ from moddit.bounds import BATCH, SIDE, TOKENS
 from moddit.checkpoint.description import Description
 from moddit.conditioning import Label, Text
 from moddit.contract import PREPARE, TEXT_ENCODER, package_names, size_name
-from moddit.errors import ValueRangeError
+from moddit.errors import UnsupportedError, ValueRangeError
 from moddit.files import check_space
 from moddit.graphs import ROLES, Graphs, Package, StepFunction, package_roles
 from moddit.manifest import Component, describe_file
@@ -56,6 +56,7 @@ def write_packages(
         what was written and, for each component, a function from canonical names to the weights it computes with.
 
     Raises:
+        UnsupportedError: the model inpaints.
         ShapeError, ValueRangeError: a size, a chunk count or a function count that this model cannot have, or weights
             that are not finite.
         StorageError: the disk has not enough room.
@@ -124,6 +125,11 @@ CONDITIONINGS: Final[Mapping[str, Callable[[Any, Mapping[str, Weights], Path], d
 
 
 def _check_choices(spec: ModelSpec, choices: Choices, sizes: Iterable[Size]) -> None:
+    if spec.transformer.inpaints:
+        raise UnsupportedError(
+            f"[coreml] in_channels {spec.transformer.in_channels} is of a model that inpaints, which Core ML has not "
+            "yet; want --to mlx, or a model that draws whole pictures"
+        )
     layers = spec.transformer.num_layers
     if not 1 <= choices.chunks <= layers:
         raise ValueRangeError(f"[coreml] chunks out of range, got {choices.chunks}, want 1..{layers}, the layers")

@@ -55,6 +55,9 @@ class _Dimensions(ComponentSpec):
 class TransformerSpec(_Dimensions, ABC):
     """Dimensions of a denoising transformer over patches of a latent.
 
+    One that inpaints reads more channels than it predicts: the noisy latents, the mask, and the latents of the masked
+    image, in this order, as diffusers' StableDiffusionInpaintPipeline feeds its own.
+
     Raises ShapeError for sizes that do not divide, UnsupportedError for channels that are neither a prediction nor one
     with a variance.
     """
@@ -80,10 +83,10 @@ class TransformerSpec(_Dimensions, ABC):
         if self.hidden_size % 4:
             raise ShapeError(f"[spec] the hidden size {self.hidden_size} is not a multiple of 4, as positions need")
         latent = self.latent_channels
-        if self.out_channels not in (latent, 2 * latent):
+        if self.out_channels not in (latent, 2 * latent) or self.in_channels not in (latent, 2 * latent + 1):
             raise UnsupportedError(
-                f"[spec] out_channels = {self.out_channels} is not implemented, want in_channels {latent}, "
-                "or twice that with a variance"
+                f"[spec] out_channels = {self.out_channels} is not implemented, want in_channels {self.in_channels}, "
+                "or twice that with a variance; or of a model that inpaints the half of in_channels without its mask"
             )
 
     @classmethod
@@ -156,9 +159,14 @@ class TransformerSpec(_Dimensions, ABC):
         return 1.0
 
     @property
+    def inpaints(self) -> bool:
+        """Whether it draws a part of an image anew: it reads the mask and the masked image beside the noisy latents."""
+        return self.out_channels < self.in_channels
+
+    @property
     def latent_channels(self) -> int:
         """Channels of what is denoised."""
-        return self.in_channels
+        return (self.in_channels - 1) // 2 if self.inpaints else self.in_channels
 
     @property
     def hidden_size(self) -> int:

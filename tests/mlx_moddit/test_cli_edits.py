@@ -12,7 +12,9 @@ from PIL import Image
 
 from mlx_moddit.images import read_metadata
 from moddit.edits import image_digest, mask_digest
+from tests import tiny
 from tests.mlx_moddit.test_cli import FAST, run, succeed, work_folder
+from tests.parity.roads import to_bundle
 from tests.torch_moddit.test_edits import make_image
 
 __all__ = ["work_folder"]  # a fixture
@@ -135,3 +137,23 @@ def test_strength_is_said_once(routed_bundle: Path, photo: Path) -> None:
     )
     assert result.exit_code == 2
     assert "one of --strength and --image-strength" in result.output
+
+
+def test_a_model_that_inpaints_draws_under_a_mask_and_nothing_else(photo: Path) -> None:
+    source = tiny.save_pipeline(Path("source"), routed=False, transformer=tiny.INPAINTING)
+    bundle = to_bundle(source, Path("bundle"))
+    before = sorted(Path().iterdir())
+    for arguments, missing in (((), "image"), (("--image", str(photo)), "mask")):
+        result = run("generate", "--model", str(bundle), *FAST, *arguments, "-o", "out.png")
+        assert result.exit_code == 1
+        (line,) = result.output.splitlines()
+        assert line.startswith(f"error: [request] no {missing}, though this model inpaints")
+        assert sorted(Path().iterdir()) == before
+    succeed(bundle, *FAST, "--image", str(photo), *BOX, "-o", "out.png")
+    settings = read_metadata(Path("out.png")).settings
+    assert (settings.guidance_scale, settings.strength) == (2.0, 1.0)
+    result = run(
+        "generate", "--config-from", "out.png", "--model", str(bundle), "--image", str(photo), *BOX, "-o", "b.png"
+    )
+    assert result.exit_code == 0, result.output
+    assert Path("b.png").read_bytes() == Path("out.png").read_bytes()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moddit import edits
 from moddit.bins import Size
 from moddit.bounds import SIDE
-from moddit.edits import Mask, Pixels
+from moddit.edits import Mask, Pixels, fill
 from moddit.errors import ValueRangeError
 
 SIDES = st.integers(1, 40)
@@ -104,6 +104,18 @@ def test_every_latent_pixel_that_is_touched_is_drawn_anew() -> None:
     found = edits.latent_mask(boxed((16, 24), 7, 8, 2, 1), 8)
     assert found.dtype == np.float32
     assert found.tolist() == [[0, 1, 0], [0, 1, 0]]
+
+
+def test_what_is_masked_is_filled_with_the_mean_of_what_is_not() -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0], image[1, 0], image[1, 1] = (10, 0, 255), (11, 1, 255), 77
+    mask = np.array([[False, False], [False, True]])
+    filled = fill(image, mask)
+    assert filled[1, 1].tolist() == [10, 0, 255]
+    assert fill(image, np.array([[True, False], [False, True]]))[0, 0].tolist() == [11, 1, 255]  # halves go up
+    assert np.array_equal(filled[~mask], image[~mask])
+    assert image[1, 1].tolist() == [77] * 3
+    assert (fill(image, np.ones((2, 2), bool)) == 128).all()
 
 
 def test_pixels_are_normalized_as_a_vae_takes_them() -> None:

@@ -24,6 +24,16 @@ def test_complete_takes_size_and_sampler_from_the_model(spec: ModelSpec) -> None
     assert (request.steps, request.guidance_scale, request.seed) == (20, 4.5, 0)
 
 
+@pytest.mark.parametrize(("prompt", "wanted"), [("a circle", 2.0), ("", 1.0), (" ", 1.0)])
+def test_a_model_that_inpaints_is_guided_less_and_without_a_caption_not(
+    spec: ModelSpec, prompt: str, wanted: float
+) -> None:
+    inpaints = replace(spec, transformer=replace(spec.transformer, in_channels=9))
+    assert Request.complete(inpaints, prompt).guidance_scale == wanted
+    assert Request.complete(inpaints, prompt, guidance_scale=3).guidance_scale == 3.0
+    assert Request.complete(spec, prompt).guidance_scale == 4.5
+
+
 @pytest.mark.parametrize(
     ("side", "nearest"), [(30, "want 28 or 32"), (33, "want 32 or 36"), (1, "want 4"), (16381, "want 16380 or 16384")]
 )

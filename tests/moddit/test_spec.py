@@ -62,6 +62,17 @@ def test_what_diffusers_derives_from_the_sample_size(sample_size, scale, additio
     assert (spec.interpolation_scale, spec.use_additional_conditions) == (scale, additional)
 
 
+@pytest.mark.parametrize(("reader", "config"), [(PixArtSpec, PIXART), (DiTSpec, DIT)])
+@pytest.mark.parametrize(
+    ("reads", "predicts", "latent"), [(9, 8, 4), (9, 4, 4), (4, 8, 4), (9, 9, 9), (9, 18, 9), (33, 16, 16)]
+)
+def test_what_inpaints_reads_more_than_it_predicts(
+    reader: Any, config: dict[str, Any], reads: int, predicts: int, latent: int
+) -> None:
+    spec = read(reader, config | {"in_channels": reads, "out_channels": predicts})
+    assert (spec.latent_channels, spec.inpaints) == (latent, reads > predicts)
+
+
 @pytest.mark.parametrize(("reader", "config"), CONFIGS.items())
 def test_json_round_trip(reader, config):
     spec = read(reader, config)
@@ -82,6 +93,8 @@ def test_json_round_trip(reader, config):
         (DiTSpec, DIT, {"norm_elementwise_affine": True}, "norm_elementwise_affine = True"),
         (DiTSpec, DIT, {"activation_fn": "geglu"}, "activation_fn = 'geglu'"),
         (DiTSpec, DIT, {"out_channels": 5}, "out_channels = 5"),
+        *((PixArtSpec, PIXART, {"in_channels": reads}, "in_channels") for reads in (5, 10, 11)),
+        (PixArtSpec, PIXART, {"in_channels": 2, "out_channels": 1}, "out_channels = 1 is not implemented"),
         (T5Spec, T5, {"feed_forward_proj": "gated-mish"}, "dense_act_fn = 'mish' of feed_forward_proj = 'gated-mish'"),
         (T5Spec, T5, {"dense_act_fn": "quick_gelu"}, "dense_act_fn = 'quick_gelu' .*want one of relu, gelu"),
         (T5Spec, T5, {"feed_forward_proj": "open-gelu"}, "feed_forward_proj = 'open-gelu'"),
@@ -294,6 +307,11 @@ def test_a_transformer_has_the_conditioning_that_it_was_made_for() -> None:
         ("conditioning", {"label": {"names": [5]}}, r"conditioning.label.names\[0\] is 5, want a text"),
         ("conditioning", {"label": {"names": ["x" * 257]}}, r"names\[0\] is of length 257, want at most 256"),
         ("conditioning", {"label": {"names": [""] * 100_001}}, "names is of length 100001, want at most 100000"),
+        (
+            "transformer",
+            {"pixart": replace(TEXT.transformer, in_channels=5, out_channels=2).to_json()},
+            "in_channels 5 .* differ, want in_channels 9",
+        ),
         ("vae", replace(TEXT.vae, latent_channels=3).to_json(), "in_channels 4 and VAE latent_channels 3 differ"),
     ],
 )

@@ -12,12 +12,20 @@ from mlx_moddit.pipeline import Pipeline
 from mlx_moddit.stages import EncodedImage, Stage
 from tests import tiny
 from tests.parity.bridge import PICTURE_PSNRS, psnr, relative_error, share_alike
-from tests.parity.roads import run_mlx, run_reference, to_bundle
+from tests.parity.roads import Road, run_mlx, run_reference, to_bundle
 from tests.parity.test_routed_pipeline import KEPT_ALIKE, TRAJECTORY_TOLERANCES
 from tests.torch_moddit.test_edits import make_image, make_mask
 
 PROMPT: Final = "A large red circle, and small Blue square"
 SETTINGS: Final[dict[str, Any]] = {"negative_prompt": "green", "seed": 3, "steps": 8}
+
+
+def check_alike(found: Road, wanted: Road, stored_dtype: str) -> None:
+    assert len(found.latents) == len(wanted.latents) == 5
+    assert not wanted.kept[0] or share_alike(found.kept, wanted.kept) >= KEPT_ALIKE[stored_dtype]
+    errors = [relative_error(mine, theirs) for mine, theirs in zip(found.latents, wanted.latents, strict=True)]
+    assert max(errors) < TRAJECTORY_TOLERANCES[stored_dtype]
+    assert psnr(found.picture, wanted.picture) > PICTURE_PSNRS[stored_dtype]
 
 
 @pytest.mark.parametrize("routed", [True, False], ids=["routed", "dense"])
@@ -31,14 +39,23 @@ def test_an_edit_equals_the_reference(
     settings |= {"mask": make_mask()} if is_masked else {}
     wanted = run_reference(folder, PROMPT, **settings)
     found = run_mlx(to_bundle(folder, tmp_path / "bundle", stored_dtype), PROMPT, **settings)
-    assert len(found.latents) == len(wanted.latents) == 5
-    assert not routed or share_alike(found.kept, wanted.kept) >= KEPT_ALIKE[stored_dtype]
-    errors = [relative_error(mine, theirs) for mine, theirs in zip(found.latents, wanted.latents, strict=True)]
-    assert max(errors) < TRAJECTORY_TOLERANCES[stored_dtype]
-    assert psnr(found.picture, wanted.picture) > PICTURE_PSNRS[stored_dtype]
+    check_alike(found, wanted, stored_dtype)
     if is_masked:
         outside = np.round(found.picture * 255).astype(np.uint8)[~make_mask()]
         assert np.array_equal(outside, make_image()[~make_mask()])
+
+
+@pytest.mark.parametrize(("sampler", "routed"), [("dpmpp-2m", True), ("euler", False)])
+@pytest.mark.parametrize("guidance_scale", [2.0, 1.0])
+def test_a_model_that_inpaints_equals_the_reference(
+    tmp_path: Path, stored_dtype: str, sampler: str, routed: bool, guidance_scale: float
+) -> None:
+    folder = tiny.save_pipeline(tmp_path / "model", routed=routed, transformer=tiny.INPAINTING)
+    settings = {**SETTINGS, "image": make_image(), "mask": make_mask(), "strength": 0.7}
+    settings |= {"sampler": sampler, "guidance_scale": guidance_scale}
+    wanted = run_reference(folder, PROMPT, **settings)
+    found = run_mlx(to_bundle(folder, tmp_path / "bundle", stored_dtype), PROMPT, **settings)
+    check_alike(found, wanted, stored_dtype)
 
 
 def test_the_image_is_encoded_once_and_its_sample_is_of_the_seed(tmp_path: Path, stored_dtype: str) -> None:

@@ -5,7 +5,7 @@ and StableDiffusionInpaintPipeline start theirs, since diffusers has neither for
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from numpy.typing import NDArray
 
-from moddit.errors import InputError, UnsupportedError, ValueRangeError
+from moddit.errors import InputError, MissingError, UnsupportedError, ValueRangeError
 from moddit.pictures import open_edit
 from tests import tiny
 from torch_moddit.pipeline import ReferencePipeline
@@ -79,6 +79,8 @@ def _edit_by_diffusers(
     with torch.no_grad():
         image = pipeline.vae.encode(pixels).latent_dist.sample(generator) * pipeline.vae.config.scaling_factor
     noise = torch.randn(image.shape, generator=generator)
+    if mask is not None and pipeline.transformer.config.in_channels > 4:
+        _show(monkeypatch, pipeline, mask, generator)
     start = scheduler.add_noise(image, noise, late[:1])
     anew = None if mask is None else torch.from_numpy(mask[::DOWNSCALE, ::DOWNSCALE].astype(np.float32))[None, None]
 
@@ -106,6 +108,23 @@ def _edit_by_diffusers(
     return picture
 
 
+def _show(monkeypatch: pytest.MonkeyPatch, pipeline: Any, mask: NDArray[np.bool_], generator: torch.Generator) -> None:
+    """Feed a transformer as StableDiffusionInpaintPipeline does one of nine channels, the mask filled with the mean."""
+    filled = make_image()
+    filled[mask] = np.floor(filled[~mask].mean(axis=0) + 0.5)
+    pixels = torch.from_numpy(filled / np.float32(127.5) - 1).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        masked = pipeline.vae.encode(pixels).latent_dist.sample(generator) * pipeline.vae.config.scaling_factor
+    anew = torch.from_numpy(mask[::DOWNSCALE, ::DOWNSCALE].astype(np.float32))[None, None]
+    forward = pipeline.transformer.forward
+
+    def inpaint(latents: torch.Tensor, **arguments: Any) -> tuple[torch.Tensor]:
+        shown = torch.cat([anew, masked], dim=1).expand(len(latents), -1, -1, -1)
+        return (forward(torch.cat([latents, shown], dim=1), **arguments)[0][:, :4],)
+
+    monkeypatch.setattr(pipeline.transformer, "forward", inpaint)
+
+
 @pytest.mark.parametrize("kind", tiny.KINDS)
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize("strength", [0.2, 0.8, 1.0])
@@ -128,13 +147,19 @@ def test_img2img_equals_diffusers(
     assert np.abs(found - wanted).max() < LAST_BIT
 
 
+@pytest.mark.parametrize("changes", [{}, tiny.INPAINTING], ids=["blending", "inpainting"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_an_edit_with_a_mask_equals_diffusers(
-    tmp_path: Path, edit_by_diffusers: EditByDiffusers, sampler: str, strength: float, guidance_scale: float
+    tmp_path: Path,
+    edit_by_diffusers: EditByDiffusers,
+    sampler: str,
+    strength: float,
+    guidance_scale: float,
+    changes: Mapping[str, Any],
 ) -> None:
-    folder = tiny.save_pipeline(tmp_path / "m", kind="sigma", routed=False)
+    folder = tiny.save_pipeline(tmp_path / "m", kind="sigma", routed=False, transformer=changes)
     settings: dict[str, Any] = {"guidance_scale": guidance_scale}
     drawn = edit_by_diffusers(folder, sampler, strength, make_mask(), **settings)
     reference = ReferencePipeline.load(folder)
@@ -182,4 +207,13 @@ def test_settings_that_do_not_go_together_are_refused(
 ) -> None:
     reference = ReferencePipeline.load(tiny.save_pipeline(tmp_path / "m"))
     with pytest.raises(error, match=message):
+        reference.generate(PROMPT, steps=STEPS, **settings)
+
+
+@pytest.mark.parametrize(("settings", "missing"), [({}, "image"), ({"image": make_image()}, "mask")], ids=str)
+def test_a_model_that_inpaints_wants_an_image_and_a_mask(
+    tmp_path: Path, settings: dict[str, Any], missing: str
+) -> None:
+    reference = ReferencePipeline.load(tiny.save_pipeline(tmp_path / "m", transformer=tiny.INPAINTING))
+    with pytest.raises(MissingError, match=f"no {missing}, though this model inpaints.*want an image and a mask"):
         reference.generate(PROMPT, steps=STEPS, **settings)

@@ -17,7 +17,7 @@ from convert.coreml import writer
 from moddit.manifest import read_manifest
 from tests.convert.checkpoints import TEXT_ENCODER, TRANSFORMER, VAE, convert, edit_weights
 from tests.convert.coreml.bundles import WIDE, make_bundle, to_coreml
-from tests.tiny import save_pipeline
+from tests.tiny import INPAINTING, save_pipeline
 
 Refuse = Callable[..., None]
 
@@ -39,6 +39,15 @@ def refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refuse:
         assert sorted(path.name for path in tmp_path.iterdir()) == before
 
     return check
+
+
+@pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("inpainting") / "model", transformer=INPAINTING)
+
+
+def test_a_model_that_inpaints(inpainting: Path, refuse: Refuse) -> None:
+    refuse(inpainting, (), "[coreml] in_channels 9 is of a model that inpaints", "want --to mlx")
 
 
 @pytest.mark.parametrize(
