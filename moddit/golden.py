@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moddit.noise import SEED_MAX, SEED_MIN, torch_randn
+from moddit.noise import SEED_MAX, SEED_MIN, NoiseStream, torch_randn
 from moddit.routing import RoutingPlan, capacity
 from moddit.samplers import (
     BETA_SCHEDULES,
@@ -39,6 +39,7 @@ SEEDS: Final = (0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**63 - 1, SEED_MAX, -1, SEED
 SHAPES: Final = ((0,), (1,), (3, 5), (16,), (1, 4, 2, 2), (17,), (1, 4, 3, 3), (1, 4, 16, 16), (1, 4, 32, 33))
 ENDS: Final = 16  # values kept of each end of an array
 LATENTS: Final = (1, 4, 2, 3)
+COUNTS: Final = ((32, 32), (1, 1, 1), (3, 20, 2, 5), (15, 17, 0, 4), (20, 3, 16, 1))  # of one generator's tensors
 
 
 def write_goldens(folder: Path) -> None:
@@ -89,8 +90,14 @@ def make_tables() -> dict[str, Any]:
 
 
 def make_noise() -> dict[str, Any]:
-    """Make noise of every seed and shape: both ends, and the sum in float64 of all values and of their squares."""
-    return {"noise": [_describe_noise(shape, seed) for shape, seed in product(SHAPES, SEEDS)]}
+    """Make noise of every seed and shape: both ends, and the sum in float64 of all values and of their squares.
+
+    Beside it, tensors that one generator gives one after the other.
+    """
+    return {
+        "noise": [_describe_noise(shape, seed) for shape, seed in product(SHAPES, SEEDS)],
+        "streams": [_describe_stream(counts, seed) for seed, counts in enumerate(COUNTS)],
+    }
 
 
 def make_guidance() -> dict[str, Any]:
@@ -169,3 +176,8 @@ def _describe_noise(shape: Sequence[int], seed: int) -> list[Any]:
     values = torch_randn(shape, seed).reshape(-1)
     sums = [math.fsum(map(float, values)), math.fsum(float(value) ** 2 for value in values)]
     return [list(shape), str(seed), _floats(values[:ENDS]), _floats(values[-ENDS:]), *sums]
+
+
+def _describe_stream(counts: Sequence[int], seed: int) -> dict[str, Any]:
+    stream = NoiseStream(seed)
+    return {"seed": seed, "draws": [_floats(stream.normal((count,))) for count in counts]}

@@ -146,13 +146,17 @@ extension Feature {
         switch (name, dtype) {
         case (_, .int32): return try Tensor(.int32(Array(repeating: 0, count: count)), shape: shape)
         case (_, .float16):
-            let noise = try TorchRandom.normal(shape: shape, seed: 0)
-            return try Tensor(.float16(noise.map(Self.half)), shape: shape)
+            return try Tensor(.float16(noise().map(Self.half)), shape: shape)
         case ("timestep", _): return try fill(Float(spec.scheduler.numTrainTimesteps / 2))
         case ("resolution", _): return try fill(Float(spec.defaultSide))
         case ("text_mask", _), ("aspect_ratio", _): return try fill(1)
-        default: return try Tensor(TorchRandom.normal(shape: shape, seed: 0), shape: shape)
+        default: return try Tensor(noise(), shape: shape)
         }
+    }
+
+    private func noise() throws(ModditError) -> [Float] {
+        var stream = try NoiseStream(seed: 0)
+        return try stream.normal(shape: shape)
     }
 
     private func fill(_ value: Float) throws(ModditError) -> Tensor {

@@ -195,7 +195,8 @@ private struct Run: Sendable {
 
     func noise() throws(ModditError) -> [Float] {
         let scale = Float(schedule.initScale)
-        return try TorchRandom.normal(shape: shape, seed: request.seed).map { $0 * scale }
+        var noise = try NoiseStream(seed: request.seed)
+        return try noise.normal(shape: shape).map { $0 * scale }
     }
 
     func result(of step: DenoisingSchedule.Step, denoised: [Float]?) throws(ModditError) -> StepResult {

@@ -4,28 +4,37 @@ import Foundation
 // DistributionTemplates.h. Logarithm, sine and cosine are taken in double precision and rounded once, where PyTorch
 // uses single-precision vector approximations (differences up to 1e-6).
 
-/// Seeded noise that equals PyTorch's CPU generator, so that a seed means the same picture in every backend.
-enum TorchRandom {
+/// What one of PyTorch's CPU generators draws, one tensor after the other, so that a seed means the same picture in every
+/// backend.
+struct NoiseStream: Sendable {
     /// Values that PyTorch makes at a time; smaller tensors take another road.
     private static let block = 16
 
     /// Most values that can be drawn at once: 1 GiB.
     static let mostValues = 1 << 28
 
-    /// Draws what `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` draws, within 1e-6.
+    private var generator: MersenneTwister
+    private var spare: [Float] = []  // the second of a pair, which the next small tensor begins with
+
+    /// Begins as `torch.Generator("cpu").manual_seed(seed)`.
     ///
-    /// - Parameters:
-    ///   - shape: sizes, each at least 0.
-    ///   - seed: -2^63 to 2^64 - 1; only its low 32 bits count, as in PyTorch.
-    /// - Returns: the values in row-major order, as many as the product of `shape`.
-    /// - Throws: `ModditError.valueRange` if the seed or a size is outside its range.
-    static func normal(shape: [Int], seed: some BinaryInteger) throws(ModditError) -> [Float] {
+    /// - Parameter seed: -2^63 to 2^64 - 1; only its low 32 bits count, as in PyTorch.
+    /// - Throws: `ModditError.valueRange` if it is outside its range.
+    init(seed: some BinaryInteger) throws(ModditError) {
         guard Int64(exactly: seed) != nil || UInt64(exactly: seed) != nil else {
             throw .valueRange("[noise] seed out of range, got \(seed), want \(Int64.min)...\(UInt64.max)")
         }
-        let count = try countValues(shape)
-        var generator = MersenneTwister(seed: UInt32(truncatingIfNeeded: seed))
-        return count >= block ? blocks(&generator, count) : pairs(&generator, count)
+        generator = MersenneTwister(seed: UInt32(truncatingIfNeeded: seed))
+    }
+
+    /// Draws what the next `torch.randn(shape, generator=...)` draws, within 1e-6.
+    ///
+    /// - Parameter shape: sizes, each at least 0.
+    /// - Returns: the values in row-major order, as many as the product of `shape`.
+    /// - Throws: `ModditError.valueRange` if a size is outside its range.
+    mutating func normal(shape: [Int]) throws(ModditError) -> [Float] {
+        let count = try Self.countValues(shape)
+        return count >= Self.block ? blocks(count) : pairs(count)
     }
 
     private static func countValues(_ shape: [Int]) throws(ModditError) -> Int {
@@ -42,14 +51,27 @@ enum TorchRandom {
     }
 
     /// Makes 16 or more values, in blocks of 16; a partial one is redrawn whole, over the end of the last.
-    private static func blocks(_ generator: inout MersenneTwister, _ count: Int) -> [Float] {
+    private mutating func blocks(_ count: Int) -> [Float] {
+        let block = Self.block
         var values = (0..<count).map { _ in generator.uniform24() }
-        for start in stride(from: 0, through: count - block, by: block) { boxMuller(&values, from: start) }
+        for start in stride(from: 0, through: count - block, by: block) { Self.boxMuller(&values, from: start) }
         if count % block != 0 {
             for index in count - block..<count { values[index] = generator.uniform24() }
-            boxMuller(&values, from: count - block)
+            Self.boxMuller(&values, from: count - block)
         }
         return values
+    }
+
+    /// Makes fewer than 16 values, in pairs from uniform values of 53 random bits.
+    private mutating func pairs(_ count: Int) -> [Float] {
+        var values = spare
+        while values.count < count {
+            let angle = 2 * Double.pi * generator.uniform53()
+            let radius = (-2 * log1p(-generator.uniform53())).squareRoot()
+            values += [Float(radius * cos(angle)), Float(radius * sin(angle))]
+        }
+        spare = Array(values[count...])
+        return Array(values[..<count])
     }
 
     /// Turns 16 uniform values into normal ones: the first 8 give radii, the last 8 angles.
@@ -62,17 +84,6 @@ enum TorchRandom {
             values[index] = Float(radius * cos(angle))
             values[index + half] = Float(radius * sin(angle))
         }
-    }
-
-    /// Makes fewer than 16 values, in pairs from uniform values of 53 random bits; an odd count drops one.
-    private static func pairs(_ generator: inout MersenneTwister, _ count: Int) -> [Float] {
-        var values: [Float] = []
-        while values.count < count {
-            let angle = 2 * Double.pi * generator.uniform53()
-            let radius = (-2 * log1p(-generator.uniform53())).squareRoot()
-            values += [Float(radius * cos(angle)), Float(radius * sin(angle))]
-        }
-        return Array(values.prefix(count))
     }
 }
 
