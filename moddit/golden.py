@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from moddit.samplers import (
     SAMPLERS,
     TIMESTEP_SPACINGS,
     NoiseSchedule,
+    SamplerStep,
     SamplerTable,
     build_table,
 )
@@ -39,6 +41,8 @@ SEEDS: Final = (0, 1, 42, 2**31, 2**32 - 1, 2**32, 2**63 - 1, SEED_MAX, -1, SEED
 SHAPES: Final = ((0,), (1,), (3, 5), (16,), (1, 4, 2, 2), (17,), (1, 4, 3, 3), (1, 4, 16, 16), (1, 4, 32, 33))
 ENDS: Final = 16  # values kept of each end of an array
 LATENTS: Final = (1, 4, 2, 3)
+WEIGHTS: Final = tuple(field.name for field in fields(SamplerStep) if field.name != "is_reused")
+MASK: Final = (1, 0, 1, 0, 0, 1)  # what is drawn anew of them
 COUNTS: Final = ((32, 32), (1, 1, 1), (3, 20, 2, 5), (15, 17, 0, 4), (20, 3, 16, 1))  # of one generator's tensors
 
 
@@ -83,9 +87,17 @@ def make_tables() -> dict[str, Any]:
         changes = {"prediction_type": prediction, "beta_schedule": betas, "beta_start": 0.00085, "beta_end": 0.012}
         cases.append((_schedule(sampler, "leading", steps_offset=1, set_alpha_to_one=False, **changes), 4))
     cases += [(_schedule(sampler, "trailing", num_train_timesteps=100), 100) for sampler in SAMPLERS]
-    runs = [_describe_run(schedule, steps, 1) for schedule, steps in cases]
+    runs = [_describe_run(schedule, steps) for schedule, steps in cases]
     reused = product(SAMPLERS, PREDICTION_TYPES, REUSES)
     runs += [_describe_run(_schedule(name, "trailing", prediction_type=kind), 8, n) for name, kind, n in reused]
+    for sampler, spacing in product(SAMPLERS, TIMESTEP_SPACINGS):
+        schedule = _schedule(sampler, spacing)
+        runs.append(_describe_run(schedule, 7, strength=0.6, starts_from_image=True))
+        runs.append(_describe_run(schedule, 7, 2, 0.6, mask=MASK))
+    for sampler in SAMPLERS:
+        schedule = _schedule(sampler, "trailing")
+        runs.append(_describe_run(schedule, 3, starts_from_image=True))
+        runs.append(_describe_run(schedule, 3, mask=MASK))
     return {"tables": runs}
 
 
@@ -151,22 +163,39 @@ def _schedule(sampler: str, spacing: str, **changes: Any) -> NoiseSchedule:
     return NoiseSchedule(**{**DEFAULTS, **changes}, sampler=sampler, timestep_spacing=spacing)
 
 
-def _describe_run(schedule: NoiseSchedule, steps: int, reuse: int) -> dict[str, Any]:
-    table = build_table(schedule, schedule.sampler, steps, reuse)
-    names = ("timestep", "input_scale", "denoised_x", "denoised_output", "keep_x", "current", "previous")
-    kept = [0, 1, steps // 2, steps - 1] if steps > max(STEPS) else range(steps)  # long tables would be large
+def _describe_run(
+    schedule: NoiseSchedule,
+    steps: int,
+    reuse: int = 1,
+    strength: float = 1.0,
+    *,
+    starts_from_image: bool = False,
+    mask: Sequence[int] = (),
+) -> dict[str, Any]:
+    table = build_table(
+        schedule, schedule.sampler, steps, reuse, strength=strength, starts_from_image=starts_from_image
+    )
+    count = len(table.steps)
+    kept = [0, 1, count // 2, count - 1] if count > max(STEPS) else range(count)  # long tables would be large
     return {
         "schedule": schedule.to_json(),
         "steps": steps,
         "reuse": reuse,
+        "strength": strength,
+        "starts_from_image": starts_from_image,
+        "mask": list(mask),
         "init_scale": table.init_scale,
-        "rows": [[row, *(getattr(table.steps[row], name) for name in names)] for row in kept],
-        "final": _floats(_run(table)),
+        "init_clean": table.init_clean,
+        "rows": [[row, *(getattr(table.steps[row], name) for name in WEIGHTS)] for row in kept],
+        "final": _floats(_run(table, mask)),
     }
 
 
-def _run(table: SamplerTable) -> Float32:
-    *_, last = denoise(table, torch_randn(LATENTS, 3), lambda _, step, x: predict(x, step.timestep))
+def _run(table: SamplerTable, mask: Sequence[int]) -> Float32:
+    image = torch_randn(LATENTS, 4) if table.init_clean or mask else None
+    drawn_anew = np.array(mask, np.float32).reshape(LATENTS[2:]) if mask else None
+    noise = torch_randn(LATENTS, 3)
+    *_, last = denoise(table, noise, lambda _, step, x: predict(x, step.timestep), image, drawn_anew)
     latents: Float32 = last.latents
     assert latents.dtype == np.float32
     return latents

@@ -33,9 +33,25 @@ extension NoiseSchedule {
         return (0..<count).map { (total - Double($0) * delta).rounded(.toNearestOrEven) - 1 }
     }
 
+    /// How a run starts from noise, and its steps, for whoever takes all of them.
+    func steps(_ sampler: Sampler, _ timesteps: [Double]) -> (initScale: Double, steps: [SamplerStep]) {
+        switch sampler {
+        case .dpmpp2M: (1, dpmSteps(timesteps))
+        case .ddim: (1, ddimSteps(timesteps))
+        case .euler: eulerSteps(timesteps)
+        }
+    }
+
+    /// Weights of an image and of noise in x at each timestep, and behind the last, as the `add_noise` of diffusers.
+    func mixes(_ sampler: Sampler, _ timesteps: [Double]) -> [(clean: Double, noise: Double)] {
+        levels(at: timesteps).map { level in
+            sampler == .euler ? (1, level) : (1 / hypot(1, level), level / hypot(1, level))
+        }
+    }
+
     /// DPM-Solver++ 2M, midpoint; the first step and the last, which goes to noise level 0, are of first order.
-    func dpmSteps(_ timesteps: [Double]) -> [SamplerStep] {
-        let levels = levels(at: timesteps) + [0]
+    private func dpmSteps(_ timesteps: [Double]) -> [SamplerStep] {
+        let levels = levels(at: timesteps)
         return timesteps.indices.map { index in
             let (here, there) = (levels[index], levels[index + 1])
             let (alphaHere, alphaThere) = (1 / hypot(1, here), 1 / hypot(1, there))
@@ -56,7 +72,7 @@ extension NoiseSchedule {
     ///
     /// a' belongs to the timestep numTrainTimesteps / steps lower, which with `linspace` and `trailing` need not be the
     /// one visited next.
-    func ddimSteps(_ timesteps: [Double]) -> [SamplerStep] {
+    private func ddimSteps(_ timesteps: [Double]) -> [SamplerStep] {
         let alphas = alphasCumprod
         let final = setAlphaToOne ? 1 : alphas[0]
         let stride = numTrainTimesteps / timesteps.count
@@ -73,8 +89,8 @@ extension NoiseSchedule {
     }
 
     /// Euler's method for x = picture + s * noise: x' = x + (s' - s) * (x - d) / s.
-    func eulerSteps(_ timesteps: [Double]) -> (initScale: Double, steps: [SamplerStep]) {
-        let levels = levels(at: timesteps) + [0]
+    private func eulerSteps(_ timesteps: [Double]) -> (initScale: Double, steps: [SamplerStep]) {
+        let levels = levels(at: timesteps)
         let steps = timesteps.indices.map { index in
             let ratio = levels[index + 1] / levels[index]
             let inputScale = 1 / hypot(1, levels[index])
@@ -86,14 +102,14 @@ extension NoiseSchedule {
         return (timestepSpacing == .leading ? hypot(1, levels[0]) : levels[0], steps)
     }
 
-    /// Noise levels at timesteps in 0..<numTrainTimesteps, linear between whole ones.
+    /// Noise levels at timesteps in 0..<numTrainTimesteps, linear between whole ones, and the 0 that they lead to.
     private func levels(at timesteps: [Double]) -> [Double] {
         let levels = noiseLevels
         return timesteps.map { timestep in
             let index = Int(timestep)
             let (low, high) = (levels[index], levels[min(index + 1, levels.count - 1)])
             return (high - low) * (timestep - Double(index)) + low
-        }
+        } + [0]
     }
 
     /// Weights of x and output in the denoised latent, for x = sqrt(a) * picture + sqrt(1 - a) * noise.

@@ -1,3 +1,5 @@
+import Foundation
+
 /// One step of a sampling run: the timestep, and the weights of three formulas.
 ///
 /// With x the latent, o the model's output and d the denoised latent:
@@ -5,6 +7,8 @@
 ///     input = inputScale * x
 ///     d     = denoisedX * x + denoisedOutput * o, or (d of the step before) where the step is reused
 ///     x'    = keepX * x + current * d + previous * (d of the step before)
+///
+/// Where a mask says what is drawn anew, the rest of x' is knownClean * image + knownNoise * noise.
 package struct SamplerStep: Sendable, Hashable {
     /// Given to the model; a whole number except for Euler with `linspace`.
     package let timestep: Double
@@ -17,11 +21,15 @@ package struct SamplerStep: Sendable, Hashable {
     /// Weight of the latent in the next latent.
     let keepX: Double
     /// Weight of the denoised latent in the next latent.
-    let current: Double
+    fileprivate(set) var current: Double
     /// Weight of the step before's denoised latent in the next latent; 0 in the first step.
-    let previous: Double
+    fileprivate(set) var previous: Double
+    /// Weight of clean latents in those of the level that the step leads to.
+    fileprivate(set) var knownClean = 0.0
+    /// Weight of noise in them.
+    fileprivate(set) var knownNoise = 0.0
     /// Whether it has the denoised latent of the step before: the model is not asked.
-    package internal(set) var isReused = false
+    package fileprivate(set) var isReused = false
 
     /// Gives the denoised latent of a step that is not reused, in single precision with the weights rounded to it, as
     /// the Python runtimes do.
@@ -60,48 +68,87 @@ package struct SamplerStep: Sendable, Hashable {
         return latents
     }
 
+    /// Gives the latent after the step with an image's where nothing is drawn anew, at the level that the step leads to.
+    ///
+    /// Shapes: all (C, h, w), but the mask (h, w).
+    ///
+    /// - Parameters:
+    ///   - x: latent after the step.
+    ///   - image: the image's clean latents.
+    ///   - noise: that the run starts from.
+    ///   - mask: whether each pixel of the latent is drawn anew.
+    func putBack(_ x: [Float], image: [Float], noise: [Float], mask: [Bool]) -> [Float] {
+        let known = Self.weigh(image, Float(knownClean), noise, Float(knownNoise))
+        return x.indices.map { mask[$0 % mask.count] ? x[$0] : known[$0] }
+    }
+
     /// Scales a latent for the model.
     func scaleInput(_ x: [Float]) -> [Float] {
         let scale = Float(inputScale)
         return x.map { scale * $0 }
     }
 
-    private static func weigh(_ a: [Float], _ weightA: Float, _ b: [Float], _ weightB: Float) -> [Float] {
+    fileprivate static func weigh(_ a: [Float], _ weightA: Float, _ b: [Float], _ weightB: Float) -> [Float] {
         zip(a, b).map { weightA * $0 + weightB * $1 }
     }
 }
 
-/// A sampling run: start from `initScale * noise` and take the steps in order.
+/// A sampling run: start from `initScale * noise + initClean * image` and take the steps in order.
 struct SamplerTable: Sendable, Hashable {
     /// The sampler.
     let sampler: Sampler
     /// Scales the noise that a run starts from.
     let initScale: Double
+    /// Scales the clean latents of an image that it starts from; 0 if there is nothing but noise.
+    let initClean: Double
     /// The steps, noisiest first.
     let steps: [SamplerStep]
 
     /// Computes the table of a sampling run.
     ///
-    /// It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing.
+    /// It visits the timesteps that diffusers' scheduler of that sampler visits with the schedule's spacing. A run that
+    /// leaves some out starts from an image with the noise of its first timestep, as does one of all if asked to.
     ///
     /// - Parameters:
     ///   - schedule: of the checkpoint.
     ///   - sampler: by default the checkpoint's own.
     ///   - steps: 1 to `numTrainTimesteps`.
     ///   - reuse: the model is asked in the first of so many steps; the others have its denoised latent.
-    /// - Throws: `ModditError.valueRange` for so many steps that a timestep repeats or leaves the training range, and
-    ///   for a reuse that is out of range or would leave a single step.
+    ///   - strength: share of the steps that are taken, the last ones, 0 to 1.
+    ///   - startsFromImage: whether a run of all steps starts from an image, too.
+    /// - Throws: `ModditError.valueRange` for so many steps that a timestep repeats or leaves the training range, for a
+    ///   strength that leaves none, and for a reuse that is out of range or would leave a single step.
     init(
-        _ schedule: NoiseSchedule, sampler: Sampler? = nil, steps: Int, reuse: Int = 1
+        _ schedule: NoiseSchedule, sampler: Sampler? = nil, steps: Int, reuse: Int = 1, strength: Double = 1,
+        startsFromImage: Bool = false
     ) throws(ModditError) {
-        guard (1...Bounds.timesteps).contains(reuse) else {
-            throw .valueRange("[request] reuse out of range, got \(reuse), want 1..\(Bounds.timesteps)")
-        }
-        guard reuse == 1 || reuse < steps else {
-            throw .valueRange(
-                "[request] reuse \(reuse) of \(steps) steps leaves a single one, want fewer than the steps")
-        }
         let sampler = sampler ?? schedule.sampler
+        let timesteps = try Self.timesteps(schedule, sampler, steps: steps)
+        let count = try Self.countSteps(steps, strength: strength)
+        try Self.check(reuse: reuse, of: count)
+        var (scale, rows) = schedule.steps(sampler, timesteps)
+        let mixes = schedule.mixes(sampler, timesteps)
+        for index in rows.indices { (rows[index].knownClean, rows[index].knownNoise) = mixes[index + 1] }
+        rows.removeFirst(steps - count)
+        for index in rows.indices { rows[index].isReused = !index.isMultiple(of: reuse) }
+        var clean = 0.0
+        if count < steps || startsFromImage {
+            (clean, scale) = mixes[steps - count]
+            // without a step before it, as in diffusers
+            (rows[0].current, rows[0].previous) = (rows[0].current + rows[0].previous, 0)
+        }
+        (self.sampler, initScale, initClean, self.steps) = (sampler, scale, clean, rows)
+    }
+
+    /// Latents that the run starts from: of noise, and of an image's clean ones where it starts from an image.
+    func start(noise: [Float], image: [Float]?) -> [Float] {
+        guard let image else { return noise.map { Float(initScale) * $0 } }
+        return SamplerStep.weigh(noise, Float(initScale), image, Float(initClean))
+    }
+
+    private static func timesteps(
+        _ schedule: NoiseSchedule, _ sampler: Sampler, steps: Int
+    ) throws(ModditError) -> [Double] {
         let total = schedule.numTrainTimesteps
         guard (1...total).contains(steps) else {
             throw .valueRange("[samplers] steps out of range, got \(steps), want 1...\(total)")
@@ -116,14 +163,30 @@ struct SamplerTable: Sendable, Hashable {
                     + "'\(schedule.timestepSpacing.rawValue)' and offset \(schedule.stepsOffset), "
                     + "want another number of steps")
         }
-        var rows: [SamplerStep]
-        switch sampler {
-        case .dpmpp2M: (initScale, rows) = (1, schedule.dpmSteps(timesteps))
-        case .ddim: (initScale, rows) = (1, schedule.ddimSteps(timesteps))
-        case .euler: (initScale, rows) = schedule.eulerSteps(timesteps)
+        return timesteps
+    }
+
+    /// Counts the steps that a run of some strength takes.
+    private static func countSteps(_ steps: Int, strength: Double) throws(ModditError) -> Int {
+        guard (0...1).contains(strength) else {
+            throw .valueRange("[request] strength out of range, got \(strength), want 0..1")
         }
-        for index in rows.indices { rows[index].isReused = !index.isMultiple(of: reuse) }
-        self.sampler = sampler
-        self.steps = rows
+        let count = Int(Double(steps) * strength)
+        guard count > 0 else {
+            throw .valueRange(
+                "[samplers] strength \(strength) of \(steps) steps leaves none to take, want at least "
+                    + "\(String(format: "%.3g", 1 / Double(steps))), or more steps")
+        }
+        return count
+    }
+
+    private static func check(reuse: Int, of count: Int) throws(ModditError) {
+        guard (1...Bounds.timesteps).contains(reuse) else {
+            throw .valueRange("[request] reuse out of range, got \(reuse), want 1..\(Bounds.timesteps)")
+        }
+        guard reuse == 1 || reuse < count else {
+            throw .valueRange(
+                "[request] reuse \(reuse) of \(count) steps leaves a single one, want fewer than the steps")
+        }
     }
 }

@@ -14,8 +14,8 @@ struct SamplerTests {
         #expect(items.count > 50)
         for item in items {
             let table = try Self.table(item)
-            #expect(try table.steps.count == item["steps"].integer())
             expectClose(table.initScale, try item["init_scale"].number())
+            expectClose(table.initClean, try item["init_clean"].number())
             for row in try item["rows"].array() {
                 let numbers = try row.numbers
                 for (found, wanted) in zip(table.steps[Int(numbers[0])].values, numbers.dropFirst()) {
@@ -28,8 +28,10 @@ struct SamplerTests {
     @Test func runsEqualPython() throws {
         for item in try Golden.items("samplers.json", "tables") {
             let table = try Self.table(item)
-            var noise = try NoiseStream(seed: 3)
-            var latents = try noise.normal(shape: [1, 4, 2, 3]).map { $0 * Float(table.initScale) }
+            let noise = try Self.draw(seed: 3)
+            let image = try Self.draw(seed: 4)
+            let mask = try item["mask"].integers.map { $0 == 1 }
+            var latents = table.start(noise: noise, image: table.initClean == 0 ? nil : image)
             var denoised: [Float] = []
             for step in table.steps {
                 let before = denoised
@@ -38,6 +40,7 @@ struct SamplerTests {
                     denoised = try step.denoise(latents, output: output)
                 }
                 latents = try step.advance(latents, denoised: denoised, previousDenoised: before)
+                if !mask.isEmpty { latents = step.putBack(latents, image: image, noise: noise, mask: mask) }
             }
             #expect(try difference(latents, item["final"].floats) <= Self.finalTolerance)
         }
@@ -60,6 +63,21 @@ struct SamplerTests {
         for reuse in [0, -1, Int.max, Int.min] {
             let wanted = "[request] reuse out of range, got \(reuse), want 1..100000"
             #expect(throws: ModditError.valueRange(wanted)) { try SamplerTable(schedule, steps: 4, reuse: reuse) }
+        }
+    }
+
+    @Test func strengthLeavesAStepAtLeast() throws {
+        let schedule = try Self.schedule(.leading, .dpmpp2M)
+        #expect(try SamplerTable(schedule, steps: 20, strength: 0.35).steps.count == 7)
+        let none = "[samplers] strength 0.1 of 9 steps leaves none to take, want at least 0.111, or more steps"
+        #expect(throws: ModditError.valueRange(none)) { try SamplerTable(schedule, steps: 9, strength: 0.1) }
+        let reused = "[request] reuse 3 of 3 steps leaves a single one, want fewer than the steps"
+        #expect(throws: ModditError.valueRange(reused)) {
+            try SamplerTable(schedule, steps: 6, reuse: 3, strength: 0.5)
+        }
+        for strength in [-0.1, 1.01, .nan, .infinity] {
+            let wanted = "[request] strength out of range, got \(strength), want 0..1"
+            #expect(throws: ModditError.valueRange(wanted)) { try SamplerTable(schedule, steps: 6, strength: strength) }
         }
     }
 
@@ -112,7 +130,13 @@ struct SamplerTests {
 
     private static func table(_ item: JSONField) throws -> SamplerTable {
         try SamplerTable(
-            NoiseSchedule(item["schedule"]), steps: item["steps"].integer(), reuse: item["reuse"].integer())
+            NoiseSchedule(item["schedule"]), steps: item["steps"].integer(), reuse: item["reuse"].integer(),
+            strength: item["strength"].number(), startsFromImage: item["starts_from_image"].bool())
+    }
+
+    private static func draw(seed: Int) throws -> [Float] {
+        var stream = try NoiseStream(seed: seed)
+        return try stream.normal(shape: [1, 4, 2, 3])
     }
 
     private func expectClose(_ found: Double, _ wanted: Double) {
@@ -140,6 +164,6 @@ struct SamplerTests {
 
 extension SamplerStep {
     fileprivate var values: [Double] {
-        [timestep, inputScale, denoisedX, denoisedOutput, keepX, current, previous]
+        [timestep, inputScale, denoisedX, denoisedOutput, keepX, current, previous, knownClean, knownNoise]
     }
 }
