@@ -48,7 +48,49 @@ struct PixelImageTests {
         #expect(throws: ModditError.self) { try PixelImage(planes: [0, .nan, 0], height: 1, width: 1) }
         #expect(throws: ModditError.self) { try PixelImage(previewOf: [], channels: .max, height: 9, width: 9) }
         #expect(throws: ModditError.self) { try PixelImage(previewOf: [1, 2], channels: 1, height: 1, width: 1) }
+        for (width, height, count) in [(1, 1, 3), (2, 1, 4), (0, 1, 0), (.max, .max, 4)] {
+            let bytes = [UInt8](repeating: 0, count: count)
+            #expect(throws: ModditError.self) { try PixelImage(width: width, height: height, rgba: bytes) }
+        }
     }
+}
+
+struct ResamplingTests {
+    /// One level: a sine may round apart between systems, which seldom moves a weight.
+    static let tolerance = 1
+
+    @Test func equalsPillow() throws {
+        let items = try Golden.items("pictures.json", "resized")
+        #expect(items.count == 9)
+        for item in items {
+            let image = try PixelImage.pattern(height: item["height"].integer(), width: item["width"].integer())
+            let (wanted, box) = (try item["wanted"].integers, try item["box"].floats)
+            let found = try image.resized(
+                to: PictureSize(height: wanted[0], width: wanted[1]),
+                box: box.isEmpty ? nil : PixelBox(left: box[0], top: box[1], right: box[2], bottom: box[3]))
+            #expect(found.height == wanted[0] && found.width == wanted[1])
+            let pixels = try item["pixels"].integers
+            #expect(found.rgb.count == pixels.count)
+            #expect(zip(found.rgb, pixels).allSatisfy { abs(Int($0) - $1) <= Self.tolerance })
+        }
+    }
+}
+
+extension PixelImage {
+    /// The picture of scripts/golden_pictures.py.
+    static func pattern(height: Int, width: Int, seed: Int = 0) throws -> PixelImage {
+        var pixels: [UInt8] = []
+        for y in 0..<height {
+            for x in 0..<width {
+                let value = 37 * x + 101 * y + 11 * x * y + 71 * seed
+                pixels += (0..<3).map { UInt8((value + 53 * $0) % 256) } + [255]
+            }
+        }
+        return try PixelImage(width: width, height: height, rgba: pixels)
+    }
+
+    /// Without opacity.
+    var rgb: [UInt8] { rgba.indices.filter { $0 % 4 != 3 }.map { rgba[$0] } }
 }
 
 struct PNGTests {

@@ -7,6 +7,17 @@ public struct PixelImage: Sendable, Hashable {
     /// The pixels, (height, width, 4).
     public let rgba: [UInt8]
 
+    /// Makes a picture of its pixels.
+    ///
+    /// - Throws: `ModditError.shape` if the sizes do not fit.
+    public init(width: Int, height: Int, rgba: [UInt8]) throws(ModditError) {
+        let pixels = try Self.countPixels(height, width)
+        guard rgba.count == 4 * pixels else {
+            throw .shape("[image] got \(rgba.count) bytes, want 4 for each of \(height) x \(width) pixels")
+        }
+        (self.width, self.height, self.rgba) = (width, height, rgba)
+    }
+
     /// Makes the picture of a decoder's output.
     ///
     /// Shapes: planes (3, height, width), -1 (black) to 1 (full); values outside are clipped.
@@ -23,7 +34,7 @@ public struct PixelImage: Sendable, Hashable {
                 rgba[4 * pixel + channel] = try Self.byte(planes[channel * pixels + pixel] / 2 + 0.5)
             }
         }
-        (self.width, self.height, self.rgba) = (width, height, rgba)
+        try self.init(width: width, height: height, rgba: rgba)
     }
 
     /// Makes a small preview of a denoised latent without its decoder.
