@@ -28,7 +28,7 @@ from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.golden import format_golden, write_goldens
 from scripts.golden_captions import ODDITIES, SENTENCES, make_captions
 from scripts.golden_manifests import describe, make_bundles
-from scripts.golden_pictures import make_resized
+from scripts.golden_pictures import make_covered, make_edits, make_on_white, make_resized
 from scripts.golden_pipeline import make_runs, make_schedules
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -53,7 +53,13 @@ def write(folder: Path) -> None:
     _save(folder / "manifests.json", {"manifests": manifests, "schedules": make_schedules(bundles)})
     runs = make_runs(bundles, Tokenizer.from_file(str(EMBEDDED)))
     _save(folder / "pipelines.json", {"version": moddit.__version__, "runs": runs})
-    _save(folder / "pictures.json", {"resized": make_resized()})
+    pictures = {
+        "resized": make_resized(),
+        "covered": make_covered(),
+        "on_white": make_on_white(),
+        "edits": make_edits(),
+    }
+    _save(folder / "pictures.json", pictures)
 
 
 def shrink(model: Path, folder: Path) -> None:

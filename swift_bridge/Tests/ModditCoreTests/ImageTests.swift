@@ -56,9 +56,6 @@ struct PixelImageTests {
 }
 
 struct ResamplingTests {
-    /// One level: a sine may round apart between systems, which seldom moves a weight.
-    static let tolerance = 1
-
     @Test func equalsPillow() throws {
         let items = try Golden.items("pictures.json", "resized")
         #expect(items.count == 9)
@@ -68,10 +65,7 @@ struct ResamplingTests {
             let found = try image.resized(
                 to: PictureSize(height: wanted[0], width: wanted[1]),
                 box: box.isEmpty ? nil : PixelBox(left: box[0], top: box[1], right: box[2], bottom: box[3]))
-            #expect(found.height == wanted[0] && found.width == wanted[1])
-            let pixels = try item["pixels"].integers
-            #expect(found.rgb.count == pixels.count)
-            #expect(zip(found.rgb, pixels).allSatisfy { abs(Int($0) - $1) <= Self.tolerance })
+            #expect(try found.digest == item["digest"].string())
         }
     }
 }
@@ -88,9 +82,6 @@ extension PixelImage {
         }
         return try PixelImage(width: width, height: height, rgba: pixels)
     }
-
-    /// Without opacity.
-    var rgb: [UInt8] { rgba.indices.filter { $0 % 4 != 3 }.map { rgba[$0] } }
 }
 
 struct PNGTests {
