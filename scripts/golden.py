@@ -28,7 +28,8 @@ from moddit.checkpoint.tokenizer import read_tokenizer
 from moddit.golden import format_golden, write_goldens
 from scripts.golden_captions import ODDITIES, SENTENCES, make_captions
 from scripts.golden_manifests import describe, make_bundles
-from scripts.golden_pictures import make_covered, make_edits, make_on_white, make_resized
+from scripts.golden_pictures import make_covered, make_edits, make_on_white, make_resized, make_upright
+from scripts.golden_pipeline import make_edits as make_edit_runs
 from scripts.golden_pipeline import make_runs, make_schedules
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -51,12 +52,14 @@ def write(folder: Path) -> None:
     bundles = make_bundles(EMBEDDED)
     manifests = [describe(*item) for item in bundles.items()]
     _save(folder / "manifests.json", {"manifests": manifests, "schedules": make_schedules(bundles)})
-    runs = make_runs(bundles, Tokenizer.from_file(str(EMBEDDED)))
+    tokenizer = Tokenizer.from_file(str(EMBEDDED))
+    runs = make_runs(bundles, tokenizer) + make_edit_runs(bundles, tokenizer)
     _save(folder / "pipelines.json", {"version": moddit.__version__, "runs": runs})
     pictures = {
         "resized": make_resized(),
         "covered": make_covered(),
         "on_white": make_on_white(),
+        "upright": make_upright(),
         "edits": make_edits(),
     }
     _save(folder / "pictures.json", pictures)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from moddit import edits
 from moddit.bins import Size
@@ -69,6 +69,16 @@ def make_on_white() -> str:
     pixels[..., 3] = np.arange(256)
     white = Image.new("RGBA", (256, 256), "white")
     return edits.image_digest(np.asarray(Image.alpha_composite(white, Image.fromarray(pixels)).convert("RGB")))
+
+
+def make_upright() -> list[str]:
+    """Turn a picture as each of EXIF's orientations says; of the results the digests."""
+    found = []
+    for orientation in range(1, 9):
+        picture = Image.fromarray(pattern(3, 5))
+        picture.getexif()[ExifTags.Base.Orientation] = orientation
+        found.append(edits.image_digest(np.asarray(ImageOps.exif_transpose(picture))))
+    return found
 
 
 def make_edits() -> list[dict[str, Any]]:

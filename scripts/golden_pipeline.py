@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 import moddit
+from moddit.bins import Size
 from moddit.conditioning import Label, Text
+from moddit.edits import Edit, image_digest
 from moddit.graphs import Graphs, StepFunction
 from moddit.manifest import Manifest
 from moddit.metadata import Metadata, ModelReference
-from moddit.noise import torch_randn
+from moddit.noise import NoiseStream
+from moddit.pictures import finish_edit, open_edit
 from moddit.request import Request
 from moddit.samplers import SAMPLERS, SamplerStep, build_table
 from moddit.sampling import denoise, guide
+from scripts.golden_pictures import pattern
 
 Float32 = NDArray[np.float32]
 
@@ -69,13 +73,38 @@ def make_runs(bundles: Mapping[str, Manifest], tokenizer: Tokenizer) -> list[dic
         ("labels", {"label": 2, "seed": 14, "steps": 5, "sampler": "euler", "reuse": 3}),
     ]
     sides = {"height": 32, "width": 32}
-    requests = [(bundles[name], name, Request.complete(bundles[name].spec, **(sides | given))) for name, given in cases]
-    return [_describe(name, manifest, request, tokenizer) for manifest, name, request in requests]
+    requests = [(name, Request.complete(bundles[name].spec, **(sides | given))) for name, given in cases]
+    return [_describe(name, bundles[name], request, tokenizer) for name, request in requests]
 
 
-def _describe(name: str, manifest: Manifest, request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
+def make_edits(bundles: Mapping[str, Manifest], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Run bundles from an image, with and without a mask, in a size of their own choice and in one that is given."""
+    text = {"prompt": PROMPT, "guidance_scale": 4.5}
+    cases: list[tuple[str, dict[str, Any], Size, bool, float | None, dict[str, int]]] = [
+        ("routed", {**text, "seed": 0, "steps": 7, "sampler": "dpmpp-2m"}, (20, 20), False, 0.6, {}),
+        ("routed", {**text, "seed": 1, "steps": 4, "sampler": "euler"}, (20, 22), True, None, {}),
+        ("chain", {**text, "seed": 2, "steps": 8, "sampler": "ddim", "reuse": 2}, (35, 33), True, 0.5, {}),
+        ("routed", {**text, "seed": 3, "steps": 3}, (20, 20), True, None, {"height": 32, "width": 64}),
+        ("labels", {"label": 1, "seed": 4, "steps": 3, "sampler": "ddim"}, (8, 8), False, None, {}),
+    ]
+    found = []
+    for name, settings, (height, width), is_masked, strength, sides in cases:
+        spec = bundles[name].spec
+        mask = (np.add.outer(2 * np.arange(height), np.arange(width)) % 23 < 9) if is_masked else None
+        edit = open_edit(spec, pattern(height, width), mask, **sides)
+        assert edit is not None
+        request = Request.complete(spec, **settings).editing(spec, edit, strength)
+        described = _describe(name, bundles[name], request, tokenizer, edit)
+        given = {"height": height, "width": width, "is_masked": is_masked, "is_sized": bool(sides)}
+        found.append({**described, "edit": {**given, "strength": strength}})
+    return found
+
+
+def _describe(
+    name: str, manifest: Manifest, request: Request, tokenizer: Tokenizer, edit: Edit | None = None
+) -> dict[str, Any]:
     rows = encode(manifest, request, tokenizer)
-    run = _Run(manifest, request, rows)
+    run = _Run(manifest, request, rows, edit)
     final = run.denoise()
     written = metadata(manifest, request)
     return {
@@ -84,6 +113,7 @@ def _describe(name: str, manifest: Manifest, request: Request, tokenizer: Tokeni
         "ids": rows.tolist(),
         "calls": run.calls,
         "final": [float(str(value)) for value in final.reshape(-1)],
+        "picture": None if edit is None else image_digest(finish_edit(edit, decode(manifest, final))),
         "metadata": json.dumps(written.to_json(), sort_keys=True),
         "parameters": written.describe(),
     }
@@ -112,6 +142,13 @@ CONDITIONINGS: Final[Mapping[str, Callable[[Manifest, Any, Tokenizer], NDArray[n
 }
 
 
+def decode(manifest: Manifest, latents: Float32) -> NDArray[np.uint8]:
+    """Stand in for a decoder: a pixel is a third of its latent's value. Shapes: (1, C, h, w) -> (H, W, 3)."""
+    planes = latents[0, :3].repeat(manifest.spec.vae.downscale, axis=1).repeat(manifest.spec.vae.downscale, axis=2)
+    values = (planes / np.float32(3) / 2 + np.float32(0.5)).clip(0, 1) * 255
+    return np.round(values).astype(np.uint8).transpose(1, 2, 0)
+
+
 def metadata(manifest: Manifest, request: Request) -> Metadata:
     """Say what a picture's file says, with versions that do not change."""
     return Metadata(request, ModelReference.of(manifest, MODEL_PATH), "float16", VERSIONS)
@@ -124,23 +161,36 @@ class _Run:
     manifest: Manifest
     request: Request
     ids: NDArray[np.int32]  # (rows, L)
+    edit: Edit | None = None
     calls: list[Any] = field(default_factory=list)
 
     def denoise(self) -> Float32:
         """Run all steps. Shapes: -> (1, C, h, w) float32."""
         spec, request = self.manifest.spec, self.request
         sides = (request.height // spec.vae.downscale, request.width // spec.vae.downscale)
-        noise: Float32 = torch_randn((1, spec.transformer.latent_channels, *sides), request.seed)
+        shape = (1, spec.transformer.latent_channels, *sides)
+        stream = NoiseStream(request.seed)
+        image = None if self.edit is None else self._sample(self.edit, stream.normal(shape))
+        mask = None if self.edit is None else self.edit.latent_mask(spec.vae.downscale)
+        marked = None if mask is None else mask.transpose(0, 3, 1, 2)
 
         def predict(_: int, step: SamplerStep, x: Float32) -> Float32:
             rows = self._predict(x, step.timestep)
             guided: Float32 = guide(np.split(rows, len(rows)), request.guidance_scale)
             return guided
 
-        *_, last = denoise(request.table(spec), noise, predict)
+        *_, last = denoise(request.table(spec), stream.normal(shape), predict, image, marked)
         latents: Float32 = last.latents
         assert latents.dtype == np.float32
         return latents
+
+    def _sample(self, edit: Edit, noise: Float32) -> Float32:
+        """Stand in for an encoder: means are every so many pixels of the image's planes, logarithms of variances 0."""
+        vae = self.manifest.spec.vae
+        cells = edit.pixels()[:, :: vae.downscale, :: vae.downscale].transpose(0, 3, 1, 2)
+        means = cells[:, [channel % 3 for channel in range(noise.shape[1])]]
+        sample: Float32 = (means + noise - np.float32(vae.shift_factor)) * np.float32(vae.scaling_factor)
+        return sample
 
     def _predict(self, x: Float32, timestep: float) -> Float32:
         """Predict for every text: in one call of batch 2 if the bundle has it, else in calls of batch 1.

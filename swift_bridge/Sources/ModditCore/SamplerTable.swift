@@ -142,7 +142,7 @@ struct SamplerTable: Sendable, Hashable {
 
     /// Latents that the run starts from: of noise, and of an image's clean ones where it starts from an image.
     func start(noise: [Float], image: [Float]?) -> [Float] {
-        guard let image else { return noise.map { Float(initScale) * $0 } }
+        guard let image, initClean != 0 else { return noise.map { Float(initScale) * $0 } }
         return SamplerStep.weigh(noise, Float(initScale), image, Float(initClean))
     }
 

@@ -75,10 +75,8 @@ package struct CoreMLRunner: PackageRunning {
     ///
     /// - Throws: `ModditError.compute` if Core ML cannot.
     func prewarm(_ graphs: Graphs) async throws {
-        for role in PackageRole.allCases where role.isForDrawing {
-            for package in graphs.packages[role] ?? [] {
-                try await model(package).prewarm(package.functions.map(\.name))
-            }
+        for package in PackageRole.allCases.flatMap({ graphs.packages[$0] ?? [] }) {
+            try await model(package).prewarm(package.functions.map(\.name))
         }
     }
 }

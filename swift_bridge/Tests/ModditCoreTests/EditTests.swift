@@ -46,6 +46,9 @@ struct PixelMaskTests {
         #expect(try mask([255, 255, 255, 255, 0, 0, 0, 255, 128, 128, 128, 255, 127, 127, 127, 255]) == "1010")
         #expect(try mask([0, 255, 0, 255, 255, 0, 0, 255, 0, 0, 255, 255]) == "100")
         #expect(try mask([255, 255, 255, 255, 0, 0, 0, 127, 0, 0, 0, 128]) == "010")
+        let half = try PixelImage(width: 2, height: 1, rgba: [255, 255, 255, 255, 255, 255, 255, 0])
+        #expect(try PixelMask(alphaOf: half).pixels == [false, true])
+        #expect(throws: ModditError.self) { try PixelMask(alphaOf: PixelImage.pattern(height: 2, width: 2)) }
         let flat = "[mask] has no contrast, all its pixels are 200 of 255; want white on black"
         #expect(throws: ModditError.valueRange(flat)) { try mask([200, 200, 200, 255, 200, 200, 200, 255]) }
         let none =
@@ -97,10 +100,87 @@ struct PastingTests {
         #expect(try image.digest == Golden.read("pictures.json")["on_white"].string())
     }
 
+    @Test func orientationsArePillows() throws {
+        let image = try PixelImage.pattern(height: 3, width: 5)
+        for (index, digest) in try Golden.items("pictures.json", "upright").enumerated() {
+            #expect(try image.upright(from: index + 1).digest == digest.string())
+        }
+        #expect(try image.upright(from: 0) == image)
+    }
+
     @Test func planesAreTheVAEs() throws {
         let image = try PixelImage(width: 2, height: 1, rgba: [0, 255, 51, 255, 102, 0, 255, 255])
         let (low, middle): (Float, Float) = (51 / 127.5 - 1, 102 / 127.5 - 1)
         #expect(image.planes == [-1, middle, 1, -1, low, 1])
+    }
+}
+
+struct ScaledEditTests {
+    private let sizes = [(32, 32), (32, 64), (64, 32)].map { PictureSize(height: $0.0, width: $0.1) }
+
+    /// Without a size, the one nearest to the image's shape; by more than half a patch the image is cropped, but not
+    /// under a mask.
+    @Test func theNearestShapeIsDrawn() throws {
+        func scaled(
+            _ height: Int, _ width: Int, _ wanted: PictureSize? = nil, isMasked: Bool = false
+        ) throws -> ScaledEdit {
+            let image = try PixelImage.pattern(height: height, width: width)
+            let mask = try isMasked ? PixelMask(x: width / 2, y: height / 2, width: 2, height: 1, of: image) : nil
+            return try ScaledEdit(Edit(image: image, mask: mask), wanted: wanted, sizes: sizes, unit: 8)
+        }
+        #expect(try scaled(30, 33).size == sizes[0])
+        #expect(try scaled(10, 33).size == sizes[1])
+        #expect(try scaled(40, 20).size == sizes[2])
+        #expect(try scaled(10, 33, sizes[2]).size == sizes[2])
+        let stretched = try PixelImage.pattern(height: 32, width: 36).resized(to: sizes[0])
+        #expect(try scaled(32, 36).start == stretched)
+        let cropped = try PixelImage.pattern(height: 32, width: 37).scaled(to: sizes[0], covers: true)
+        #expect(try scaled(32, 37).start == cropped)
+        #expect(
+            try scaled(32, 37, isMasked: true).start == PixelImage.pattern(height: 32, width: 37).resized(to: sizes[0]))
+        let drawn = try PixelImage.pattern(height: 32, width: 32, seed: 1)
+        let whole = try scaled(20, 22, isMasked: true).finish(drawn)
+        #expect(whole.height == 20 && whole.width == 22)
+        let part = try scaled(20, 22, sizes[0], isMasked: true).finish(drawn)
+        #expect(part.height == 32 && part.width == 32)
+        #expect(try scaled(20, 22).finish(drawn) == drawn)
+    }
+
+    @Test func outsideAMaskNothingChanges() throws {
+        let image = try PixelImage.pattern(height: 41, width: 53)
+        let mask = try PixelMask(x: 7, y: 9, width: 20, height: 13, of: image)
+        let edit = try ScaledEdit(Edit(image: image, mask: mask), wanted: nil, sizes: sizes, unit: 8)
+        let result = try edit.finish(PixelImage.pattern(height: 32, width: 32, seed: 1))
+        for (index, isMarked) in mask.pixels.enumerated() where !isMarked {
+            #expect(result.rgba[4 * index..<4 * index + 4] == image.rgba[4 * index..<4 * index + 4])
+        }
+        #expect(result != image)
+    }
+
+    @Test func badMasks() throws {
+        let image = try PixelImage.pattern(height: 2, width: 3)
+        func mask(_ width: Int, _ pixels: [Bool]) throws -> Edit {
+            try Edit(image: image, mask: PixelMask(width: width, height: pixels.count / width, pixels: pixels))
+        }
+        let other = "[mask] has height 3 and width 2, want those of the image, 2 and 3"
+        #expect(throws: ModditError.shape(other)) { try mask(2, [true, false, true, false, true, false]) }
+        let none = "[mask] marks nothing, want true where the image is drawn anew"
+        #expect(throws: ModditError.valueRange(none)) { try mask(3, Array(repeating: false, count: 6)) }
+        let all = "[mask] marks all of the image; leave the mask out to draw all of it from the image, or the image too"
+        #expect(throws: ModditError.valueRange(all)) { try mask(3, Array(repeating: true, count: 6)) }
+    }
+
+    @Test func transparentImagesAreOnWhite() throws {
+        let image = try PixelImage(width: 1, height: 1, rgba: [0, 0, 0, 0])
+        #expect(try Edit(image: image).image.rgba == [255, 255, 255, 255])
+    }
+
+    @Test func samplesOfMoments() throws {
+        let vae = try Manifest(TestBundle.manifest("routed")).spec.vae
+        let found = try vae.sample([1, -2, 3, 0, 1_000, -1_000], noise: [0.5, 0.25, 1])
+        let wanted = [(1 + 0.5), (-2 + 0.25 * exp(10.0)), (3 + exp(-15.0))].map { Float($0 * 0.18215) }
+        #expect(zip(found, wanted).allSatisfy { abs($0 - $1) <= 1e-6 * max(1, abs($1)) })
+        #expect(throws: ModditError.self) { try vae.sample([1, 2, 3], noise: [1]) }
     }
 }
 
@@ -116,6 +196,17 @@ enum EditGolden {
         try PixelMask(
             width: item["width"].integer(), height: item["height"].integer(),
             pixels: item["mask"].string().map { $0 == "1" })
+    }
+
+    /// The edit of a run of pipelines.json.
+    static func edit(_ item: JSONField) throws -> Edit {
+        let image = try PixelImage.pattern(height: item["height"].integer(), width: item["width"].integer())
+        let marked = (0..<image.width * image.height).map { (2 * ($0 / image.width) + $0 % image.width) % 23 < 9 }
+        let mask = try PixelMask(width: image.width, height: image.height, pixels: marked)
+        let strength = try item["strength"]
+        return try Edit(
+            image: image, mask: item["is_masked"].bool() ? mask : nil,
+            strength: strength.value == .null ? nil : strength.number())
     }
 
     static func digits(_ pixels: [Bool]) -> String {

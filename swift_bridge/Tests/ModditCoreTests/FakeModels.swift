@@ -36,6 +36,18 @@ enum FakeMath {
         }
     }
 
+    /// Moments of a picture: means are every so many pixels of its planes, logarithms of variances 0.
+    static func encode(_ planes: [Float], size: PictureSize, channels: Int, scale: Int) -> [Float] {
+        var moments: [Float] = []
+        for channel in 0..<channels {
+            for y in stride(from: 0, to: size.height, by: scale) {
+                let row = (channel % 3 * size.height + y) * size.width
+                for x in stride(from: 0, to: size.width, by: scale) { moments.append(planes[row + x]) }
+            }
+        }
+        return moments + [Float](repeating: 0, count: moments.count)
+    }
+
     /// A picture: each pixel is a third of its latent's value in the plane's channel.
     static func decode(_ latents: [Float], size: PictureSize, scale: Int) -> [Float] {
         let (height, width) = (size.height / scale, size.width / scale)
@@ -97,6 +109,18 @@ struct FakeDenoiser: Denoiser {
     func unload() async { await log.add(unloaded: "transformer") }
 }
 
+struct FakeEncoder: ImageEncoding {
+    let channels: Int
+    let scale: Int
+    let log: Log
+
+    func encode(_ planes: [Float], size: PictureSize) async throws -> [Float] {
+        FakeMath.encode(planes, size: size, channels: channels, scale: scale)
+    }
+
+    func unload() async { await log.add(unloaded: "vae_encoder") }
+}
+
 struct FakeDecoder: LatentDecoding {
     let scale: Int
     let log: Log
@@ -134,6 +158,13 @@ actor FakeRunner: PackageRunning {
                 outputs[name] = try Tensor(FakeMath.states(ids, width: feature.shape[2]), shape: feature.shape)
             case "prediction":
                 outputs[name] = try Tensor(await predict(function, inputs), shape: feature.shape)
+            case "moments":
+                let size = PictureSize(
+                    height: function.inputs["image"]?.shape[2] ?? 0, width: function.inputs["image"]?.shape[3] ?? 0)
+                let moments = FakeMath.encode(
+                    try inputs.floats("image"), size: size, channels: feature.shape[1] / 2,
+                    scale: manifest.spec.vae.downscale)
+                outputs[name] = try Tensor(moments, shape: feature.shape)
             case "image":
                 let size = PictureSize(height: feature.shape[2], width: feature.shape[3])
                 let planes = FakeMath.decode(

@@ -11,17 +11,23 @@ struct PipelineTests {
     @Test(arguments: [false, true])
     func runsEqualPython(asPackages: Bool) async throws {
         let items = try Golden.items("pipelines.json", "runs")
-        #expect(items.count == 12)
+        #expect(items.count == 17)
         for item in items {
             let log = Log()
-            let request = try Request(item["settings"])
+            var request = try Request(item["settings"])
             let pipeline = try Self.pipeline(item["bundle"].string(), log: log, asPackages: asPackages)
-            let picture = try await pipeline.generate(request)
+            if let edit = try item.object()["edit"], try !edit["is_sized"].bool() { request.size = nil }
+            let edit = try item.object()["edit"].map { try EditGolden.edit($0) }
+            let picture = try await pipeline.generate(request, from: edit)
             #expect(try difference(picture.latents, item["final"].floats) <= Self.tolerance)
             try await expectSameCalls(log.inputs, item["calls"].array())
-            let planes = FakeMath.decode(picture.latents, size: picture.metadata.size, scale: 4)
-            let image = try PixelImage(planes: planes, height: picture.image.height, width: picture.image.width)
-            #expect(picture.image == image)
+            if edit != nil {
+                #expect(try picture.image.digest == item["picture"].string())
+            } else {
+                let planes = FakeMath.decode(picture.latents, size: picture.metadata.size, scale: 4)
+                let image = try PixelImage(planes: planes, height: picture.image.height, width: picture.image.width)
+                #expect(picture.image == image)
+            }
             #expect(try picture.metadata.json == item["metadata"].string())
             #expect(try picture.metadata.parameters == item["parameters"].string())
         }
@@ -85,12 +91,16 @@ struct PipelineTests {
             let pipeline = try Self.pipeline("chain", log: log, asPackages: true, reducesMemory: reducesMemory)
             _ = try await pipeline.generate(Request(prompt: "x", steps: 1))
             let all = [
-                "TextEncoder.mlpackage", "Prepare.mlpackage", "Transformer1of2.mlpackage", "Transformer2of2.mlpackage",
-                "VAEDecoder.mlpackage",
+                "TextEncoder.mlpackage", "Prepare.mlpackage", "VAEEncoder.mlpackage", "Transformer1of2.mlpackage",
+                "Transformer2of2.mlpackage", "VAEDecoder.mlpackage",
             ]
-            #expect(await log.unloaded == (reducesMemory ? all : []))
+            #expect(await log.unloaded == (reducesMemory ? all.filter { $0 != "VAEEncoder.mlpackage" } : []))
+            let before = await log.unloaded
             await pipeline.unload()
-            #expect(await log.unloaded == (reducesMemory ? all + all : all))
+            #expect(await log.unloaded == before + all)
+            _ = try await pipeline.generate(
+                Request(prompt: "x", steps: 2), from: Edit(image: .pattern(height: 8, width: 8)))
+            #expect(await log.unloaded == before + all + (reducesMemory ? all : []))
         }
     }
 
@@ -116,7 +126,8 @@ struct PipelineTests {
         _ = try await pipeline.generate(Request(label: try pipeline.label("Golden Retriever"), steps: 1))
         let rows = try await log.inputs.map { try $0.told["labels"]?.tensor().numbers }
         #expect(rows == [.int32([5, 1])])
-        #expect(await log.order.map { $0.prefix { $0 != "." } } == ["Transformer1of2", "Transformer2of2", "VAEDecoder"])
+        #expect(
+            await log.order.map { $0.prefix { $0 != "." } } == ["Transformer1of2", "Transformer2of2", "VAEDecoder"])
         let wanted = "[request] prompt is 'a dog', but this model draws a class; want a label alone"
         await #expect(throws: ModditError.unsupported(wanted)) {
             try await pipeline.generate(Request(prompt: "a dog"))
@@ -159,9 +170,13 @@ struct PipelineTests {
             conditioning: try Self.conditioning(manifest) { _ in FakeTextEncoder(width: 9, log: log) },
             preparation: GraphPreparation(graphs, runner: runner),
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
+            encoder: try GraphEncoder(graphs, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), reducesMemory: true)
         await #expect(throws: ModditError.self) { try await pipeline.generate(Request(prompt: "x")) }
-        let all = ["text_encoder", "Prepare.mlpackage", "Transformer.mlpackage", "VAEDecoder.mlpackage"]
+        let all = [
+            "text_encoder", "Prepare.mlpackage", "VAEEncoder.mlpackage", "Transformer.mlpackage",
+            "VAEDecoder.mlpackage",
+        ]
         #expect(await log.unloaded == all)
     }
 
@@ -198,6 +213,7 @@ struct PipelineTests {
             conditioning: try conditioning(manifest) { _ in try GraphTextEncoder(graphs, runner: runner) },
             preparation: GraphPreparation(graphs, runner: runner),
             denoiser: try GraphDenoiser(graphs, spec: manifest.spec, runner: runner),
+            encoder: try GraphEncoder(graphs, runner: runner),
             decoder: try GraphDecoder(graphs, spec: manifest.spec.vae, runner: runner), modelPath: "out/bundle",
             reducesMemory: reducesMemory, versions: ["moddit": "0.1.0", "mlx": "0.0"])
     }
@@ -207,6 +223,8 @@ struct PipelineTests {
             manifest: manifest,
             conditioning: try conditioning(manifest) { FakeTextEncoder(width: $0.encoder.width, log: log) },
             preparation: FakePreparation(log: log), denoiser: denoiser,
+            encoder: FakeEncoder(
+                channels: manifest.spec.vae.latentChannels, scale: manifest.spec.vae.downscale, log: log),
             decoder: FakeDecoder(scale: manifest.spec.vae.downscale, log: log),
             modelPath: "out/bundle", versions: ["moddit": "0.1.0", "mlx": "0.0"])
     }
@@ -387,7 +405,9 @@ struct TensorTests {
         let joined = try Tensor(joining: [Tensor([1, 2], shape: [1, 2]), Tensor([3, 4, 5, 6], shape: [2, 2])])
         #expect(try joined == Tensor([1, 2, 3, 4, 5, 6], shape: [3, 2]))
         #expect(throws: ModditError.self) { try Tensor(joining: []) }
-        #expect(throws: ModditError.self) { try Tensor(joining: [Tensor([1], shape: [1]), Tensor([1], shape: [1, 1])]) }
+        #expect(throws: ModditError.self) {
+            try Tensor(joining: [Tensor([1], shape: [1]), Tensor([1], shape: [1, 1])])
+        }
         #expect(throws: ModditError.self) {
             try Tensor(joining: [Tensor([1], shape: [1]), Tensor(.int32([1]), shape: [1])])
         }

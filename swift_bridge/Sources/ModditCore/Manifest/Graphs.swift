@@ -13,9 +13,6 @@ package enum PackageRole: String, Sendable, CaseIterable {
     /// Picture to moments of latents.
     case vaeEncoder = "vae_encoder"
 
-    /// Whether a picture of a request needs it.
-    package var isForDrawing: Bool { self != .vaeEncoder }
-
     /// How many may run one after the other.
     var mostPackages: Int { self == .transformer ? Bounds.packages : 1 }
 }

@@ -51,8 +51,17 @@ public struct PixelMask: Sendable, Hashable {
     ///
     /// - Throws: `ModditError.valueRange` for a picture that has no contrast or marks nothing.
     public init(_ picture: PixelImage) throws(ModditError) {
-        let isTransparent = picture.isTransparent
-        let levels = (0..<picture.width * picture.height).map { picture.level(of: $0, isTransparent) }
+        try self.init(picture, levels: picture.isTransparent ? picture.transparency : picture.whiteness)
+    }
+
+    /// Marks what is transparent in a picture, more than half.
+    ///
+    /// - Throws: `ModditError.valueRange` for a picture that has no contrast or marks nothing.
+    public init(alphaOf picture: PixelImage) throws(ModditError) {
+        try self.init(picture, levels: picture.transparency)
+    }
+
+    private init(_ picture: PixelImage, levels: [Int]) throws(ModditError) {
         let (low, high) = (levels.min() ?? 0, levels.max() ?? 0)
         guard low != high || low == 0 || high == 255 else {
             throw .valueRange("[mask] has no contrast, all its pixels are \(high) of 255; want white on black")
@@ -146,10 +155,16 @@ extension PixelImage {
         stride(from: 3, to: rgba.count, by: 4).contains { rgba[$0] < 255 }
     }
 
-    /// How transparent a pixel is, or how white, 0 to 255; white as Pillow's `convert("L")` has it.
-    fileprivate func level(of pixel: Int, _ isTransparent: Bool) -> Int {
-        let bytes = rgba[4 * pixel..<4 * pixel + 4].map { Int($0) }
-        if isTransparent { return 255 - bytes[3] }
-        return (19_595 * bytes[0] + 38_470 * bytes[1] + 7_471 * bytes[2] + 0x8000) >> 16
+    /// How transparent each pixel is, 0 to 255.
+    fileprivate var transparency: [Int] {
+        stride(from: 3, to: rgba.count, by: 4).map { 255 - Int(rgba[$0]) }
+    }
+
+    /// How white each pixel is, 0 to 255, as Pillow's `convert("L")` has it.
+    fileprivate var whiteness: [Int] {
+        stride(from: 0, to: rgba.count, by: 4).map { place in
+            let (red, green, blue) = (Int(rgba[place]), Int(rgba[place + 1]), Int(rgba[place + 2]))
+            return (19_595 * red + 38_470 * green + 7_471 * blue + 0x8000) >> 16
+        }
     }
 }

@@ -40,6 +40,14 @@ protocol TextEncoding: Unloadable {
     func encode(_ tokens: UnigramTokenizer.Padded) async throws -> [Float]
 }
 
+/// Turns a picture into what its latents are drawn from.
+protocol ImageEncoding: Unloadable {
+    /// Encodes red, green and blue planes, -1 to 1, (3, height, width) of `size`.
+    ///
+    /// - Returns: moments of latents: means, then logarithms of variances, not scaled, (2 C, h, w).
+    func encode(_ planes: [Float], size: PictureSize) async throws -> [Float]
+}
+
 /// Turns latents into a picture.
 protocol LatentDecoding: Unloadable {
     /// Decodes latents as the transformer has them, (C, h, w).

@@ -60,8 +60,7 @@ package struct DenoisingSchedule: Sendable, Hashable {
     package let size: PictureSize
     /// The sampler.
     package let sampler: Sampler
-    /// Scales the noise that a run starts from.
-    let initScale: Double
+    private let table: SamplerTable
     /// The steps, noisiest first.
     package let steps: [Step]
 
@@ -74,15 +73,20 @@ package struct DenoisingSchedule: Sendable, Hashable {
     ///   - sampler: by default the checkpoint's own.
     ///   - steps: their number.
     ///   - reuse: the denoiser is called in the first of so many steps.
+    ///   - strength: share of the steps that are taken, the last ones.
+    ///   - startsFromImage: whether a run of all steps starts from an image, too.
     /// - Throws: `ModditError.missing` if the bundle has no function for the size and batch, and what `SamplerTable`
     ///   throws.
     package init(
-        _ manifest: Manifest, size: PictureSize? = nil, batch: Int, sampler: Sampler? = nil, steps: Int, reuse: Int = 1
+        _ manifest: Manifest, size: PictureSize? = nil, batch: Int, sampler: Sampler? = nil, steps: Int, reuse: Int = 1,
+        strength: Double = 1, startsFromImage: Bool = false
     ) throws(ModditError) {
         guard let graphs = manifest.graphs, let size = size ?? graphs.sizes.first else {
             throw .unsupported("[pipeline] the bundle has no packages, want one for coreml; convert with --to coreml")
         }
-        let table = try SamplerTable(manifest.spec.scheduler, sampler: sampler, steps: steps, reuse: reuse)
+        table = try SamplerTable(
+            manifest.spec.scheduler, sampler: sampler, steps: steps, reuse: reuse, strength: strength,
+            startsFromImage: startsFromImage)
         var found: [Step] = []
         for (index, step) in table.steps.enumerated() {
             let region = try manifest.tokens.plan.region(of: step.timestep)
@@ -91,7 +95,11 @@ package struct DenoisingSchedule: Sendable, Hashable {
         }
         self.size = size
         self.sampler = table.sampler
-        initScale = table.initScale
         self.steps = found
+    }
+
+    /// Latents that the run starts from: of noise, and of an image's clean ones where it starts from an image.
+    func start(noise: [Float], image: [Float]?) -> [Float] {
+        table.start(noise: noise, image: image)
     }
 }

@@ -104,6 +104,30 @@ struct GraphDenoiser: Denoiser {
     }
 }
 
+/// An encoder of pictures that is a package; it is loaded when it is first called, for an edit.
+struct GraphEncoder: ImageEncoding {
+    private let package: Package
+    private let runner: any PackageRunning
+
+    /// Finds the package.
+    ///
+    /// - Throws: `ModditError.missing` if the bundle has none.
+    init(_ graphs: Graphs, runner: any PackageRunning) throws(ModditError) {
+        package = try graphs.package(for: .vaeEncoder)
+        self.runner = runner
+    }
+
+    /// Encodes a picture.
+    func encode(_ planes: [Float], size: PictureSize) async throws -> [Float] {
+        let shape = [1, 3, size.height, size.width]
+        let function = try package.function(takes: "image", shape: shape)
+        return try await runner.call(package, function, ["image": Tensor(planes, shape: shape)]).floats("moments")
+    }
+
+    /// Gives the package's memory back.
+    func unload() async { await runner.unload(package) }
+}
+
 /// A decoder that is a package.
 struct GraphDecoder: LatentDecoding {
     private let package: Package

@@ -1,6 +1,6 @@
 import Foundation
 
-/// How much memory the weights of a bundle take, for warnings.
+/// How much memory the weights of a bundle take if a picture is edited, for warnings.
 package struct MemoryEstimate: Sendable, Hashable {
     /// Share of a machine's memory from which on a warning is due.
     private static let limit = 0.5
@@ -13,7 +13,7 @@ package struct MemoryEstimate: Sendable, Hashable {
     /// Adds up the files of a bundle's packages.
     package init(_ manifest: Manifest, reducesMemory: Bool) {
         var bytes: [PackageRole: Int] = [:]
-        for (role, packages) in manifest.graphs?.packages ?? [:] where role.isForDrawing {
+        for (role, packages) in manifest.graphs?.packages ?? [:] {
             bytes[role] = packages.flatMap { manifest.files(of: $0) }.reduce(0) { Self.add($0, $1.bytes) }
         }
         self.bytes = bytes

@@ -15,6 +15,8 @@ package struct PictureMetadata: Sendable, Hashable {
 
     /// What was asked for.
     let request: Request
+    /// What it was made from, if it is an edit.
+    let edit: Edit?
     /// The guidance scale that was used.
     let guidanceScale: Double
     /// The picture's size.
@@ -47,7 +49,7 @@ package struct PictureMetadata: Sendable, Hashable {
         ]).text
     }
 
-    /// The request, complete; the label is left out where there is none, and what is reused where nothing is.
+    /// The request, complete; what is not asked for is left out, such as a label. An edit is told by digests.
     private var settings: JSON {
         var fields: [String: JSON] = [
             "prompt": .string(request.prompt),
@@ -61,6 +63,9 @@ package struct PictureMetadata: Sendable, Hashable {
         ]
         fields["label"] = request.label.map { .integer($0) }
         fields["reuse"] = request.reuse == 1 ? nil : .integer(request.reuse)
+        fields["image"] = edit.map { .string($0.image.digest) }
+        fields["mask"] = edit?.mask.map { .string($0.digest) }
+        fields["strength"] = edit.map { .number($0.strength) }
         return .dictionary(fields)
     }
 
@@ -76,6 +81,7 @@ package struct PictureMetadata: Sendable, Hashable {
             "CFG scale: \(String(format: "%g", guidanceScale))",
             "Seed: \(request.seed)",
             "Size: \(size.width)x\(size.height)",
+            edit.map { "Denoising strength: \(String(format: "%g", $0.strength))" },
             request.reuse == 1 ? nil : "Reuse: \(request.reuse)",
             "Model hash: \(fingerprint.prefix(10))",
             "Version: moddit \(versions["moddit"] ?? Self.packageVersion)",

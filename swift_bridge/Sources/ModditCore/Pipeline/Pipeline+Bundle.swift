@@ -10,6 +10,7 @@ extension Pipeline {
             manifest: bundle.manifest, conditioning: try spec.conditioning.open(bundle, runner: runner),
             preparation: GraphPreparation(graphs, runner: runner),
             denoiser: try GraphDenoiser(graphs, spec: spec, runner: runner),
+            encoder: try GraphEncoder(graphs, runner: runner),
             decoder: try GraphDecoder(graphs, spec: spec.vae, runner: runner), modelPath: bundle.folder.relativePath,
             reducesMemory: reducesMemory,
             versions: [

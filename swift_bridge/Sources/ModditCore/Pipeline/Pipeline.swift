@@ -1,6 +1,6 @@
 import Foundation
 
-/// From a prompt to a picture.
+/// From a prompt, and perhaps an image, to a picture.
 ///
 /// ```swift
 /// let picture = try await pipeline.generate(Request(prompt: "a large red circle", seed: 1))
@@ -14,6 +14,7 @@ public struct Pipeline: Sendable {
     private let conditioning: any Conditioning
     private let preparation: any Preparing
     private let denoiser: any Denoiser
+    private let encoder: any ImageEncoding
     private let decoder: any LatentDecoding
     private let modelPath: String?  // the bundle's folder as the user gave it, for the picture's file
     private let reducesMemory: Bool  // whether each part gives its memory back when the next one begins
@@ -22,20 +23,22 @@ public struct Pipeline: Sendable {
     /// Makes a pipeline of its parts.
     init(
         manifest: Manifest, conditioning: any Conditioning, preparation: any Preparing, denoiser: any Denoiser,
-        decoder: any LatentDecoding, modelPath: String? = nil, reducesMemory: Bool = false,
+        encoder: any ImageEncoding, decoder: any LatentDecoding, modelPath: String? = nil, reducesMemory: Bool = false,
         versions: [String: String] = ["moddit": PictureMetadata.packageVersion]
     ) {
         self.manifest = manifest
         self.conditioning = conditioning
         self.preparation = preparation
         self.denoiser = denoiser
+        self.encoder = encoder
         self.decoder = decoder
         self.modelPath = modelPath
         self.reducesMemory = reducesMemory
         self.versions = versions
     }
 
-    /// Sizes of pictures that the bundle can draw; the first is drawn where a request names none.
+    /// Sizes of pictures that the bundle can draw. Where a request names none, the first is drawn, or the one nearest to
+    /// the shape of an edit's image.
     public var sizes: [PictureSize] { manifest.graphs?.sizes ?? [] }
 
     /// Names of the classes that the model draws, each with commas between synonyms; empty if it draws texts, or if
@@ -57,16 +60,21 @@ public struct Pipeline: Sendable {
     ///
     /// - Parameters:
     ///   - request: what to draw, and how.
+    ///   - edit: the image to start from, and what of it is drawn anew.
     ///   - previews: whether steps come with a small picture of what the model expects.
     ///   - report: called after every stage.
+    /// - Returns: a picture of the size that is drawn. With a mask it is of the image's size, or of the one that the
+    ///   request names, and every pixel outside the mask is the image's.
     /// - Throws: `ModditError` for a request that the bundle cannot use, before anything is computed, and for values
     ///   that are not finite; `CancellationError` at the next call of a model after the task was cancelled; whatever
     ///   the parts throw.
     public func generate(
-        _ request: Request, previews: Bool = false, report: (@Sendable (Stage) async -> Void)? = nil
+        _ request: Request, from edit: Edit? = nil, previews: Bool = false,
+        report: (@Sendable (Stage) async -> Void)? = nil
     ) async throws -> Picture {
         try conditioning.check(request)
-        let run = try Run(manifest, request, guidanceScale: request.guidanceScale ?? conditioning.guidanceScale)
+        let scale = request.guidanceScale ?? conditioning.guidanceScale
+        let run = try Run(manifest, request, edit, guidanceScale: scale)
         do {
             return try await generate(run, previews, report)
         } catch {
@@ -82,23 +90,27 @@ public struct Pipeline: Sendable {
         if reducesMemory { await conditioning.unload() }
         await report?(.encoded(tokens: conditions.tokens))
         let calls = try await prepare(run, conditions.rows)
-        let latents = try await denoise(run, calls, previews, report)
+        let start = try run.start(moments: try await encode(run.edit))
+        let latents = try await denoise(run, from: start, calls, previews, report)
         try Task.checkCancellation()
-        let planes = try await decoder.decode(latents, size: run.schedule.size)
-        if reducesMemory { await decoder.unload() }
         let size = run.schedule.size
-        let image = try PixelImage(planes: planes, height: size.height, width: size.width)
+        let planes = try await decoder.decode(latents, size: size)
+        if reducesMemory { await decoder.unload() }
+        let drawn = try PixelImage(planes: planes, height: size.height, width: size.width)
+        let image = try run.edit?.finish(drawn) ?? drawn
         let picture = Picture(image: image, latents: latents, metadata: describe(run))
         await report?(.decoded(picture))
         return picture
     }
 
     /// Generates a picture as a sequence of stages, of which the last is the picture; who stops reading cancels it.
-    public func stages(_ request: Request, previews: Bool = false) -> AsyncThrowingStream<Stage, any Error> {
+    public func stages(
+        _ request: Request, from edit: Edit? = nil, previews: Bool = false
+    ) -> AsyncThrowingStream<Stage, any Error> {
         AsyncThrowingStream { continuation in
             let task = Task {
                 do {
-                    _ = try await generate(request, previews: previews) { continuation.yield($0) }
+                    _ = try await generate(request, from: edit, previews: previews) { continuation.yield($0) }
                     continuation.finish()
                 } catch {
                     continuation.finish(throwing: error)
@@ -112,6 +124,7 @@ public struct Pipeline: Sendable {
     public func unload() async {
         await conditioning.unload()
         await preparation.unload()
+        await encoder.unload()
         await denoiser.unload()
         await decoder.unload()
     }
@@ -127,10 +140,20 @@ public struct Pipeline: Sendable {
         return calls
     }
 
+    /// Gives the moments of an edit's image.
+    private func encode(_ edit: ScaledEdit?) async throws -> [Float]? {
+        guard let edit else { return nil }
+        try Task.checkCancellation()
+        let moments = try await encoder.encode(edit.start.planes, size: edit.size)
+        if reducesMemory { await encoder.unload() }
+        return moments
+    }
+
     private func denoise(
-        _ run: Run, _ calls: [[String: any FeatureValue]], _ previews: Bool, _ report: (@Sendable (Stage) async -> Void)?
+        _ run: Run, from start: Start, _ calls: [[String: any FeatureValue]], _ previews: Bool,
+        _ report: (@Sendable (Stage) async -> Void)?
     ) async throws -> [Float] {
-        var latents = try run.noise()
+        var latents = run.schedule.start(noise: start.noise, image: start.image)
         var denoised: [Float] = []
         for step in run.schedule.steps {
             let before = denoised
@@ -138,6 +161,7 @@ public struct Pipeline: Sendable {
                 denoised = try step.sampler.denoise(latents, output: try await predict(run, step, latents, calls))
             }
             latents = try step.sampler.advance(latents, denoised: denoised, previousDenoised: before)
+            latents = start.putBack(latents, after: step.sampler)
             if let report {
                 await report(.step(try run.result(of: step, denoised: previews ? denoised : nil)))
             }
@@ -165,47 +189,9 @@ public struct Pipeline: Sendable {
 
     private func describe(_ run: Run) -> PictureMetadata {
         PictureMetadata(
-            request: run.request, guidanceScale: run.guidance.scale, size: run.schedule.size,
+            request: run.request, edit: run.edit?.edit, guidanceScale: run.guidance.scale, size: run.schedule.size,
             sampler: run.schedule.sampler, path: modelPath, fingerprint: manifest.fingerprint,
             source: manifest.provenance.source, dtype: manifest.components["transformer"]?.dtype?.rawValue,
             versions: versions)
-    }
-}
-
-/// What one generation needs beside the models, checked before they run.
-private struct Run: Sendable {
-    let request: Request
-    let guidance: Guidance
-    let batching: Batching
-    let schedule: DenoisingSchedule
-    let shape: [Int]  // of latents, (1, C, h, w)
-
-    init(_ manifest: Manifest, _ request: Request, guidanceScale: Double) throws(ModditError) {
-        try request.check()
-        self.request = request
-        guidance = try Guidance(scale: guidanceScale)
-        batching = try Batching(rows: guidance.rows, batches: manifest.graphs?.batches ?? [1])
-        schedule = try DenoisingSchedule(
-            manifest, size: request.size, batch: batching.batch, sampler: request.sampler, steps: request.steps,
-            reuse: request.reuse)
-        let scale = manifest.spec.vae.downscale
-        let channels = manifest.spec.transformer.dimensions.channels
-        shape = [1, channels, schedule.size.height / scale, schedule.size.width / scale]
-    }
-
-    func noise() throws(ModditError) -> [Float] {
-        let scale = Float(schedule.initScale)
-        var noise = try NoiseStream(seed: request.seed)
-        return try noise.normal(shape: shape).map { $0 * scale }
-    }
-
-    func result(of step: DenoisingSchedule.Step, denoised: [Float]?) throws(ModditError) -> StepResult {
-        var preview: PixelImage?
-        if let denoised {
-            preview = try PixelImage(previewOf: denoised, channels: shape[1], height: shape[2], width: shape[3])
-        }
-        return StepResult(
-            index: step.index, total: schedule.steps.count, timestep: step.sampler.timestep, region: step.region,
-            function: step.sampler.isReused ? nil : step.function.function, preview: preview)
     }
 }
