@@ -41,6 +41,7 @@ from torch_moddit.settings import (
     FinetuneConfig,
     Mode,
     Target,
+    Task,
     Train,
     preset,
 )
@@ -125,6 +126,7 @@ def tell_preset(name: str) -> str:
 @_setting("steps", "Optimizer steps; more than before make a run longer.")
 @_setting("batch_size", "Samples of one process in one micro-step.")
 @_setting("accumulation", "Micro-steps of one optimizer step.")
+@_choice("task", Task, "What the model learns to draw: whole pictures, or what a mask hides of one; with --images.")
 @_choice("mode", Mode, "What is learned.")
 @_choice(
     "train",
@@ -232,6 +234,8 @@ def command(
         raise click.UsageError("training needs --model and --steps")
     inputs = Inputs(data, images, column, height, width)
     inputs.check()
+    if settings["task"] is Task.INPAINT:
+        _check_inpainting(inputs, prompts)
     if layerwise:
         settings["regions"] = _check_layerwise(settings["regions"])
     _train(FinetuneConfig(output=output, **settings), choice, inputs, prompts, how)
@@ -315,6 +319,20 @@ def _check_layerwise(regions: int) -> int:
     if source is ParameterSource.COMMANDLINE and regions != 1:
         raise click.UsageError("--layerwise is one region; leave out --regions")
     return 1
+
+
+def _check_inpainting(inputs: Inputs, prompts: tuple[str, ...]) -> None:
+    """Raise UsageError for what has no pixels to mask."""
+    if inputs.images is None:
+        raise click.UsageError(
+            "--task inpaint encodes pictures under masks in every step, and a dataset of --data has no pixels; give "
+            "pictures with --images"
+        )
+    if prompts:
+        raise click.UsageError(
+            "--task inpaint draws parts of images, and not what --validation-prompt says alone; leave it out, "
+            "--validation-share measures"
+        )
 
 
 def _check_picking() -> None:

@@ -97,14 +97,14 @@ def save_adapter(
 
     Raises:
         MissingError: the run has trained no adapters, or those of a model that was routed before, whose routers would
-            be taken for the run's own.
+            be taken for the run's own, or of one whose input was widened, which no adapter has.
         OutputExistsError: the folder exists and may not be replaced.
         StorageError: it cannot be written.
     """
     if result.lora is None:
         raise MissingError(
             f"[finetune] {folder}: the run has no adapters of a dense model; want a run with train lora, and not in "
-            "mode fixed"
+            "mode fixed, nor one that made the model read a mask"
         )
     model, keep_ratio = result.model, result.keep_ratio
     tensors = {name: tensor.to(dtype) for name, tensor in result.lora.items()}

@@ -15,10 +15,12 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from moddit.errors import MissingError
+from moddit.edits import latent_mask
+from moddit.errors import MissingError, ShapeError
 from moddit.samplers import NoiseSchedule
 from torch_moddit.conditioning import Components, make_context
 from torch_moddit.data import Item
+from torch_moddit.masks import draw_mask, hide
 from torch_moddit.model import Context
 
 DrawTimesteps = Callable[[int, torch.Generator], Tensor]  # count -> (count,) int64
@@ -44,10 +46,12 @@ class Noised:
     context: Context
     wanted: Tensor  # noise or velocity, (B, C, H, W)
     regions: Tensor  # of the timesteps, (B,)
+    shown: Tensor | None = None  # to a model that inpaints: masks and latents of the masked pictures, (B, 1 + C, H, W)
 
     def predict(self, model: Callable[..., Tensor]) -> Tensor:
         """Predict noise or velocity, without the variance that some models predict beside it, in float32."""
-        return model(self.latents, self.timesteps, self.context)[:, : self.latents.shape[1]].float()
+        inputs = self.latents if self.shown is None else torch.cat([self.latents, self.shown], dim=1)
+        return model(inputs, self.timesteps, self.context)[:, : self.latents.shape[1]].float()
 
     def losses(self, output: Tensor) -> Tensor:
         """Give the mean squared error of each sample. Shapes: output (B, C, H, W) -> (B,)."""
@@ -62,10 +66,19 @@ class Noising:
         regions: of timesteps.
         components: what encodes pixels and token numbers, frozen and on the device.
         device: of what is made.
+        mask_patch: side of a token, latent pixels, for a model that inpaints; None for others.
     """
 
-    def __init__(self, schedule: NoiseSchedule, regions: int, components: Components, device: torch.device) -> None:
-        self.schedule, self.regions = schedule, regions
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        regions: int,
+        components: Components,
+        device: torch.device,
+        *,
+        mask_patch: int | None = None,
+    ) -> None:
+        self.schedule, self.regions, self.mask_patch = schedule, regions, mask_patch
         self.components, self.device = components, device
         alphas = torch.from_numpy(schedule.alphas_cumprod)
         self.signal, self.noise = alphas.sqrt().float().to(device), (1 - alphas).sqrt().float().to(device)
@@ -89,7 +102,8 @@ class Noising:
             dropout: share of them.
 
         Raises:
-            MissingError: a component is needed and absent.
+            MissingError: a component is needed and absent, or pixels, which are masked for a model that inpaints.
+            ShapeError: pictures that are masked are not made of whole tokens.
         """
         dropped = torch.stack([torch.rand((), generator=generator) for generator in generators]) < dropout
         nulls = {key: value for key, value in (null or {}).items() if key in batch}
@@ -103,10 +117,32 @@ class Noising:
         timesteps = timesteps.to(self.device)
         signal, share = (table[timesteps].view(-1, 1, 1, 1) for table in (self.signal, self.noise))
         wanted = noise if self.schedule.prediction_type == "epsilon" else signal * noise - share * latents
-        return Noised(signal * latents + share * noise, timesteps, context, wanted, regions.to(self.device))
+        shown = None if self.mask_patch is None else self._show(batch, latents, self.mask_patch, generators)
+        return Noised(signal * latents + share * noise, timesteps, context, wanted, regions.to(self.device), shown)
+
+    def _show(self, batch: Item, latents: Tensor, patch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw a mask for each picture, and give it with the latents of what it leaves. Shapes: -> (B, 1 + C, h, w)."""
+        if "pixels" not in batch:
+            found = ", ".join(sorted(batch))
+            raise MissingError(
+                f"[finetune] task inpaint masks pictures, but the dataset gives {found}; want pixels, too"
+            )
+        pixels, height, width = batch["pixels"].cpu(), *batch["pixels"].shape[2:]
+        downscale = width // latents.shape[3]
+        unit = patch_size * downscale
+        if height % unit or width % unit:
+            raise ShapeError(
+                f"[finetune] pictures of height {height} and width {width}, want multiples of {unit} pixels"
+            )
+        masks = [draw_mask((height, width), unit, generator) for generator in generators]
+        masked = torch.stack([hide(picture, mask) for picture, mask in zip(pixels, masks, strict=True)])
+        marks = torch.from_numpy(np.stack([latent_mask(mask, downscale) for mask in masks]))[:, None]
+        return torch.cat([marks.to(self.device), self._sample(self._encode_pixels(masked), generators)], dim=1)
 
     def _latents(self, batch: Item, generators: Sequence[torch.Generator]) -> Tensor:
-        posterior = batch if "latents" in batch else self._encode_pixels(batch["pixels"])
+        return self._sample(batch if "latents" in batch else self._encode_pixels(batch["pixels"]), generators)
+
+    def _sample(self, posterior: Item, generators: Sequence[torch.Generator]) -> Tensor:
         latents = posterior["latents"].to(self.device).float()
         if "std" in posterior:
             latents = latents + posterior["std"].to(self.device).float() * self._draw(latents, generators)

@@ -61,6 +61,13 @@ class Train(Enum):
     ROUTERS = "routers"  # none
 
 
+class Task(Enum):
+    """What the model learns to draw."""
+
+    GENERATE = "generate"  # whole pictures
+    INPAINT = "inpaint"  # what a mask hides of one (`torch_moddit.masks`)
+
+
 class Mode(Enum):
     """What is learned beside the weights."""
 
@@ -79,6 +86,7 @@ class FinetuneConfig:
     steps: int  # optimizer steps
     batch_size: int = 32  # samples of one process in one micro-step
     accumulation: int = 1  # micro-steps of one optimizer step
+    task: Task = Task.GENERATE
     mode: Mode = Mode.LEARNED
     train: Train = Train.ALL
     lora_rank: int = 32
@@ -224,6 +232,8 @@ def preset(name: str) -> dict[str, Any]:
 def describe(config: FinetuneConfig) -> dict[str, Any]:
     """Write the fields on which the weights depend as JSON values."""
     values = {name: _plain(value) for name, value in asdict(config).items() if name not in _FREE}
+    if config.task is Task.GENERATE:  # that of runs which were begun before there were others
+        del values["task"]
     return {**values, "schedule_steps": config.span}
 
 

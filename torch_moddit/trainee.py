@@ -10,14 +10,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from moddit.errors import MissingError, ValueRangeError
+from moddit.errors import MissingError, UnsupportedError, ValueRangeError
 from moddit.routing import DENOMINATOR, RoutingPlan
 from moddit.tokens import TokenPolicy
 from torch_moddit.architectures import dense, routed_class
 from torch_moddit.lora import add_lora, without_lora
 from torch_moddit.model import Context, RoutedTransformer
 from torch_moddit.ratios import KeepRatios
-from torch_moddit.settings import FinetuneConfig, Mode, Train
+from torch_moddit.settings import FinetuneConfig, Mode, Task, Train
 from torch_moddit.tokens import BinUse, Scored
 
 HALF: Final[Mapping[str, torch.dtype]] = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -94,8 +94,32 @@ class TrainedState:
         return total if self.untrained else None
 
 
-def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> Trainee:
-    """Add what a mode trains to a dense transformer, which it takes over.
+def take_task(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> tuple[nn.Module, bool]:
+    """Give the model that a task trains, and whether its input was widened for it.
+
+    To inpaint, one that draws whole pictures gets channels for the mask and the masked image (`TransformerSpec`), whose
+    weights begin at zero: it predicts the same. Raises UnsupportedError if it inpaints, and the task is another.
+    """
+    transformer: Any = model.transformer if isinstance(model, RoutedTransformer) else model
+    spec = dense(transformer, num_train_timesteps).spec
+    if spec.inpaints and config.task is not Task.INPAINT:
+        raise UnsupportedError(f"[finetune] task {config.task.value} got a model that inpaints; want task inpaint")
+    if spec.inpaints or config.task is not Task.INPAINT:
+        return model, False
+    widened = 2 * spec.latent_channels + 1
+    old = transformer.pos_embed.proj
+    new = nn.Conv2d(widened, spec.hidden_size, old.kernel_size, old.stride).to(old.weight)
+    behind = (0, 0, 0, 0, 0, widened - spec.latent_channels)
+    new.load_state_dict({"weight": nn.functional.pad(old.weight, behind), "bias": old.bias})
+    transformer.pos_embed.proj = new
+    transformer.register_to_config(in_channels=widened, out_channels=spec.out_channels)
+    return type(model)(transformer, model.policy) if isinstance(model, RoutedTransformer) else transformer, True
+
+
+def make_trainee(
+    config: FinetuneConfig, model: nn.Module, num_train_timesteps: int, *, is_widened: bool = False
+) -> Trainee:
+    """Add what a mode trains to a dense transformer, which it takes over; an input that was widened is trained always.
 
     Raises ValueRangeError if the model is already routed in another mode than FIXED, or not routed in it.
     """
@@ -110,6 +134,8 @@ def make_trainee(config: FinetuneConfig, model: nn.Module, num_train_timesteps: 
         routed.requires_grad_(False)
     if config.train is Train.LORA:
         add_lora(routed, config.lora_rank, config.seed)
+    if is_widened:
+        routed.transformer.pos_embed.requires_grad_(True)
     for router in routed.router_parameters():
         router.requires_grad_(True)
     _store_untrained(config, routed)
@@ -147,9 +173,12 @@ def _route(
     return routed_class(model).from_dense(model, policy), ratios
 
 
-def copy_teacher(config: FinetuneConfig, model: nn.Module, num_train_timesteps: int) -> RoutedTransformer | None:
+def copy_teacher(
+    config: FinetuneConfig, model: nn.Module, num_train_timesteps: int, *, is_widened: bool = False
+) -> RoutedTransformer | None:
     """Copy the model that is trained as it is now, if there is to be a teacher that is not in its weights later."""
-    if not config.distill_weight or (config.train is not Train.ALL and config.mode is not Mode.FIXED):
+    stays = config.train is not Train.ALL and config.mode is not Mode.FIXED and not is_widened
+    if not config.distill_weight or stays:
         return None
     copied = copy.deepcopy(model)
     routed = copied if isinstance(copied, RoutedTransformer) else dense(copied, num_train_timesteps)

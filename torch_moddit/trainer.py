@@ -44,9 +44,9 @@ from torch_moddit.runfiles import (
     write_progress,
 )
 from torch_moddit.runstate import read_state, restore, write_state
-from torch_moddit.settings import FinetuneConfig, Mode, Train, describe
+from torch_moddit.settings import FinetuneConfig, Mode, Task, Train, describe
 from torch_moddit.tracking import track, tracking
-from torch_moddit.trainee import MakeOptimizers, TrainedState, copy_teacher, freeze, make_adamw, make_trainee
+from torch_moddit.trainee import MakeOptimizers, TrainedState, copy_teacher, freeze, make_adamw, make_trainee, take_task
 from torch_moddit.validation import DrawPictures, Validation, drop_pictures
 
 LOGGER: Final = logging.getLogger("torch_moddit")
@@ -87,12 +87,13 @@ def finetune(
         on_start: called by the main process when the first step of this call is taken, before anything is written.
 
     Raises:
-        MissingError: `null` or a component is needed and absent, or a tracker is not installed or does not start.
+        MissingError: `null`, pixels or a component is needed and absent, or a tracker is not installed or does not
+            start.
         ValueRangeError: a checkpoint was made with another configuration, number of samples a step or data; or the loss
             or a weight is not finite any more.
         FormatError: a checkpoint is damaged, or of another version.
-        UnsupportedError: Accelerate splits the model between processes, or samples are to be held out of a dataset
-            without a length.
+        UnsupportedError: the model inpaints, and the task is another; Accelerate splits the model between processes; or
+            samples are to be held out of a dataset without a length.
         StorageError: a checkpoint or the log cannot be written, or another run writes into the same folder.
     """
     if null is None and config.caption_dropout > 0:
@@ -145,10 +146,12 @@ class Trainer:
         self.rate_factor = make_rate_factor(config)
         self.accelerator = make_accelerator(config)
         device = self.accelerator.device
-        teacher = copy_teacher(config, model, schedule.num_train_timesteps)
+        model, self.is_widened = take_task(config, model, schedule.num_train_timesteps)
+        teacher = copy_teacher(config, model, schedule.num_train_timesteps, is_widened=self.is_widened)
         names = components.keys() & {TEXT_ENCODER, "vae"}
         encoders = {name: freeze(components[name]).to(device) for name in names}
-        self.trainee = make_trainee(config, model, schedule.num_train_timesteps).to(device)
+        trainee = make_trainee(config, model, schedule.num_train_timesteps, is_widened=self.is_widened)
+        self.trainee = trainee.to(device)
         self.state = TrainedState(self.trainee)
         self.checksum = self.state.checksum()
         self.teacher: Callable[..., Tensor] = self.trainee.predict_untrained if teacher is None else teacher.to(device)
@@ -160,7 +163,8 @@ class Trainer:
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.trainee, *optimizers)
         for group in self.groups:
             group["base_rate"] = group["lr"]
-        self.noising = Noising(schedule, config.regions, encoders, device)
+        patch_size = trainee.model.spec.patch_size if config.task is Task.INPAINT else None
+        self.noising = Noising(schedule, config.regions, encoders, device, mask_patch=patch_size)
         self.step = 0
         self.validation = Validation(held_out, config.batch_size, self.noising, config.seed, draw_pictures)
         self.by_products: set[int] = set()  # tenths
@@ -462,5 +466,5 @@ class Trainer:
             model.policy = replace(model.policy, plan=mover.ratios.plan())
             keep_ratio = mover.ratios.values.detach().cpu().clone()
         lora = take_lora(model.cpu()) if self.config.train is Train.LORA else None
-        lora = None if self.config.mode is Mode.FIXED else lora  # it would go with no dense model
+        lora = None if self.config.mode is Mode.FIXED or self.is_widened else lora  # it would go with no dense model
         return FinetuneResult(model.float().eval(), keep_ratio, self.step, is_finished, self.log.path, lora)

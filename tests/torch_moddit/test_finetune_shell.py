@@ -77,6 +77,21 @@ def test_shift_of_the_vae_is_not_used_as_in_the_pipelines(tmp_path: Path, dense:
     assert all(torch.equal(routers[1][name], value) for name, value in routers[0].items())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data",), "a dataset of --data has no pixels; give pictures with --images"),
+        (("--validation-prompt", "a circle", "--images"), "--validation-prompt says alone; leave it out"),
+    ],
+)
+def test_what_has_nothing_to_mask_is_refused(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    arguments = ("--model", tmp_path, "--out", tmp_path / "out", "--steps", 1, "--task", "inpaint", *options, tmp_path)
+    result = CliRunner().invoke(cli.command, list(map(str, arguments)))
+    assert result.exit_code == 2
+    assert message in result.output.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_picture_is_one_line(tmp_path: Path, dense: Path, workers: int) -> None:
     """Also where another process has read it, whose traceback PyTorch puts into the message."""
