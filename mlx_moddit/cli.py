@@ -86,6 +86,12 @@ def main() -> None:
     "where it is; or box:x,y,w,h in pixels.  [default: all]",
 )
 @click.option(
+    "--padding-mask-crop",
+    type=click.IntRange(0),
+    metavar="PIXELS",
+    help="Draw a square around what the mask marks alone, with so many pixels around it, at the model's full size.",
+)
+@click.option(
     "--strength",
     type=click.FloatRange(0, 1),
     metavar="SHARE",

@@ -124,7 +124,17 @@ def _edit(
                 f"[metadata] {options['config_from']} was made from an {name} whose pixels have the SHA-256 "
                 f"{digest[:16]}...; give it again with --{name}"
             )
-    return open_edit(spec, options["image"], options["mask"], height=given.get("height"), width=given.get("width"))
+    padding = options["padding_mask_crop"]
+    if padding is None and repeated is not None:
+        padding = repeated.settings.padding_mask_crop
+    return open_edit(
+        spec,
+        options["image"],
+        options["mask"],
+        height=given.get("height"),
+        width=given.get("width"),
+        padding_mask_crop=padding,
+    )
 
 
 def _strength(options: Mapping[str, Any], repeated: Metadata | None) -> float | None:

@@ -125,6 +125,7 @@ class Pipeline:
         image: ImageLike | None = None,
         mask: ImageLike | None = None,
         strength: float | None = None,
+        padding_mask_crop: int | None = None,
         routes: bool = False,
         on_stage: Callable[[Stage], None] | None = None,
     ) -> Result:
@@ -157,6 +158,7 @@ class Pipeline:
             mask: what of the image to draw anew, likewise; the rest of the result is the image, pixel by pixel.
             strength: share of the steps to take of an edit, the last ones: small ones stay near the image. By default
                 0.8, with a mask 1.
+            padding_mask_crop: draw a square around what the mask marks alone, with so many pixels around it.
             routes: count which tokens are kept (`Picture.routes`).
             on_stage: called after every stage has been computed.
 
@@ -181,7 +183,7 @@ class Pipeline:
             cache=cache,
             keep=keep,
         )
-        edit = open_edit(spec, image, mask, height=height, width=width)
+        edit = open_edit(spec, image, mask, height=height, width=width, padding_mask_crop=padding_mask_crop)
         first = first.editing(spec, edit, strength)
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(requests, edit, routes=routes, on_stage=on_stage)

@@ -20,6 +20,7 @@ from moddit.errors import ValueRangeError
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Mask = NDArray[np.bool_]  # (H, W)
+Window = tuple[slice, slice]  # rows and columns
 
 RING: Final = 4  # pixels around the mask, whose tone the drawn picture gets
 TONE: Final = 38  # levels, .15 of all: what differs by more is another thing, not another tone
@@ -114,6 +115,23 @@ def fill(image: Pixels, mask: Mask) -> Pixels:
     return filled
 
 
+def crop_window(mask: Mask, padding: int) -> Window:
+    """Find the square around what a mask marks, with so many pixels around it, as far as the image reaches.
+
+    As `padding_mask_crop` of diffusers' inpainting pipelines, whose `get_crop_region` has the shape of what is drawn.
+    """
+    spans = [(int(marked[0]), int(marked[-1]) + 1) for marked in (np.flatnonzero(mask.any(axis=a)) for a in (1, 0))]
+    side = max(end - start for start, end in spans) + 2 * padding
+    rows, columns = (_span(middle, side, whole) for middle, whole in zip(map(sum, spans), mask.shape, strict=True))
+    return rows, columns
+
+
+def _span(ends: int, side: int, whole: int) -> slice:
+    """Take `side` of an axis of `whole` pixels around a middle, of which `ends` is the double; all if it is shorter."""
+    start = min(max((ends - side) // 2, 0), max(whole - side, 0))
+    return slice(start, min(start + side, whole))
+
+
 def latent_mask(mask: Mask, downscale: int) -> NDArray[np.float32]:
     """Find the latent pixels that a mask touches, all of which are drawn anew. Shapes: (H, W) -> (h, w), 0 or 1."""
     height, width = mask.shape
@@ -194,7 +212,9 @@ class Edit:
     mask: Mask | None  # (H, W); None to draw all of it anew
     image_digest: str  # of what was given, before anything was cropped
     mask_digest: str | None
-    start: Pixels  # (height, width, 3), the image in the size that is drawn
+    window: Window  # of the image, which is drawn
+    padding_mask_crop: int | None  # pixels that the window has around what the mask marks; None for all of the image
+    start: Pixels  # (height, width, 3), the window in the size that is drawn
     start_mask: Mask | None  # (height, width)
 
     @property

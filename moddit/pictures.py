@@ -23,7 +23,18 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from moddit.bins import Size
 from moddit.bounds import PIXELS, SIDE
-from moddit.edits import Edit, Mask, Pixels, cover, finish, image_digest, mask_digest, scale_mask, working_size
+from moddit.edits import (
+    Edit,
+    Mask,
+    Pixels,
+    cover,
+    crop_window,
+    finish,
+    image_digest,
+    mask_digest,
+    scale_mask,
+    working_size,
+)
 from moddit.errors import FormatError, ShapeError, UnsupportedError, ValueRangeError
 from moddit.paths import expand
 from moddit.record import Origin, absent_file, escape, open_regular
@@ -244,6 +255,7 @@ def open_edit(
     *,
     height: int | None = None,
     width: int | None = None,
+    padding_mask_crop: int | None = None,
 ) -> Edit | None:
     """Open the image that an edit starts from, and the mask of what is drawn anew; None if there is neither.
 
@@ -256,26 +268,36 @@ def open_edit(
         mask: a file or box as `read_mask` takes it; or pixels, (H, W) bool or Pillow's.
         height: of what is drawn, pixels; of one side the other follows.
         width: likewise.
+        padding_mask_crop: draw nothing but a square around what the mask marks, with so many pixels around it: small
+            things in large images get all of the model's pixels. None draws the whole image.
 
     Raises:
-        UnsupportedError: a mask without an image.
+        UnsupportedError: a mask without an image, a crop without a mask, or with another size than its own.
         InputError: as `read_image`, `read_mask` and `scale_mask`.
     """
+    if mask is None and padding_mask_crop is not None:
+        raise UnsupportedError("[request] padding_mask_crop without a mask, around which it crops; give one")
     if image is None:
         if mask is not None:
             raise UnsupportedError("[request] mask without an image, of which it marks what to draw anew; give one")
         return None
     whole = _take_image(image)
     marked = None if mask is None else _take_mask(mask, _size(whole))
-    natural = working_size(_size(whole), spec.default_side, spec.pixels_per_patch)
-    size = _complete_size(natural, spec.pixels_per_patch, height, width)
     digests = image_digest(whole), None if marked is None else mask_digest(marked)
+    window = np.s_[:, :] if padding_mask_crop is None or marked is None else crop_window(marked, padding_mask_crop)
+    natural = working_size(_size(whole[window]), spec.default_side, spec.pixels_per_patch)
+    size = _complete_size(natural, spec.pixels_per_patch, height, width)
+    if size != natural and padding_mask_crop is not None:
+        raise UnsupportedError(
+            f"[request] height {size[0]} and width {size[1]} with padding_mask_crop, whose square is drawn at "
+            f"{natural[0]}x{natural[1]}; leave one of them out"
+        )
     if size != natural:
         whole = prepare(whole, size, covers=True)
         marked = None if marked is None else scale_mask(marked, size, covers=True)
-    start = prepare(whole, size, covers=False)
-    start_mask = None if marked is None else scale_mask(marked, size, covers=False)
-    return Edit(whole, marked, *digests, start, start_mask)
+    start = prepare(whole[window], size, covers=False)
+    start_mask = None if marked is None else scale_mask(marked[window], size, covers=False)
+    return Edit(whole, marked, *digests, window, padding_mask_crop, start, start_mask)
 
 
 def finish_edit(edit: Edit, drawn: Pixels) -> Pixels:
@@ -283,7 +305,11 @@ def finish_edit(edit: Edit, drawn: Pixels) -> Pixels:
 
     Shapes: drawn (*edit.size, 3) -> (H, W, 3)
     """
-    return drawn if edit.mask is None else finish(edit.image, scale_back(drawn, _size(edit.image)), edit.mask)
+    if edit.mask is None:
+        return drawn
+    old, result = edit.image[edit.window], edit.image.copy()
+    result[edit.window] = finish(old, scale_back(drawn, _size(old)), edit.mask[edit.window])
+    return result
 
 
 def _take_image(image: ImageLike) -> Pixels:

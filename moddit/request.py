@@ -54,6 +54,7 @@ _RANGES: Final = {
     "cache": (0, 1),
     "keep": (1 / DENOMINATOR, 1),
     "strength": (0, 1),
+    "padding_mask_crop": (0, SIDE),
 }
 
 
@@ -82,6 +83,9 @@ class Request:
     image: Sha256 | None = None  # that an edit starts from (`moddit.edits`)
     mask: Sha256 | None = None  # of what is drawn anew; None for all of it
     strength: Annotated[float, Meta(ge=0, le=1)] | None = None  # share of the steps that an edit takes, the last ones
+    padding_mask_crop: Annotated[int, Meta(ge=0, le=SIDE)] | None = (
+        None  # pixels around the mask that are drawn as well
+    )
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -119,6 +123,8 @@ class Request:
         for name in ("mask", "strength"):
             if self.image is None and getattr(self, name) is not None:
                 raise UnsupportedError(f"[request] {name} without an image, which it says what to do with; give one")
+        if self.mask is None and self.padding_mask_crop is not None:
+            raise UnsupportedError("[request] padding_mask_crop without a mask, around which it crops; give one")
         if self.image is not None and self.strength is None:
             raise UnsupportedError("[request] image without a strength, want the share of the steps to take")
         if self.image is not None and self.resolution_binning:
@@ -186,6 +192,7 @@ class Request:
             width=width,
             image=edit.image_digest,
             mask=edit.mask_digest,
+            padding_mask_crop=edit.padding_mask_crop,
             strength=float(default if strength is None else strength),
         )
         return request._checked(spec)
@@ -279,10 +286,10 @@ class Request:
                 f"[request] no {'image' if edit is None else 'mask'}, though this model inpaints: it draws a part of "
                 "an image anew; want an image and a mask"
             )
-        wanted = (self.image, self.mask)
-        found = (None, None) if edit is None else (edit.image_digest, edit.mask_digest)
+        wanted = (self.image, self.mask, self.padding_mask_crop)
+        found = (None,) * 3 if edit is None else (edit.image_digest, edit.mask_digest, edit.padding_mask_crop)
         if found != wanted or (edit is not None and edit.size != (self.height, self.width)):
-            raise ValueRangeError(f"[request] image and mask are those of digests {found}, want {wanted}")
+            raise ValueRangeError(f"[request] image, mask and padding_mask_crop are {found}, want {wanted}")
 
     def to_json(self) -> dict[str, Any]:
         """Write every field, but those that have their default."""

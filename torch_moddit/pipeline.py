@@ -104,6 +104,7 @@ class ReferencePipeline:
         on_step: OnStep | None = None,
         image: ImageLike | None = None,
         mask: ImageLike | None = None,
+        padding_mask_crop: int | None = None,
         **settings: Any,
     ) -> NDArray[np.float32]:
         """Generate a picture; the settings are a label, a strength, and those of `Request.complete`.
@@ -117,7 +118,8 @@ class ReferencePipeline:
         Raises InputError as `request` and `TokenPolicy.keeping`, and UnsupportedError for a size that diffusers'
         resizing loses.
         """
-        edit = open_edit(self.spec, image, mask, height=settings.get("height"), width=settings.get("width"))
+        size = {name: settings.get(name) for name in ("height", "width")}
+        edit = open_edit(self.spec, image, mask, **size, padding_mask_crop=padding_mask_crop)
         request = self.request(prompt, negative_prompt, edit=edit, **settings)
         return self.draw(request, edit, on_block=on_block, on_step=on_step)
 

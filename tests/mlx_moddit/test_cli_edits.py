@@ -20,6 +20,7 @@ from tests.torch_moddit.test_edits import make_image
 __all__ = ["work_folder"]  # a fixture
 
 BOX: Final = ("--mask", "box:4,8,10,16")
+CROP: Final = ("--padding-mask-crop", "2")
 
 
 @pytest.fixture
@@ -67,7 +68,9 @@ def test_pixels_outside_the_mask_are_the_images(routed_bundle: Path, photo: Path
     assert Path("same.png").read_bytes() == Path("out.png").read_bytes()
 
 
-@pytest.mark.parametrize("edit", [BOX, (), (*BOX, "--height", "32", "--width", "32"), ("--strength", "0.5")], ids=str)
+@pytest.mark.parametrize(
+    "edit", [BOX, (), (*BOX, "--height", "32", "--width", "32"), (*BOX, *CROP), ("--strength", "0.5")], ids=str
+)
 def test_an_edit_is_repeated_byte_for_byte(routed_bundle: Path, photo: Path, edit: tuple[str, ...]) -> None:
     arguments = ("-p", "a circle", "--steps", "4", "--image", str(photo))
     succeed(routed_bundle, *arguments, *edit, "-o", "first.png")
@@ -104,6 +107,9 @@ def test_mfluxs_options_mean_the_same(routed_bundle: Path, photo: Path) -> None:
     [
         (BOX, "mask without an image"),
         (("--strength", "0.5"), "strength without an image"),
+        (CROP, "padding_mask_crop without a mask"),
+        (("--image", "photo.png", *CROP), "padding_mask_crop without a mask"),
+        (("--image", "photo.png", *BOX, *CROP, "--height", "64"), "height 64 and width 64 with padding_mask_crop"),
         (("--save-edit", "edit.png"), "--save-edit without an image"),
         (("--image", "photo.png", "--save-edit", "out.png"), "--save-edit and --output name the same file"),
         (("--image", "none.png"), "none.png"),

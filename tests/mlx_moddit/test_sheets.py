@@ -43,7 +43,8 @@ def test_an_edit_is_drawn_from_its_image_to_its_result(has_mask: bool) -> None:
     image = np.full((256, 300, 3), 100, np.uint8)
     mask = np.zeros((256, 300), dtype=bool)
     mask[:128] = True
-    edit = Edit(image, mask if has_mask else None, image_digest(image), None, image, mask if has_mask else None)
+    marked = mask if has_mask else None
+    edit = Edit(image, marked, image_digest(image), None, np.s_[:, :], None, image, marked)
     sheet = np.array(draw_edit(Image.new("RGB", (300, 256), (1, 2, 3)), edit))
     panels = [sheet[-MARGIN - 256 : -MARGIN, MARGIN + index * 312 :][:, :300] for index in range(2 + has_mask)]
     assert (panels[0] == 100).all()

@@ -213,3 +213,25 @@ def test_dilation_reaches_so_far_and_no_further(height: int, width: int, reach: 
     found = edits.dilate(boxed((height, width), row, column, 1, 1), reach)
     rows, columns = np.ogrid[:height, :width]
     assert (found == ((abs(rows - row) <= reach) & (abs(columns - column) <= reach))).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "padding", "wanted"),
+    [
+        ((10, 14, 20, 28), 0, (8, 16, 20, 28)),
+        ((10, 14, 20, 28), 3, (5, 19, 17, 31)),
+        ((0, 4, 0, 8), 2, (0, 12, 0, 12)),
+        ((28, 30, 38, 40), 4, (20, 30, 30, 40)),
+        ((0, 30, 5, 6), 1, (0, 30, 0, 32)),
+        ((3, 4, 3, 4), 500, (0, 30, 0, 40)),
+    ],
+    ids=str,
+)
+def test_a_crop_is_a_square_around_the_mask_inside_the_image(
+    box: tuple[int, ...], padding: int, wanted: tuple[int, ...]
+) -> None:
+    mask = np.zeros((30, 40), dtype=bool)
+    mask[box[0] : box[1], box[2] : box[3]] = True
+    rows, columns = edits.crop_window(mask, padding)
+    assert (rows.start, rows.stop, columns.start, columns.stop) == wanted
+    assert mask[rows, columns].sum() == mask.sum()

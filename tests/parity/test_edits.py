@@ -84,3 +84,17 @@ def test_what_is_drawn_has_the_models_size_in_the_images_shape(tmp_path: Path) -
     edited = pipeline.generate(PROMPT, image=wide, mask=mask, steps=2).images[0]
     assert edited.shape == wide.shape
     assert np.array_equal(edited[~mask], wide[~mask])
+
+
+def test_a_crop_equals_the_reference_and_leaves_the_rest(tmp_path: Path) -> None:
+    folder = tiny.save_pipeline(tmp_path / "model")
+    image, mask = np.tile(make_image(), (3, 3, 1)), np.zeros((120, 72), dtype=bool)
+    mask[50:58, 30:36] = True
+    settings = {**SETTINGS, "image": image, "mask": mask, "padding_mask_crop": 4}
+    wanted = run_reference(folder, PROMPT, **settings)
+    found = run_mlx(to_bundle(folder, tmp_path / "bundle"), PROMPT, **settings)
+    assert found.latents[0].shape[2:] == (16, 16)  # the model's own size, of 16 pixels of the image
+    assert psnr(found.picture[mask], wanted.picture[mask]) > PICTURE_PSNRS["float32"]
+    pixels = np.round(found.picture * 255).astype(np.uint8)
+    assert np.array_equal(pixels[~mask], image[~mask])
+    assert not np.array_equal(pixels[mask], image[mask])
