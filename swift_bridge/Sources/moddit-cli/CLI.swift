@@ -101,7 +101,9 @@ extension Option {
 /// Options that say what picture.
 enum PictureOptions {
     static let size = [
-        Option(name: "height", value: "N", help: "Pixels, with --width.  [default: the bundle's first size]"),
+        Option(
+            name: "height", value: "N",
+            help: "Pixels, with --width.  [default: the bundle's first size, or the one nearest to the image's shape]"),
         Option(name: "width", value: "N", help: "Pixels, with --height."),
     ]
     static let steps = Option(

@@ -20,7 +20,7 @@ enum Generate {
                 help: "1 or less turns guidance off.  [default: \(Request.textGuidanceScale), with --label "
                     + "\(Request.labelGuidanceScale)]"),
             PictureOptions.sampler,
-        ] + PictureOptions.size + [
+        ] + EditOptions.all + PictureOptions.size + [
             .computeUnits,
             Option(name: "reduce-memory", value: nil, help: "Keep one part of the model in memory at a time."),
             Option(
@@ -33,6 +33,7 @@ enum Generate {
     static func run(_ arguments: Arguments) async throws -> String {
         let wishes = try Wish.read(arguments)
         let request = try request(arguments)
+        let wanted = try EditOptions.read(arguments)
         let options = CoreMLOptions(
             computeUnits: try arguments.choice("compute-units"),
             reducesMemory: arguments.flags.contains("reduce-memory"))
@@ -42,16 +43,20 @@ enum Generate {
             .map { OutputFile(path: $0, overwrites: overwrites) }
         let pipeline = try Pipeline.open(folder: folder, options: options, report: note)
         let requests = try wishes.map { try $0.complete(request, pipeline) }
+        let edit = try wanted?.open()
         for output in outputs { try output.check() }
         var found: [JSON] = []
         for (request, output) in zip(requests, outputs) {
             let start = ContinuousClock.now
-            let picture = try await pipeline.generate(request) { note($0, most: pipeline.manifest.spec.textTokens) }
+            let picture = try await pipeline.generate(request, from: edit) {
+                note($0, most: pipeline.manifest.spec.textTokens)
+            }
             let seconds: Double = (ContinuousClock.now - start) / .seconds(1)
             try output.save(try picture.png())
             found.append(
                 .object([
-                    "path": .string(output.path), "seconds": .number(seconds), "metadata": .string(picture.metadata.json),
+                    "path": .string(output.path), "seconds": .number(seconds),
+                    "metadata": .string(picture.metadata.json),
                 ]))
         }
         guard arguments.flags.contains("json") else { return outputs.map(\.path).joined(separator: "\n") }

@@ -61,6 +61,27 @@ struct ArgumentsTests {
         }
     }
 
+    @Test func edits() throws {
+        let read = { (words: [String]) in try EditOptions.read(Arguments(words, for: Generate.command)) }
+        #expect(try read(["--prompt", "x"]) == nil)
+        #expect(try read(["--image", "a.png"]) == EditOptions(image: "a.png", mask: nil, strength: nil))
+        #expect(
+            try read(["--image", "a.png", "--mask=b.png", "--strength", "0.5"])
+                == EditOptions(image: "a.png", mask: .file("b.png"), strength: 0.5))
+        #expect(try read(["--image", "a.png", "--mask", "alpha"])?.mask == .alpha)
+        #expect(
+            try read(["--image", "a.png", "--mask", "box:1,2,30,4"])?.mask == .box(x: 1, y: 2, width: 30, height: 4))
+        #expect(try read(["--image", "a.png", "--mask", "./box:1"])?.mask == .file("./box:1"))
+        #expect(throws: UsageError(message: "option --mask goes with --image")) { try read(["--mask", "alpha"]) }
+        #expect(throws: UsageError(message: "option --strength goes with --image")) { try read(["--strength", "1"]) }
+        for mask in ["box:", "box:1,2,3", "box:1,2,3,4,5", "box:a,2,3,4", "box:1,2,3.5,4"] {
+            #expect(throws: UsageError.self) { try read(["--image", "a.png", "--mask", mask]) }
+        }
+        for strength in ["0", "1.5", "nan", "-1", "x"] {
+            #expect(throws: UsageError.self) { try read(["--image", "a.png", "--strength", strength]) }
+        }
+    }
+
     @Test func outputsOfSeveralPictures() throws {
         #expect(try Generate.outputs(nil, count: 1) == ["picture.png"])
         #expect(try Generate.outputs(nil, count: 2) == ["picture-0.png", "picture-1.png"])
@@ -81,6 +102,7 @@ struct ArgumentsTests {
         #expect(await CLI.run(["generate", "--bundle", "/absent", "--label", "x", "--prompt", "x"]) == 2)
         #expect(await CLI.run(["generate", "--bundle", "/absent"]) == 2)
         #expect(await CLI.run(["generate", "--bundle", "/absent", "--prompt", "x", "--height", "8"]) == 2)
+        #expect(await CLI.run(["generate", "--bundle", "/absent", "--prompt", "x", "--mask", "alpha"]) == 2)
         #expect(await CLI.run(["placement", "--help"]) == 0)
         #expect(await CLI.run(["placement"]) == 2)
         #expect(await CLI.run(["placement", "--bundle", "/absent", "--compute-units", "npu"]) == 2)

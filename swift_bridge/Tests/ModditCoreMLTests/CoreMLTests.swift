@@ -1,5 +1,5 @@
 import Foundation
-import ModditCore
+@testable import ModditCore
 import Testing
 
 @testable import ModditCoreML
@@ -19,6 +19,23 @@ struct CoreMLTests {
         let folder = URL(fileURLWithPath: "/absent")
         #expect(throws: ModditError.unsupported(wanted)) { try Pipeline.open(folder: folder) }
         await #expect(throws: ModditError.unsupported(wanted)) { try await Pipeline.prewarm(folder: folder) }
+    }
+
+    @Test(.enabled(if: !hasCoreML)) func noImageIOIsOneClearError() {
+        let wanted =
+            "[image] /a.png: this system has no ImageIO to read pictures with; use macOS 15 or iOS 18"
+        #expect(throws: ModditError.unsupported(wanted)) { try PixelImage(contentsOf: URL(fileURLWithPath: "/a.png")) }
+    }
+
+    /// A file that goes out and comes in: nobody has run this yet.
+    @Test(.enabled(if: hasCoreML)) func picturesAreReadAsTheyWereWritten() throws {
+        let pixels: [UInt8] = [255, 0, 0, 255, 0, 255, 0, 255, 0, 0, 255, 255, 9, 99, 199, 255]
+        let picture = try PixelImage(width: 2, height: 2, rgba: pixels)
+        let file = FileManager.default.temporaryDirectory.appendingPathComponent("moddit-\(UUID().uuidString).png")
+        defer { try? FileManager.default.removeItem(at: file) }
+        try PNG.encode(picture).write(to: file)
+        #expect(try PixelImage(contentsOf: file) == picture)
+        #expect(throws: ModditError.self) { try PixelImage(contentsOf: URL(fileURLWithPath: "/absent.png")) }
     }
 
     @Test func missingBundle() {
