@@ -49,6 +49,7 @@ def describe(
         "prediction_type": spec.scheduler.prediction_type,
         "architecture": spec.transformer.ARCHITECTURE,
         "conditioning": spec.conditioning.KIND,
+        "inpaints": spec.transformer.inpaints,
         "text_tokens": spec.text_tokens,
         "classes": spec.transformer.num_classes if spec.conditioning.KIND == Label.KIND else 0,
         "token_policy": policy.to_json(),
@@ -104,9 +105,9 @@ def _decoding(facts: dict[str, Any]) -> str:
 
 
 def _subject(facts: dict[str, Any]) -> str:
-    if facts["conditioning"] == Label.KIND:
-        return f"draws one of {facts['classes']} classes"
-    return f"draws a text of up to {facts['text_tokens']} tokens"
+    is_label = facts["conditioning"] == Label.KIND
+    drawn = f"one of {facts['classes']} classes" if is_label else f"a text of up to {facts['text_tokens']} tokens"
+    return f"inpaints {drawn} under a mask" if facts["inpaints"] else f"draws {drawn}"
 
 
 def _routing(facts: dict[str, Any]) -> list[str]:

@@ -284,7 +284,7 @@ class Request:
         if spec.transformer.inpaints and (edit is None or edit.mask is None):
             raise MissingError(
                 f"[request] no {'image' if edit is None else 'mask'}, though this model inpaints: it draws a part of "
-                "an image anew; want an image and a mask"
+                "an image anew; want an image and a mask, as generate takes them"
             )
         wanted = (self.image, self.mask, self.padding_mask_crop)
         found = (None,) * 3 if edit is None else (edit.image_digest, edit.mask_digest, edit.padding_mask_crop)

@@ -37,6 +37,16 @@ def test_facts_of_a_dense_bundle(dense_bundle: Path) -> None:
     assert "Dense: every layer processes all 64 tokens" in write(facts)
 
 
+def test_what_a_model_draws_is_told(dense_bundle: Path) -> None:
+    manifest = read_manifest(dense_bundle)
+    transformer = replace(manifest.spec.transformer, in_channels=9)
+    for spec, said in (
+        (manifest.spec, "draws a text of up to"),
+        (replace(manifest.spec, transformer=transformer), "inpaints a text of up to"),
+    ):
+        assert said in write(describe(replace(manifest, spec=spec), CPU, height=32, width=32))
+
+
 def test_quantised_components_say_so(dense_bundle: Path, stored_dtype: str) -> None:
     manifest = read_manifest(dense_bundle)
     mixed = (
