@@ -165,14 +165,15 @@ class Pipeline:
             ModditError: the model gave values that are not finite, or MLX could not compute.
         """
         spec = self.bundle.spec
+        edit = open_edit(spec, image, mask, height=height, width=width)
+        sides = {"height": height, "width": width} if edit is None else edit.sides
         first = Request.complete(
             spec,
             prompt,
             negative_prompt=negative_prompt,
             steps=steps,
             guidance_scale=guidance_scale,
-            height=height,
-            width=width,
+            **sides,
             sampler=sampler,
             resolution_binning=resolution_binning,
             vae_tile_size=choose_tile(vae_tiling, vae_tile_size, None),
@@ -181,7 +182,6 @@ class Pipeline:
             cache=cache,
             keep=keep,
         )
-        edit = open_edit(spec, image, mask, height=height, width=width)
         first = first.editing(spec, edit, strength)
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(requests, edit, routes=routes, on_stage=on_stage)

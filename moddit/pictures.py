@@ -259,6 +259,7 @@ def open_edit(
 
     Raises:
         UnsupportedError: a mask without an image.
+        ValueRangeError: height and width that no request can have.
         InputError: as `read_image`, `read_mask` and `scale_mask`.
     """
     if image is None:
@@ -316,13 +317,21 @@ def _check_marks(mask: Mask, origin: Origin) -> None:
 
 
 def _complete_size(natural: Size, unit: int, height: int | None, width: int | None) -> Size:
-    """Find the sides that are not given from those that are, in the shape of the image."""
+    """Find the sides that are not given from those that are, in the shape of the image.
+
+    Raises ValueRangeError for what no request can have, before memory is taken for it.
+    """
     if height is None and width is None:
         return natural
     if height is None:
         height = max(1, round((width or 0) * natural[0] / natural[1] / unit)) * unit
     if width is None:
         width = max(1, round(height * natural[1] / natural[0] / unit)) * unit
+    if not (1 <= height <= SIDE and 1 <= width <= SIDE and height * width <= PIXELS):
+        raise ValueRangeError(
+            f"[request] height {height} and width {width} of an edit are out of range, want 1..{SIDE} and at most "
+            f"{PIXELS} pixels"
+        )
     return height, width
 
 

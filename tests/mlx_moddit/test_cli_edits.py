@@ -67,6 +67,15 @@ def test_pixels_outside_the_mask_are_the_images(routed_bundle: Path, photo: Path
     assert Path("same.png").read_bytes() == Path("out.png").read_bytes()
 
 
+def test_tiles_are_those_of_the_size_that_is_drawn(routed_bundle: Path, photo: Path) -> None:
+    arguments = ("--image", str(photo), "--vae-tile-size", "32", "-o", "out.png")
+    succeed(routed_bundle, *FAST, *arguments)  # of 40 x 24 pixels, where the model's own are 32 x 32
+    settings = read_metadata(Path("out.png")).settings
+    assert (settings.height, settings.width, settings.vae_tile_size) == (40, 24, 32)
+    succeed(routed_bundle, *FAST, *arguments, "--height", "32", "--width", "24", "--overwrite")
+    assert read_metadata(Path("out.png")).settings.vae_tile_size is None
+
+
 @pytest.mark.parametrize("edit", [BOX, (), (*BOX, "--height", "32", "--width", "32"), ("--strength", "0.5")], ids=str)
 def test_an_edit_is_repeated_byte_for_byte(routed_bundle: Path, photo: Path, edit: tuple[str, ...]) -> None:
     arguments = ("-p", "a circle", "--steps", "4", "--image", str(photo))
@@ -111,6 +120,8 @@ def test_mfluxs_options_mean_the_same(routed_bundle: Path, photo: Path) -> None:
         (("--image", "photo.png", "--mask", "box:1,2,3"), "box"),
         (("--image", "photo.png", "--strength", "0.1"), "leaves none to take"),
         (("--image", "photo.png", "--height", "33"), "height is not a multiple"),
+        (("--image", "photo.png", "--width", "8192"), "height 13652 and width 8192 of an edit are out of range"),
+        (("--image", "photo.png", "--width", "1000000000"), "of an edit are out of range"),
         (("--image", "photo.png", "--resolution-binning"), "resolution_binning"),
         (("--image", "notes.txt"), "notes.txt"),
         (("--image", "photo.png", "--mask", "notes.txt"), "notes.txt"),
