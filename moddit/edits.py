@@ -196,6 +196,7 @@ class Edit:
     mask_digest: str | None
     start: Pixels  # (height, width, 3), the image in the size that is drawn
     start_mask: Mask | None  # (height, width)
+    profile: bytes | None = None  # ICC's, of the image's colours, which are edited as they are stored
 
     @property
     def size(self) -> Size:

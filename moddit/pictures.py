@@ -1,8 +1,8 @@
 """Pictures of files as a model sees them: upright, in red, green and blue of 8 bits, cut to a size; and masks of them.
 
 As PixArt's own feature extraction, a picture is scaled to cover its size and cropped. Colours are taken as they are
-stored: colour profiles are not applied, as there. This is the core's only module that needs Pillow, which the packages
-that use it bring; nothing else in the core imports it.
+stored: colour profiles are not applied, as there, but an edit's result has that of its image. This is the core's only
+module that needs Pillow, which the packages that use it bring; nothing else in the core imports it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ def read_image(path: Path) -> Pixels:
         FormatError: it is no picture, damaged or unreadable.
         ValueRangeError: it is too large, which is found before its pixels are decoded.
     """
-    with _bounded(path, Origin("image", str(path), _ADVICE)) as picture:
-        return np.asarray(_to_rgb(picture))
+    return np.asarray(_read_rgb(path))
 
 
 def read_mask(text: str, image_size: Size) -> Mask:
@@ -175,6 +174,11 @@ def _to_levels(picture: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("L"))
 
 
+def _read_rgb(path: Path) -> Image.Image:
+    with _bounded(path, Origin("image", str(path), _ADVICE)) as picture:
+        return _to_rgb(picture)
+
+
 @contextmanager
 def _bounded(path: Path, origin: Origin) -> Iterator[Image.Image]:
     """Open a file of bounded size, and turn it upright."""
@@ -231,10 +235,14 @@ def _upright(found: Image.Image) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Turn a picture into red, green and blue, with its colour profile if that was of these already."""
+    profile = picture.info.get("icc_profile") if picture.mode in ("RGB", "RGBA", "P") else None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    picture = picture.convert("RGB")
+    picture.info["icc_profile"] = profile
+    return picture
 
 
 def open_edit(
@@ -266,7 +274,7 @@ def open_edit(
         if mask is not None:
             raise UnsupportedError("[request] mask without an image, of which it marks what to draw anew; give one")
         return None
-    whole = _take_image(image)
+    whole, profile = _take_image(image)
     marked = None if mask is None else _take_mask(mask, _size(whole))
     natural = working_size(_size(whole), spec.default_side, spec.pixels_per_patch)
     size = _complete_size(natural, spec.pixels_per_patch, height, width)
@@ -276,7 +284,7 @@ def open_edit(
         marked = None if marked is None else scale_mask(marked, size, covers=True)
     start = prepare(whole, size, covers=False)
     start_mask = None if marked is None else scale_mask(marked, size, covers=False)
-    return Edit(whole, marked, *digests, start, start_mask)
+    return Edit(whole, marked, *digests, start, start_mask, profile)
 
 
 def finish_edit(edit: Edit, drawn: Pixels) -> Pixels:
@@ -287,14 +295,17 @@ def finish_edit(edit: Edit, drawn: Pixels) -> Pixels:
     return drawn if edit.mask is None else finish(edit.image, scale_back(drawn, _size(edit.image)), edit.mask)
 
 
-def _take_image(image: ImageLike) -> Pixels:
+def _take_image(image: ImageLike) -> tuple[Pixels, bytes | None]:
+    """Give pixels and colour profile."""
     if isinstance(image, str | Path):
-        return read_image(expand(str(image)))
+        image = _read_rgb(expand(str(image)))
+    elif isinstance(image, Image.Image):
+        image = _to_rgb(_upright(image))
     if isinstance(image, Image.Image):
-        return np.asarray(_to_rgb(_upright(image)))
+        return np.asarray(image), image.info["icc_profile"]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ShapeError(f"[image] an array of {image.dtype} {image.shape}, want uint8 (height, width, 3)")
-    return image
+    return image, None
 
 
 def _take_mask(mask: ImageLike, image_size: Size) -> Mask:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mlx_moddit.images import read_metadata
+from mlx_moddit.pipeline import Pipeline
 from moddit.edits import image_digest, mask_digest
 from tests import tiny
 from tests.mlx_moddit.test_cli import FAST, run, succeed, work_folder
@@ -65,6 +66,22 @@ def test_pixels_outside_the_mask_are_the_images(routed_bundle: Path, photo: Path
     Image.fromarray(mask).save("mask.png")
     succeed(routed_bundle, *FAST, "--image", str(photo), "--mask", "mask.png", "-o", "same.png")
     assert Path("same.png").read_bytes() == Path("out.png").read_bytes()
+
+
+def test_an_edit_has_the_colour_profile_of_its_image(routed_bundle: Path, photo: Path) -> None:
+    # a profile of greys is none of colours
+    for mode, wanted in (("RGB", b"of a phone"), ("RGBA", b"of a phone"), ("L", None)):
+        Image.fromarray(make_image()).convert(mode).save("tagged.png", icc_profile=b"of a phone")
+        succeed(
+            routed_bundle, *FAST, "--image", "tagged.png", *BOX, "-o", "out.png", "--save-edit", "e.png", "--overwrite"
+        )
+        for name in ("out.png", "e.png"):
+            with Image.open(name) as image:
+                assert image.info.get("icc_profile") == wanted
+    given = Image.open("tagged.png").convert("RGB")
+    given.info["icc_profile"] = b"of Python"
+    result = Pipeline.load(routed_bundle).generate("a circle", steps=2, image=given)
+    assert result.pictures[0].image.info["icc_profile"] == b"of Python"
 
 
 def test_tiles_are_those_of_the_size_that_is_drawn(routed_bundle: Path, photo: Path) -> None:
