@@ -311,7 +311,7 @@ def _take_image(image: ImageLike) -> tuple[Pixels, bytes | None]:
 def _take_mask(mask: ImageLike, image_size: Size) -> Mask:
     if isinstance(mask, str | Path):
         return read_mask(str(mask), image_size)
-    marked = _to_levels(mask) > _HALF if isinstance(mask, Image.Image) else np.asarray(mask)
+    marked = _to_levels(_upright(mask)) > _HALF if isinstance(mask, Image.Image) else np.asarray(mask)
     if marked.dtype != np.bool_ or marked.shape != image_size:
         raise ShapeError(f"[mask] an array of {marked.dtype} {marked.shape}, want bool {image_size} as the image")
     _check_marks(marked, Origin("mask", "the array"))
