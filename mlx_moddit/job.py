@@ -67,8 +67,9 @@ class Job:
             raise ValueRangeError(
                 f"[prompts] got {len(subjects)} for {len(seeds)} seeds, want at most {PICTURES} pictures"
             )
-        complete = [Request.complete(spec, **subject, **given) for subject in subjects]
         edit = _edit(options, spec, given, repeated)
+        given |= {} if edit is None else edit.sides  # before tiles are dropped that hold the whole picture
+        complete = [Request.complete(spec, **subject, **given) for subject in subjects]
         edited = [item.editing(spec, edit, _strength(options, repeated)) for item in complete]
         requests = tuple(replace(item, seed=seed) for item in edited for seed in seeds)
         output, patterns = options["output"], {name: options[f"save_{name}"] for name in SHEETS}

@@ -51,10 +51,13 @@ class Picture:
     pixels: NDArray[np.uint8]  # (H, W, 3); of an edit with a mask the size of its image
     step_seconds: tuple[float, ...]  # of full ones
     routes: tuple[RegionRoutes, ...]  # empty unless asked for
+    profile: bytes | None = None  # of its colours, ICC's: that of the image of an edit
 
     @property
     def image(self) -> Image.Image:
-        return Image.fromarray(self.pixels)
+        image = Image.fromarray(self.pixels)
+        image.info["icc_profile"] = self.profile  # which Pillow writes into files
+        return image
 
 
 @dataclass(frozen=True)
@@ -167,14 +170,15 @@ class Pipeline:
             ModditError: the model gave values that are not finite, or MLX could not compute.
         """
         spec = self.bundle.spec
+        edit = open_edit(spec, image, mask, height=height, width=width, padding_mask_crop=padding_mask_crop)
+        sides = {"height": height, "width": width} if edit is None else edit.sides
         first = Request.complete(
             spec,
             prompt,
             negative_prompt=negative_prompt,
             steps=steps,
             guidance_scale=guidance_scale,
-            height=height,
-            width=width,
+            **sides,
             sampler=sampler,
             resolution_binning=resolution_binning,
             vae_tile_size=choose_tile(vae_tiling, vae_tile_size, None),
@@ -183,7 +187,6 @@ class Pipeline:
             cache=cache,
             keep=keep,
         )
-        edit = open_edit(spec, image, mask, height=height, width=width, padding_mask_crop=padding_mask_crop)
         first = first.editing(spec, edit, strength)
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(requests, edit, routes=routes, on_stage=on_stage)
@@ -302,10 +305,10 @@ class Generation:
             advice = "" if dtype == "float32" else f"; try dtype float32 (now {dtype})"
             raise ModditError(f"[pipeline] the picture of seed {request.seed} has values that are not finite{advice}")
         routes = self._routes.result() if self._routes is not None else ()
-        pixels = np.array(stage.pixels)
+        pixels, profile = np.array(stage.pixels), None
         if self._edit is not None:
-            pixels = finish_edit(self._edit, pixels)
-        picture = Picture(request, pixels, tuple(self._step_seconds), routes)
+            pixels, profile = finish_edit(self._edit, pixels), self._edit.profile
+        picture = Picture(request, pixels, tuple(self._step_seconds), routes, profile)
         self._step_seconds, self._routes = [], None
         return picture
 

@@ -56,7 +56,9 @@ def draw_edit(picture: Image.Image, edit: Edit) -> Image.Image:
         marked = image.copy()
         marked[edit.mask] = (marked[edit.mask].astype(np.uint16) + MARK) // 2
         panels.append((Image.fromarray(marked), ["mask", f"{edit.mask.mean():.0%} drawn anew"]))
-    return _draw_panels([*panels, (picture, ["result"])])
+    sheet = _draw_panels([*panels, (picture, ["result"])])
+    sheet.info["icc_profile"] = edit.profile  # its panels look like the files
+    return sheet
 
 
 def _draw_panels(panels: Sequence[Panel], right: int = 0) -> Image.Image:

@@ -216,12 +216,18 @@ class Edit:
     padding_mask_crop: int | None  # pixels that the window has around what the mask marks; None for all of the image
     start: Pixels  # (height, width, 3), the window in the size that is drawn
     start_mask: Mask | None  # (height, width)
+    profile: bytes | None = None  # ICC's, of the image's colours, which are edited as they are stored
 
     @property
     def size(self) -> Size:
         """Height and width that are drawn, pixels."""
         height, width, _ = self.start.shape
         return height, width
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """The same by name, as `Request.complete` takes it."""
+        return dict(zip(("height", "width"), self.size, strict=True))
 
     def pixels(self) -> NDArray[np.float32]:
         """Give what a VAE takes. Shapes: -> (1, height, width, 3), -1..1."""

@@ -1,8 +1,8 @@
 """Pictures of files as a model sees them: upright, in red, green and blue of 8 bits, cut to a size; and masks of them.
 
 As PixArt's own feature extraction, a picture is scaled to cover its size and cropped. Colours are taken as they are
-stored: colour profiles are not applied, as there. This is the core's only module that needs Pillow, which the packages
-that use it bring; nothing else in the core imports it.
+stored: colour profiles are not applied, as there, but an edit's result has that of its image. This is the core's only
+module that needs Pillow, which the packages that use it bring; nothing else in the core imports it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,7 @@ def read_image(path: Path) -> Pixels:
         FormatError: it is no picture, damaged or unreadable.
         ValueRangeError: it is too large, which is found before its pixels are decoded.
     """
-    with _bounded(path, Origin("image", str(path), _ADVICE)) as picture:
-        return np.asarray(_to_rgb(picture))
+    return np.asarray(_read_rgb(path))
 
 
 def read_mask(text: str, image_size: Size) -> Mask:
@@ -186,6 +185,11 @@ def _to_levels(picture: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("L"))
 
 
+def _read_rgb(path: Path) -> Image.Image:
+    with _bounded(path, Origin("image", str(path), _ADVICE)) as picture:
+        return _to_rgb(picture)
+
+
 @contextmanager
 def _bounded(path: Path, origin: Origin) -> Iterator[Image.Image]:
     """Open a file of bounded size, and turn it upright."""
@@ -242,10 +246,14 @@ def _upright(found: Image.Image) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Turn a picture into red, green and blue, with its colour profile if that was of these already."""
+    profile = picture.info.get("icc_profile") if picture.mode in ("RGB", "RGBA", "P") else None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    picture = picture.convert("RGB")
+    picture.info["icc_profile"] = profile
+    return picture
 
 
 def open_edit(
@@ -273,6 +281,7 @@ def open_edit(
 
     Raises:
         UnsupportedError: a mask without an image, a crop without a mask, or with another size than its own.
+        ValueRangeError: height and width that no request can have.
         InputError: as `read_image`, `read_mask` and `scale_mask`.
     """
     if mask is None and padding_mask_crop is not None:
@@ -281,7 +290,7 @@ def open_edit(
         if mask is not None:
             raise UnsupportedError("[request] mask without an image, of which it marks what to draw anew; give one")
         return None
-    whole = _take_image(image)
+    whole, profile = _take_image(image)
     marked = None if mask is None else _take_mask(mask, _size(whole))
     digests = image_digest(whole), None if marked is None else mask_digest(marked)
     window = np.s_[:, :] if padding_mask_crop is None or marked is None else crop_window(marked, padding_mask_crop)
@@ -297,7 +306,7 @@ def open_edit(
         marked = None if marked is None else scale_mask(marked, size, covers=True)
     start = prepare(whole[window], size, covers=False)
     start_mask = None if marked is None else scale_mask(marked[window], size, covers=False)
-    return Edit(whole, marked, *digests, window, padding_mask_crop, start, start_mask)
+    return Edit(whole, marked, *digests, window, padding_mask_crop, start, start_mask, profile)
 
 
 def finish_edit(edit: Edit, drawn: Pixels) -> Pixels:
@@ -312,20 +321,23 @@ def finish_edit(edit: Edit, drawn: Pixels) -> Pixels:
     return result
 
 
-def _take_image(image: ImageLike) -> Pixels:
+def _take_image(image: ImageLike) -> tuple[Pixels, bytes | None]:
+    """Give pixels and colour profile."""
     if isinstance(image, str | Path):
-        return read_image(expand(str(image)))
+        image = _read_rgb(expand(str(image)))
+    elif isinstance(image, Image.Image):
+        image = _to_rgb(_upright(image))
     if isinstance(image, Image.Image):
-        return np.asarray(_to_rgb(_upright(image)))
+        return np.asarray(image), image.info["icc_profile"]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ShapeError(f"[image] an array of {image.dtype} {image.shape}, want uint8 (height, width, 3)")
-    return image
+    return image, None
 
 
 def _take_mask(mask: ImageLike, image_size: Size) -> Mask:
     if isinstance(mask, str | Path):
         return read_mask(str(mask), image_size)
-    marked = _to_levels(mask) > _HALF if isinstance(mask, Image.Image) else np.asarray(mask)
+    marked = _to_levels(_upright(mask)) > _HALF if isinstance(mask, Image.Image) else np.asarray(mask)
     if marked.dtype != np.bool_ or marked.shape != image_size:
         raise ShapeError(f"[mask] an array of {marked.dtype} {marked.shape}, want bool {image_size} as the image")
     _check_marks(marked, Origin("mask", "the array"))
@@ -342,13 +354,21 @@ def _check_marks(mask: Mask, origin: Origin) -> None:
 
 
 def _complete_size(natural: Size, unit: int, height: int | None, width: int | None) -> Size:
-    """Find the sides that are not given from those that are, in the shape of the image."""
+    """Find the sides that are not given from those that are, in the shape of the image.
+
+    Raises ValueRangeError for what no request can have, before memory is taken for it.
+    """
     if height is None and width is None:
         return natural
     if height is None:
         height = max(1, round((width or 0) * natural[0] / natural[1] / unit)) * unit
     if width is None:
         width = max(1, round(height * natural[1] / natural[0] / unit)) * unit
+    if not (1 <= height <= SIDE and 1 <= width <= SIDE and height * width <= PIXELS):
+        raise ValueRangeError(
+            f"[request] height {height} and width {width} of an edit are out of range, want 1..{SIDE} and at most "
+            f"{PIXELS} pixels"
+        )
     return height, width
 
 

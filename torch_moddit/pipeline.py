@@ -92,6 +92,7 @@ class ReferencePipeline:
     ) -> Request:
         """Complete a request by what the model has; raises as `Request.complete` and `ModelSpec.number`."""
         number = None if label is None else self.spec.number(label)
+        settings |= {} if edit is None else edit.sides
         request = Request.complete(self.spec, prompt, negative_prompt=negative_prompt, label=number, **settings)
         return request.editing(self.spec, edit, strength)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mlx_moddit.images import read_metadata
+from mlx_moddit.pipeline import Pipeline
 from moddit.edits import image_digest, mask_digest
 from tests import tiny
 from tests.mlx_moddit.test_cli import FAST, run, succeed, work_folder
@@ -68,6 +69,31 @@ def test_pixels_outside_the_mask_are_the_images(routed_bundle: Path, photo: Path
     assert Path("same.png").read_bytes() == Path("out.png").read_bytes()
 
 
+def test_an_edit_has_the_colour_profile_of_its_image(routed_bundle: Path, photo: Path) -> None:
+    # a profile of greys is none of colours
+    for mode, wanted in (("RGB", b"of a phone"), ("RGBA", b"of a phone"), ("L", None)):
+        Image.fromarray(make_image()).convert(mode).save("tagged.png", icc_profile=b"of a phone")
+        succeed(
+            routed_bundle, *FAST, "--image", "tagged.png", *BOX, "-o", "out.png", "--save-edit", "e.png", "--overwrite"
+        )
+        for name in ("out.png", "e.png"):
+            with Image.open(name) as image:
+                assert image.info.get("icc_profile") == wanted
+    given = Image.open("tagged.png").convert("RGB")
+    given.info["icc_profile"] = b"of Python"
+    result = Pipeline.load(routed_bundle).generate("a circle", steps=2, image=given)
+    assert result.pictures[0].image.info["icc_profile"] == b"of Python"
+
+
+def test_tiles_are_those_of_the_size_that_is_drawn(routed_bundle: Path, photo: Path) -> None:
+    arguments = ("--image", str(photo), "--vae-tile-size", "32", "-o", "out.png")
+    succeed(routed_bundle, *FAST, *arguments)  # of 40 x 24 pixels, where the model's own are 32 x 32
+    settings = read_metadata(Path("out.png")).settings
+    assert (settings.height, settings.width, settings.vae_tile_size) == (40, 24, 32)
+    succeed(routed_bundle, *FAST, *arguments, "--height", "32", "--width", "24", "--overwrite")
+    assert read_metadata(Path("out.png")).settings.vae_tile_size is None
+
+
 @pytest.mark.parametrize(
     "edit", [BOX, (), (*BOX, "--height", "32", "--width", "32"), (*BOX, *CROP), ("--strength", "0.5")], ids=str
 )
@@ -117,6 +143,8 @@ def test_mfluxs_options_mean_the_same(routed_bundle: Path, photo: Path) -> None:
         (("--image", "photo.png", "--mask", "box:1,2,3"), "box"),
         (("--image", "photo.png", "--strength", "0.1"), "leaves none to take"),
         (("--image", "photo.png", "--height", "33"), "height is not a multiple"),
+        (("--image", "photo.png", "--width", "8192"), "height 13652 and width 8192 of an edit are out of range"),
+        (("--image", "photo.png", "--width", "1000000000"), "of an edit are out of range"),
         (("--image", "photo.png", "--resolution-binning"), "resolution_binning"),
         (("--image", "notes.txt"), "notes.txt"),
         (("--image", "photo.png", "--mask", "notes.txt"), "notes.txt"),

@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFile
 from moddit.bounds import PIXELS, SIDE
 from moddit.edits import Mask, scale_mask
 from moddit.errors import FormatError, InputError, MissingError, ShapeError, ValueRangeError
-from moddit.pictures import fit, prepare, read_image, read_mask, read_picture, read_size, scale_back
+from moddit.pictures import fit, open_edit, prepare, read_image, read_mask, read_picture, read_size, scale_back
 from moddit.record import Origin
+from tests.moddit import specs
 
 
 def save_upright(path: Path, orientation: int, above: str = "red", below: str = "blue") -> None:
@@ -115,6 +116,17 @@ def test_an_image_is_upright_and_lies_on_white(tmp_path: Path) -> None:
     assert image[15, 18].argmax() == 0
     Image.new("RGBA", (1, 1), (0, 0, 0, 51)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png").tolist() == [[[204, 204, 204]]]
+
+
+def test_a_mask_of_python_is_read_as_a_file_is(tmp_path: Path) -> None:
+    levels = np.array([[0, 200, 32767, 65535]], np.uint16)  # Pillow would cut 16 bits at 255
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    image = np.zeros((1, 4, 3), np.uint8)
+    for mask in (tmp_path / "mask.png", Image.open(tmp_path / "mask.png")):
+        edit = open_edit(specs.TEXT, image, mask)
+        assert edit is not None
+        assert edit.mask is not None
+        assert edit.mask.tolist() == [[False, False, False, True]]
 
 
 def png_header(height: int, width: int) -> bytes:
