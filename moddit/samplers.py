@@ -264,8 +264,8 @@ def count_steps(steps: int, strength: float) -> int:
     count = min(int(steps * strength), steps)
     if count < 1:
         raise ValueRangeError(
-            f"[samplers] strength {strength} of {steps} steps leaves none to take, want at least {1 / steps:.3g}, or "
-            "more steps"
+            f"[samplers] strength {strength} of {steps} steps leaves none to take, want at least "
+            f"{math.ceil(1000 / steps) / 1000:g}, or more steps"
         )
     return count
 

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -20,7 +21,15 @@ from moddit import samplers
 from moddit.errors import FormatError, InputError, UnsupportedError, ValueRangeError
 from moddit.noise import torch_randn
 from moddit.record import Origin, decode
-from moddit.samplers import PREDICTION_TYPES, SAMPLERS, TIMESTEP_SPACINGS, NoiseSchedule, SamplerTable, build_table
+from moddit.samplers import (
+    PREDICTION_TYPES,
+    SAMPLERS,
+    TIMESTEP_SPACINGS,
+    NoiseSchedule,
+    SamplerTable,
+    build_table,
+    count_steps,
+)
 from moddit.sampling import denoise
 
 TOLERANCE = 1e-5  # of the largest value in that step: diffusers computes schedules and steps in float32
@@ -420,6 +429,15 @@ def test_reuse_counts_from_the_first_step_that_is_taken() -> None:
 def test_a_strength_that_leaves_no_step_is_refused(steps: int, strength: float) -> None:
     with pytest.raises(ValueRangeError, match=rf"strength {strength} of {steps} steps leaves none"):
         build_table(read(make_scheduler("ddim")), "ddim", steps, strength=strength)
+
+
+@pytest.mark.parametrize("steps", range(1, 1001, 7))
+def test_the_strength_that_is_advised_leaves_a_step(steps: int) -> None:
+    with pytest.raises(ValueRangeError) as caught:
+        count_steps(steps, 0.0)
+    advised = re.search(r"at least ([0-9.]+),", str(caught.value))
+    assert advised is not None
+    assert count_steps(steps, float(advised[1])) >= 1
 
 
 @given(

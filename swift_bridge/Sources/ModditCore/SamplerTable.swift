@@ -175,7 +175,7 @@ struct SamplerTable: Sendable, Hashable {
         guard count > 0 else {
             throw .valueRange(
                 "[samplers] strength \(strength) of \(steps) steps leaves none to take, want at least "
-                    + "\(String(format: "%.3g", 1 / Double(steps))), or more steps")
+                    + "\(String(format: "%g", (1000 / Double(steps)).rounded(.up) / 1000)), or more steps")
         }
         return count
     }

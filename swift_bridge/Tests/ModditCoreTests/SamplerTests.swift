@@ -69,7 +69,7 @@ struct SamplerTests {
     @Test func strengthLeavesAStepAtLeast() throws {
         let schedule = try Self.schedule(.leading, .dpmpp2M)
         #expect(try SamplerTable(schedule, steps: 20, strength: 0.35).steps.count == 7)
-        let none = "[samplers] strength 0.1 of 9 steps leaves none to take, want at least 0.111, or more steps"
+        let none = "[samplers] strength 0.1 of 9 steps leaves none to take, want at least 0.112, or more steps"
         #expect(throws: ModditError.valueRange(none)) { try SamplerTable(schedule, steps: 9, strength: 0.1) }
         let reused = "[request] reuse 3 of 3 steps leaves a single one, want fewer than the steps"
         #expect(throws: ModditError.valueRange(reused)) {
