@@ -71,7 +71,7 @@ def main() -> None:
     "--guidance",
     type=click.FloatRange(0),
     help=f"How much to follow the prompt or label; 1 or less turns guidance off.  [default: {Text.GUIDANCE_SCALE}, of "
-    f"labels {Label.GUIDANCE_SCALE}, of a model that inpaints {INPAINTING_GUIDANCE}, without a prompt "
+    f"labels {Label.GUIDANCE_SCALE}, of a model that inpaints {INPAINTING_GUIDANCE}, with an empty prompt "
     f"{CAPTIONLESS_GUIDANCE}]",
 )
 @click.option("--seed", "seeds", type=int, multiple=True, metavar="N", help="Seed; repeatable.  [default: 0]")
