@@ -329,7 +329,8 @@ def _take_image(image: ImageLike) -> tuple[Pixels, bytes | None]:
         image = _to_rgb(_upright(image))
     if isinstance(image, Image.Image):
         return np.asarray(image), image.info["icc_profile"]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ShapeError(f"[image] an array of {image.dtype} {image.shape}, want uint8 (height, width, 3)")
     return image, None
 

@@ -129,6 +129,14 @@ def test_a_mask_of_python_is_read_as_a_file_is(tmp_path: Path) -> None:
         assert edit.mask.tolist() == [[False, False, False, True]]
 
 
+@pytest.mark.parametrize("shape", [(0, 8, 3), (8, 8), (8, 8, 4), (8, 8, 3, 1)])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, list], ids=str)
+def test_an_array_that_is_no_image_is_refused(shape: tuple[int, ...], kind: Any) -> None:
+    zeros = np.zeros(shape, np.uint8)
+    with pytest.raises(ShapeError, match=r"\[image\] an array of .*, want uint8 \(height, width, 3\)"):
+        open_edit(specs.TEXT, zeros.tolist() if kind is list else zeros.astype(kind))
+
+
 def png_header(height: int, width: int) -> bytes:
     """A PNG that ends where its pixels would begin."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
