@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import mlx.core as mx
+from PIL import Image
 from tqdm import tqdm
 
 import moddit
@@ -299,8 +300,9 @@ def _save(picture: Picture, job: Job, metadata: Metadata) -> None:
     """Write the files of a job of one picture."""
     (path,) = job.paths
     save_picture(path, picture.image, replace(metadata, settings=picture.request), overwrite=job.overwrite)
+    drawn = picture.pixels if job.edit is None else picture.pixels[job.edit.window]
     for sheet in job.sheet_paths.get("routes", ()):
-        save_image(sheet, draw_routes(picture.image, picture.routes), overwrite=job.overwrite)
+        save_image(sheet, draw_routes(Image.fromarray(drawn), picture.routes), overwrite=job.overwrite)
     for sheet in job.sheet_paths.get("edit", ()):
         assert job.edit is not None
         save_image(sheet, draw_edit(picture.image, job.edit), overwrite=job.overwrite)

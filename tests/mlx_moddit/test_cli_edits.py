@@ -85,6 +85,15 @@ def test_an_edit_has_the_colour_profile_of_its_image(routed_bundle: Path, photo:
     assert result.pictures[0].image.info["icc_profile"] == b"of Python"
 
 
+def test_routes_are_shown_of_what_is_drawn(routed_bundle: Path, photo: Path) -> None:
+    arguments = (*FAST, "--image", str(photo), "--mask", "box:4,8,4,4", "--overwrite", "-o", "out.png")
+    heights = []
+    for more in ((), ("--padding-mask-crop", "2")):
+        succeed(routed_bundle, *arguments, *more, "--save-routes", "routes.png")
+        heights.append(pixels("routes.png").shape[0])
+    assert heights[0] - heights[1] == 40 * 11 - 8 * 32  # the photo, and the square of 8 pixels, enlarged
+
+
 def test_tiles_are_those_of_the_size_that_is_drawn(routed_bundle: Path, photo: Path) -> None:
     arguments = ("--image", str(photo), "--vae-tile-size", "32", "-o", "out.png")
     succeed(routed_bundle, *FAST, *arguments)  # of 40 x 24 pixels, where the model's own are 32 x 32
