@@ -128,12 +128,13 @@ def _edit(
     padding = options["padding_mask_crop"]
     if padding is None and repeated is not None:
         padding = repeated.settings.padding_mask_crop
+    sides = given if padding is None else options  # a square has a size of its own, whatever that of a repeated picture
     return open_edit(
         spec,
         options["image"],
         options["mask"],
-        height=given.get("height"),
-        width=given.get("width"),
+        height=sides.get("height"),
+        width=sides.get("width"),
         padding_mask_crop=padding,
     )
 

@@ -130,6 +130,17 @@ def test_repeating_an_edit_needs_what_it_was_made_of(routed_bundle: Path, photo:
     assert "note: other.png is not the image that first.png was made from" in result.output
 
 
+def test_an_edit_is_repeated_around_another_mask(routed_bundle: Path, photo: Path) -> None:
+    succeed(routed_bundle, *FAST, "--image", str(photo), *BOX, "-o", "whole.png")
+    again = ("generate", "--image", str(photo), "--padding-mask-crop", "2")
+    result = run(*again, "--config-from", "whole.png", "--mask", "box:4,8,4,4", "-o", "square.png")
+    assert result.exit_code == 0, result.output
+    result = run(*again, "--config-from", "square.png", "--mask", "box:0,0,24,30", "-o", "wide.png")
+    assert result.exit_code == 0, result.output
+    found = (read_metadata(Path(f"{name}.png")).settings for name in ("whole", "square", "wide"))
+    assert [(item.height, item.width) for item in found] == [(40, 24), (32, 32), (40, 28)]
+
+
 def test_mfluxs_options_mean_the_same(routed_bundle: Path, photo: Path) -> None:
     arguments = ("-p", "a circle", "--steps", "10")
     succeed(routed_bundle, *arguments, "--image", str(photo), "--strength", "0.7", "-o", "ours.png")
