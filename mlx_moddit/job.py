@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -128,15 +129,11 @@ def _edit(
     padding = options["padding_mask_crop"]
     if padding is None and repeated is not None:
         padding = repeated.settings.padding_mask_crop
-    sides = given if padding is None else options  # a square has a size of its own, whatever that of a repeated picture
-    return open_edit(
-        spec,
-        options["image"],
-        options["mask"],
-        height=sides.get("height"),
-        width=sides.get("width"),
-        padding_mask_crop=padding,
-    )
+    take = partial(open_edit, spec, options["image"], options["mask"], padding_mask_crop=padding)
+    edit = take(height=options["height"], width=options["width"])
+    # a square has a size of its own, and so has another image than that of the picture that is repeated
+    is_same = edit is not None and repeated is not None and edit.image_digest == repeated.settings.image
+    return take(height=given["height"], width=given["width"]) if is_same and padding is None else edit
 
 
 def _strength(options: Mapping[str, Any], repeated: Metadata | None) -> float | None:

@@ -128,6 +128,10 @@ def test_repeating_an_edit_needs_what_it_was_made_of(routed_bundle: Path, photo:
     result = run("generate", "--config-from", "first.png", "--image", "other.png", *BOX, "-o", "again.png")
     assert result.exit_code == 0
     assert "note: other.png is not the image that first.png was made from" in result.output
+    Image.fromarray(np.repeat(make_image(), 3, axis=1)).save("wide.png")
+    result = run("generate", "--config-from", "first.png", "--image", "wide.png", *BOX, "-o", "wide-out.png")
+    assert result.exit_code == 0
+    assert pixels("wide-out.png").shape == (40, 72, 3)  # not cropped to the size of the other
 
 
 def test_an_edit_is_repeated_around_another_mask(routed_bundle: Path, photo: Path) -> None:
