@@ -58,7 +58,7 @@ FULL: Final = Budget(
     vae_steps=1500,
     dense={
         "small": DenseSettings(steps=1500, batch=32),
-        "large": DenseSettings(steps=9000, batch=24),
+        "large": DenseSettings(steps=3000, batch=24),
         "final": DenseSettings(steps=1500, batch=24, flat=0.0),
     },
     preview_scenes=8,
