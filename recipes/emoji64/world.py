@@ -10,19 +10,19 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from moddit.errors import MissingError
 from recipes.emoji64.classifier import load_classifier
 from recipes.emoji64.evaluate import choose_scenes
 from recipes.emoji64.recipe import FULL, SMOKE, STAGES, Recipe
 from recipes.emoji64.scenes import Scene, caption, list_scenes, render, to_floats
 from recipes.emoji64.score import Scorer
+from recipes.emoji64.teacher import PIPELINE, restore_teacher
 from recipes.pipeline import load_pipeline
 from recipes.training import FinetuneBudget, settings, train_on
 from recipes.vae import to_tensor
 from recipes.world import Outcomes, Pictures, World
 from torch_moddit.finetune import FinetuneConfig, FinetuneResult
 
-TEACHER: Final = "final"  # part of the training
+REPOSITORY: Final = Path(__file__).parents[2]
 BUDGET: Final = FinetuneBudget(steps=600, batch=16, save_every=50)
 SHOWN_SEED: Final = 12  # of the true pictures
 
@@ -35,18 +35,19 @@ class Emoji64(World):
     SETTINGS: ClassVar[Mapping[str, Any]] = {**settings(BUDGET), "mixed_precision": "bf16"}  # as its teacher
 
     def teacher(self) -> Path:
-        """Raises MissingError if the recipe has not trained it."""
-        folder = self.work / TEACHER
+        """Give the one that the recipe has trained there, or else the repository's."""
+        folder = self.work / PIPELINE
         if not folder.exists() and self.is_smoke:
             for make in STAGES.values():
                 make(self._recipe)
-        if not folder.exists():
-            raise MissingError(
-                f"[emoji64] {folder}: no teacher is there; train it by python -m recipes.emoji64 --work {self.work}"
-            )
+        restore_teacher(self.work, REPOSITORY)
         return folder
 
     def finetune(self, config: FinetuneConfig) -> FinetuneResult:
+        self.teacher()
+        if not (self.work / "data-64").exists():
+            for name in ("pictures", "base", "data"):
+                STAGES[name](self._recipe)
         return train_on(
             self.work / "data-64", config, load_pipeline(self.teacher()).transformer, muon_rate=BUDGET.muon_rate
         )
