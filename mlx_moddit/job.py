@@ -69,10 +69,9 @@ class Job:
                 f"[prompts] got {len(subjects)} for {len(seeds)} seeds, want at most {PICTURES} pictures"
             )
         edit = _edit(options, spec, given, repeated)
-        given |= {} if edit is None else edit.sides  # before tiles are dropped that hold the whole picture
+        given |= {"edit": edit, "strength": _strength(options, repeated)}
         complete = [Request.complete(spec, **subject, **given) for subject in subjects]
-        edited = [item.editing(spec, edit, _strength(options, repeated)) for item in complete]
-        requests = tuple(replace(item, seed=seed) for item in edited for seed in seeds)
+        requests = tuple(replace(item, seed=seed) for item in complete for seed in seeds)
         output, patterns = options["output"], {name: options[f"save_{name}"] for name in SHEETS}
         if edit is None and patterns["edit"] is not None:
             raise UnsupportedError("[output] --save-edit without an image, of which it would show the edit; give one")

@@ -171,14 +171,14 @@ class Pipeline:
         """
         spec = self.bundle.spec
         edit = open_edit(spec, image, mask, height=height, width=width, padding_mask_crop=padding_mask_crop)
-        sides = {"height": height, "width": width} if edit is None else edit.sides
         first = Request.complete(
             spec,
             prompt,
             negative_prompt=negative_prompt,
             steps=steps,
             guidance_scale=guidance_scale,
-            **sides,
+            height=height,
+            width=width,
             sampler=sampler,
             resolution_binning=resolution_binning,
             vae_tile_size=choose_tile(vae_tiling, vae_tile_size, None),
@@ -186,8 +186,9 @@ class Pipeline:
             reuse=reuse,
             cache=cache,
             keep=keep,
+            edit=edit,
+            strength=strength,
         )
-        first = first.editing(spec, edit, strength)
         requests = [replace(first, seed=number) for number in spread_seeds(seed, num_images)]
         run = self.run(requests, edit, routes=routes, on_stage=on_stage)
         return Result(tuple(run), run.costs, peak_rss_bytes())

@@ -224,11 +224,6 @@ class Edit:
         height, width, _ = self.start.shape
         return height, width
 
-    @property
-    def sides(self) -> dict[str, int]:
-        """The same by name, as `Request.complete` takes it."""
-        return dict(zip(("height", "width"), self.size, strict=True))
-
     def pixels(self) -> NDArray[np.float32]:
         """Give what a VAE takes. Shapes: -> (1, height, width, 3), -1..1."""
         return normalize(self.start)[None]

@@ -151,8 +151,12 @@ class Request:
         reuse: int = 1,
         cache: float | None = None,
         keep: float | None = None,
+        edit: Edit | None = None,
+        strength: float | None = None,
     ) -> Self:
         """Fill in the model's own size, sampler and guidance where none is given, and check the rest against the model.
+
+        An edit has the size that it is drawn in, whatever height and width are, and a strength of its own.
 
         A tile that holds the whole picture is dropped: it would change nothing. A cache with threshold 0 is none.
 
@@ -162,6 +166,9 @@ class Request:
             UnsupportedError: an unknown sampler, or resolution binning for a model without a table of sizes.
             ValueRangeError: any other setting that cannot be used.
         """
+        if edit is not None:
+            height, width = edit.size
+            strength = (IMAGE_STRENGTH if edit.mask is None else MASK_STRENGTH) if strength is None else strength
         request = cls(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -177,31 +184,14 @@ class Request:
             reuse=reuse,
             cache=float(cache) if cache else None,
             keep=None if keep is None else float(keep),
+            image=None if edit is None else edit.image_digest,
+            mask=None if edit is None else edit.mask_digest,
+            strength=None if strength is None else float(strength),
+            padding_mask_crop=None if edit is None else edit.padding_mask_crop,
         )
-        return request._checked(spec)
-
-    def editing(self, spec: ModelSpec, edit: Edit | None, strength: float | None = None) -> Self:
-        """Ask for the same of an edit, which is drawn in a size of its own, if there is one; raises as `complete`."""
-        if edit is None:
-            return self if strength is None else replace(self, strength=strength)  # which is refused
-        height, width = edit.size
-        default = IMAGE_STRENGTH if edit.mask is None else MASK_STRENGTH
-        request = replace(
-            self,
-            height=height,
-            width=width,
-            image=edit.image_digest,
-            mask=edit.mask_digest,
-            padding_mask_crop=edit.padding_mask_crop,
-            strength=float(default if strength is None else strength),
-        )
-        return request._checked(spec)
-
-    def _checked(self, spec: ModelSpec) -> Self:
-        """Check it against a model, and drop a tile that holds the whole picture."""
-        self.check(spec)
-        is_whole = self.vae_tile_size is not None and self.vae_tile_size >= max(self.generated_size(spec))
-        return replace(self, vae_tile_size=None) if is_whole else self
+        request.check(spec)
+        is_whole = vae_tile_size is not None and vae_tile_size >= max(request.generated_size(spec))
+        return replace(request, vae_tile_size=None) if is_whole else request
 
     @property
     def is_guided(self) -> bool:

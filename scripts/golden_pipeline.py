@@ -93,7 +93,7 @@ def make_edits(bundles: Mapping[str, Manifest], tokenizer: Tokenizer) -> list[di
         mask = (np.add.outer(2 * np.arange(height), np.arange(width)) % 23 < 9) if is_masked else None
         edit = open_edit(spec, pattern(height, width), mask, **sides)
         assert edit is not None
-        request = Request.complete(spec, **settings).editing(spec, edit, strength)
+        request = Request.complete(spec, **settings, edit=edit, strength=strength)
         described = _describe(name, bundles[name], request, tokenizer, edit)
         given = {"height": height, "width": width, "is_masked": is_masked, "is_sized": bool(sides)}
         found.append({**described, "edit": {**given, "strength": strength}})

@@ -86,15 +86,11 @@ class ReferencePipeline:
         negative_prompt: str = "",
         *,
         label: int | str | None = None,
-        edit: Edit | None = None,
-        strength: float | None = None,
         **settings: Any,
     ) -> Request:
         """Complete a request by what the model has; raises as `Request.complete` and `ModelSpec.number`."""
         number = None if label is None else self.spec.number(label)
-        settings |= {} if edit is None else edit.sides
-        request = Request.complete(self.spec, prompt, negative_prompt=negative_prompt, label=number, **settings)
-        return request.editing(self.spec, edit, strength)
+        return Request.complete(self.spec, prompt, negative_prompt=negative_prompt, label=number, **settings)
 
     def generate(
         self,

@@ -13,6 +13,7 @@ from convert.installed import VERIFY_MODULES, WRITE_MODULES, check_installed
 from convert.verify.device_process import TIMEOUT
 from convert.verify.framework import UNITS
 from moddit.conditioning import Text
+from moddit.edits import Edit
 from moddit.errors import ParityError
 from moddit.manifest import Manifest, read_manifest
 from moddit.request import Request
@@ -61,9 +62,6 @@ def command(
     compute_units: str | None,
     timeout: float,
     as_json: bool,
-    image: str | None,
-    mask: str | None,
-    strength: float | None,
     **wanted: Any,
 ) -> None:
     """Run every function of BUNDLE, from its saved packages alone, and compare with PyTorch.
@@ -76,6 +74,9 @@ def command(
     """
     if compute_units is not None and not on_device:
         raise click.UsageError("--compute-units means something with --on-device only")
+    asked = [name for name in ("image", "mask", "strength") if wanted[name] is not None]
+    if asked and (on_device or not picture):
+        raise click.UsageError(f"--{asked[0]} means something for the picture that is compared only")
     check_installed(*WRITE_MODULES, *VERIFY_MODULES)
     manifest = read_manifest(bundle)
     if on_device:
@@ -83,11 +84,7 @@ def command(
         return
     with uninterrupted():  # the libraries that this loads may swallow exceptions
         from convert.verify.verification import verify_bundle
-        from moddit.pictures import open_edit
-    request, edit = _request(manifest, **wanted) if picture else None, None
-    if request is not None:
-        edit = open_edit(manifest.spec, image, mask, height=request.height, width=request.width)
-        request = request.editing(manifest.spec, edit, strength)
+    request, edit = _request(manifest, **wanted) if picture else (None, None)
     report = verify_bundle(bundle, manifest, request, edit)
     report.write(bundle)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
@@ -95,15 +92,26 @@ def command(
         raise ParityError(f"[verify] {bundle}: does not compute what the reference does; convert the checkpoint again")
 
 
-def _request(manifest: Manifest, *, prompt: str | None = None, label: str | None = None, **given: Any) -> Request:
-    """Ask for a picture of the size that the model was trained at or, where there is no function for it, of another."""
+def _request(
+    manifest: Manifest,
+    *,
+    prompt: str | None = None,
+    label: str | None = None,
+    image: str | None = None,
+    mask: str | None = None,
+    **given: Any,
+) -> tuple[Request, Edit | None]:
+    """Ask for a picture, or an edit, of the size that the model was trained at, or one that there is a function for."""
+    from moddit.pictures import open_edit
+
     spec, sizes = manifest.spec, manifest.graphs.sizes if manifest.graphs else ()
+    trained = (spec.default_side, spec.default_side)
+    height, width = sizes[0] if sizes and trained not in sizes else trained
     subject: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
     subject |= {} if label is None else {"label": spec.number(label)}
-    request = Request.complete(spec, **(subject or spec.conditioning.EXAMPLE), **given)
-    if not sizes or (request.height, request.width) in sizes:
-        return request
-    return replace(request, height=sizes[0][0], width=sizes[0][1])  # whatever the exporter has made a function for
+    edit = open_edit(spec, image, mask, height=height, width=width)
+    request = Request.complete(spec, **(subject or spec.conditioning.EXAMPLE), **given, edit=edit)
+    return replace(request, height=height, width=width), edit  # whatever the exporter has made a function for
 
 
 def _verify_on_device(bundle: Path, manifest: Manifest, units: str | None, timeout: float, as_json: bool) -> None:

@@ -68,16 +68,19 @@ class TestCommand:
         assert picture["passed"]
         assert main(["verify", str(bundle), "--strength", "0.5"]) == 1
         assert "strength without an image" in capsys.readouterr().err
+        for other in ("--no-picture", "--on-device"):
+            assert main(["verify", str(bundle), "--image", str(path), other]) == 2
+            assert "--image means something for the picture" in capsys.readouterr().err
 
     def test_draws_at_a_size_that_there_is(self, bundle: Path) -> None:
         """However many tokens that is: a model draws what the exporter has made a function for."""
         manifest = read_manifest(bundle)
         assert manifest.graphs is not None
-        request = make_request(manifest)
+        request, _ = make_request(manifest)
         assert (request.height, request.width) == (32, 32)
         functions = tuple(replace(item, height=320, width=640) for item in manifest.graphs.step_functions)
         large = replace(manifest, graphs=replace(manifest.graphs, step_functions=functions))
-        request = make_request(large)
+        request, _ = make_request(large)
         assert (request.height, request.width) == (320, 640)
 
     def test_fails(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
