@@ -15,11 +15,10 @@ import mlx.nn as nn
 
 from mlx_moddit.layers import Attention, GroupNorm, without_overflow
 from mlx_moddit.strips import Strips, convolve, drain, hold, normalise, rows_of_strip, split
-from moddit.models.vae import VAESpec
+from moddit.models.vae import LOGVAR_RANGE, VAESpec
 from moddit.request import TILE_PARTS
 
 EPS = 1e-6  # of every group norm
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class Resnet(nn.Module):

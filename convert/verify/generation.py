@@ -27,13 +27,13 @@ from moddit.contract import (
     size_name,
 )
 from moddit.edits import Edit
+from moddit.models.vae import LOGVAR_RANGE
 from moddit.noise import NoiseStream
 from moddit.pictures import finish_edit
 from moddit.request import Request
 from moddit.samplers import SamplerStep
 from moddit.sampling import denoise, guide
 
-LOGVAR_RANGE: Final = (-30.0, 20.0)  # of diffusers' DiagonalGaussianDistribution
 PICTURE_DECIBELS: Final = {  # PSNR that a picture must reach against the reference's
     Arithmetic.EXACT: 45.0,  # float32's rounding, which the sampling run magnifies, and pictures of eight bits
     Arithmetic.ROUNDED: 35.0,  # float16's rounding, and a few tokens routed otherwise

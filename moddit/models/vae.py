@@ -21,6 +21,7 @@ Widths = Annotated[tuple[Width, ...], Meta(min_length=1, max_length=LEVELS)]  # 
 Blocks = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=LEVELS)]
 
 VAE_IMPLEMENTED: Final[dict[str, tuple[Any, ...]]] = {"_class_name": ("AutoencoderKL",), "act_fn": ("silu", "swish")}
+LOGVAR_RANGE: Final = (-30.0, 20.0)  # of an encoder's log variance, in diffusers' DiagonalGaussianDistribution
 
 
 @dataclass(frozen=True)
